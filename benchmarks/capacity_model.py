@@ -5,7 +5,7 @@ Measures nothing: `scaling` takes the content of results.json.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from benchmarks.batching import (
     POLICIES,
@@ -29,7 +29,6 @@ DAYS = (1_000, 100_000, 10_000_000)
 NEEDED = ("service", "load", "growth")
 SIMULATED_REQUESTS = 4000
 MOST_QUEUED: int = Settings.model_fields["max_queued_pictures"].default
-BUCKET_BYTES = 1347  # in Redis 8 per picture whose result is in a bucket, by tests/service/results/test_s3.py
 
 
 @dataclass(frozen=True)
@@ -40,14 +39,12 @@ class Costs:
     other_s: float  # device seconds per picture for all else on the same cores: verdict, PNG, Redis, HTTP
     step: StepCost
     max_pictures: int
-    redis_bytes: float  # per finished one-picture job, until its results expire
+    redis_bytes: float  # per finished one-picture job, until it expires
     redis_commands: float  # per picture, from request to answer
     redis_commands_per_s: float  # throughput of this Redis, pipelined
     picture_bytes: float  # of a PNG on the wire
     served: tuple[int, ...]  # network rows of each step of the checkpoint's default sampling
-    ttl_s: float  # until results expire
-    tombstone_bytes: float  # per job whose results have expired
-    remembered_s: float  # lifetime of a tombstone
+    kept_s: float  # until a finished job expires
 
     @classmethod
     def of(cls, content: Data) -> "Costs":
@@ -66,9 +63,7 @@ class Costs:
             redis_commands_per_s=sections["service"]["redis_commands_per_s"],
             picture_bytes=growth["png_bytes"],
             served=served,
-            ttl_s=sections["service"]["ttl_s"],
-            tombstone_bytes=growth["note"]["bytes"],
-            remembered_s=growth["note"]["remembered_s"],
+            kept_s=sections["service"]["kept_s"],
         )
 
     def picture_s(self, rows: int) -> float:
@@ -135,15 +130,15 @@ def sizing(costs: Costs, kinds: dict[str, tuple[int, ...]]) -> Table:
 
 
 def redis_need(costs: Costs, day: int) -> Data:
-    """Return what `day` pictures per day need of Redis and network at the peak, and of storage if all were kept."""
-    peak, tombstones_gib = PEAK * day / DAY_S, day / DAY_S * costs.remembered_s * costs.tombstone_bytes / 2**30
+    """Return what `day` pictures per day need of Redis, network and storage; commands and bandwidth at the peak."""
+    peak = PEAK * day / DAY_S
+    kept = (peak if costs.kept_s < DAY_S else day / DAY_S) * costs.kept_s  # pictures
     return {
-        "memory_gib": peak * costs.ttl_s * costs.redis_bytes / 2**30 + tombstones_gib,
-        "tombstones_gib": tombstones_gib,
+        "memory_gib": kept * costs.redis_bytes / 2**30,
         "commands_per_s": peak * costs.redis_commands,
         "commands_share": peak * costs.redis_commands / costs.redis_commands_per_s,
         "mbit_per_s": peak * costs.picture_bytes * 8 / 1e6,
-        "kept_gib_per_day": day * costs.picture_bytes / 2**30,
+        "storage_gib": kept * costs.picture_bytes / 2**30,
     }
 
 
@@ -151,11 +146,10 @@ def redis_table(costs: Costs) -> Table:
     header = [
         "pictures/day",
         "Redis memory, GiB",
-        "of that tombstones",
         "commands/s",
         "fraction of one Redis",
         "PNGs sent, Mbit/s",
-        "if all are kept, GiB/day",
+        "pictures in storage, GiB",
     ]
     table = Table(header)
     for day in DAYS:
@@ -163,11 +157,10 @@ def redis_table(costs: Costs) -> Table:
         table.add(
             f"{day:,}",
             number(need["memory_gib"]),
-            number(need["tombstones_gib"]),
             number(need["commands_per_s"]),
             f"{need['commands_share']:.1%}",
             number(need["mbit_per_s"]),
-            number(need["kept_gib_per_day"]),
+            number(need["storage_gib"]),
         )
     return table
 
@@ -245,24 +238,19 @@ def scaling(content: Data) -> list[Piece]:
         f"one at a time and, at {LOAD:g} of capacity, {number(flat['p95_ratio'])} of the p95 of request-level "
         "batching. This is simulated, not measured.",
         "## What breaks first",
-        f"A finished picture takes {number(costs.redis_bytes)} bytes in Redis until its results expire after "
-        f"{costs.ttl_s:.0f} s, then a tombstone of {number(costs.tombstone_bytes)} bytes for {costs.remembered_s:,.0f} "
-        f"s. It takes {number(costs.redis_commands)} Redis commands from request to answer; this Redis executes "
+        f"A finished job of one picture takes {number(costs.redis_bytes)} bytes in Redis, and its PNG "
+        f"{number(costs.picture_bytes)} bytes in storage, for {costs.kept_s / DAY_S:g} days (`LABELGRID_KEEP_DAYS`). It "
+        f"takes {number(costs.redis_commands)} Redis commands from request to answer; this Redis executes "
         f"{number(costs.redis_commands_per_s)} commands/s, pipelined. At the peak:",
         redis_table(costs),
     ]
-    in_bucket = redis_need(replace(costs, redis_bytes=BUCKET_BYTES), 10_000_000)
     ways_out = {
         1_000: "One machine with one worker is enough.",
         100_000: "Add workers (`--scale worker=N`, or KEDA by the backlog) to the one Redis. They need no "
         "coordination, since each picture is claimed by one worker, and each worker has a batch of its own.",
         10_000_000: "Use dozens of workers on CPUs, or a few GPUs; API processes behind a load balancer, since they "
-        "hold no state; one Redis per model or region, since jobs of different models share nothing; and object "
-        f"storage for results (`LABELGRID_RESULTS`), so that a finished picture takes {BUCKET_BYTES:,} bytes in Redis, "
-        f"and no more at 320x240: with tombstones, {number(in_bucket['memory_gib'])} GiB at the peak, of which "
-        f"tombstones are {number(in_bucket['tombstones_gib'])}. `KEPT_JOBS=3000 python -m pytest -s "
-        "tests/service/results/test_s3.py` measures it: a day's jobs of one picture, the dearest kind, in a bucket; "
-        "after Redis is emptied, all of them are read back. A Redis cluster (with the job's id as hash tag) would have "
+        "hold no state; object storage for pictures (`LABELGRID_PICTURES`); and one Redis per model or region, since "
+        "jobs of different models share nothing. A Redis cluster (with the job's id as hash tag) would have "
         "to be built; the rest exists.",
     }
     for day in DAYS:

@@ -147,6 +147,7 @@ def stack(workers: int = 1, tree: Tree = HERE, **environment: str) -> Iterator[S
     """Run a service with `workers` workers. Variables such as LABELGRID_BATCH_PICTURES apply to all its processes."""
     with redis_server() as redis:
         own = {"LABELGRID_REDIS_URL": redis.url, "LABELGRID_STORAGE": str(tree.storage)}
+        own |= {"LABELGRID_PICTURES": str(redis.folder / "pictures")}
         own |= {"LABELGRID_WAIT_S": str(WAIT_S), "LABELGRID_LOG_FORMAT": "json"}  # logs as in the containers
         running = Stack(tree, redis, tree.environment(**own, **environment), free_port())
         try:

@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from service.api.access.keys import hash_of, new_key
-from service.client import Client
+from service.client import Client, ClientError
 from service.contract.schemas import Job
 from service.local.demo import free_port
 from tests.service.processes import until
@@ -128,7 +128,6 @@ def deployment(engine: None) -> Iterator[Deployment]:
         "LABELGRID_WEBHOOK_SECRET": secrets.token_hex(32),
         "WEBHOOK_ALLOW_PRIVATE": "1",
         "LABELGRID_BATCH_PICTURES": "16",  # of 24, so that two workers share the job
-        "LABELGRID_RESULTS": "/results",
     }
     url = f"http://127.0.0.1:{port}"
     with Client(url, key) as client:
@@ -262,14 +261,18 @@ def test_a_worker_is_taken_away_while_it_works_and_nothing_is_lost(deployment: D
     assert deployment.client.ready().workers == 1
 
 
-def test_results_are_there_after_redis_was_emptied(deployment: Deployment) -> None:
-    """They lie in a volume that workers write and the API reads, both as a user without rights."""
+def test_results_are_there_after_all_containers_were_replaced(deployment: Deployment) -> None:
+    """Pictures lie in a volume that workers write and the API reads, both as a user without rights."""
     job = deployment.client.generate(LABELS, seed=7)
     pictures, grid = deployment.pictures(job), deployment.client.grid(job.id)
-    deployment.redis("FLUSHALL")
+    deployment.compose("down", "--timeout", "30")
+    deployment.compose("up", "--detach", "--wait", "--wait-timeout", str(STARTED_WITHIN_S))
     assert deployment.client.job(job.id).result == job.result
     assert deployment.pictures(job) == pictures
     assert deployment.client.grid(job.id) == grid
+    assert deployment.client.delete(job.id).id == job.id
+    with pytest.raises(ClientError, match="there is no job"):
+        deployment.client.grid(job.id)
 
 
 def test_the_trainer_has_an_image_of_its_own(deployment: Deployment) -> None:

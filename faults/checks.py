@@ -11,8 +11,6 @@ from PIL import Image
 from faults.history import History
 from service.contract.records import TERMINAL
 
-GRID = "grid"
-
 
 @dataclass(frozen=True)
 class Fetched:
@@ -45,9 +43,8 @@ def check_pictures(job: History, total: int, fetched: Fetched, undisturbed: Fetc
     """
     problems = []
     once = {str(index): 1 for index in range(total)}
-    stored = {name: count for name, count in job.stored.items() if name != GRID}
-    if stored != once:
-        problems.append(f"its pictures were stored {_differing(stored, once)}")
+    if job.stored != once:
+        problems.append(f"its pictures were stored {_differing(job.stored, once)}")
     announced = Counter(event.removeprefix("picture ") for event in job.events if event.startswith("picture "))
     if announced != once:
         problems.append(f"its events announced pictures {_differing(announced, once)}")

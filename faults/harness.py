@@ -75,6 +75,7 @@ class Stack:
             "LABELGRID_BATCH_PICTURES": "16",
             "LABELGRID_BATCH_ROWS": "32",
             "LABELGRID_STORAGE": str(storage),
+            "LABELGRID_PICTURES": str(folder / "pictures"),
             "LABELGRID_CACHE": str(folder / "cache"),
             "LABELGRID_REDIS_URL": self.redis.url,
             **(clock.environment(self.clocks["service"]) if clocks else {}),
@@ -121,7 +122,7 @@ class Stack:
         """Look at this server from now on."""
         self.redis = redis
         self.connection = connect(redis.url)
-        self.store = JobStore(self.connection, Settings(redis_url=redis.url))
+        self.store = JobStore(self.connection, Settings(redis_url=redis.url, pictures=self.folder / "pictures"))
 
     def run(self, name: str, command: str, **environment: str) -> None:
         """Run `python -m COMMAND`, and run it again whenever it ends."""

@@ -89,7 +89,7 @@ def _note(job: History, name: bytes, part: str, arguments: list[bytes]) -> None:
         pairs = dict(zip(arguments[::2], arguments[1::2], strict=True))
         if part == "" and b"status" in pairs:
             job.states.append(pairs[b"status"].decode())
-        elif part == "png":
+        elif part == "verdicts":
             job.stored.update(name.decode() for name in pairs)
     elif name == b"XADD" and part == "events":
         if arguments[-2] == b"last_picture":  # one entry says that the only picture is there, and the job's end

@@ -11,7 +11,9 @@ import httpx
 from faults import checks, history
 from faults.checks import Fetched
 from faults.harness import Stack, until
+from service import pictures
 from service.contract.records import TERMINAL
+from service.pictures import PictureFiles
 from service.store import keys
 
 # Long enough to be hit in the middle of a batch, and each sampled differently. A toy's step takes a few milliseconds.
@@ -125,6 +127,9 @@ class Trial:
     def wait(self, ids: Sequence[str]) -> None:
         until(lambda: not self._open(ids), f"the end of {len(ids)} jobs")
 
+    def is_open(self, job_id: str) -> bool:
+        return bool(self._open([job_id]))
+
     def _open(self, ids: Sequence[str]) -> set[str]:
         return {job_id for job_id, status in self.stack.store.statuses(ids).items() if status not in TERMINAL}
 
@@ -179,9 +184,9 @@ class Trial:
     # --- outcome ---
 
     def _fetch(self, job_id: str, number: int) -> Fetched:
-        store, total = self.stack.store, len(BODIES[number]["labels"])
-        grid: Any = store.connection.hget(keys.png(job_id), keys.GRID)
-        return Fetched(store.pngs(job_id, range(total)), grid or b"")
+        total, files = len(BODIES[number]["labels"]), PictureFiles(self.stack.store.settings.pictures)
+        found = [files.read(job_id, pictures.picture(index)) for index in range(total)]
+        return Fetched(found, files.read(job_id, pictures.GRID) if total > 1 else found[0])
 
     def check(self) -> list[str]:
         """Wait for the end of all jobs and return all problems."""
@@ -215,10 +220,9 @@ class Trial:
 
         def left() -> dict[str, int]:
             counts = {
-                "open jobs": connection.scard(keys.OPEN),
+                "open jobs": connection.zcard(keys.OPEN),
                 "pictures in the stream": connection.xlen(keys.stream(digest)),
                 "waiting pictures": sum(int(n) for n in connection.hvals(keys.pending_counts(digest))),
-                "queued RQ jobs": len(self.stack.store.queue),
             }
             return {what: count for what, count in counts.items() if count}
 

@@ -13,11 +13,12 @@ from typing import Any
 from benchmarks.results import commit
 from faults.harness import NotInTime, until
 from faults.report import machine
+from service.pictures import PictureFiles
 from soak import outcome, report
 from soak.load import Load
 from soak.memory import Sampler
 from soak.receiver import Receiver
-from soak.stack import LIFETIMES_S, SoakStack, running
+from soak.stack import KEEP_S, LIFETIMES_S, SoakStack, running
 from soak.strikes import Striker, insist, plan, unplanned
 from soak.trend import JUDGED_MINUTES
 
@@ -67,7 +68,9 @@ def soak(stack: SoakStack, seed: int, minutes: float) -> dict[str, Any]:
     problems = [*load.ledger.problems, *_at_rest(stack)]
     problems += unplanned(strikes, striker.done, [name for name, _ in stack.deaths])
     problems += [f"{what} was not measured to the end" for what in UNBROKEN if is_long and what not in trends]
-    found, counts = outcome.problems(load.ledger, load.expected, stack.redis.folder)
+    found, counts = outcome.problems(
+        load.ledger, load.expected, stack.redis.folder, PictureFiles(stack.store.settings.pictures)
+    )
     problems += found + [f"{what} grows: {trend}" for what, trend in trends.items() if not trend.is_flat]
     return {
         "minutes": minutes,
@@ -89,8 +92,7 @@ def soak(stack: SoakStack, seed: int, minutes: float) -> dict[str, Any]:
 
 def _at_rest(stack: SoakStack) -> list[str]:
     """Wait until all jobs have expired; return what is left of them, and what would stay for ever."""
-    # a finished job's tombstone was written when the job was created, to outlive the longest that it may take
-    lifetime_s = 60 + LIFETIMES_S["JOB_TIMEOUT"] + LIFETIMES_S["JOB_TTL"] + LIFETIMES_S["REMEMBERED"]
+    lifetime_s = 60 + LIFETIMES_S["IDEMPOTENT"] + KEEP_S
     try:
         until(lambda: not insist(lambda: outcome.left_over(stack.connection)), "all jobs to expire", lifetime_s)
     except NotInTime:

@@ -1,4 +1,4 @@
-"""What must hold of every job after a soak, by Redis's append-only file, and what may be left in Redis."""
+"""What must hold of every job after a soak, by Redis's append-only file and the pictures, and what Redis may keep."""
 
 import re
 from collections import Counter, defaultdict
@@ -9,22 +9,25 @@ from pathlib import Path
 from redis import Redis
 
 from faults import checks, history
-from faults.checks import GRID, Fetched
+from faults.checks import Fetched
+from service import pictures
 from service.contract.records import TERMINAL
+from service.pictures import PictureFiles
 from service.store.connection import text
 from soak.load import BODIES, Ledger
 
-JOB = re.compile(rb"labelgrid:job:([0-9a-f]{32})(?::(png|verdicts))?")
-OF_JOBS = re.compile("labelgrid:(job:[0-9a-f]*(:(waiting|verdicts|png|events|live|watched))?|was:.*)")
+JOB = re.compile(rb"labelgrid:job:([0-9a-f]{32})(?::(verdicts))?")
+OF_JOBS = re.compile("labelgrid:(job:[0-9a-f]*(:(waiting|verdicts|events|live|watched))?)")
 # What has no time to live: its number is bounded by those of models, workers and queues.
-LASTING = re.compile("labelgrid:(workers|ended|turns:[0-9a-f]*|waiting:.*|pictures:.*)|rq:(workers|queues)(:.*)?")
+LASTING = re.compile(
+    "labelgrid:(workers|ended|models|turns:[0-9a-f]*|waiting:.*|pictures:.*)|rq:(workers|queues)(:.*)?"
+)
 
 
 @dataclass
 class Stored:
-    """A job's PNGs by field, and what was written when it should not have been."""
+    """What was written of a job when it should not have been, and whether the job is gone."""
 
-    pngs: dict[str, bytes] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
     status: str = ""
     is_gone: bool = False
@@ -50,10 +53,8 @@ def _note(job: Stored, name: bytes, part: str, arguments: list[bytes]) -> None:
     pairs = {key.decode(): value for key, value in zip(arguments[::2], arguments[1::2], strict=True)}
     if job.is_gone:
         job.problems.append(f"{part or 'its record'} was written after it was deleted or had expired")
-    if part == "png":
-        if job.status in TERMINAL and pairs.keys() != {GRID}:
-            job.problems.append(f"pictures {sorted(pairs)} were stored after its end")
-        job.pngs |= pairs
+    if part == "verdicts" and job.status in TERMINAL:
+        job.problems.append(f"pictures {sorted(pairs)} were stored after its end")
     elif part == "":
         job.status = pairs.get("status", job.status.encode()).decode()
 
@@ -64,7 +65,9 @@ def read(folder: Path) -> tuple[dict[str, history.History], dict[str, Stored]]:
     return history.histories(log), stored(history.applied(log))
 
 
-def problems(ledger: Ledger, expected: Mapping[int, Fetched], folder: Path) -> tuple[list[str], Counter[str]]:
+def problems(
+    ledger: Ledger, expected: Mapping[int, Fetched], folder: Path, files: PictureFiles
+) -> tuple[list[str], Counter[str]]:
     """Check every accepted job. Return all problems, and the number of jobs by status and of pictures."""
     histories, everything = read(folder)
     found = [f"job {job_id} exists but was not accepted" for job_id in histories.keys() - ledger.jobs.keys()]
@@ -75,25 +78,37 @@ def problems(ledger: Ledger, expected: Mapping[int, Fetched], folder: Path) -> t
             continue
         job, kept = histories[job_id], everything[job_id]
         may_be_cancelled = job_id in ledger.may_be_cancelled
-        about = _of_job(job, kept, number, expected[number], may_be_cancelled) + kept.problems
+        about = _of_job(job_id, job, number, expected[number], may_be_cancelled, files) + kept.problems
         found += [f"job {job_id}: {problem}" for problem in about]
         counts[job.states[-1] if job.states else "none"] += 1
-        counts["pictures"] += len([name for name in kept.pngs if name.isdigit()])
+        counts["pictures"] += len(job.stored)
     return found, counts
 
 
-def _of_job(job: history.History, kept: Stored, number: int, expected: Fetched, may_be_cancelled: bool) -> list[str]:
+def _of_job(
+    job_id: str,
+    job: history.History,
+    number: int,
+    expected: Fetched,
+    may_be_cancelled: bool,
+    files: PictureFiles,
+) -> list[str]:
     found = checks.check_states(replace(job, deleted=False))  # all jobs expire or are deleted
     total = BODIES[number].total
     if job.states[-1:] == ["finished"]:
-        pictures = [kept.pngs.get(str(index), b"") for index in range(total)]
-        grid = kept.pngs.get(GRID, b"")
-        fetched = Fetched(pictures, pictures[int(grid)] if grid.isdigit() else grid)
-        job = replace(job, stored=Counter({name: n for name, n in job.stored.items() if name.isdigit()}))
-        return found + checks.check_pictures(job, total, fetched, expected)
+        return found + checks.check_pictures(job, total, _fetched(files, job_id, total) or expected, expected)
     if job.states[-1:] == ["cancelled"] and may_be_cancelled:
         return found
     return [*found, f"it did not finish: its states were {job.states}"]
+
+
+def _fetched(files: PictureFiles, job_id: str, total: int) -> Fetched | None:
+    """Return a job's pictures; None if a client has deleted them."""
+    try:
+        found = [files.read(job_id, pictures.picture(index)) for index in range(total)]
+        return Fetched(found, files.read(job_id, pictures.GRID) if total > 1 else found[0])
+    except FileNotFoundError:
+        return None
 
 
 def left_over(connection: Redis) -> dict[str, int]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from soak.load import BODIES, EVERY_S, KINDS
 from soak.memory import EVERY_S as SAMPLED_EVERY_S
-from soak.stack import LIFETIMES_S
+from soak.stack import KEEP_S
 from soak.trend import ALLOWED_PER_HOUR, BLOCK_S, JUDGED_MINUTES, RESAMPLES
 
 ROOT = Path(__file__).parents[1]
@@ -18,7 +18,7 @@ HEAD = f"""\
 
 `make soak MINUTES=60` keeps a service of real processes under a steady mixed load while faults strike at random times,
 and checks every job that it accepted. The service consists of Redis, two APIs, two workers and the sender of webhooks,
-with toy checkpoints. Results expire after {LIFETIMES_S["JOB_TTL"]} s, so that the number of keys can be flat.
+with toy checkpoints. Results expire after {KEEP_S} s, so that the number of keys can be flat.
 `python -m soak --seed N` repeats the load and the faults of a seed.
 
 **Load.** A request every {EVERY_S:.0f} s, from one of two owners: {len(BODIES)} bodies of 1 to 8 pictures, for two

@@ -78,14 +78,12 @@ def test_tracing_is_as_where_compose_is_started() -> None:
 
 
 @pytest.mark.parametrize("name", ["api", "worker"])
-def test_results_can_be_kept_on_a_volume(name: str) -> None:
+def test_pictures_lie_on_a_volume(name: str) -> None:
     service = SERVICES[name]
-    wanted = {variable for variable in setting_names() if variable.startswith("LABELGRID_RESULTS")}
-    assert len(wanted) == 3
-    assert wanted <= {variable for variable, value in service["environment"].items() if value is None}
-    assert "${RESULTS:-results}:/results" in service["volumes"]  # not `:ro`: the API deletes jobs
+    assert "LABELGRID_KEEP_DAYS" in {variable for variable, value in service["environment"].items() if value is None}
+    assert "${PICTURES:-pictures}:/pictures" in service["volumes"]  # not `:ro`: the API deletes jobs
     lines = (ROOT / f"Dockerfile.{name}").read_text().split(f" AS {name}\n")[-1].splitlines()
-    made = next(i for i, line in enumerate(lines) if "install -d -o 10001 /results" in line)
+    made = next(i for i, line in enumerate(lines) if "install -d -o 10001 /pictures" in line)
     assert "USER 10001" in lines[made:]
     assert "USER 10001" not in lines[:made]
 

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -12,7 +13,7 @@ from service.contract.records import JobRecord
 from service.local.redis_server import RedisServer
 from service.settings import Settings
 from service.store import keys
-from service.store.claims import Claim
+from service.store.claims import Claim, PictureStream
 from service.store.connection import connect
 from service.store.jobs import JobStore
 from tests.service.store.helpers import DIGEST, RESULT, done, record
@@ -40,9 +41,9 @@ def server(tmp_path_factory: pytest.TempPathFactory, redis_server: RedisServer) 
 
 
 @pytest.fixture
-def store(server: RedisServer) -> Iterator[JobStore]:
+def store(server: RedisServer, tmp_path: Path) -> Iterator[JobStore]:
     connection = connect(server.url)
-    yield JobStore(connection, Settings(redis_url=server.url))
+    yield JobStore(connection, Settings(redis_url=server.url, pictures=tmp_path))
     connection.close()
 
 
@@ -51,14 +52,20 @@ def create(store: JobStore, pictures: int = 2) -> JobRecord:
     return job
 
 
-def commit(store: JobStore, job: JobRecord, *indices: int) -> None:
-    pictures = list(job.pictures())
-    claims = [(Claim("1-1", pictures[index], 0.0), UNDISTURBED.pictures[index]) for index in indices]
-    store.commit(keys.stream(DIGEST), [done(*claim) for claim in claims])
+def commit(store: JobStore, job: JobRecord, *indices: int) -> list[Claim]:
+    """Store pictures; return the job's grid to compose if they were the last ones."""
+    made = list(job.pictures())
+    claims = [Claim("1-1", job.id, made[index]) for index in indices]
+    complete, _ = store.commit(stream(store), [done(claim) for claim in claims])
+    return complete
 
 
-def finish(store: JobStore, job: JobRecord) -> None:
-    store.finish({job.id: (RESULT, UNDISTURBED.grid)})
+def finish(store: JobStore, complete: list[Claim]) -> None:
+    store.finish(stream(store), [(claim, RESULT) for claim in complete])
+
+
+def stream(store: JobStore) -> PictureStream:
+    return PictureStream(store.connection, store.settings, DIGEST, "w")
 
 
 def problems(
@@ -71,23 +78,21 @@ def problems(
 def good(store: JobStore) -> JobRecord:
     job = create(store)
     store.begin(job.id)
-    commit(store, job, 0, 1)
-    finish(store, job)
+    finish(store, commit(store, job, 0, 1))
     return job
 
 
 def test_a_correct_job_has_no_problems(store: JobStore, server: RedisServer) -> None:
     job = good(store)
     store.fail(job.id, "too late, so it changes nothing")
-    store.requeue(job.id)
     assert problems(store, server, job) == ""
 
 
 def test_a_job_that_ends_with_its_only_picture_has_no_problems(store: JobStore, server: RedisServer) -> None:
     job = create(store, pictures=1)
     store.begin(job.id)
-    made = done(Claim("1-1", next(job.pictures()), 0.0), FIRST)
-    store.commit(keys.stream(DIGEST), [made], results={(job.id, 0): RESULT})
+    made = done(Claim("1-1", job.id, next(job.pictures())), FIRST)
+    store.commit(stream(store), [made], results={(job.id, 0): RESULT})
     found, alone = history.read(server.folder)[job.id], Fetched([FIRST], FIRST)
     assert checks.check_states(found) + checks.check_pictures(found, 1, alone, alone) == []
 
@@ -116,7 +121,7 @@ def test_a_lost_picture_is_found(store: JobStore, server: RedisServer) -> None:
     job = create(store)
     store.begin(job.id)
     commit(store, job, 0)
-    finish(store, job)
+    store.connection.hset(keys.job(job.id), "status", "finished")
     found = problems(store, server, job, Fetched(UNDISTURBED.pictures[:1], UNDISTURBED.grid))
     assert "its pictures were stored 1: 0 times" in found
     assert "its events announced pictures 1: 0 times" in found
@@ -125,8 +130,8 @@ def test_a_lost_picture_is_found(store: JobStore, server: RedisServer) -> None:
 
 def test_a_picture_stored_twice_is_found(store: JobStore, server: RedisServer) -> None:
     job = good(store)
-    store.connection.hset(keys.png(job.id), "1", b"another")
-    store.connection.hset(keys.png(job.id), "2", b"not requested")
+    store.connection.hset(keys.verdicts(job.id), "1", b"another")
+    store.connection.hset(keys.verdicts(job.id), "2", b"not requested")
     assert "its pictures were stored 1: 2 times, 2: 1 times" in problems(store, server, job)
 
 

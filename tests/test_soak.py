@@ -9,18 +9,18 @@ import pytest
 from redis import Redis
 from scipy.stats import theilslopes
 
+from service import pictures
 from service.contract.records import JobRecord
 from service.local.redis_server import RedisServer
+from service.pictures import PictureFiles
 from service.store import keys
-from service.store.claims import Claim
 from service.store.jobs import JobStore
 from soak import outcome
 from soak.load import BODIES, Ledger
 from soak.memory import Sampler
 from soak.strikes import GAP_S, KINDS, LASTING_S, Strike, plan, unplanned
 from soak.trend import theil_sen, trend
-from tests.service.store.helpers import done
-from tests.test_faults import UNDISTURBED, commit, create, finish, good, server, store
+from tests.test_faults import UNDISTURBED, commit, create, good, server, store
 
 __all__ = ["server", "store"]  # fixtures
 
@@ -81,43 +81,50 @@ def test_a_process_that_ends_by_itself_and_a_fault_that_is_not_carried_out_are_f
     ]
 
 
-def problems(server: RedisServer, *jobs: JobRecord, cancelled: tuple[str, ...] = ()) -> list[str]:
+@pytest.fixture
+def files(store: JobStore) -> PictureFiles:
+    return PictureFiles(store.settings.pictures)
+
+
+def problems(server: RedisServer, files: PictureFiles, *jobs: JobRecord, cancelled: tuple[str, ...] = ()) -> list[str]:
     """Return the problems of these jobs, as if the others of this module's Redis did not exist."""
     ledger = Ledger(jobs={job.id: TWO for job in jobs}, may_be_cancelled=set(cancelled))
-    found, _ = outcome.problems(ledger, {TWO: UNDISTURBED}, server.folder)
+    found, _ = outcome.problems(ledger, {TWO: UNDISTURBED}, server.folder, files)
     return [one for one in found if not one.endswith("was not accepted")]
 
 
-def test_correct_jobs_have_no_problems(store: JobStore, server: RedisServer) -> None:
+def test_correct_jobs_have_no_problems(store: JobStore, server: RedisServer, files: PictureFiles) -> None:
     deleted, cancelled = good(store), create(store)
     store.delete(deleted.id)
     store.cancel(cancelled.id)
     commit(store, cancelled, 0)
-    assert problems(server, good(store), deleted, cancelled, cancelled=(cancelled.id,)) == []
+    assert problems(server, files, good(store), deleted, cancelled, cancelled=(cancelled.id,)) == []
 
 
-def test_a_lost_job_is_found(store: JobStore, server: RedisServer) -> None:
+def test_a_lost_job_is_found(store: JobStore, server: RedisServer, files: PictureFiles) -> None:
     lost, open_ = good(store).model_copy(update={"id": "0" * 32}), create(store)
-    first, *others = problems(server, lost, open_)
+    first, *others = problems(server, files, lost, open_)
     assert first == f"job {lost.id} was accepted but does not exist"
     assert f"job {open_.id}: its states were queued" in others
-    unknown, _ = outcome.problems(Ledger(), {}, server.folder)
+    unknown, _ = outcome.problems(Ledger(), {}, server.folder, files)
     assert f"job {open_.id} exists but was not accepted" in unknown
 
 
-def test_a_job_that_nobody_cancelled_is_found(store: JobStore, server: RedisServer) -> None:
+def test_a_job_that_nobody_cancelled_is_found(store: JobStore, server: RedisServer, files: PictureFiles) -> None:
     job = create(store)
     store.cancel(job.id)
-    assert problems(server, job) == [f"job {job.id}: it did not finish: its states were ['queued', 'cancelled']"]
+    assert problems(server, files, job) == [f"job {job.id}: it did not finish: its states were ['queued', 'cancelled']"]
 
 
-def test_a_picture_after_the_end_or_after_deletion_is_found(store: JobStore, server: RedisServer) -> None:
+def test_a_picture_after_the_end_or_after_deletion_is_found(
+    store: JobStore, server: RedisServer, files: PictureFiles
+) -> None:
     cancelled, deleted = create(store), good(store)
     store.cancel(cancelled.id)
-    store.connection.hset(keys.png(cancelled.id), "0", b"late")
+    store.connection.hset(keys.verdicts(cancelled.id), "0", b"late")
     store.delete(deleted.id)
     store.connection.hset(keys.verdicts(deleted.id), "0", b"late")
-    found = problems(server, cancelled, deleted, cancelled=(cancelled.id,))
+    found = problems(server, files, cancelled, deleted, cancelled=(cancelled.id,))
     assert found == [
         f"job {cancelled.id}: pictures ['0'] were stored after its end",
         f"job {deleted.id}: verdicts was written after it was deleted or had expired",
@@ -127,24 +134,27 @@ def test_a_picture_after_the_end_or_after_deletion_is_found(store: JobStore, ser
 def test_a_transaction_that_redis_undid_counts_for_nothing(tmp_path: Path) -> None:
     job_id = "1" * 32
     written = [["MULTI"], ["HSET", keys.job(job_id), "status", "finished"], ["SELECT", "0"]]  # Redis was killed
-    written += [["HSET", keys.png(job_id), "0", "png"]]
+    written += [["HSET", keys.verdicts(job_id), "0", "verdict"]]
     log = [f"*{len(one)}\r\n" + "".join(f"${len(part)}\r\n{part}\r\n" for part in one) for one in written]
     (tmp_path / "appendonly.aof").write_text("".join(log), newline="")
     _, stored = outcome.read(tmp_path)
-    assert (stored[job_id].pngs, stored[job_id].problems) == ({"0": b"png"}, [])
+    assert stored[job_id].problems == []
 
 
-def test_other_pictures_are_found(store: JobStore, server: RedisServer) -> None:
-    job = create(store)
-    store.begin(job.id)
-    store.commit(keys.stream(job.digest), [done(Claim("1-1", picture, 0.0), b"other") for picture in job.pictures()])
-    finish(store, job)
-    assert problems(server, job) == [f"job {job.id}: its pictures [0, 1] differ from an undisturbed run"]
+def test_other_pictures_are_found(store: JobStore, server: RedisServer, files: PictureFiles) -> None:
+    job = good(store)
+    for index, png in enumerate(UNDISTURBED.pictures):
+        files.write(job.id, pictures.picture(index), png)
+    files.write(job.id, pictures.GRID, UNDISTURBED.grid)
+    assert problems(server, files, job) == []
+    for index in range(2):
+        files.write(job.id, pictures.picture(index), b"other")
+    assert problems(server, files, job) == [f"job {job.id}: its pictures [0, 1] differ from an undisturbed run"]
 
 
 def test_what_is_left_over_is_found(connection: Redis, settings: object) -> None:
-    connection.set(keys.tombstone("1" * 32), "", ex=60)
+    connection.set(keys.events("1" * 32), "", ex=60)
     connection.set("forgotten:" + "2" * 32, "")
     connection.set("short-lived", "", ex=60)
     connection.sadd(keys.WORKERS, "w")
-    assert outcome.left_over(connection) == {"labelgrid:was:*": 1, "forgotten:*": 1}
+    assert outcome.left_over(connection) == {"labelgrid:job:*:events": 1, "forgotten:*": 1}

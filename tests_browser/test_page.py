@@ -518,12 +518,9 @@ def test_a_picture_that_is_no_longer_shown_is_given_back(
     page.locator("#jobs a").first.click()
     expect(page.locator(".card img:not([hidden])")).to_have_count(3)
     assert page.evaluate("kept.size") == 6
-    page.get_by_role("searchbox").fill("no such thing")
-    expect(page.locator("#jobs a")).to_have_count(0)
-    assert page.evaluate("kept.size") == 3
     page.goto(f"{address}#")
     expect(page.locator(".empty")).to_be_visible()
-    assert page.evaluate("kept.size") == 0
+    assert page.evaluate("kept.size") == 3
 
 
 def test_a_job_that_is_over_or_never_was_is_told_in_words(page: Page, address: str, complaints: list[str]) -> None:
@@ -675,21 +672,6 @@ def test_a_failed_job_says_why(page: Page, address: str, client: httpx.Client, a
     expect(page.locator("#job")).to_contain_text("The job failed: the checkpoint is gone")
 
 
-def test_the_gallery_is_searched_by_label(page: Page, address: str, client: httpx.Client, alive: JobStore) -> None:
-    for lists in ([["red cube"]], [["blue sphere", "red cube"]], [["gray cylinder"]]):
-        client.post("/generate", json={"labels": lists}, headers={"prefer": "respond-async"}).raise_for_status()
-    page.goto(address)
-    jobs, search = page.locator("#jobs a"), page.get_by_role("searchbox", name="Search jobs by label")
-    expect(jobs).to_have_count(3)
-    for text, count in (("red cube", 2), ("SPHERE", 1), ("cylinder", 1), ("", 3)):
-        search.fill(text)
-        expect(jobs).to_have_count(count)
-    search.fill("sphinx")
-    expect(page.locator("#history")).to_contain_text('No job has a label with "sphinx".')
-    expect(jobs).to_have_count(0)
-    expect(search).to_be_visible()
-
-
 def test_the_gallery_shows_grids_but_not_those_of_large_jobs(
     page: Page, address: str, working: Runner, client: httpx.Client
 ) -> None:
@@ -710,17 +692,6 @@ def test_the_gallery_shows_grids_but_not_those_of_large_jobs(
         assert box["height"] <= 100
     read = {path for path in asked if path.endswith(".png")}
     assert read == {f"/jobs/{large}/images/0.png", f"/jobs/{small}/grid.png", f"/jobs/{single}/grid.png"}
-
-
-def test_a_search_goes_on_to_older_jobs(page: Page, address: str, client: httpx.Client, alive: JobStore) -> None:
-    for i in range(30):
-        labels = [["red cube"]] if i % 2 else [["blue sphere"]]
-        client.post("/generate", json={"labels": labels}, headers={"prefer": "respond-async"}).raise_for_status()
-    page.goto(address)
-    page.get_by_role("searchbox").fill("blue")
-    expect(page.get_by_role("status")).to_have_text("12 jobs found, and more.")
-    page.get_by_role("button", name="Older jobs").click()
-    expect(page.locator("#jobs a")).to_have_count(15)
 
 
 def test_all_pictures_are_downloaded_as_a_zip(
@@ -771,7 +742,7 @@ def test_the_gallery_goes_on_to_older_jobs_when_all_on_show_are_deleted(
     expect(page.locator(f"[data-job='{newer}']")).to_have_count(0)
     expect(jobs).to_have_count(1)
     expect(page.get_by_role("button", name="Older jobs")).to_be_hidden()
-    expect(page.get_by_role("searchbox", name="Search jobs by label")).to_be_focused()
+    expect(page.locator("#jobs a")).to_be_focused()
 
 
 def test_the_gallery_keeps_more_jobs_than_the_service_gives_at_once(

@@ -8,7 +8,6 @@ import asyncio
 import os
 import time
 from collections.abc import Callable, Sequence
-from uuid import uuid4
 
 import httpx
 from redis import Redis
@@ -19,7 +18,10 @@ from benchmarks.results import Data, main, say
 from benchmarks.sections.service import CLIENTS, saturate
 from benchmarks.stack import Stack, memory_mib, stack, until
 from benchmarks.timing import Deadline, figure, paired, percentile, seconds
+from service import pictures
+from service.contract.job_ids import new_job_id
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
+from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store import keys
 from service.store.claims import PictureStream
@@ -35,7 +37,6 @@ from shared.registry import resolve
 LIMIT_S = 220.0  # of the section
 STORE_S = 60.0  # of that, for stored results; the queue is measured last and takes the rest
 LOT = 500  # jobs created between looks at the clock
-TOMBSTONES = 50_000  # measured together, since Redis allocates memory in larger pieces
 
 
 class Filler:
@@ -44,18 +45,19 @@ class Filler:
     def __init__(self, connection: Redis, settings: Settings) -> None:
         self.connection, self.settings = connection, settings
         self.store = JobStore(connection, settings)
+        self.files = PictureFiles(settings.pictures)
         self.info = read_info(resolve(settings.storage, None, "denoiser"))
         self.options = self.info.sampling
         self.finished = 0
 
     @property
     def queued(self) -> int:
-        return self.connection.scard(keys.OPEN)
+        return self.connection.zcard(keys.OPEN)
 
     def record(self, pictures: int) -> JobRecord:
-        labels = subject.label_lists(pictures)
+        labels, now = subject.label_lists(pictures), time.time()
         about = {"model": self.info.name, "digest": self.info.digest, "columns": 8, "options": self.options}
-        return JobRecord(id=uuid4().hex, kind="generate", created_at=time.time(), labels=labels, seed=1, **about)
+        return JobRecord(id=new_job_id(now), kind="generate", created_at=now, labels=labels, seed=1, **about)
 
     def queue_until(self, jobs: int, deadline: Deadline) -> tuple[str, float, float]:
         """Queue one-picture jobs until there are `jobs`, or the deadline.
@@ -87,22 +89,15 @@ class Filler:
         for _ in range(jobs):
             job_id = self.store.create(self.record(1))
             (claim,) = stream.claim_new(1)
+            assert claim.picture is not None
             about = {"index": 0, "labels": claim.picture.labels, "seed": claim.picture.seed}
             verdict = Verdict(**about, accuracy=1, f1=1, exact=True, probabilities=probabilities)
             self.store.begin(job_id)
-            self.store.commit(stream.key, [(claim.entry, FinishedPicture(claim.picture, verdict, png))])
-            self.store.finish({job_id: (result, b"0")})  # the grid of one picture
+            made = FinishedPicture(claim.picture, verdict, png)
+            self.store.commit(stream, [(claim.entry, made)], results={made.picture.key: result})
+        self.files.write(job_id, pictures.picture(0), png)  # of the one that is read
         self.finished += jobs
         return job_id
-
-    def bytes_per_tombstone(self, count: int) -> float:
-        """Return the bytes that remain of a job when its results have expired."""
-        held = self.memory()
-        with self.connection.pipeline(transaction=False) as pipe:
-            for _ in range(count):
-                pipe.set(keys.tombstone(uuid4().hex), "", ex=self.settings.remembered_s)
-            pipe.execute()
-        return (self.memory() - held) / count
 
     def memory(self) -> int:
         return int(self.connection.info("memory")["used_memory"])
@@ -163,12 +158,14 @@ def queue_growth(sizes: Sequence[int], looks: int, pictures: int, deadline: Dead
     return found
 
 
-def store_growth(sizes: Sequence[int], looks: int, pictures: int, png: bytes) -> tuple[list[Data], Data]:
-    """For each number of finished jobs, measure the API's latency, Redis's memory and pictures/s; then a tombstone."""
+def store_growth(sizes: Sequence[int], looks: int, pictures: int, png: bytes) -> list[Data]:
+    """For each number of finished jobs, measure the API's latency, Redis's memory and pictures/s."""
     found, deadline = list[Data](), Deadline(STORE_S)
     with stack(workers=0) as running:
         connection = connect(running.redis.url, timeout_s=120)
-        filler = Filler(connection, Settings(redis_url=running.redis.url))
+        filler = Filler(
+            connection, Settings(redis_url=running.redis.url, pictures=running.environment["LABELGRID_PICTURES"])
+        )
         for size in sizes:
             job_id, bytes_per_job = filler.finish_until(size, png, deadline)
             read = latencies_ms(running, f"/jobs/{job_id}", looks)
@@ -179,10 +176,7 @@ def store_growth(sizes: Sequence[int], looks: int, pictures: int, png: bytes) ->
             say(f"  {filler.finished} jobs finished, {deadline.spent:.0f} s")
             if not deadline.allows(0):
                 break
-        tombstone = filler.bytes_per_tombstone(TOMBSTONES)
-    # a tombstone's life begins with the job, but after the results of one that ends at once it has the whole rest
-    remembered_s = filler.settings.job_timeout_s + filler.settings.remembered_s
-    return found, {"bytes": tombstone, "remembered_s": remembered_s}
+    return found
 
 
 async def _with_streams(address: str, job_id: str, streams: int, looks: int) -> Data:
@@ -257,7 +251,7 @@ def measure(quick: bool) -> Data:
     png = png_bytes(to_uint8(picture)[0])
     workers = worker_growth(8 if quick else 48, 1 if quick else 3)
     watched = stream_growth(streams, looks)
-    store, note = store_growth(finished, looks, pictures, png)
+    store = store_growth(finished, looks, pictures, png)
     say(f"  workers, streams and store, {deadline.spent:.0f} s")
     queue = queue_growth(queued, looks, pictures, deadline)
     return {
@@ -273,7 +267,6 @@ def measure(quick: bool) -> Data:
         "served_rows": subject.network_rows(stepper, ours.options),
         "queue": queue,
         "store": store,
-        "note": note,
         "streams": watched,
         "workers": {str(count): figure(rates) for count, rates in workers.items()},
     }
@@ -305,12 +298,11 @@ def report(data: Data) -> list[Piece]:
         workers.add(count, number(rate["median"]), number(rate["spread"]), rate["n"])
 
     return [
-        "*Queued jobs.* They have one picture each, and no worker takes them. Every worker runs a sweep each second to "
-        "find jobs that RQ lost.",
+        "*Queued jobs.* They have one picture each, and no worker takes them. Every worker runs a sweep each second, "
+        "which fails overdue jobs.",
         queue,
-        f"*Finished jobs.* A picture's PNG has {data['png_bytes']:,} bytes; the rest is its verdict, record, events "
-        f"and keys. When the results expire, a tombstone of {number(data['note']['bytes'])} bytes remains for "
-        f"{data['note']['remembered_s']:,} s.",
+        f"*Finished jobs.* A picture's PNG has {data['png_bytes']:,} bytes; it lies in storage. Redis has its "
+        "verdict, record, events and keys.",
         store,
         f"*A worker's throughput* with all that in Redis, three times over {data['pictures']} pictures. It takes the "
         f"queued jobs or, if there are none, the requests of {CLIENTS} clients.",

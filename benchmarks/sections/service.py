@@ -196,7 +196,7 @@ def measure(quick: bool) -> Data:
         "redis_commands_per_s": redis_per_s,
         "cpu_ms": {name: figure(one[name] for one in spent) for name in spent[0]},
         "loop_cpu_ms": figure(loop_ms),
-        "ttl_s": settings.job_ttl_s,
+        "kept_s": settings.keep_s,
         "requests": requests,
         "singles": singles,
         "goal_ms": figure(b * 150 + 10 for b in one),

@@ -1,7 +1,11 @@
 """Pictures that break the worker which samples them. Its command is `python -m faults.poisoned worker`."""
 
+import contextlib
 import time
+from collections.abc import Iterator
+from pathlib import Path
 
+from faults.harness import Stack, until
 from faults.trial import LABELS, Trial
 
 WORKER = "faults.poisoned worker"
@@ -46,3 +50,22 @@ def hung_picture(trial: Trial) -> None:
 def hung_picture_one_worker(trial: Trial) -> None:
     """the same with one worker"""
     _kills(trial, "purple cylinder")
+
+
+def killed_before_the_grid(trial: Trial) -> None:
+    """a worker is killed between the last picture of a job and its grid: another one composes it"""
+    trial.begin()
+    mark = Path(trial.stack.environment["KILL_BEFORE_GRID"])
+    mark.unlink()  # the run without a fault had it
+    trial.strike(lambda: until(mark.exists, "a worker that composes a grid"))
+    until(lambda: trial.stack.deaths, "its death")
+    trial.recover()
+
+
+@contextlib.contextmanager
+def marked(stack: Stack) -> Iterator[None]:
+    """Let no worker die of its first grid until the fault."""
+    mark = stack.folder / "composed"
+    mark.touch()
+    stack.environment["KILL_BEFORE_GRID"] = str(mark)
+    yield

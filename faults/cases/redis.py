@@ -3,7 +3,6 @@
 import contextlib
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -15,6 +14,7 @@ from redis import Redis
 from redis.exceptions import OutOfMemoryError
 
 from faults import history
+from faults.disk import fill_up, small_file_system
 from faults.harness import Stack, until
 from faults.trial import BODIES, LABELS, LARGE, SMALL, Trial
 from service.local.demo import free_port
@@ -25,7 +25,7 @@ from service.store.connection import connect
 FULL_S = 15.0  # how long Redis stays full: longer than a lease
 FILLER = "filler"
 AWAY_S, PROBE_EVERY_S = 180.0, 10.0
-STORED = b"\r\n$6\r\nHSETNX\r\n"  # the script that stores a picture
+STORED = b"\r\n$6\r\nHSETNX\r\n"  # the function that stores a picture
 SHORT = {"LABELGRID_JOB_TIMEOUT_S": "90"}
 
 
@@ -84,27 +84,16 @@ def _check_reads(trial: Trial, job_id: str) -> None:
 @contextlib.contextmanager
 def small_disk(stack: Stack) -> Iterator[Path]:
     """Give Redis a file system of its own; needs root."""
-    folder = stack.redis.folder
-    folder.mkdir(mode=0o700)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128m", "tmpfs", str(folder)], check=True)
-    try:
+    with small_file_system(stack.redis.folder) as folder:
         yield folder
-    finally:
-        subprocess.run(["umount", "--lazy", str(folder)], check=True)  # Redis may still be running
 
 
 def disk_full(trial: Trial) -> None:
     """the disk under Redis is full for 15 s, in the middle of batches: Redis refuses all writes (`MISCONF`)"""
     filler: Path = trial.stack.beside / FILLER
-
-    def fill() -> None:
-        with filler.open("wb", buffering=0) as file, contextlib.suppress(OSError):
-            while True:
-                file.write(b"x" * (1 << 20))
-
     ids = trial.submit(*LARGE)
     trial.begin()
-    trial.strike(fill)
+    trial.strike(partial(fill_up, filler))
     until(lambda: _is_refused(trial), "a request that a full Redis refuses")
     _check_reads(trial, ids[0])
     time.sleep(FULL_S)

@@ -6,12 +6,14 @@ import sys
 import time
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 
 import httpx
 
+from faults.disk import fill_up, small_file_system
 from faults.gate import Gate, gate
 from faults.harness import Stack, until
-from faults.trial import BODIES, SMALL, Trial
+from faults.trial import BODIES, LARGE, SMALL, Trial
 from service.local.demo import free_port
 from service.local.redis_server import die_with_parent
 
@@ -26,6 +28,7 @@ ENVIRONMENT = {
     "LABELGRID_STORAGE_TIMEOUT_S": str(TIMEOUT_S),
 }
 SLOW_S = 1.0
+FULL_S = 15.0  # longer than a lease
 
 
 @contextlib.contextmanager
@@ -103,3 +106,30 @@ def storage_is_slow(trial: Trial) -> None:
     trial.must_finish(job["id"])
     trial.figures["a job of another model ended after, s"] = round(time.monotonic() - struck_at, 1)
     trial.recover()
+
+
+@contextlib.contextmanager
+def small_pictures(stack: Stack) -> Iterator[Path]:
+    """Give the pictures a file system of their own."""
+    with small_file_system(stack.folder / "pictures") as folder:
+        yield folder
+
+
+def storage_full(trial: Trial) -> None:
+    """the storage of pictures is full for 15 s, in the middle of batches: jobs wait, say why, and lose nothing"""
+    filler: Path = trial.stack.beside / "filler"
+    ids = trial.submit(*LARGE)
+    trial.begin()
+    trial.strike(partial(fill_up, filler))
+    until(lambda: _delay(trial, ids[-1]), "a job that says why it waits")
+    until(lambda: httpx.get(f"{trial.stack.address}/readyz", timeout=30).status_code == 503, "readiness to say so")
+    time.sleep(FULL_S)
+    trial.end(filler.unlink)
+    trial.recover()
+
+
+def _delay(trial: Trial, job_id: str) -> str | None:
+    """Return why an open job waits, as its clients read it."""
+    answer = httpx.get(f"{trial.stack.address}/jobs/{job_id}", timeout=30).raise_for_status()
+    found: str | None = answer.json()["delay"]
+    return found

@@ -56,7 +56,6 @@ def following() -> Iterator[Path]:
 
 def _change(trial: Trial, before: Path, after: Path) -> None:
     """Replace every process, one after the other, while requests come in."""
-    trial.rounding = 255  # RELEASE computes networks in torch, which rounds differently: only the pictures' sizes count
     names = ["api", *trial.stack.workers()]
     for name in names:
         trial.stack.replace(name, before)
@@ -99,4 +98,4 @@ def option_of_the_next_version(trial: Trial) -> None:
         trial.must_finish(glowing)
         trial.end(lambda: None)
         trial.recover()
-        until(lambda: not trial.stack.store.is_open(glowing), "the job with the option")
+        until(lambda: not trial.is_open(glowing), "the job with the option")

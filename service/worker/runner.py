@@ -217,8 +217,10 @@ class Runner:
 
     @property
     def _holds_back(self) -> bool:
-        """Whether a picture is, or is to be, the only one in this process: it may kill it."""
-        return any(loaded.stream.suspects or any(one.alone for one in loaded.claims.values()) for loaded in self.models)
+        """Whether a picture or grid is, or is to be, the only one in this process: it may kill it."""
+        claims = [claim for loaded in self.models for claim in loaded.claims.values()]
+        claims += [claim for work in self.storer.held for claim in list(work.complete)]
+        return any(claim.alone for claim in claims) or any(loaded.stream.suspects for loaded in self.models)
 
     def _admit(self, loaded: AnyLoaded, claims: list[Claim]) -> None:
         """Admit claims whose job is open and whose picture is not done, and discard the others; compose grids."""

@@ -18,9 +18,7 @@ COSTS = Costs(
     redis_commands_per_s=100_000.0,
     picture_bytes=5000,
     served=(1, 1, 2),
-    ttl_s=3600,
-    tombstone_bytes=2.0**10,
-    remembered_s=86_400,
+    kept_s=3600,
 )
 
 
@@ -37,8 +35,8 @@ def test_needs_and_bottlenecks_follow_from_the_costs() -> None:
     assert COSTS.picture_s(32) == pytest.approx(0.085)
     assert capacity_model.alone_s(COSTS, (1, 2, 2)) == pytest.approx(0.05)
     need = capacity_model.redis_need(COSTS, 864_000)  # 10 a second on average, 30 at the peak
-    assert need["memory_gib"] == pytest.approx(30 * 3600 / 1024 + 864_000 / 2**20)
-    assert need["tombstones_gib"] == pytest.approx(864_000 / 2**20)
+    assert need["memory_gib"] == pytest.approx(30 * 3600 / 1024)
+    assert need["storage_gib"] == pytest.approx(30 * 3600 * 5000 / 2**30)
     assert need["commands_per_s"] == pytest.approx(3000)
     assert need["commands_share"] == pytest.approx(0.03)
     assert need["mbit_per_s"] == pytest.approx(1.2)

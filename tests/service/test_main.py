@@ -15,7 +15,7 @@ from service.__main__ import main
 from service.contract.job_ids import new_job_id
 from service.local.demo import free_port
 from service.local.supervisor import Supervisor
-from service.results.files import ResultFiles
+from service.pictures import PictureFiles
 from service.settings import Settings
 from tests.paths import ROOT
 from tests.service.conftest import Command
@@ -86,16 +86,15 @@ def test_sigterm_ends_a_process_that_is_starting(command: Command, monkeypatch: 
     assert ignored == []
 
 
-def test_prune_removes_old_results_and_needs_to_know_where(command: Command, tmp_path: Path) -> None:
+def test_prune_removes_the_pictures_of_old_jobs(command: Command, tmp_path: Path) -> None:
     old, new = new_job_id(0.0), new_job_id(time.time())
-    files = ResultFiles(tmp_path)
+    files = PictureFiles(tmp_path)
     for job_id in (old, new):
-        files.write("alice", job_id, "0.png", b"")
-    for results, code, out in (("", 1, ""), (str(tmp_path), 0, "1\n"), (str(tmp_path), 0, "0\n")):
-        found = command("prune", environment={**clean_environment(), "LABELGRID_RESULTS": results})
-        assert found[:2] == (code, out), found[2]
-        assert ("LABELGRID_RESULTS=None: set it" in found[2]) == (code == 1)
-    assert list(files.job_ids("alice")) == [new]
+        files.write(job_id, "0.png", b"")
+    for out in ("1\n", "0\n"):
+        found = command("prune", environment={**clean_environment(), "LABELGRID_PICTURES": str(tmp_path)})
+        assert found[:2] == (0, out), found[2]
+    assert files.read(new, "0.png") == b""
 
 
 def test_ctrl_c_ends_the_api_without_an_error(settings: Settings) -> None:

@@ -87,7 +87,7 @@ export const readModels = () => json("models");
 export const readDescription = () => json("openapi.json");
 export const readReady = () => json("readyz");
 export const readJob = (id) => json(`jobs/${encodeURIComponent(id)}`);
-export const readJobs = (limit, cursor, label) => json(`jobs?${new URLSearchParams({ limit, ...(cursor && { cursor }), ...(label && { label }) })}`);
+export const readJobs = (limit, cursor) => json(`jobs?${new URLSearchParams({ limit, ...(cursor && { cursor }) })}`);
 export const cancelJob = (id) => json(`jobs/${encodeURIComponent(id)}?cancel_only=true`, { method: "DELETE" });
 export const deleteJob = (id) => json(`jobs/${encodeURIComponent(id)}`, { method: "DELETE" });
 

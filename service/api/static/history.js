@@ -1,10 +1,9 @@
-// The gallery of jobs, newest first, one page at a time: search by label, open, download, delete.
+// The gallery of jobs, newest first, one page at a time: open, download, delete.
 
 import { Problem, deleteJob, readJobs, readPicture } from "./api.js";
 import { announce, find, h, save } from "./dom.js";
 import { counted, when } from "./words.js";
 
-const TYPING_MS = 300; // a search begins so long after the last key
 const OPEN = ["queued", "running"];
 const GONE = [404, 410];
 const PAGE = 12;
@@ -27,14 +26,9 @@ export class History {
   constructor({ attempt, deleted, stretchOf }) {
     Object.assign(this, { attempt, deleted, stretchOf });
     this.next = null;
-    this.label = "";
     this.asked = 0;
     this.cards = new Map(); // job -> its card
     find("#more").onclick = () => attempt(() => this.#page(PAGE, this.next));
-    find("#search").oninput = () => {
-      clearTimeout(this.typing);
-      this.typing = setTimeout(() => this.#search(), TYPING_MS);
-    };
   }
 
   /** Reads the newest jobs again, as many as are shown. Throws a Problem if they cannot be read. */
@@ -56,28 +50,19 @@ export class History {
     }
   }
 
-  #search() {
-    this.label = find("#search").value.trim();
-    this.attempt(async () => {
-      const isShown = await this.#page(PAGE);
-      if (isShown && this.label) announce(find("#nothing").textContent || `${counted(this.cards.size, "job")} found${this.next ? ", and more" : ""}.`);
-    });
-  }
-
-  /** Reads and shows up to `most` jobs, at least `least` if there are as many; returns whether they are shown. */
+  /** Reads and shows up to `most` jobs, at least `least` if there are as many. */
   async #page(most, cursor = null, least = 1) {
     const asked = ++this.asked;
     const jobs = [];
     let next = cursor;
     do {
-      const page = await readJobs(Math.min(most - jobs.length, LONGEST_PAGE), next, this.label);
-      if (asked !== this.asked) return false; // something else was asked for meanwhile
+      const page = await readJobs(Math.min(most - jobs.length, LONGEST_PAGE), next);
+      if (asked !== this.asked) return; // something else was asked for meanwhile
       jobs.push(...page.jobs);
       next = page.next;
-    } while (jobs.length < least && next); // the service looks at some jobs at a time
+    } while (jobs.length < least && next); // a page leaves out jobs that have expired
     this.next = next;
     this.#show(cursor ? [...this.cards] : [], jobs);
-    return true;
   }
 
   /** Shows cards and, after them, more jobs. The card of a job that is as before stays, with the focus or a first click in it. */
@@ -99,9 +84,7 @@ export class History {
   }
 
   #tidy() {
-    const isEmpty = !find("#jobs").children.length && !this.next;
-    find("#history").hidden = isEmpty && !this.label;
-    find("#nothing").textContent = isEmpty && this.label ? `No job has a label with "${this.label}".` : "";
+    find("#history").hidden = !find("#jobs").children.length && !this.next;
     find("#more").hidden = !this.next;
   }
 
@@ -177,7 +160,7 @@ export class History {
       this.cards.delete(job.id);
       discard(card);
       this.#tidy();
-      (nearest?.querySelector("a") ?? (find("#history").hidden ? find("#canvas") : find("#search"))).focus();
+      (nearest?.querySelector("a") ?? find("#canvas")).focus();
       announce("The job is deleted.");
       this.deleted(job.id);
       if (!this.cards.size && this.next) await this.#page(PAGE);

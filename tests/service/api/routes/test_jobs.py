@@ -1,17 +1,22 @@
 """The list of jobs and its pages, cancelling a job, and jobs that have expired."""
 
 import io
+import threading
 import time
 import zipfile
+from pathlib import Path
 
 import httpx
 import pytest
 from redis import Redis
 
+from service import pictures
 from service.api.uploads.picture_zip import read_submission
+from service.contract.job_ids import new_job_id
 from service.contract.records import JobResult
+from service.pictures import PictureFiles
 from service.settings import Settings
-from service.store import keys
+from service.store import keys, workers
 from service.store.claims import PictureStream
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
@@ -35,7 +40,7 @@ def test_jobs_are_listed_newest_first_in_pages_that_new_jobs_do_not_shift(
     assert client.get("/jobs", params={"limit": 5}).json() == page  # exactly full, and nothing follows
     whole = client.get(f"/jobs/{ids[2]}").json()
     assert whole["labels"] == LISTS
-    asked = ("labels", "layouts", "first", "trajectory", "columns")
+    asked = ("labels", "layouts", "first", "trajectory", "columns", "delay")
     assert page["jobs"][2] == {name: value for name, value in whole.items() if name not in (*asked, "result")}
     seen, cursor = [], None
     for size in (2, 2, 1):
@@ -47,7 +52,7 @@ def test_jobs_are_listed_newest_first_in_pages_that_new_jobs_do_not_shift(
     assert (seen, cursor) == (ids[::-1], None)
 
 
-@pytest.mark.parametrize("part", ["waiting", "verdicts", "png", "events", "live"])
+@pytest.mark.parametrize("part", ["waiting", "verdicts", "events", "live"])
 def test_the_name_of_a_key_of_a_job_is_no_job(client: httpx.Client, alive: JobStore, part: str) -> None:
     address = f"/jobs/{submitted(client)}:{part}"
     problem(client.get(address), 404, "unknown-job")
@@ -121,11 +126,14 @@ def finished(store: JobStore, n: int, best: int = 0, repeats: int = 1) -> tuple[
     job = record(n, repeats=repeats, kind="generate" if repeats == 1 else "score")
     store.create(job)
     pngs = [png(seed) for seed in range(job.total)]
+    files = PictureFiles(store.settings.pictures)
+    for index, one in enumerate(pngs):
+        files.write(job.id, pictures.picture(index), one)
+    files.write(job.id, pictures.GRID, b"grid")
     stream = PictureStream(store.connection, store.settings, DIGEST, "w")
-    claims = stream.claim_new(job.total)
-    store.commit(stream.key, [done(claim, pngs[claim.picture.index]) for claim in claims])
-    scores = RESULT.repeats * repeats
-    assert store.finish({job.id: (JobResult(repeats=scores, best=best), b"grid")})
+    complete, _ = store.commit(stream, [done(claim) for claim in stream.claim_new(job.total)])
+    result = JobResult(repeats=RESULT.repeats * repeats, best=best)
+    assert store.finish(stream, [(claim, result) for claim in complete]) == {job.id}
     return job.id, pngs
 
 
@@ -157,7 +165,7 @@ def test_there_is_no_zip_of_a_job_that_is_not_finished_or_not_there(client: http
     alive.cancel(job_id)
     assert problem(client.get(address), 409, "not-ready")["job_status"] == "cancelled"
     alive.delete(job_id)
-    problem(client.get(address), 410, "expired-job")
+    problem(client.get(address), 404, "unknown-job")
     problem(client.get("/jobs/unknown/pictures.zip"), 404, "unknown-job")
 
 
@@ -178,32 +186,64 @@ def test_what_a_job_that_ended_early_lacks_is_not_worth_waiting_for(client: http
 
 def test_an_ended_job_is_deleted_with_its_results(client: httpx.Client, working: Runner) -> None:
     job = client.post("/generate", json={"labels": LISTS, "steps": 1}).json()
-    address = f"/jobs/{job['id']}"
+    address, folder = f"/jobs/{job['id']}", PictureFiles(working.settings.pictures).folder(job["id"])
+    assert client.get(f"{address}/images/0.png").status_code == 200
+    assert isinstance(folder, Path)
+    assert {file.name for file in folder.iterdir()} == {"0.png", "1.png", "grid.png"}
     assert client.delete(address).json() == job
     for path in ("", "/grid.png", "/images/0.png", "/events"):
-        problem(client.get(address + path), 410, "expired-job")
-    assert "or were deleted" in problem(client.delete(address), 410, "expired-job")["detail"]
+        problem(client.get(address + path), 404, "unknown-job")
+    problem(client.delete(address), 404, "unknown-job")
     assert client.get("/jobs").json()["jobs"] == []
     assert working.connection.keys(f"{keys.job(job['id'])}*") == []
+    assert not folder.exists()
 
 
-def test_an_expired_job_is_410_while_its_tombstone_lasts_and_then_404(client: httpx.Client, working: Runner) -> None:
-    job = client.post("/generate", json={"labels": LISTS, "steps": 1}).json()
-    working.connection.delete(keys.job(job["id"]), keys.png(job["id"]))
-    address = f"/jobs/{job['id']}"
-    for path in ("", "/grid.png", "/images/0.png", "/events"):
-        problem(client.get(address + path), 410, "expired-job")
-    problem(client.delete(address), 410, "expired-job")
-    working.connection.delete(keys.tombstone(job["id"]))
-    problem(client.get(address), 404, "unknown-job")
+def test_a_job_that_is_older_than_jobs_are_kept_is_410(client: httpx.Client, settings: Settings) -> None:
+    for age_s, status, slug in ((settings.keep_s + 60, 410, "expired-job"), (60, 404, "unknown-job")):
+        address = f"/jobs/{new_job_id(time.time() - age_s)}"
+        for path in ("", "/grid.png", "/images/0.png", "/events", "/pictures.zip"):
+            problem(client.get(address + path), status, slug)
+        problem(client.delete(address), status, slug)
 
 
-def test_a_job_that_is_open_for_longer_than_its_tombstone_lasts_is_known_and_remembered(
-    client: httpx.Client, alive: JobStore
+def test_a_finished_job_whose_files_are_gone_has_expired(client: httpx.Client, alive: JobStore) -> None:
+    job_id, _ = finished(alive, 2)
+    PictureFiles(alive.settings.pictures).remove(job_id)
+    for path in ("/images/0.png", "/grid.png"):
+        problem(client.get(f"/jobs/{job_id}{path}"), 410, "expired-job")
+    problem(client.get(f"/jobs/{job_id}/images/2.png"), 404, "unknown-picture")
+
+
+def test_storage_that_fails_or_hangs_is_a_503_and_the_rest_is_served(
+    client: httpx.Client, alive: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    job_id, pngs = finished(alive, 1)
+    hang = threading.Event()
+
+    def fail(path: Path) -> bytes:
+        raise OSError("connection refused")
+
+    def block(path: Path) -> bytes:
+        hang.wait()
+        raise OSError
+
+    monkeypatch.setattr("service.api.downloads.reader.PATIENCE_S", 0.01)
+    for broken in (fail, block):
+        with monkeypatch.context() as patch:
+            patch.setattr("shared.storage.read", broken)
+            answer = client.get(f"/jobs/{job_id}/images/0.png")
+            assert problem(answer, 503, "unavailable")["detail"].startswith("the storage of pictures")
+            assert client.get(f"/jobs/{job_id}").json()["status"] == "finished"
+            assert client.get("/healthz").status_code == 200
+    hang.set()
+    monkeypatch.undo()
+    assert client.get(f"/jobs/{job_id}/images/0.png").content == pngs[0]
+
+
+def test_a_job_and_the_readiness_say_that_no_worker_can_store_pictures(client: httpx.Client, alive: JobStore) -> None:
     job_id = submitted(client)
-    alive.connection.delete(keys.tombstone(job_id))
-    assert client.get(f"/jobs/{job_id}").json()["status"] == "queued"
-    assert client.delete(f"/jobs/{job_id}").json()["status"] == "cancelled"
-    alive.connection.delete(keys.job(job_id))
-    problem(client.get(f"/jobs/{job_id}"), 410, "expired-job")
+    assert client.get(f"/jobs/{job_id}").json()["delay"] is None
+    workers.announce(alive.connection, "w", {"storage_problem": "disk full"}, lease_s=60)
+    assert client.get(f"/jobs/{job_id}").json()["delay"] == "disk full"
+    assert "disk full" in problem(client.get("/readyz"), 503, "unavailable")["detail"]

@@ -1,12 +1,13 @@
 """POST /score: scores of repeated runs over a test file, equal to the trainer's."""
 
 import json
+from pathlib import Path
 
 import httpx
 import numpy as np
 import pytest
-from redis import Redis
 
+from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store import keys
 from service.worker.runner import Runner
@@ -64,12 +65,11 @@ def test_reading_a_score_reads_the_verdicts_of_the_best_repeat_only(client: http
     assert client.get(f"/jobs/{job['id']}").json() == job
 
 
-def test_a_single_picture_is_its_own_grid_and_is_stored_once(
-    client: httpx.Client, working: Runner, connection: Redis
-) -> None:
+def test_a_single_picture_is_its_own_grid_and_is_stored_once(client: httpx.Client, working: Runner) -> None:
     asked = client.post("/score", json={"conditions": [["red cube"]], "repeats": 3, "steps": 2}).json()
     picture = client.get(asked["result"]["pictures"][0]["url"])
     assert client.get(asked["result"]["grid_url"]).content == picture.content
     assert asked["result"]["pictures"][0]["url"].endswith(f"/{asked['result']['best']}.png")
-    assert sorted(connection.hkeys(keys.png(asked["id"]))) == [b"0", b"1", b"2", b"grid"]
-    assert connection.hget(keys.png(asked["id"]), "grid") == str(asked["result"]["best"]).encode()
+    folder = PictureFiles(working.settings.pictures).folder(asked["id"])
+    assert isinstance(folder, Path)
+    assert {file.name for file in folder.iterdir()} == {"0.png", "1.png", "2.png"}

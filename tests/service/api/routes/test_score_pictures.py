@@ -17,11 +17,14 @@ from service.api.slots import Slots
 from service.api.uploads.png import check_picture
 from service.client import Client
 from service.client.__main__ import app
+from service.contract.records import ACTIVE
+from service.pictures import PictureFiles
 from service.settings import Settings
-from service.store import keys
 from service.store.connection import text
 from service.store.creation import JobCreator, NewJob
+from service.store.doorbell import ModelName
 from service.store.jobs import JobStore
+from service.worker.models import LoadedEvaluator
 from service.worker.runner import Runner
 from shared.pictures import marked_grid, read_png, to_images
 from tests.conftest import api_server, client_of, running
@@ -131,22 +134,27 @@ def test_jobs_of_several_sizes_share_a_batch(client: httpx.Client, alive: JobSto
         pictures = zipped({f"{i}.png": png(i, size=size) for i in range(3)})
         ids.append(send(client, pictures, later).json()["id"])
     runner = Runner(alive.connection, settings, "w")
-    judge = runner._load_for(alive.record(ids[0]))  # type: ignore[arg-type]
-    assert judge is not None
-    runner.run_once()
+    for model in alive.wanted():
+        runner.want(model)
+    sizes = list[int]()
+    while alive.statuses(ids)[ids[0]] != "finished":
+        runner.run_once()
+        sizes += [len(work.finished) for work in runner.storer.held]
+    assert sizes[:1] == [6]
     assert [client.get(f"/jobs/{job_id}").json()["status"] for job_id in ids] == ["finished", "finished"]
-    assert not judge.busy
     assert runner.rate.pictures == 0  # it measures sampling, not judging
 
 
 def test_a_model_stays_loaded_beside_the_evaluator(connection: Redis, settings: Settings) -> None:
     runner = Runner(connection, settings.model_copy(update={"loaded_models": 1}), "w")
     toy = runner.models.load()
-    assert runner.models.judged_by is not None
-    judge = runner.models.use(
-        runner.models.read_evaluator(runner.models.judged_by.name, runner.models.judged_by.digest)
-    )
+    info = runner.models.judge.info
+    assert info is not None
+    runner.models.want(ModelName(name=info.name, digest=info.digest, is_evaluator=True))
+    while (judge := runner.models.get(info.digest)) is None:
+        assert runner.models.follow() == []
     assert list(runner.models) == [toy, judge]
+    assert isinstance(judge, LoadedEvaluator)
     assert judge.judge is runner.models.judge
     runner.models._unload()
     assert list(runner.models) == [toy, judge]
@@ -173,8 +181,10 @@ def test_an_idempotency_key_stands_for_the_pictures_too(client: httpx.Client, al
 
 def test_a_missing_uploaded_picture_fails_the_job(client: httpx.Client, alive: JobStore, settings: Settings) -> None:
     job_id = send(client, zipped(GOOD), {"prefer": "respond-async"}).json()["id"]
-    alive.connection.hdel(keys.png(job_id), "1")
-    Runner(alive.connection, settings, "w").run(job_id)
+    (PictureFiles(settings.pictures).folder(job_id) / "1.png").unlink()
+    runner = Runner(alive.connection, settings, "w")
+    while alive.statuses([job_id])[job_id] in ACTIVE:
+        runner.run_once()
     job = client.get(f"/jobs/{job_id}").json()
     assert (job["status"], job["error"]) == (
         "failed",
@@ -221,7 +231,7 @@ def test_the_client_uploads_a_zip_or_a_folder(client: httpx.Client, working: Run
     assert all(job.seed is None for job in jobs)
     accuracies = [job.result.accuracy for job in jobs if job.result is not None]
     assert accuracies == accuracies[:1] * 4
-    assert [text(raw) for raw in working.connection.smembers("labelgrid:open")] == []
+    assert [text(raw) for raw in working.connection.zrange("labelgrid:open", 0, -1)] == []
 
 
 def test_the_command_line_uploads_pictures(client: httpx.Client, working: Runner, tmp_path: Path) -> None:
