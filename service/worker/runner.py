@@ -110,9 +110,9 @@ class Runner:
             self._collect()
             self._drop_ended()
             if not self.stopping:
-                self._look()
                 for loaded in self.models.claiming():
                     self._claim(loaded)
+                self._look()  # afterwards, so that a model which was just loaded takes its place
                 self.models.follow_storage()  # afterwards, so that no model is unloaded before it was used
                 for model, error in self.models.follow():
                     self._cannot_load(model, error)
