@@ -207,9 +207,10 @@ def test_unused_models_are_unloaded_but_never_one_with_pictures_in_progress(
 
 
 def test_at_most_as_many_models_stay_loaded_as_the_settings_allow(
-    connection: Redis, own: Settings, folder: Path, store: JobStore, create: Create
+    connection: Redis, own: Settings, folder: Path, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """However many are wanted at the same time."""
+    monkeypatch.setattr("service.worker.models.TURN_S", 3600.0)
     runner = started(connection, own.model_copy(update={"loaded_models": 1}))
     for seed in range(3):
         publish_toy_denoiser(folder, f"extra{seed}", 10 + seed)

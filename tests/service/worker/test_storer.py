@@ -1,6 +1,7 @@
 """Storing: storage that hangs or fails delays pictures and loses none, and jobs that are gone leave no files."""
 
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -236,14 +237,18 @@ def test_a_job_that_lost_a_picture_before_its_end_finishes_once_that_is_sampled_
 def test_a_grid_that_a_worker_died_before_is_composed_by_another_unless_too_many_died(
     store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch, deaths: int
 ) -> None:
-    quick, job = store.settings.model_copy(update={"lease_s": 0.2}), create()
+    quick, job, later = store.settings.model_copy(update={"lease_s": 0.2}), create(), list[JobRecord]()
     with monkeypatch.context() as patch:
         patch.setattr(grids, "compose", die)
         for number in range(deaths):
+            if number >= 2:  # it is suspected by now, so nothing else may be in its worker
+                time.sleep(0.3)  # until its lease has expired
+                later.append(create())
             with pytest.raises(Death):
                 run(Runner(store.connection, quick, f"dead{number}"), job.id)
             assert (status(store, job), store.done_count(job.id)) == ("running", 3)
-    run(Runner(store.connection, quick, "w"), job.id)
+            assert {status(store, one) for one in later} <= {"queued"}
+    run(Runner(store.connection, quick, "w"), job.id, *(one.id for one in later))
     if deaths < quick.max_deliveries:
         assert status(store, job) == "finished"
         assert grid_of(store, job.id)
