@@ -239,8 +239,8 @@ def scaling(content: Data) -> list[Piece]:
         "batching. This is simulated, not measured.",
         "## What breaks first",
         f"A finished job of one picture takes {number(costs.redis_bytes)} bytes in Redis, and its PNG "
-        f"{number(costs.picture_bytes)} bytes in storage, for {costs.kept_s / DAY_S:g} days (`LABELGRID_KEEP_DAYS`). It "
-        f"takes {number(costs.redis_commands)} Redis commands from request to answer; this Redis executes "
+        f"{number(costs.picture_bytes)} bytes in storage, for {costs.kept_s / DAY_S:g} days (`LABELGRID_KEEP_DAYS`). "
+        f"It takes {number(costs.redis_commands)} Redis commands from request to answer; this Redis executes "
         f"{number(costs.redis_commands_per_s)} commands/s, pipelined. At the peak:",
         redis_table(costs),
     ]

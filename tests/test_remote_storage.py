@@ -22,6 +22,7 @@ from shared.storage import Location, open_storage
 from tests.conftest import serving
 from tests.s3 import BUCKET
 from tests.service.store.helpers import record
+from tests.service.worker.conftest import pngs, run
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toys
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
@@ -204,7 +205,7 @@ def test_each_version_of_a_file_is_fetched_once(
 def test_remote_and_local_storage_give_equal_pictures(
     filled: Location, settings: Settings, connection: Redis, tmp_path: Path
 ) -> None:
-    pictures = []
+    drawn = []
     publish_toys(tmp_path / "local")
     for storage in (filled, tmp_path / "local"):
         own = at_address(settings, storage, tmp_path / "cache")
@@ -213,9 +214,9 @@ def test_remote_and_local_storage_give_equal_pictures(
             digest = next(m["digest"] for m in client.get("/models").json()["models"] if m["promoted"])
         store = JobStore(connection, own)
         store.create(job := record(digest=digest, labels=LISTS, columns=2))
-        Runner(connection, own, "w").run(job.id)
-        pictures.append(store.pngs(job.id, range(2)))
-    assert pictures[0] == pictures[1]
+        run(Runner(connection, own, "w"), job.id)
+        drawn.append(pngs(store, job.id, range(2)))
+    assert drawn[0] == drawn[1]
 
 
 def test_the_trainer_promotes_and_scores_remotely(

@@ -127,7 +127,9 @@ def test_a_picture_after_the_end_or_after_deletion_is_found(
     found = problems(server, files, cancelled, deleted, cancelled=(cancelled.id,))
     assert found == [
         f"job {cancelled.id}: pictures ['0'] were stored after its end",
+        f"job {deleted.id}: its pictures were stored 0: 2 times",
         f"job {deleted.id}: verdicts was written after it was deleted or had expired",
+        f"job {deleted.id}: pictures ['0'] were stored after its end",
     ]
 
 

@@ -42,11 +42,11 @@ def connect_and_reset(trial: Trial, count: int) -> None:
     The trial checks their jobs, too.
     """
     port, idempotency_keys = trial.stack.port, [uuid4().hex for _ in range(count)]
-    before = trial.stack.connection.smembers(keys.OPEN)
+    before = set(trial.stack.connection.zrange(keys.OPEN, 0, -1))
     open_jobs = [text(raw) for raw in before]
     connections = [_watch(port, open_jobs[i % len(open_jobs)]) for i in range(count)]
     connections += [_ask(port, key) for key in idempotency_keys]
-    until(lambda: trial.stack.connection.smembers(keys.OPEN) - before, "a waiting request")
+    until(lambda: set(trial.stack.connection.zrange(keys.OPEN, 0, -1)) - before, "a waiting request")
     for connection in connections:
         connection.close()
     for key in idempotency_keys:  # a retry is the only way to learn the jobs' ids

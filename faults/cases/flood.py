@@ -76,5 +76,5 @@ def flood(trial: Trial) -> None:
     trial.strike(pour)
     trial.end(lambda: None)
     trial.recover()
-    until(lambda: trial.stack.connection.scard(keys.OPEN) < 5, "the flood's jobs")
+    until(lambda: trial.stack.connection.zcard(keys.OPEN) < 5, "the flood's jobs")
     trial.figures["all finished after, s"] = round(time.monotonic() - begun, 1)

@@ -41,7 +41,7 @@ def test_needs_and_bottlenecks_follow_from_the_costs() -> None:
     assert need["commands_share"] == pytest.approx(0.03)
     assert need["mbit_per_s"] == pytest.approx(1.2)
     few, many = (capacity_model.first_to_break(COSTS, 864_000, rows) for rows in (8, 40_000))
-    assert few.startswith("the bottleneck is Redis memory (of 4 GiB), at 27 times its capacity")
+    assert few.startswith("the bottleneck is Redis memory (of 4 GiB), at 26 times its capacity")
     assert many.startswith("the bottleneck is the device, at 3e+03 times its capacity")
 
 

@@ -27,6 +27,7 @@ from service.worker.runner import Runner
 from tests.conftest import serving
 from tests.service.api.answers import LISTS, submitted
 from tests.service.processes import until
+from tests.service.worker.conftest import run
 
 Event = dict[str, Any]
 
@@ -62,7 +63,7 @@ def read(client: httpx.Client, job_id: str, after: str | None = None) -> list[Ev
 
 def test_events_come_in_order_and_can_be_resumed_after_any_of_them(client: httpx.Client, runner: Runner) -> None:
     job_id = submitted(client, steps=2)
-    runner.run(job_id)
+    run(runner, job_id)
     received = read(client, job_id)
     assert [event["event"] for event in received] == ["job", "status", "picture", "picture", "end"]
     assert received[1]["data"] == {"status": "running"}
@@ -77,7 +78,7 @@ def test_events_come_in_order_and_can_be_resumed_after_any_of_them(client: httpx
 
 def test_an_only_picture_comes_with_the_end_of_its_job(client: httpx.Client, runner: Runner) -> None:
     job_id = submitted(client, labels=LISTS[:1], steps=1)
-    runner.run(job_id)
+    run(runner, job_id)
     received = read(client, job_id)
     assert [event["event"] for event in received] == ["job", "status", "picture", "end"]
     assert received[2]["data"] == {"index": 0, "url": f"/jobs/{job_id}/images/0.png"}
@@ -88,7 +89,7 @@ def test_an_only_picture_comes_with_the_end_of_its_job(client: httpx.Client, run
 
 def test_steps_and_previews_come_while_the_job_runs_until_it_is_cancelled(client: httpx.Client, runner: Runner) -> None:
     job_id = submitted(client, steps=1000)
-    working = threading.Thread(target=runner.run, args=(job_id,))
+    working = threading.Thread(target=run, args=(runner, job_id))
     with client.stream("GET", f"/jobs/{job_id}/events") as response:
         received = events(response)
         assert next(received)["event"] == "job"
@@ -143,7 +144,7 @@ def test_a_job_is_read_once_however_many_watch_it(client: httpx.Client, alive: J
 @contextlib.asynccontextmanager
 async def feeds_of(settings: Settings) -> AsyncIterator[Feeds]:
     async with AsyncRedis.from_url(settings.redis_url, protocol=2) as reading:
-        yield Feeds(JobReader(reading))
+        yield Feeds(JobReader(reading, keep_s=60))
 
 
 def test_a_job_that_nobody_watches_is_no_longer_read(client: httpx.Client, alive: JobStore) -> None:
@@ -228,7 +229,7 @@ def test_a_shutdown_ends_event_streams_and_waits(settings: Settings, alive: JobS
         threads = [threading.Thread(target=watch), threading.Thread(target=wait)]
         for thread in threads:
             thread.start()
-        until(lambda: alive.connection.exists(keys.watched(job_id)) and alive.connection.scard(keys.OPEN) == 2)
+        until(lambda: alive.connection.exists(keys.watched(job_id)) and alive.connection.zcard(keys.OPEN) == 2)
     for thread in threads:
         thread.join()
     assert ["job"] in ends

@@ -34,7 +34,7 @@ LISTS = [["red cube"]]
 
 def until_waiting(store: JobStore, requests: int) -> None:
     """Return once so many requests have created their jobs and have no answer yet."""
-    until(lambda: REQUESTS_IN_WORK._value.get() == requests and store.connection.scard(keys.OPEN) >= requests)
+    until(lambda: REQUESTS_IN_WORK._value.get() == requests and store.connection.zcard(keys.OPEN) >= requests)
 
 
 def wait(client: httpx.Client, answers: list[int]) -> None:
@@ -49,7 +49,7 @@ def answer_to_a_waiting_post(
     responses = []
     waiting = threading.Thread(target=lambda: responses.append(client.post("/generate", json={"labels": LISTS})))
     waiting.start()
-    (job_id,) = map(text, until(lambda: store.connection.smembers(keys.OPEN)))
+    (job_id,) = map(text, until(lambda: store.connection.zrange(keys.OPEN, 0, -1)))
     end(job_id)
     waiting.join()
     return responses[0], job_id
@@ -94,7 +94,7 @@ def test_a_request_stops_waiting_when_its_client_disconnects(
         connection.sendall(b"POST %s HTTP/1.1\r\n%s\r\n%s" % (path.encode(), head, request.read()))
         until_waiting(alive, 1)
     until_waiting(alive, 0)
-    (job_id,) = map(text, alive.connection.smembers(keys.OPEN))
+    (job_id,) = map(text, alive.connection.zrange(keys.OPEN, 0, -1))
     assert client.get(f"/jobs/{job_id}").json()["status"] == "queued"  # the job goes on
 
 
@@ -116,8 +116,8 @@ def test_more_streams_may_wait_than_there_are_connections_for_waiting(
         threads = [threading.Thread(target=wait, args=(client, answers)) for _ in range(3)]
         for thread in threads:
             thread.start()
-        until(lambda: alive.connection.scard(keys.OPEN) == len(threads))
-        jobs = [text(one) for one in alive.connection.smembers(keys.OPEN)]
+        until(lambda: alive.connection.zcard(keys.OPEN) == len(threads))
+        jobs = [text(one) for one in alive.connection.zrange(keys.OPEN, 0, -1)]
         with contextlib.ExitStack() as stack:
             streams = [stack.enter_context(client.stream("GET", f"/jobs/{job_id}/events")) for job_id in jobs]
             until(lambda: len(refused) >= 2 * len(threads))
@@ -142,7 +142,7 @@ def test_waiting_clients_leave_the_others_their_connections(
             thread.start()
             until_waiting(alive, waiting)
         assert client.get("/jobs").status_code == 200
-        jobs = [text(raw) for raw in alive.connection.smembers(keys.OPEN)]
+        jobs = [text(raw) for raw in alive.connection.zrange(keys.OPEN, 0, -1)]
         for count, job_id in enumerate(jobs, 1):  # one by one: each is read once more at its end
             alive.cancel(job_id)
             until(lambda count=count: len(answers) == count)
@@ -158,14 +158,14 @@ def test_clients_that_wait_share_one_read(settings: Settings, alive: JobStore, m
     with serving(settings) as client, ThreadPoolExecutor(4) as pool:
         own = [pool.submit(client.post, "/generate", json=body) for _ in range(2)]
         same = [pool.submit(client.post, "/generate", json=body, headers=headers) for _ in range(2)]
-        until(lambda: REQUESTS_IN_WORK._value.get() == 4 and alive.connection.scard(keys.OPEN) == 3)
+        until(lambda: REQUESTS_IN_WORK._value.get() == 4 and alive.connection.zcard(keys.OPEN) == 3)
         blocked = set[int]()
         for _ in range(20):
             blocked.add(alive.connection.info("clients")["blocked_clients"])
             time.sleep(0.01)
         assert max(blocked) == 1
         begun = time.monotonic()
-        for job_id in map(text, alive.connection.smembers(keys.OPEN)):
+        for job_id in map(text, alive.connection.zrange(keys.OPEN, 0, -1)):
             alive.fail(job_id, f"as {job_id} must")
         answers = [one.result().json() for one in (*own, *same)]
     assert time.monotonic() - begun < service.store.reader.LOOK_AGAIN_S
@@ -181,7 +181,7 @@ def test_an_end_that_nobody_heard_of_is_seen_soon(
     with serving(settings) as client, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(client.post, "/generate", json={"labels": LISTS})
         until_waiting(alive, 1)
-        (job_id,) = map(text, alive.connection.smembers(keys.OPEN))
+        (job_id,) = map(text, alive.connection.zrange(keys.OPEN, 0, -1))
         alive.connection.hset(keys.job(job_id), mapping={"status": "failed", "error": "quietly"})
-        alive.connection.srem(keys.OPEN, job_id)
+        alive.connection.zrem(keys.OPEN, job_id)
         assert problem(waiting.result(), 500, "job-failed")["detail"] == "quietly"

@@ -74,7 +74,7 @@ def test_a_failed_or_cancelled_job_is_an_error_that_is_not_retried(
 
     def end() -> None:
         while not answered.wait(0.005):
-            for job_id in map(text, alive.connection.smembers("labelgrid:open")):
+            for job_id in map(text, alive.connection.zrange("labelgrid:open", 0, -1)):
                 _ = alive.fail(job_id, "picture 0: it is broken") if how == "fails" else alive.cancel(job_id)
 
     thread = threading.Thread(target=end)
