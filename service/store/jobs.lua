@@ -17,7 +17,7 @@ local KEPT_EVENTS = 1000 -- per job; a client that missed older ones reads the j
 local WEBHOOK_GRACE_S = 5 -- RQ hears of an event at once; the outbox is read only for events that RQ lost
 local MOST_ARGUMENTS = 1000 -- of one command; Lua's `unpack` returns some thousand values at most
 
-local OPEN = 'labelgrid:open'
+local OPEN = 'labelgrid:deadlines'
 local ENDED = 'labelgrid:ended'
 local WEBHOOKS = 'labelgrid:webhooks'
 local MODELS = 'labelgrid:models'
@@ -499,10 +499,26 @@ local function delete(args)
   return 1
 end
 
+-- Takes over the open jobs of versions before 0.3, which had them in a set.
+local function adopt_open_jobs()
+  for _, id in ipairs(redis.call('SMEMBERS', 'labelgrid:open')) do
+    local job = keys_of_job(id).job
+    local overdue_at, raw = unpack(redis.call('HMGET', job, 'overdue_at', 'record'))
+    if overdue_at and raw then
+      local record = cjson.decode(raw)
+      local model = {name = record.model, digest = record.digest, is_evaluator = record.sent or false}
+      redis.call('ZADD', OPEN, overdue_at, id)
+      redis.call('HSET', MODELS, record.digest, cjson.encode(model))
+    end
+  end
+  redis.call('DEL', 'labelgrid:open')
+end
+
 -- overdue()
 --
 -- Returns the open jobs whose time is over, by the clock of Redis, and forgets open jobs that do not exist.
 local function overdue()
+  adopt_open_jobs()
   local found = {}
   for _, id in ipairs(redis.call('ZRANGEBYSCORE', OPEN, '-inf', now_s())) do
     if redis.call('EXISTS', keys_of_job(id).job) == 1 then

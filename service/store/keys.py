@@ -9,7 +9,7 @@ job:ID:live           stream      current steps and previews, while somebody wat
 job:ID:watched        string      exists while somebody watches; expires seconds later
 job:ID:webhook:EVENT  hash        number of attempts to send a webhook
 job:ID:webhook:EVENT:sending      string: exists while an attempt is in progress
-open                  sorted set  ids of the jobs that have not ended; score: when they must have (Unix seconds)
+deadlines             sorted set  ids of the jobs that have not ended; score: when they must have (Unix seconds)
 ended                 stream      ids of the last jobs that ended, for APIs whose clients wait for one
 jobs:OWNER            sorted set  MILLISECONDS-ID of each of the owner's jobs, all with score 0: sorted by time
 key:HASH              string      the job and request that belong to an owner's Idempotency-Key
@@ -33,7 +33,7 @@ rate:...              strings     counts of the rate limit; the library `limits`
 from typing import Final
 
 PREFIX: Final = "labelgrid"
-OPEN: Final = "labelgrid:open"
+OPEN: Final = "labelgrid:deadlines"
 ENDED: Final = "labelgrid:ended"
 WORKERS: Final = "labelgrid:workers"
 PRUNED: Final = "labelgrid:pruned"

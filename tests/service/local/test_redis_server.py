@@ -14,10 +14,8 @@ from redis.retry import Retry
 import service.local.redis_server
 from service.local.redis_server import RedisServer, StartFailed, find_binary
 from service.settings import Settings
-from service.store.claims import PictureStream
 from service.store.connection import connect
 from service.store.jobs import JobStore
-from tests.service.store.helpers import DIGEST
 
 OF_REDIS_6 = Path(__file__).parent / "redis-6.2.aof"
 
@@ -72,12 +70,11 @@ def test_jobs_that_an_embedded_redis_of_version_6_stored_go_on(redis_server: Red
     with running(server) as client:
         store = JobStore(client, settings)
         assert store.statuses(["first", "second"]) == {"first": "running", "second": "queued"}
-        assert store.queue.count == 2
-        stream = PictureStream(client, settings, DIGEST, "w")
-        claims = [*stream.claim_stale(9, may_be_alone=False)[0], *stream.claim_new(9)]
-        assert [claim.picture.key for claim in claims] == [("first", 0), ("first", 1), ("second", 0)]
+        overdue = store.overdue()  # from now on they are open jobs of this version, whose time is over
+        assert sorted(overdue) == ["first", "second"]
+        assert [store.fail(job_id, "overdue") for job_id in overdue] == [True, True]
     with running(server) as client:  # now from files of its own
-        assert JobStore(client, settings).statuses(["first"]) == {"first": "running"}
+        assert JobStore(client, settings).statuses(["first"]) == {"first": "failed"}
 
 
 def test_data_of_another_kind_of_server_is_not_overwritten(redis_server: RedisServer) -> None:

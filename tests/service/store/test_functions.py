@@ -52,7 +52,7 @@ def test_the_event_loop_loads_the_library_too(without_library: Redis, settings: 
             assert (await JobReader(client, settings.keep_s).job(jobs[0].id)).status == "queued"
 
     asyncio.run(run())
-    assert without_library.zcard("labelgrid:open") == 3
+    assert without_library.zcard("labelgrid:deadlines") == 3
 
 
 def test_two_versions_side_by_side_keep_their_functions(without_library: Redis) -> None:

@@ -131,7 +131,7 @@ def test_create_writes_every_key_of_a_job(library: Library) -> None:
     assert library.connection.lrange(f"{OWNERS}:ann", 0, -1) == [A.encode()]
     assert library.connection.zrange(OWNERS, 0, -1) == [b"ann"]
     assert library.hash(COUNTS) == {"ann": "2"}
-    ((opened, overdue_at),) = library.connection.zrange("labelgrid:open", 0, -1, withscores=True)
+    ((opened, overdue_at),) = library.connection.zrange("labelgrid:deadlines", 0, -1, withscores=True)
     assert opened == A.encode()
     assert 45 <= overdue_at - now <= 50
     assert library.hash("labelgrid:models") == {DIGEST: '{"name": "toy"}'}
@@ -219,7 +219,7 @@ def test_pictures_are_claimed_in_turn_stored_and_finished(library: Library) -> N
     assert (answers, list(leased)) == ([1, [1, b"record of b"], 1, 1], ["a grid"])
     assert library.in_stream() == (1, 1)
     assert library.hash(f"labelgrid:job:{A}:verdicts") == {index: f"verdict {index}" for index in "012"}
-    assert library.connection.zrange("labelgrid:open", 0, -1) == [A.encode()]
+    assert library.connection.zrange("labelgrid:deadlines", 0, -1) == [A.encode()]
     assert library.finish(A, leased["a grid"]) == [[1, b"record of a"]]
     assert library.in_stream() == (0, 0)
     for job, told in ((A, ("finished", "8.5", RESULT)), (B, ("finished", "7.5", "{}"))):
@@ -316,9 +316,9 @@ def test_delete_gives_an_owners_stored_pictures_back(library: Library) -> None:
 def test_overdue_jobs_are_named_and_those_that_are_gone_forgotten(library: Library) -> None:
     library.create(A, timeout_s=0)
     library.create(B)
-    library.connection.zadd("labelgrid:open", {NOBODY: 5})
+    library.connection.zadd("labelgrid:deadlines", {NOBODY: 5})
     assert library("overdue") == [A.encode()]
-    assert library.connection.zrange("labelgrid:open", 0, -1) == [A.encode(), B.encode()]
+    assert library.connection.zrange("labelgrid:deadlines", 0, -1) == [A.encode(), B.encode()]
 
 
 def test_read_gives_a_count_of_verdicts_until_there_is_a_result_and_then_the_best_repeat(library: Library) -> None:

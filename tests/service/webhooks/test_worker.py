@@ -285,4 +285,4 @@ def test_a_request_with_an_impossible_webhook_is_refused(settings: Settings, hoo
         with serving(chosen) as client:
             answer = client.post("/generate", json={"labels": [["red cube"]], **fields})
         assert (answer.status_code, words in answer.json()["detail"]) == (422, True), answer.text
-    assert store.connection.scard("labelgrid:open") == 0
+    assert store.connection.zcard("labelgrid:deadlines") == 0

@@ -42,7 +42,7 @@ def test_a_full_queue_says_when_to_retry(settings: Settings, alive: JobStore) ->
         response = client.post("/score", json={"conditions": LISTS, "repeats": 1})
         problem(response, 429, "queue-full")
         assert response.headers["retry-after"] == "6"  # 12 + 2 - 5 pictures at 1.5 a second
-        assert alive.connection.zcard("labelgrid:open") == 1
+        assert alive.connection.zcard("labelgrid:deadlines") == 1
         alive.cancel(first)  # its pictures wait no longer
         submitted(client)
 
@@ -135,7 +135,7 @@ def test_an_idempotency_key_stands_for_one_request(
     for fields in ({"steps": 3}, {"seed": 1}, {field: LISTS[:1]}, {"columns": 2}):
         body = problem(ask(**fields), 422, "idempotency-key-reused")
         assert body["errors"][0]["loc"] == ["header", "Idempotency-Key"]
-    assert alive.connection.zcard("labelgrid:open") == 1
+    assert alive.connection.zcard("labelgrid:deadlines") == 1
     headers["idempotency-key"] = "another"
     assert ask().json()["id"] != first.json()["id"]
 

@@ -74,7 +74,7 @@ def test_a_failed_or_cancelled_job_is_an_error_that_is_not_retried(
 
     def end() -> None:
         while not answered.wait(0.005):
-            for job_id in map(text, alive.connection.zrange("labelgrid:open", 0, -1)):
+            for job_id in map(text, alive.connection.zrange("labelgrid:deadlines", 0, -1)):
                 _ = alive.fail(job_id, "picture 0: it is broken") if how == "fails" else alive.cancel(job_id)
 
     thread = threading.Thread(target=end)
@@ -142,7 +142,7 @@ def test_bad_requests_are_400_with_the_parameter(
     assert response.headers["content-type"] == "application/problem+json"
     problem = response.json()
     assert (problem["status"], problem["detail"]) == (400, problem["error"]["message"])
-    assert not alive.connection.exists("labelgrid:open")
+    assert not alive.connection.exists("labelgrid:deadlines")
 
 
 def test_no_worker_is_503_and_a_slow_job_504(

@@ -231,7 +231,7 @@ def test_the_client_uploads_a_zip_or_a_folder(client: httpx.Client, working: Run
     assert all(job.seed is None for job in jobs)
     accuracies = [job.result.accuracy for job in jobs if job.result is not None]
     assert accuracies == accuracies[:1] * 4
-    assert [text(raw) for raw in working.connection.zrange("labelgrid:open", 0, -1)] == []
+    assert [text(raw) for raw in working.connection.zrange("labelgrid:deadlines", 0, -1)] == []
 
 
 def test_the_command_line_uploads_pictures(client: httpx.Client, working: Runner, tmp_path: Path) -> None:
