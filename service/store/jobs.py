@@ -18,8 +18,8 @@ from rq.serializers import JSONSerializer
 
 from service.contract.records import ACTIVE, TERMINAL, FinishedPicture, JobRecord, JobResult, JobStatus, Verdict
 from service.settings import Settings
-from service.store import creation, functions, keys, webhook_outbox
-from service.store.connection import best_effort, text
+from service.store import creation, functions, keys
+from service.store.connection import text
 from service.store.idempotency import IdempotentRequest
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
@@ -36,7 +36,6 @@ class JobStore:
         self.connection, self.settings = connection, settings
         # JSON, because RQ's default unpickles what it reads from Redis.
         self.queue = Queue(settings.queue, connection=connection, serializer=JSONSerializer)
-        self.webhooks = Queue(settings.webhook_queue, connection=connection, serializer=JSONSerializer)
 
     def create(
         self,
@@ -85,7 +84,7 @@ class JobStore:
         found = dict(zip(indices, answers, strict=True))
         for job_id, answer in found.items():
             if answer is not None and answer[0]:
-                self._moved(job_id, "running", {}, *answer[1:3])
+                self._moved(job_id, "running", {}, answer[2])
         return found
 
     def fail(self, job_id: str, reason: str) -> bool:
@@ -101,7 +100,7 @@ class JobStore:
         answer = functions.call(self.connection, "end_early", self._ending, job_id, status, *creation.flat(fields))
         if answer is None:
             return False
-        self._moved(job_id, status, about, *answer)
+        self._moved(job_id, status, about, answer[1])
         return True
 
     def delete(self, job_id: str) -> bool:
@@ -124,7 +123,7 @@ class JobStore:
         answers = functions.call(self.connection, "finish", self._ending, at or time.time(), *arguments)
         ended = {job_id: answer for job_id, answer in zip(finished, answers, strict=True) if answer is not None}
         for job_id, answer in ended.items():
-            self._moved(job_id, "finished", {}, *answer)
+            self._moved(job_id, "finished", {}, answer[1])
         return bool(ended)
 
     @functools.cached_property
@@ -140,17 +139,14 @@ class JobStore:
             }
         )
 
-    def _moved(self, job_id: str, status: JobStatus, about: dict[str, Any], webhook_is_due: int, raw: Any) -> None:
-        """Log, count and announce a move, given the function's answer. An `error` in `about` is the reason."""
+    def _moved(self, job_id: str, status: JobStatus, about: dict[str, Any], raw: Any) -> None:
+        """Log and count a move, given the function's answer. An `error` in `about` is the reason."""
         record = _readable(job_id, raw)
         _log(f"job {status}", job_id, record, **({"reason": about["error"]} if "error" in about else {}))
         if status == "running" and record is not None:
             tracing.record("queue", record.traceparent, {"job_id": job_id}, record.created_at)
         if status in TERMINAL:
             JOBS_ENDED.labels(status).inc()
-        if webhook_is_due:
-            with best_effort():  # the webhooks' worker finds it in the outbox anyway
-                webhook_outbox.enqueue(self.webhooks, job_id, status)
 
     def commit(
         self,
@@ -178,7 +174,7 @@ class JobStore:
         for (_, one), answer in zip(finished, answers, strict=True):
             job_id = one.picture.job
             if isinstance(answer, list):
-                self._moved(job_id, "finished", {}, *answer)
+                self._moved(job_id, "finished", {}, answer[1])
             elif answer:
                 complete.add(job_id)
         return complete
