@@ -102,6 +102,7 @@ def create_app(settings: Settings) -> FastAPI:
         await waiting.aclose()
         await reading.aclose()
         connection.close()
+        tracing.stop()  # here, because uvicorn then raises its signal again, which ends the process
 
     app = DocumentedAPI(
         title="labelgrid",

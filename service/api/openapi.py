@@ -1,14 +1,13 @@
 """The complete OpenAPI document: what FastAPI reads off the routes, and what all routes have in common.
 
-A route names its own errors with `openapi_parts.problems`. This module adds those of guard, shutdown, parameters and
-faults, and gives errors under /v1 the form of the OpenAI API. Knows no route.
+A route names its own errors with `openapi_parts.problems`. This module adds those of guard, parameters and faults, and
+gives errors under /v1 the form of the OpenAI API. Knows no route.
 """
 
 from typing import Any
 
 from fastapi import FastAPI
 
-from service.api.access.guard import STILL_ANSWERED
 from service.api.openai.errors import INVALID, PREFIX, show_openai_errors
 from service.api.openai.schemas import OpenAIProblem
 from service.api.openapi_parts import SCHEMAS, examples_of, header, problems
@@ -20,7 +19,6 @@ from service.contract.errors import (
     NotLocal,
     Problem,
     ServiceError,
-    ShuttingDown,
     TooManyRequests,
 )
 from service.contract.events import PictureEvent, StatusEvent, StepsEvent
@@ -87,6 +85,4 @@ def _common_errors(path: str, method: str, operation: dict[str, Any]) -> list[ty
         errors.append(BadRequest)
     if "security" in operation:
         errors += GUARD if method.upper() in SAFE_METHODS else (*GUARD, CrossSite)
-    if path not in STILL_ANSWERED:
-        errors.append(ShuttingDown)
     return errors

@@ -27,8 +27,7 @@ ServiceError                500  unexpected; the server's log has the cause
 ├── JobFailed               500  for a client that waited for the job
 ├── Unavailable             503
 │   ├── NoModel                  no checkpoint in storage can be used
-│   ├── NoWorker
-│   └── ShuttingDown             another process, or this one once restarted, takes the request
+│   └── NoWorker
 └── NotInTime               504  for a client that cannot be answered 202
 """
 
@@ -249,7 +248,3 @@ class NoModel(Unavailable, slug="no-model", title="No model is available"):
 
 class NoWorker(Unavailable, slug="no-worker", title="No worker is running"):
     example = "no worker is running; nothing was queued"
-
-
-class ShuttingDown(Unavailable, slug="shutting-down", title="This process is shutting down"):
-    example = "this process finishes its open requests and accepts no new ones; try again"

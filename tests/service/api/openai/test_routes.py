@@ -16,7 +16,7 @@ from redis import Redis
 
 from service.api.access.keys import hash_of, new_key
 from service.api.problems import error_response
-from service.contract.errors import ShuttingDown, TooManyRequests
+from service.contract.errors import TooManyRequests, Unavailable
 from service.settings import Settings
 from service.store import workers
 from service.store.connection import text
@@ -185,7 +185,7 @@ def test_unknown_addresses_methods_and_bodies_get_openais_error(client: httpx.Cl
 
 
 def test_errors_outside_of_routes_get_openais_error_too() -> None:
-    for error, kind in ((ShuttingDown(""), "server_error"), (TooManyRequests(""), "rate_limit_error")):
+    for error, kind in ((Unavailable(""), "server_error"), (TooManyRequests(""), "rate_limit_error")):
         problem = json.loads(bytes(error_response("/v1/models", error).body))
         assert (problem["status"], problem["error"]["type"]) == (error.status, kind)
         assert b'"error"' not in bytes(error_response("/jobs", error).body)
