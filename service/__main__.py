@@ -115,9 +115,12 @@ def api(
         from service.api.access.guard import check_listening
         from service.api.app import create_app
         from service.api.server import Server
+        from service.openai.routes import mount
 
         check_listening(settings, host)
-        server = Server(create_app(settings), host=host, port=port)
+        application = create_app(settings)
+        mount(application)
+        server = Server(application, host=host, port=port)
         # The collector took a twelfth of the API's CPU time, and looked through all modules for 75 ms at a time.
         gc.freeze()
         gc.set_threshold(COLLECT_AFTER, 10, 10)

@@ -19,7 +19,6 @@ ServiceError                500  unexpected; the server's log has the cause
 ├── JobCancelled            409  for a client that waited for the job
 ├── ExpiredJob              410  the job's time to live is over, or it was deleted
 ├── TooLarge                413  a body or a file in it; Starlette raises it for bodies, as an HTTPException
-├── UnsupportedBody         415  neither JSON nor a form
 ├── TooManyRequests         429  Retry-After says when the next one is accepted
 ├── QueueFull               429  Retry-After says when there will be room
 ├── QuotaExceeded           429  the owner's stored results; Retry-After says when some of them expire
@@ -206,12 +205,6 @@ class JobCancelled(ServiceError, status=409, slug="job-cancelled", title="The jo
 
 class TooLarge(ServiceError, status=413, slug="content-too-large", title="Content Too Large"):
     example = "the body has more than 1114112 bytes"
-
-
-class UnsupportedBody(
-    ServiceError, status=415, slug="unsupported-media-type", title="The body's type is not supported"
-):
-    example = "text/plain; wanted application/json or multipart/form-data"
 
 
 class TooManyRequests(ServiceError, status=429, slug="too-many-requests", title="Too many requests"):

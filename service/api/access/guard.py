@@ -7,7 +7,6 @@ time than others charges for it itself (`charge`).
 import asyncio
 import functools
 import ipaddress
-import math
 import re
 from collections.abc import Collection
 
@@ -25,7 +24,6 @@ from service.settings import Settings, StartError
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
 METRICS = "/metrics"  # figures only: without keys Prometheus may read them under any name of this host
 SEARCH_COSTS = 10  # usual requests, which take some 5 ms of CPU time
-SCALED_PIXELS = 100_000  # of scaled pictures that take as long as one usual request
 COUNTED_WITHIN_S = 0.5  # Redis takes a millisecond; one that hangs must not delay what does not need it
 CHALLENGE = 'Bearer realm="labelgrid"'
 
@@ -104,10 +102,6 @@ async def charge(scope: Scope, cost: int) -> None:
         await _check_rate(scope["app"], owner, cost, counted=1)
 
 
-def cost_of_scaling(pixels: int) -> int:
-    return math.ceil(pixels / SCALED_PIXELS)
-
-
 class Guard:
     """ASGI middleware: stores the owner of the request's key in its state, or answers with a problem."""
 
@@ -125,7 +119,7 @@ class Guard:
                     scope.setdefault("state", {})["owner"] = owner = self._owner(scope)
                     await _check_rate(scope["app"], owner, cost=1)
             except ServiceError as error:
-                await error_response(path, error)(scope, receive, send)
+                await error_response(scope, error)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 
