@@ -115,9 +115,12 @@ def api(
         from service.api.access.guard import check_listening
         from service.api.app import create_app
         from service.api.server import Server
+        from service.openai.routes import mount
 
         check_listening(settings, host)
-        server = Server(create_app(settings), host=host, port=port)
+        application = create_app(settings)
+        mount(application)
+        server = Server(application, host=host, port=port)
         # The collector took a twelfth of the API's CPU time, and looked through all modules for 75 ms at a time.
         gc.freeze()
         gc.set_threshold(COLLECT_AFTER, 10, 10)
@@ -163,17 +166,13 @@ def check(
             if not is_alive(settings.alive_file):
                 raise StartError(f"no process has touched {settings.alive_file} lately")
             return
-        from rq import Worker
-
-        from service.store import workers
+        from service.store import keys, workers
         from service.store.connection import connect
-        from service.store.jobs import JobStore
 
-        store = JobStore(connect(settings.redis_url), settings)
-        hosts = [about["host"] for about in workers.list_live(store.connection) if not about.get("stalled")]
-        hosts += [sender.hostname for sender in Worker.all(queue=store.webhooks)]
-        if socket.gethostname() not in hosts:
-            raise StartError(f"no worker of {socket.gethostname()} is alive, or it hangs")
+        connection, host = connect(settings.redis_url), socket.gethostname()
+        hosts = [about["host"] for about in workers.list_live(connection) if not about.get("stalled")]
+        if host not in hosts and not connection.exists(keys.webhook_sender(host)):
+            raise StartError(f"no worker of {host} is alive, or it hangs")
 
 
 @app.command()

@@ -165,8 +165,6 @@ class Settings(BaseSettings):
     """How often a webhook is attempted. Each further pause is four times as long as the one before."""
     webhook_backoff_s: float = Field(default=5.0, gt=0)
     """Pause after the first attempt. Six attempts starting with 5 s take about half an hour."""
-    webhook_queue: str = "labelgrid-webhooks"
-    """Name of the RQ queue of webhooks."""
 
     alive_file: Path | None = None
     """A file that a worker or a webhooks' worker touches every second, for `python -m service check --liveness`. Each

@@ -53,7 +53,7 @@ BODIES = [
     _generate(6, 20, sampler="dpmpp_2m", guidance=5.0),
     _generate(7, 16, trajectory=3),
     _generate(8, 20, model="other", sampler="ddim"),
-    Body("/score", 6, {"conditions": LABELS[:2], "repeats": 3, "seed": 1, "steps": 6}),
+    Body("/score/conditions", 6, {"conditions": LABELS[:2], "repeats": 3, "seed": 1, "steps": 6}),
     Body("/score", 3),
 ]
 KINDS = {  # of clients, with how often each comes

@@ -22,8 +22,10 @@ from redis import Redis
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from service.api.app import create_app
+from service.api.openapi import DocumentedAPI
 from service.api.server import Server
 from service.local.redis_server import RedisServer
+from service.openai.routes import mount
 from service.settings import Settings
 from service.store import functions, workers
 from service.store.connection import connect
@@ -125,10 +127,17 @@ def _one_ssl_context() -> Iterator[None]:
         yield
 
 
+def application(settings: Settings) -> DocumentedAPI:
+    """Return the API with its dialect, as `python -m service api` serves it."""
+    app = create_app(settings)
+    mount(app)
+    return app
+
+
 @functools.cache
 def documented() -> Documented:
     """Return the check against the OpenAPI document, which does not depend on the settings."""
-    return Documented(create_app(Settings()).openapi())
+    return Documented(application(Settings()).openapi())
 
 
 @pytest.fixture(scope="session")
@@ -161,7 +170,7 @@ def api_server(settings: Settings) -> Iterator[Server]:
     It sees a changed model at once, not 0.05 s later, so that no test depends on its own speed.
     """
     settings = settings.model_copy(update={"storage_every_s": 0.0})
-    server = Server(create_app(settings), host="127.0.0.1", port=0)
+    server = Server(application(settings), host="127.0.0.1", port=0)
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:

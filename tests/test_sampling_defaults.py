@@ -84,7 +84,7 @@ def test_request_overrides_checkpoint_overrides_default(settings: Settings, fold
     with serving(settings.model_copy(update={"storage": folder})) as client:
 
         def asked(path: str = "/generate", **given: object) -> dict[str, object]:
-            body = {"conditions" if path == "/score" else "labels": LISTS, **given}
+            body = {"conditions" if path == "/score/conditions" else "labels": LISTS, **given}
             response = client.post(path, json=body, headers={"prefer": "respond-async"})
             assert response.status_code == 202, response.text
             job: dict[str, object] = response.json()
@@ -99,7 +99,7 @@ def test_request_overrides_checkpoint_overrides_default(settings: Settings, fold
         earlier = asked()
         own = set_sampling(folder, "toy", {"steps": 8, "guidance": 1.0})
         assert (shown("toy"), shown("other")) == (own, plain)
-        assert asked()["options"] == asked("/score")["options"] == own.model_dump(mode="json")
+        assert asked()["options"] == asked("/score/conditions")["options"] == own.model_dump(mode="json")
         assert asked(guidance=2.5)["options"] == {**own.model_dump(mode="json"), "guidance": 2.5}
         assert asked(model="other")["options"] == plain.model_dump(mode="json")
         waiting = client.get(f"/jobs/{earlier['id']}").json()

@@ -354,7 +354,7 @@ def test_a_picture_of_a_request_is_made_again_from_its_job(
     """The position in its recipe decides its noise: with curl, and when edited as a new job."""
     whole = client.post("/generate", json={"labels": LISTS, "seed": 7, "steps": 3, "sampler": "euler"}).json()
     picture = client.get(whole["result"]["pictures"][2]["url"]).content
-    job = client.post("/generate", files={"file": picture}).json()
+    job = client.post("/generate/png", files={"file": picture}).json()
     page.goto(f"{address}#{job['id']}")
     is_finished(page)
     page.get_by_role("button", name="Copy as curl").click()

@@ -3,6 +3,7 @@
 import json
 import socket
 import struct
+from typing import Any
 from uuid import uuid4
 
 from faults.harness import until
@@ -42,11 +43,15 @@ def connect_and_reset(trial: Trial, count: int) -> None:
     The trial checks their jobs, too.
     """
     port, idempotency_keys = trial.stack.port, [uuid4().hex for _ in range(count)]
-    before = set(trial.stack.connection.zrange(keys.OPEN, 0, -1))
-    open_jobs = [text(raw) for raw in before]
+
+    def open_now() -> list[str]:
+        found: Any = trial.stack.connection.zrange(keys.OPEN, 0, -1)
+        return [text(raw) for raw in found]
+
+    open_jobs = open_now()
     connections = [_watch(port, open_jobs[i % len(open_jobs)]) for i in range(count)]
     connections += [_ask(port, key) for key in idempotency_keys]
-    until(lambda: set(trial.stack.connection.zrange(keys.OPEN, 0, -1)) - before, "a waiting request")
+    until(lambda: set(open_now()) - set(open_jobs), "a waiting request")
     for connection in connections:
         connection.close()
     for key in idempotency_keys:  # a retry is the only way to learn the jobs' ids

@@ -68,13 +68,13 @@ def _bomb() -> bytes:
 
 
 def chunk_bombs(trial: Trial) -> None:
-    """PNGs with a million empty chunks at `/generate`, and in small zips at `/score`, eight at a time: all are refused,
-    and others wait for them no longer than 10 s"""
+    """PNGs with a million empty chunks at `/generate/png`, and in small zips at `/score`, eight at a time: all are
+    refused, and others wait for them no longer than 10 s"""
     bomb, packed = _bomb(), io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("0.png", bomb)
     forms: list[tuple[str, dict[str, Any]]] = [
-        ("/generate", {"file": ("bomb.png", bomb, "image/png")}),
+        ("/generate/png", {"file": ("bomb.png", bomb, "image/png")}),
         ("/score", {"file": ("test.json", '[["red cube"]]'), "pictures": ("bomb.zip", packed.getvalue())}),
     ]
 
@@ -186,7 +186,7 @@ def large_job_beside_others(trial: Trial) -> None:
     10 s"""
     trial.submit(*LARGE)
     conditions = {"conditions": [["red cube"], ["blue sphere", "gray cube"]] * 32, "repeats": 20, "steps": 20}
-    address, large = f"{trial.stack.address}/score", ""
+    address, large = f"{trial.stack.address}/score/conditions", ""
 
     def measure(**request: Any) -> float:
         begun = time.monotonic()

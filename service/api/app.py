@@ -14,7 +14,6 @@ from redis.exceptions import RedisError
 
 from service.api import problems
 from service.api.access.body_limit import BodyLimit
-from service.api.access.compression import Compression
 from service.api.access.guard import Guard
 from service.api.access.head_requests import HeadRequests
 from service.api.access.keys import KeyRing
@@ -23,7 +22,6 @@ from service.api.access.security_headers import SecurityHeaders
 from service.api.catalog import Models
 from service.api.downloads.reader import ResultReader
 from service.api.event_feed import Feeds
-from service.api.openai import routes as openai
 from service.api.openapi import DocumentedAPI
 from service.api.routes import generate, jobs, meta, metrics, page, score
 from service.api.slots import Slots
@@ -45,7 +43,6 @@ SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
 LOOK_S = 1.0  # for the look at Redis's settings at the start
 MAX_CONNECTIONS = 2000  # for commands that return at once
 MAX_UPLOADS = 2  # sets of uploaded pictures in memory; each may take some 200 MB
-MAX_SCALED = 2  # answers with scaled pictures in the making; each may take some 100 MB
 MAX_WAITING = 2000  # for blocking reads, one for all event streams of a job
 CROSS_ORIGIN: dict[str, Any] = {  # what pages of the origins in `cors_origins` may send and read
     "allow_methods": ["GET", "POST", "DELETE"],
@@ -79,8 +76,8 @@ async def _look_at_redis(connection: Redis) -> None:
                 log.error("Redis is not configured for this service", reason=error.detail)
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """Return the application for these settings."""
+def create_app(settings: Settings) -> DocumentedAPI:
+    """Return the application for these settings. Dialects, such as `service.openai`, are mounted on it."""
     limit = read_limit(settings.rate_limit)
 
     @asynccontextmanager
@@ -103,6 +100,7 @@ def create_app(settings: Settings) -> FastAPI:
         await waiting.aclose()
         await reading.aclose()
         connection.close()
+        tracing.stop()  # here, because uvicorn then raises its signal again, which ends the process
 
     app = DocumentedAPI(
         title="labelgrid",
@@ -117,8 +115,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.models = Models(settings.storage, settings.storage_every_s)
-    app.state.uploads, app.state.scaling = Slots(MAX_UPLOADS), Slots(MAX_SCALED)
-    app.add_middleware(Compression)
+    app.state.uploads = Slots(MAX_UPLOADS)
     app.add_middleware(HeadRequests)
     app.add_middleware(BodyLimit, limit=settings.body_limit_bytes, form_limit=settings.upload_limit_bytes)
     origins = settings.cors_origins.replace(",", " ").split()
@@ -129,7 +126,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(SecurityHeaders)
     app.add_middleware(ObserveRequests)
     problems.install(app)
-    for route in (generate, score, jobs, openai, meta, metrics, page):
+    for route in (generate, score, jobs, meta, metrics, page):
         app.include_router(route.router)
     app.mount("/static/docs", page.docs_files)
     app.mount("/static", page.files, name="static")

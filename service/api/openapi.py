@@ -1,92 +1,97 @@
-"""The complete OpenAPI document: what FastAPI reads off the routes, and what all routes have in common.
+"""The OpenAPI document: FastAPI reads it off the routes; this adds the errors, all of them RFC 9457 problems."""
 
-A route names its own errors with `openapi_parts.problems`. This module adds those of guard, shutdown, parameters and
-faults, and gives errors under /v1 the form of the OpenAI API. Knows no route.
-"""
-
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
 
-from service.api.access.guard import STILL_ANSWERED
-from service.api.openai.errors import INVALID, PREFIX, show_openai_errors
-from service.api.openai.schemas import OpenAIProblem
-from service.api.openapi_parts import SCHEMAS, examples_of, header, problems
-from service.api.problems import SAFE_METHODS
+from service.api.problems import PHRASES, SAFE_METHODS, Dialect
 from service.contract.errors import (
+    PROBLEM_JSON,
     BadRequest,
     CrossSite,
+    ExpiredJob,
     NoKey,
     NotLocal,
+    NotReady,
     Problem,
     ServiceError,
-    ShuttingDown,
     TooManyRequests,
+    Unavailable,
+    UnknownJob,
+    UnknownPicture,
+    problem_body,
 )
-from service.contract.events import PictureEvent, StatusEvent, StepsEvent
-from service.contract.schemas import GenerateRequest, Job, JobPage
-from service.telemetry.logs import REQUEST_ID
+from service.contract.schemas import Job, JobPage
 
-GUARD = (NoKey, NotLocal, TooManyRequests)  # answered before the request reaches a route
-# Models that FastAPI does not find as a route's parameter or result.
-ADDED_MODELS = (GenerateRequest, Problem, OpenAIProblem, StatusEvent, PictureEvent, StepsEvent)
+Responses = dict[int | str, dict[str, Any]]
 
-REQUEST_ID_HEADER = header(
-    "finds the request in the logs; the client's own X-Request-ID if it sent one", "7f3c9a", always=True
-)
-REQUEST_ID_PARAMETER = {
-    "name": REQUEST_ID,
-    "in": "header",
-    "description": "the client's own id for the logs: 1 to 128 letters, digits and `._:/+=-`; "
-    "the service replaces any other value with an id of its own",
-    "schema": {"type": "string"},
-    "example": "7f3c9a",
+INVALID = "422"
+BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
+PNG: dict[str, Any] = {"image/png": BINARY}
+
+
+def problems(*errors: type[ServiceError]) -> Responses:
+    """Describe the responses for these errors: grouped by status, with an example of each."""
+    responses: Responses = {}
+    for error in errors:
+        description = PHRASES.get(error.status) or HTTPStatus(error.status).phrase
+        content = {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/Problem"}, "examples": {}}}
+        response = responses.setdefault(error.status, {"description": description, "content": content})
+        value = problem_body(error.status, error.slug, error.title, error.example)
+        examples_of(response)[error.slug] = {"summary": error.title, "value": value}
+    return responses
+
+
+def examples_of(response: dict[str, Any]) -> dict[str, Any]:
+    """Return the examples of a response that `problems` described, by slug."""
+    examples: dict[str, Any] = response["content"][PROBLEM_JSON]["examples"]
+    return examples
+
+
+PICTURE_RESPONSES: Responses = {
+    200: {"content": PNG, "description": "The picture"},
+    **problems(UnknownJob, ExpiredJob, Unavailable, NotReady, UnknownPicture),
+}
+ZIP_RESPONSES: Responses = {
+    200: {"content": {"application/zip": BINARY}, "description": "The zip"},
+    **problems(UnknownJob, ExpiredJob, Unavailable, NotReady),
 }
 
 
 class DocumentedAPI(FastAPI):
-    """An application with the complete document."""
+    """An application whose document also has the errors that no route names: of guard, parameters and faults."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.state.dialects = dict[str, Dialect]()  # by prefix of their paths
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
-            _complete(super().openapi())  # FastAPI keeps it as self.openapi_schema
+            document = super().openapi()  # FastAPI keeps it as self.openapi_schema
+            schemas = document["components"]["schemas"]
+            for of_fastapi in ("HTTPValidationError", "ValidationError"):
+                schemas.pop(of_fastapi, None)
+            schemas["Problem"] = Problem.model_json_schema()
+            for shown in (Job, JobPage):  # FastAPI leaves nulls out of their examples
+                schemas[shown.__name__]["examples"] = shown.model_json_schema()["examples"]
+            for path, item in document["paths"].items():
+                for method, operation in item.items():
+                    _add_errors(method, operation)
+                    for prefix, dialect in self.state.dialects.items():
+                        if path.startswith(prefix):
+                            dialect.document(operation["responses"], schemas)
         return super().openapi()
 
 
-def _complete(document: dict[str, Any]) -> None:
-    for path, item in document["paths"].items():
-        for method, operation in item.items():
-            responses = operation["responses"]
-            for status, response in problems(*_common_errors(path, method, operation)).items():
-                examples_of(responses.setdefault(str(status), response)).update(examples_of(response))
-            if path.startswith(PREFIX):
-                show_openai_errors(responses, SCHEMAS + OpenAIProblem.__name__)
-            for response in responses.values():
-                response.setdefault("headers", {})[REQUEST_ID] = {"$ref": f"#/components/headers/{REQUEST_ID}"}
-            operation.setdefault("parameters", []).append({"$ref": f"#/components/parameters/{REQUEST_ID}"})
-    document["components"] |= {
-        "headers": {REQUEST_ID: REQUEST_ID_HEADER},
-        "parameters": {REQUEST_ID: REQUEST_ID_PARAMETER},
-    }
-    schemas = document["components"]["schemas"]
-    for of_fastapi in ("HTTPValidationError", "ValidationError"):
-        schemas.pop(of_fastapi, None)
-    for shown in (Job, JobPage):  # FastAPI leaves nulls out of their examples
-        schemas[shown.__name__]["examples"] = shown.model_json_schema()["examples"]
-    for model in ADDED_MODELS:
-        schema = model.model_json_schema(ref_template=SCHEMAS + "{model}")
-        schemas.update(schema.pop("$defs", {}))
-        schemas[model.__name__] = schema
-
-
-def _common_errors(path: str, method: str, operation: dict[str, Any]) -> list[type[ServiceError]]:
-    """Return the errors that no route names. Removes FastAPI's own description of requests that are not valid."""
+def _add_errors(method: str, operation: dict[str, Any]) -> None:
     errors: list[type[ServiceError]] = [ServiceError]
-    if "application/json" in operation["responses"].get(str(INVALID), {}).get("content", {}):
-        del operation["responses"][str(INVALID)]
+    responses = operation["responses"]
+    if "application/json" in responses.get(INVALID, {}).get("content", {}):  # FastAPI's own description
+        del responses[INVALID]
         errors.append(BadRequest)
     if "security" in operation:
-        errors += GUARD if method.upper() in SAFE_METHODS else (*GUARD, CrossSite)
-    if path not in STILL_ANSWERED:
-        errors.append(ShuttingDown)
-    return errors
+        errors += [NoKey, NotLocal, TooManyRequests]
+        errors += [] if method.upper() in SAFE_METHODS else [CrossSite]
+    for status, response in problems(*errors).items():
+        examples_of(responses.setdefault(str(status), response)).update(examples_of(response))

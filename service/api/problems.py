@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from http import HTTPStatus
-from typing import Any
+from typing import Any, NamedTuple
 
 import redis.exceptions
 from fastapi import FastAPI, Request
@@ -13,8 +13,8 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
+from starlette.types import Scope
 
-from service.api.openai.errors import PREFIX, with_openai_error
 from service.contract.errors import (
     PROBLEM_JSON,
     BadRequest,
@@ -34,23 +34,31 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # they change nothing
 PHRASES = {413: "Content Too Large"}  # RFC 9110; Python 3.11 has the older name
 
 
-def error_response(path: str, error: ServiceError) -> JSONResponse:
-    """Return the problem+json response to a request for `path`."""
+class Dialect(NamedTuple):
+    """How another API, whose paths have a prefix of their own, writes problems."""
+
+    problem: Callable[[dict[str, Any]], dict[str, Any]]
+    document: Callable[[dict[str, Any], dict[str, Any]], None]  # changes an operation's responses, and adds schemas
+
+
+def error_response(scope: Scope, error: ServiceError) -> JSONResponse:
+    """Return the problem+json response to a request."""
     problem = problem_body(error.status, error.slug, error.title, error.detail)
-    return _response(path, {**problem, **error.members}, error.headers)
+    return _response(scope, {**problem, **error.members}, error.headers)
 
 
-def _response(path: str, problem: dict[str, Any], headers: Mapping[str, str] | None) -> JSONResponse:
+def _response(scope: Scope, problem: dict[str, Any], headers: Mapping[str, str] | None) -> JSONResponse:
     if this_id := request_id():
         problem["request_id"] = this_id
-    if path.startswith(PREFIX):
-        problem = with_openai_error(problem)
+    for prefix, dialect in scope["app"].state.dialects.items():
+        if scope["path"].startswith(prefix):
+            problem = dialect.problem(problem)
     return JSONResponse(problem, problem["status"], headers, media_type=PROBLEM_JSON)
 
 
 async def _service_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
-    return error_response(request.scope["path"], error)
+    return error_response(request.scope, error)
 
 
 async def _validation_error(request: Request, error: Exception) -> JSONResponse:
@@ -84,7 +92,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     if "Allow" in headers and not is_mounted:  # Starlette lists the methods of the path's first route only
         headers["Allow"] = ", ".join(method for method in METHODS if _is_routed(request, method))
     problem = problem_body(error.status_code, phrase.lower().replace(" ", "-"), phrase, detail)
-    return _response(request.scope["path"], problem, headers)
+    return _response(request.scope, problem, headers)
 
 
 def _is_routed(request: Request, method: str) -> bool:

@@ -97,7 +97,8 @@ class AsyncClient:
         and options, generates the same pictures again: parsed JSON, or the PNG that contains it, its bytes or its path.
         """
         arguments = generate_arguments(labels, recipe, layouts, {**options, "trajectory": trajectory})
-        return await self._create("/generate", arguments, wait, on_event, idempotency_key)
+        path = "/generate/png" if "files" in arguments else "/generate"
+        return await self._create(path, arguments, wait, on_event, idempotency_key)
 
     async def score(
         self,

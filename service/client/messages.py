@@ -116,7 +116,7 @@ def is_header(value: str) -> bool:
 def generate_arguments(
     labels: LabelLists | None, recipe: AnyRecipe | None, layouts: Layouts | None, options: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Return httpx's arguments for a POST /generate."""
+    """Return httpx's arguments for a POST /generate, or for a /generate/png if the recipe is in a PNG."""
     body = given(
         {
             **options,
@@ -180,8 +180,15 @@ def _points(layouts: Layouts) -> list[list[dict[str, float]] | None]:
         raise ClientError(f"layouts: {reprlib.repr(layouts)} is not {wanted}") from error
 
 
-def _form(fields: Mapping[str, Any]) -> dict[str, str]:
-    return {name: value if isinstance(value, str) else json.dumps(value) for name, value in fields.items()}
+def _form(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields for a form, in which a list is a field that is given several times."""
+
+    def values(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return [one if isinstance(one, str) else json.dumps(one) for one in value]
+        return value
+
+    return {name: values(value) for name, value in fields.items()}
 
 
 def _bytes(content: bytes | str | Path) -> bytes:

@@ -19,7 +19,6 @@ ServiceError                500  unexpected; the server's log has the cause
 ├── JobCancelled            409  for a client that waited for the job
 ├── ExpiredJob              410  the job's time to live is over, or it was deleted
 ├── TooLarge                413  a body or a file in it; Starlette raises it for bodies, as an HTTPException
-├── UnsupportedBody         415  neither JSON nor a form
 ├── TooManyRequests         429  Retry-After says when the next one is accepted
 ├── QueueFull               429  Retry-After says when there will be room
 ├── QuotaExceeded           429  the owner's stored results; Retry-After says when some of them expire
@@ -27,8 +26,7 @@ ServiceError                500  unexpected; the server's log has the cause
 ├── JobFailed               500  for a client that waited for the job
 ├── Unavailable             503
 │   ├── NoModel                  no checkpoint in storage can be used
-│   ├── NoWorker
-│   └── ShuttingDown             another process, or this one once restarted, takes the request
+│   └── NoWorker
 └── NotInTime               504  for a client that cannot be answered 202
 """
 
@@ -209,12 +207,6 @@ class TooLarge(ServiceError, status=413, slug="content-too-large", title="Conten
     example = "the body has more than 1114112 bytes"
 
 
-class UnsupportedBody(
-    ServiceError, status=415, slug="unsupported-media-type", title="The body's type is not supported"
-):
-    example = "text/plain; wanted application/json or multipart/form-data"
-
-
 class TooManyRequests(ServiceError, status=429, slug="too-many-requests", title="Too many requests"):
     example = "more than 3000 per 1 minute with this key; nothing was done"
 
@@ -249,7 +241,3 @@ class NoModel(Unavailable, slug="no-model", title="No model is available"):
 
 class NoWorker(Unavailable, slug="no-worker", title="No worker is running"):
     example = "no worker is running; nothing was queued"
-
-
-class ShuttingDown(Unavailable, slug="shutting-down", title="This process is shutting down"):
-    example = "this process finishes its open requests and accepts no new ones; try again"

@@ -55,7 +55,8 @@ def refuses_writes(error: Exception) -> bool:
     return isinstance(error, ResponseError) and any(refusal in str(error) for refusal in REFUSALS)
 
 
-def _is_temporary(error: Exception) -> bool:
+def is_temporary(error: Exception) -> bool:
+    """Whether a command may work later: Redis is away or refuses writes. A wrong password does not."""
     is_away = isinstance(error, ConnectionError | TimeoutError) and not isinstance(error, AuthenticationError)
     return is_away or refuses_writes(error)
 
@@ -67,7 +68,7 @@ def best_effort() -> Iterator[None]:
     try:
         yield
     except RedisError as error:
-        if not _is_temporary(error):
+        if not is_temporary(error):
             raise
     finally:
         _best_effort.reset(token)
@@ -87,7 +88,7 @@ class RetryUntilStopped(Retry):
 
     def call_with_retry(self, do: Any, fail: Any, is_retryable: Any = None, with_failure_count: bool = False) -> Any:
         def again(error: Exception) -> bool:
-            if not _is_temporary(error) or _best_effort.get() or self.stopping():
+            if not is_temporary(error) or _best_effort.get() or self.stopping():
                 return False
             if time.monotonic() - self._warned_at > WARN_EVERY_S:
                 self._warned_at = time.monotonic()

@@ -14,13 +14,13 @@ local VERSION = 'development'
 local GROUP = 'workers' -- the consumer group of every stream of pictures
 local KEPT_ENDINGS = 1000 -- of all jobs; a client whose job's end it missed looks at the job itself after seconds
 local KEPT_EVENTS = 1000 -- per job; a client that missed older ones reads the job itself
-local WEBHOOK_GRACE_S = 5 -- RQ hears of an event at once; the outbox is read only for events that RQ lost
 local MOST_ARGUMENTS = 1000 -- of one command; Lua's `unpack` returns some thousand values at most
 
 local OPEN = 'labelgrid:deadlines'
 local ENDED = 'labelgrid:ended'
 local WEBHOOKS = 'labelgrid:webhooks'
 local MODELS = 'labelgrid:models'
+local ATTEMPTS = 'labelgrid:webhook-attempts'
 local WORKERS = 'labelgrid:workers'
 
 local function keys_of_job(id)
@@ -65,8 +65,53 @@ local function add_webhook(id, event, wanted)
   if not wanted or not string.find(' ' .. wanted .. ' ', ' ' .. event .. ' ', 1, true) then
     return 0
   end
-  redis.call('ZADD', WEBHOOKS, now_s() + WEBHOOK_GRACE_S, id .. ' ' .. event)
+  redis.call('ZADD', WEBHOOKS, now_s(), id .. ' ' .. event)
   return 1
+end
+
+local function precise_now_s()
+  local time = redis.call('TIME')
+  return time[1] + time[2] / 1000000
+end
+
+-- due_webhooks()
+--
+-- Reads the outbox. Returns the messages to send, as "ID EVENT", the longest due ones first.
+local function due_webhooks()
+  return redis.call('ZRANGEBYSCORE', WEBHOOKS, '-inf', precise_now_s())
+end
+
+-- take_webhook(message, seconds)
+--
+-- Begins an attempt, unless the message is not due: for so many seconds no other process begins one. Reads the job and
+-- writes the outbox. Returns the attempt's number and the job's record, if it is there; nil if the message is not due.
+local function take_webhook(args)
+  local message, lease_s = unpack(args)
+  local due_at = redis.call('ZSCORE', WEBHOOKS, message)
+  local now = precise_now_s()
+  if not due_at or tonumber(due_at) > now then
+    return nil
+  end
+  redis.call('ZADD', WEBHOOKS, now + lease_s, message)
+  local id = string.match(message, '%S+')
+  return {redis.call('HINCRBY', ATTEMPTS, message, 1), redis.call('HGET', keys_of_job(id).job, 'record')}
+end
+
+-- end_webhook(message, number of the attempt, seconds until the next one or -1)
+--
+-- Removes the message from the outbox, or puts it off. Does nothing if a later attempt has begun: this one took longer
+-- than its lease. Writes the outbox. Returns nothing.
+local function end_webhook(args)
+  local message, number, wait_s = unpack(args)
+  if redis.call('HGET', ATTEMPTS, message) ~= number then
+    return
+  end
+  if tonumber(wait_s) < 0 then
+    redis.call('ZREM', WEBHOOKS, message)
+    redis.call('HDEL', ATTEMPTS, message)
+  else
+    redis.call('ZADD', WEBHOOKS, 'XX', precise_now_s() + wait_s, message)
+  end
 end
 
 -- The fair queue: owners take turns, and so do the jobs of one owner
@@ -685,3 +730,6 @@ register('wanted', wanted, {'allow-oom'})
 register('jobs_of', jobs_of, {'no-writes'})
 register('announce', announce, {'allow-oom'})
 register('live_workers', live_workers, {'no-writes'})
+register('due_webhooks', due_webhooks, {'no-writes'})
+register('take_webhook', take_webhook, {'allow-oom'})
+register('end_webhook', end_webhook, {'allow-oom'})

@@ -10,14 +10,12 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from redis import Redis
-from rq import Queue
-from rq.serializers import JSONSerializer
 
 from service.contract.records import TERMINAL, FinishedPicture, JobRecord, JobResult, JobStatus, Verdict
 from service.settings import Settings
-from service.store import creation, functions, keys, webhook_outbox
+from service.store import creation, functions, keys
 from service.store.claims import Claim, PictureStream
-from service.store.connection import best_effort, text
+from service.store.connection import text
 from service.store.doorbell import Doorbell, ModelName
 from service.store.idempotency import IdempotentRequest
 from service.telemetry import tracing
@@ -34,7 +32,6 @@ class JobStore:
     def __init__(self, connection: Redis, settings: Settings) -> None:
         self.connection, self.settings = connection, settings
         self.doorbell = Doorbell(connection, settings.queue)
-        self.webhooks = Queue(settings.webhook_queue, connection=connection, serializer=JSONSerializer)
 
     def create(self, record: JobRecord, request: IdempotentRequest | None = None) -> str:
         """Create a job, as `creation.JobCreator` does."""
@@ -71,7 +68,7 @@ class JobStore:
         found = dict(zip(indices, answers, strict=True))
         for job_id, answer in found.items():
             if answer is not None and answer[0]:
-                self._moved(job_id, "running", {}, *answer[1:3])
+                self._moved(job_id, "running", {}, answer[2])
         return found
 
     def fail(self, job_id: str, reason: str) -> bool:
@@ -89,7 +86,7 @@ class JobStore:
         )
         if answer is None:
             return False
-        self._moved(job_id, status, about, *answer)
+        self._moved(job_id, status, about, answer[1])
         return True
 
     def delete(self, job_id: str) -> bool:
@@ -124,21 +121,18 @@ class JobStore:
         ended = set()
         for (claim, _), answer in zip(results, answers, strict=True):
             if answer is not None:
-                self._moved(claim.job, "finished", {}, *answer)
+                self._moved(claim.job, "finished", {}, answer[1])
                 ended.add(claim.job)
         return ended
 
-    def _moved(self, job_id: str, status: JobStatus, about: dict[str, Any], webhook_is_due: int, raw: Any) -> None:
-        """Log, count and announce a move, given the function's answer. An `error` in `about` is the reason."""
+    def _moved(self, job_id: str, status: JobStatus, about: dict[str, Any], raw: Any) -> None:
+        """Log and count a move, given the function's answer. An `error` in `about` is the reason."""
         record = _readable(job_id, raw)
         _log(f"job {status}", job_id, record, **({"reason": about["error"]} if "error" in about else {}))
         if status == "running" and record is not None:
             tracing.record("queue", record.traceparent, {"job_id": job_id}, record.created_at)
         if status in TERMINAL:
             JOBS_ENDED.labels(status).inc()
-        if webhook_is_due:
-            with best_effort():  # the webhooks' worker finds it in the outbox anyway
-                webhook_outbox.enqueue(self.webhooks, job_id, status)
 
     def commit(
         self,
@@ -162,7 +156,7 @@ class JobStore:
         for (_, one), answer in zip(finished, answers, strict=True):
             job_id = one.picture.job
             if isinstance(answer, list):
-                self._moved(job_id, "finished", {}, *answer)
+                self._moved(job_id, "finished", {}, answer[1])
             elif answer == -1:
                 gone.add(job_id)
         return stream.read(leased), gone

@@ -7,8 +7,6 @@ job:ID:verdicts       hash        index -> verdict (JSON); a picture is finished
 job:ID:events         stream      status changes and finished pictures, for clients that follow the job
 job:ID:live           stream      current steps and previews, while somebody watches
 job:ID:watched        string      exists while somebody watches; expires seconds later
-job:ID:webhook:EVENT  hash        number of attempts to send a webhook
-job:ID:webhook:EVENT:sending      string: exists while an attempt is in progress
 deadlines             sorted set  ids of the jobs that have not ended; score: when they must have (Unix seconds)
 ended                 stream      ids of the last jobs that ended, for APIs whose clients wait for one
 jobs:OWNER            sorted set  MILLISECONDS-ID of each of the owner's jobs, all with score 0: sorted by time
@@ -26,7 +24,9 @@ loading:DIGEST        set         names of workers that load a checkpoint, or di
 worker:NAME           string      description (JSON) of a live worker; expires `lease_s` after its last heartbeat
 workers               set         names of workers; some may have died
 pruned                string      exists for an hour after a worker removed old files from storage
-webhooks              sorted set  "ID EVENT" of each webhook to send; score: when to look at it again
+webhooks              sorted set  "ID EVENT" of each webhook to send; score: when the next attempt is due
+webhook-attempts      hash        "ID EVENT" -> number of attempts so far, of those that are not sent yet
+webhook-sender:HOST   string      exists while a process on that host sends webhooks; expires seconds later
 rate:...              strings     counts of the rate limit; the library `limits` names them
 """
 
@@ -46,13 +46,12 @@ verdicts = "labelgrid:job:{}:verdicts".format
 events = "labelgrid:job:{}:events".format
 previews = "labelgrid:job:{}:live".format
 watched = "labelgrid:job:{}:watched".format
-webhook = "labelgrid:job:{}:webhook:{}".format  # with an event
-sending = "labelgrid:job:{}:webhook:{}:sending".format
-# Of an owner, the hash of an idempotency key, and a worker's name.
+# Of an owner, the hash of an idempotency key, a worker's name, and a host.
 index = "labelgrid:jobs:{}".format
 stored = "labelgrid:stored:{}".format
 idempotency = "labelgrid:key:{}".format
 worker = "labelgrid:worker:{}".format
+webhook_sender = "labelgrid:webhook-sender:{}".format  # with a host name
 # Of a checkpoint's digest.
 owners = "labelgrid:turns:{}".format
 pending_counts = "labelgrid:waiting:{}".format

@@ -1,13 +1,12 @@
 """Access control in front of every route: what is not public needs a key or, without keys, comes from this machine.
 
-Of the routes it knows only the public ones, so a new one is closed until it is opened here. A shutdown closes nearly
-all of them. A route that takes more CPU time than others charges for it itself (`charge`).
+Of the routes it knows only the public ones, so a new one is closed until it is opened here. A route that takes more CPU
+time than others charges for it itself (`charge`).
 """
 
 import asyncio
 import functools
 import ipaddress
-import math
 import re
 from collections.abc import Collection
 
@@ -19,14 +18,12 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from service.api.access.keys import NOBODY, KeyRing
 from service.api.access.rate_limit import RateLimiter
 from service.api.problems import SAFE_METHODS, error_response
-from service.contract.errors import CrossSite, NoKey, NotFound, NotLocal, ServiceError, ShuttingDown, TooManyRequests
+from service.contract.errors import CrossSite, NoKey, NotFound, NotLocal, ServiceError, TooManyRequests
 from service.settings import Settings, StartError
 
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
 METRICS = "/metrics"  # figures only: without keys Prometheus may read them under any name of this host
-STILL_ANSWERED = ("/healthz", "/metrics")  # during a shutdown: the process is alive, and its last figures count
 SEARCH_COSTS = 10  # usual requests, which take some 5 ms of CPU time
-SCALED_PIXELS = 100_000  # of scaled pictures that take as long as one usual request
 COUNTED_WITHIN_S = 0.5  # Redis takes a millisecond; one that hangs must not delay what does not need it
 CHALLENGE = 'Bearer realm="labelgrid"'
 
@@ -105,10 +102,6 @@ async def charge(scope: Scope, cost: int) -> None:
         await _check_rate(scope["app"], owner, cost, counted=1)
 
 
-def cost_of_scaling(pixels: int) -> int:
-    return math.ceil(pixels / SCALED_PIXELS)
-
-
 class Guard:
     """ASGI middleware: stores the owner of the request's key in its state, or answers with a problem."""
 
@@ -120,15 +113,13 @@ class Guard:
         if scope["type"] == "http":
             path = scope["path"]
             try:
-                if scope["app"].state.reader.stopping and path not in STILL_ANSWERED:
-                    raise ShuttingDown(ShuttingDown.example, headers={"Retry-After": "1", "Connection": "close"})
                 if not path.isprintable():  # routes and log lines would each read it in a way of their own
                     raise NotFound("nothing has an address with control characters")
                 if not is_public(path):
                     scope.setdefault("state", {})["owner"] = owner = self._owner(scope)
                     await _check_rate(scope["app"], owner, cost=1)
             except ServiceError as error:
-                await error_response(path, error)(scope, receive, send)
+                await error_response(scope, error)(scope, receive, send)
                 return
         await self.app(scope, receive, send)
 

@@ -2,14 +2,12 @@
 
 import re
 from dataclasses import dataclass
+from typing import Annotated
 from urllib.request import parse_http_list
 
-from service.api.openapi_parts import request_header
-from service.settings import Settings
+from fastapi import Depends, Header
 
-PREFER = request_header(
-    "Prefer", "`respond-async` answers 202 at once, `wait=N` waits at most N seconds", "respond-async", "wait=10"
-)
+from service.api.dependencies import SettingsDep
 
 
 @dataclass(frozen=True)
@@ -21,30 +19,23 @@ class Preferences:
     applied: str | None  # value of Preference-Applied (RFC 7240)
 
 
-def _rank(accept: str, media_type: str) -> tuple[float, int]:
-    """Return the q of a media type in an Accept header, and how specific the range is that gives it; (0, 0) for none.
-
-    Of several ranges the most specific one counts (RFC 9110, 12.5.1).
+async def read_preferences(
+    settings: SettingsDep,
+    prefer: Annotated[
+        list[str] | None,
+        Header(
+            description="`respond-async` answers 202 at once, `wait=N` waits at most N seconds",
+            examples=[["respond-async"], ["wait=10"]],
+        ),
+    ] = None,
+    accept: Annotated[list[str] | None, Header(include_in_schema=False)] = None,
+) -> Preferences:
+    """Read the headers. A preference that is not understood is ignored, and so are a preference's parameters, of which
+    those understood here have none (RFC 7240). A PNG is for clients that name it, and not JSON, in Accept.
     """
-    ranges = ["*/*", media_type.partition("/")[0] + "/*", media_type]
-    specific, quality = 0, 0.0
-    for part in parse_http_list(accept):
-        name, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        if name in ranges and ranges.index(name) >= specific:
-            specific = ranges.index(name)
-            q = next((p[2:] for p in parameters if p.startswith("q=")), "1")
-            quality = float(q) if re.fullmatch(r"[01](\.\d{0,3})?", q) else 0.0
-    return (quality, specific) if quality else (0.0, 0)
-
-
-def read_preferences(settings: Settings, prefer: str, accept: str) -> Preferences:
-    """Read the headers, several lines of one joined by commas. A preference that is not understood is ignored, and so
-    are a preference's parameters, of which those understood here have none (RFC 7240).
-
-    PNG and JSON with the same q: the one that Accept names more specifically, otherwise JSON.
-    """
-    preferred = [part.partition(";")[0].strip().lower() for part in parse_http_list(prefer)]
-    png = _rank(accept, "image/png") > _rank(accept, "application/json")
+    accepted = ",".join(accept or ()).lower()
+    png = "image/png" in accepted and "application/json" not in accepted
+    preferred = [part.partition(";")[0].strip().lower() for part in parse_http_list(",".join(prefer or ()))]
     waits = [match for p in preferred if (match := re.fullmatch(r'wait\s*=\s*"?(\d{1,9})"?', p))]
     if waits:
         wait_s = int(waits[0][1])
@@ -52,3 +43,6 @@ def read_preferences(settings: Settings, prefer: str, accept: str) -> Preference
     if "respond-async" in preferred:
         return Preferences(0.0, png, "respond-async")
     return Preferences(settings.wait_s, png, None)
+
+
+PreferencesDep = Annotated[Preferences, Depends(read_preferences)]

@@ -11,18 +11,18 @@ import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
-from fastapi import Request, Response
+from fastapi import Depends, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from structlog.contextvars import bind_contextvars
 
 from service.api.catalog import Finder, Models, NotInMemory
-from service.api.dependencies import API_KEY
+from service.api.dependencies import OwnerDep
 from service.api.downloads.reader import ResultReader
-from service.api.jobs.preferences import PREFER, read_preferences
+from service.api.jobs.preferences import Preferences
 from service.api.jobs.spec import JobSpec, new_record
-from service.api.openapi_parts import PNG, Responses, header, job_links, request_header
+from service.api.openapi import PNG, Responses
 from service.api.slots import Slots
 from service.contract.errors import (
     BadRequest,
@@ -42,7 +42,7 @@ from service.contract.errors import (
 )
 from service.contract.job_ids import new_job_id
 from service.contract.records import TERMINAL, JobKind, JobRecord
-from service.contract.schemas import EXAMPLE_ID, Job, SamplingFields
+from service.contract.schemas import Job, SamplingFields
 from service.settings import Settings
 from service.store.admission import Full, NoRoom
 from service.store.creation import FEW, JobCreator, NewJob
@@ -56,41 +56,15 @@ from service.telemetry.metrics import PICTURES_ACCEPTED
 log = get_logger(__name__)
 UNMEASURED_WAIT_S, MAX_WAIT_S = 10, 3600  # Retry-After of a full queue: before workers have a rate, and at most
 STORED_WAIT_S = 3600  # Retry-After for an owner with too many stored pictures: jobs expire by the hour
-LINKS = job_links("$response.body#/id")
-APPLIED = header("the preference that was applied (RFC 7240)", "respond-async")
 RESPONSES: Responses = {
-    200: {
-        "content": PNG,
-        "description": "The finished job, or with `Accept: image/png` its grid",
-        "headers": {
-            "Content-Location": header("where to read the job or grid again", f"/jobs/{EXAMPLE_ID}", always=True),
-            "Preference-Applied": APPLIED,
-        },
-        "links": LINKS,
-    },
-    202: {
-        "model": Job,
-        "description": "The job is accepted and has not ended yet",
-        "headers": {
-            "Location": header("where to read the job", f"/jobs/{EXAMPLE_ID}", always=True),
-            "Preference-Applied": APPLIED,
-        },
-        "links": LINKS,
-    },
+    200: {"content": PNG, "description": "The finished job, or with `Accept: image/png` its grid"},
+    202: {"model": Job, "description": "The job is accepted and has not ended yet"},
 }
 # The errors that every route with a Submitter documents.
 ERRORS = (
     NotJson, JobCancelled, TooLarge, BadRequest, NotLearnt, KeyReuse, QueueFull, QuotaExceeded, JobFailed, NoModel,
     NoWorker, Unavailable,
 )  # fmt: skip
-MAX_KEY = 200  # characters of an Idempotency-Key
-IDEMPOTENCY_KEY = request_header(
-    "Idempotency-Key", "a retry of the same request with the same key returns the same job", "order-1234",
-    minLength=1, maxLength=MAX_KEY,
-)  # fmt: skip
-# What a Submitter reads of a request, for `openapi_extra` of its routes: FastAPI does not see it.
-READS: dict[str, Any] = {"parameters": [IDEMPOTENCY_KEY], "security": [{API_KEY: []}]}
-READS_AND_ANSWERS = {**READS, "parameters": [IDEMPOTENCY_KEY, PREFER]}
 
 
 class Accepted(NamedTuple):
@@ -229,10 +203,8 @@ class Submitter:
             raise ClientGone(ClientGone.example)
         return job
 
-    async def answer(self, accepted: Accepted) -> Response:
+    async def answer(self, accepted: Accepted, preferences: Preferences) -> Response:
         """Wait for the job and answer in the form that the client prefers."""
-        prefer, accept = (", ".join(self.request.headers.getlist(name)) for name in ("prefer", "accept"))
-        preferences = read_preferences(self.settings, prefer, accept)
         job = await self.wait(accepted, preferences.wait_s)
         location = f"/jobs/{job.id}"
         headers = {"Vary": "Accept, Prefer"}
@@ -289,15 +261,21 @@ def _refusal(full: Full, pictures: int, rate: float) -> QueueFull | QuotaExceede
     return QueueFull(detail, headers={"Retry-After": str(min(wait_s, MAX_WAIT_S))}, queued=full.taken)
 
 
-def submitter_of(request: Request) -> Submitter:
-    """Return what creates the request's job. Raises BadRequest for its headers.
-
-    A dependency would say the same, but FastAPI takes longer to call one than to create a job's record.
-    """
-    state, key = request.app.state, request.headers.get("idempotency-key")
-    if key is not None and not 1 <= len(key) <= MAX_KEY:
-        raise BadRequest.at(("header", "Idempotency-Key"), f"{len(key)} characters; wanted 1 to {MAX_KEY}")
-    owner: str = request.state.owner
+async def submitter_of(
+    request: Request,
+    owner: OwnerDep,
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=200,
+            description="a retry of the same request with the same key returns the same job",
+            examples=["order-1234"],
+        ),
+    ] = None,
+) -> Submitter:
+    """Return what creates the request's job."""
+    state = request.app.state
     return Submitter(
         request,
         state.settings,
@@ -308,5 +286,8 @@ def submitter_of(request: Request) -> Submitter:
         state.models,
         state.uploads,
         owner,
-        key,
+        idempotency_key,
     )
+
+
+SubmitterDep = Annotated[Submitter, Depends(submitter_of)]

@@ -1,78 +1,81 @@
-"""POST /generate: pictures with verdicts, from labels or from a recipe."""
+"""POST /generate: pictures with verdicts, from labels or from a recipe. /generate/png takes the recipe in a PNG."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
+from typing import Annotated, get_args
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Form, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
+from pydantic import Field
 
 from service.api.catalog import Finder, knows_positions
+from service.api.jobs.preferences import PreferencesDep
 from service.api.jobs.spec import JobSpec
-from service.api.jobs.submitter import ERRORS, READS_AND_ANSWERS, RESPONSES, Submitter, submitter_of
-from service.api.openapi_parts import SCHEMAS, problems
-from service.api.uploads.body import describe_body, describe_form, opened_body, validate
+from service.api.jobs.submitter import ERRORS, RESPONSES, Accepted, Submitter, SubmitterDep
+from service.api.openapi import problems
 from service.api.uploads.png import PngError, recipe_of
-from service.contract.errors import BadForm, BadRequest, UnknownCheckpoint, UnsupportedBody
-from service.contract.recipe import Recipe
-from service.contract.records import Layout
-from service.contract.schemas import BESIDE_RECIPE, GenerateRequest, Job
+from service.contract.errors import BadForm, BadRequest, UnknownCheckpoint
+from service.contract.records import MAX_STAGES, Layout, WebhookEvent
+from service.contract.schemas import GenerateRequest, Job, with_examples
 from shared.checkpoint import CheckpointInfo
-from shared.options import LIMITS
+from shared.options import LIMITS, NoOtherFields
 from shared.vocabulary import LabelError
 
 router = APIRouter(tags=["pictures"])
-
-FILE = "file"
-FIELDS = GenerateRequest.model_json_schema()["properties"]
-BODY = describe_body(
-    {"schema": {"$ref": SCHEMAS + GenerateRequest.__name__}},
-    describe_form(
-        {FILE: ("image/png", "a PNG from this service, with its recipe")},
-        {name: FIELDS[name] for name in sorted(BESIDE_RECIPE - {"recipe"})},
-    ),
-)
 
 
 @router.post(
     "/generate",
     response_model=Job,
-    responses={**RESPONSES, **problems(*ERRORS, BadForm, UnknownCheckpoint)},
-    openapi_extra={**BODY, **READS_AND_ANSWERS},
+    responses={**RESPONSES, **problems(*ERRORS, UnknownCheckpoint)},
     summary="Generate pictures from labels, or again from a recipe",
 )
-async def generate(request: Request) -> Response:
+async def generate(body: GenerateRequest, submitter: SubmitterDep, preferences: PreferencesDep) -> Response:
     """Generates one picture for each list of labels, scores it, and waits for it unless `Prefer` says otherwise.
 
-    A recipe, as JSON or as the PNG that carries it, generates the same pictures again.
+    A recipe generates the same pictures again.
     """
-    submitter = submitter_of(request)
-    body = await _read(request, submitter)
-    labels = (body.recipe or body).labels
-    accepted = await submitter.submit("generate", body, labels, partial(_check, body))
-    return await submitter.answer(accepted)
+    return await submitter.answer(await _submit(body, submitter), preferences)
 
 
-async def _read(request: Request, submitter: Submitter) -> GenerateRequest:
-    """Read the body. A form's PNG stands for {"recipe": the recipe that it carries}."""
-    try:
-        async with opened_body(request, FILE) as (content, files):
-            if files:
-                content["recipe"] = await _recipe(content, files[FILE], submitter)
-    except UnsupportedBody as error:  # 422 here and 415 at /score: clients may rely on either
-        raise BadRequest.at(("header", "content-type"), error.detail) from error
-    return validate(GenerateRequest, content)
+class PngForm(NoOtherFields):
+    """A PNG of this service, and what may stand beside its recipe."""
+
+    model_config = with_examples({"file": "the bytes of a PNG"})
+
+    file: UploadFile = Field(description="a PNG from this service, with its recipe")
+    trajectory: int | None = Field(None, ge=2, le=MAX_STAGES, description="as for `POST /generate`")
+    webhook: str | None = Field(None, max_length=2000, description="as for `POST /generate`")
+    webhook_events: list[WebhookEvent] | None = Field(
+        None, min_length=1, max_length=len(get_args(WebhookEvent)), description="as for `POST /generate`"
+    )
 
 
-async def _recipe(content: Mapping[str, Any], file: UploadFile, submitter: Submitter) -> Recipe:
-    if "recipe" in content:
-        raise BadRequest.at(("body", "recipe"), f"{FILE} carries the recipe; leave it out")
+@router.post(
+    "/generate/png",
+    response_model=Job,
+    responses={**RESPONSES, **problems(*ERRORS, BadForm, UnknownCheckpoint)},
+    summary="Generate the pictures of a PNG again",
+)
+async def generate_from_png(
+    form: Annotated[PngForm, Form(media_type="multipart/form-data")],
+    submitter: SubmitterDep,
+    preferences: PreferencesDep,
+) -> Response:
+    """Generates the pictures of the recipe in a PNG of this service, as `POST /generate` does with `recipe`."""
     async with submitter.uploads.of(submitter.owner):
         try:
-            return await run_in_threadpool(recipe_of, await file.read())
+            recipe = await run_in_threadpool(recipe_of, await form.file.read())
         except PngError as error:
-            raise BadRequest.at(("body", FILE), str(error)) from error
+            raise BadRequest.at(("body", "file"), str(error)) from error
+    await form.file.close()
+    beside = form.model_dump(exclude={"file"}, exclude_unset=True)
+    body = GenerateRequest.model_validate({**beside, "recipe": recipe})
+    return await submitter.answer(await _submit(body, submitter), preferences)
+
+
+async def _submit(body: GenerateRequest, submitter: Submitter) -> Accepted:
+    return await submitter.submit("generate", body, (body.recipe or body).labels, partial(_check, body))
 
 
 def _check(body: GenerateRequest, models: Finder) -> JobSpec:

@@ -1,8 +1,8 @@
 """/jobs and /jobs/...: list jobs, read a job, its events, grid, pictures and zip, cancel it, or retry it."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import APIRouter, Header, Query, Request, Response
+from fastapi import APIRouter, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 from redis.exceptions import RedisError
@@ -11,9 +11,10 @@ from starlette.types import Receive, Scope, Send
 from service.api.dependencies import FeedsDep, Index, OwnerDep, OwnJob, ReaderDep, ResultsDep, StoreDep
 from service.api.downloads.zip_stream import zip_stream
 from service.api.event_feed import FROM_START, is_complete, job_events, only_the_end
+from service.api.jobs.preferences import PreferencesDep
 from service.api.jobs.submitter import ERRORS as SUBMIT_ERRORS
-from service.api.jobs.submitter import READS_AND_ANSWERS, RESPONSES, submitter_of
-from service.api.openapi_parts import PICTURE_RESPONSES, ZIP_RESPONSES, event_stream, job_links, link, problems
+from service.api.jobs.submitter import RESPONSES, SubmitterDep
+from service.api.openapi import PICTURE_RESPONSES, ZIP_RESPONSES, problems
 from service.contract.errors import (
     ExpiredJob,
     JobEnded,
@@ -23,7 +24,6 @@ from service.contract.errors import (
     UnknownCheckpoint,
     UnknownJob,
 )
-from service.contract.events import EVENTS
 from service.contract.schemas import EXAMPLE_ID, LONGEST_PAGE, Job, JobPage
 from service.telemetry.logs import get_logger
 
@@ -41,30 +41,13 @@ LastEventId = Annotated[
 ]
 
 ERRORS = (UnknownJob, ExpiredJob, Unavailable)
-LINKS = job_links("$request.path.job_id")
-EVENTS_EXAMPLES = (
-    {"event": "status", "data": '{"status": "running"}', "id": "1767268800123-0"},
-    {
-        "event": "picture",
-        "data": f'{{"index": 0, "url": "/jobs/{EXAMPLE_ID}/images/0.png"}}',
-        "id": "1767268801456-0",
-    },
-)
+EVENT: dict[str, Any] = {
+    "schema": {"type": "object", "properties": {name: {"type": "string"} for name in ("event", "data", "id")}},
+    "example": {"event": "status", "data": '{"status": "running"}', "id": "1767268800123-0"},
+}
 
 
-@router.get(
-    "",
-    responses={
-        200: {
-            "links": {
-                "next": link("list_jobs", "the next page", cursor="$response.body#/next"),
-                **job_links("$response.body#/jobs/0/id"),
-            }
-        },
-        **problems(Unavailable),
-    },
-    summary="List your jobs, newest first",
-)
+@router.get("", responses=problems(Unavailable), summary="List your jobs, newest first")
 async def list_jobs(
     owner: OwnerDep,
     reader: ReaderDep,
@@ -82,7 +65,7 @@ async def list_jobs(
     return await reader.page(owner, limit, cursor)
 
 
-@router.get("/{job_id}", responses={200: {"links": LINKS}, **problems(*ERRORS)}, summary="Read a job")
+@router.get("/{job_id}", responses=problems(*ERRORS), summary="Read a job")
 async def read_job(job_id: OwnJob, results: ResultsDep) -> Job:
     """Its status and progress; its result once it is finished, or its error once it has failed."""
     return await results.job(job_id)
@@ -90,7 +73,7 @@ async def read_job(job_id: OwnJob, results: ResultsDep) -> Job:
 
 @router.delete(
     "/{job_id}",
-    responses={200: {"links": LINKS}, **problems(*ERRORS, JobEnded)},
+    responses=problems(*ERRORS, JobEnded),
     summary="Cancel a job, or delete one that has ended",
 )
 async def cancel_job(
@@ -120,16 +103,14 @@ async def cancel_job(
     "/{job_id}/retry",
     response_model=Job,
     responses={**RESPONSES, **problems(*SUBMIT_ERRORS, *ERRORS, UnknownCheckpoint, NotFailed)},
-    openapi_extra={"parameters": READS_AND_ANSWERS["parameters"]},
     summary="Retry a job that failed or was cancelled",
 )
-async def retry_job(request: Request, job_id: OwnJob) -> Response:
+async def retry_job(job_id: OwnJob, submitter: SubmitterDep, preferences: PreferencesDep) -> Response:
     """Creates a new job with the same request, seed and checkpoint, and answers like the request that it repeats.
 
     Uploaded pictures need not be sent again. The job that failed stays as it is.
     """
-    submitter = submitter_of(request)
-    return await submitter.answer(await submitter.retry(job_id))
+    return await submitter.answer(await submitter.retry(job_id), preferences)
 
 
 class _Stream(StreamingResponse):
@@ -147,7 +128,7 @@ class _Stream(StreamingResponse):
     response_class=Response,
     responses={
         200: {
-            "content": event_stream(EVENTS, *EVENTS_EXAMPLES),
+            "content": {"text/event-stream": EVENT},
             "description": "Server-sent events",
         },
         204: {"description": "The job has ended and the client has all its events: a browser does not reconnect"},

@@ -8,7 +8,7 @@ from redis.asyncio import Redis
 
 from service.api.catalog import knows_positions
 from service.api.dependencies import NEEDS_KEY, ModelsDep, ReaderDep
-from service.api.openapi_parts import link, problems
+from service.api.openapi import problems
 from service.contract.errors import NoModel, NoWorker, Unavailable
 from service.contract.schemas import Health, Labels, Model, ModelList, Ready
 from shared.support import picture_size
@@ -41,12 +41,7 @@ def read_labels(
     )
 
 
-@router.get(
-    "/models",
-    dependencies=[NEEDS_KEY],
-    responses={200: {"links": {"labels": link("read_labels", "its labels", model="$response.body#/models/0/name")}}},
-    summary="List the models",
-)
+@router.get("/models", dependencies=[NEEDS_KEY], summary="List the models")
 def read_models(models: ModelsDep) -> ModelList:
     """Each model with its card and its training, and the files in storage that cannot be used, with the reason."""
     listing = models.listing()

@@ -1,22 +1,21 @@
 """POST /score: the scores of repeated runs over a test file, or of uploaded pictures."""
 
-from collections.abc import Mapping
 from contextlib import AbstractAsyncContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Annotated
 
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, Form, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
-from starlette.datastructures import UploadFile
+from pydantic import ConfigDict, Field
 
 from service.api.catalog import Finder
+from service.api.jobs.preferences import PreferencesDep
 from service.api.jobs.spec import JobSpec
-from service.api.jobs.submitter import ERRORS, READS_AND_ANSWERS, RESPONSES, Accepted, Submitter, submitter_of
-from service.api.openapi_parts import problems
-from service.api.uploads.body import describe_body, describe_form, opened_body, validate
-from service.api.uploads.picture_zip import PICTURES, read_submission
-from service.contract.errors import BadForm, BadRequest, TooLarge, UnsupportedBody
+from service.api.jobs.submitter import ERRORS, RESPONSES, Accepted, Submitter, SubmitterDep
+from service.api.openapi import problems
+from service.api.uploads.picture_zip import read_submission
+from service.contract.errors import BadForm, BadRequest, TooLarge
 from service.contract.schemas import Job, ScoreFields, ScoreRequest
 from service.settings import Settings
 from shared.options import LIMITS
@@ -24,44 +23,53 @@ from shared.vocabulary import LabelError, parse_label_lists
 
 router = APIRouter(tags=["pictures"])
 
-FILE = "file"
-BESIDE_PICTURES = ("model", "columns", "webhook", "webhook_events")  # the fields that do not concern sampling
-BODY = describe_body(
-    {
-        "schema": ScoreRequest.model_json_schema(),
-        "examples": {"file as JSON": {"value": ScoreRequest.model_config["json_schema_extra"]["examples"][0]}},  # type: ignore[index]
-    },
-    {
-        **describe_form(
-            {
-                FILE: ("application/json", "the test file"),
-                PICTURES: (
-                    "application/zip",
-                    "PNGs to score instead of sampling any, named in the test file's order: 0.png, 1.png, ...",
-                ),
-            },
-            ScoreFields.model_json_schema()["properties"],
-            dependentSchemas={PICTURES: {"propertyNames": {"enum": [FILE, PICTURES, *BESIDE_PICTURES]}}},
-        ),
-        "examples": {"a test file": {"value": {FILE: '[["gray cube"], ["red cube", "blue sphere"]]', "repeats": 10}}},
-    },
-)
+BESIDE_PICTURES = {"model", "columns", "webhook", "webhook_events"}  # the fields that do not concern sampling
+
+
+class ScoreForm(ScoreFields):
+    """A test file, and what to do with it. A list is a field that is given several times."""
+
+    model_config = ConfigDict(
+        strict=False,  # a form's values are text
+        json_schema_extra={"examples": [{"file": '[["gray cube"], ["red cube", "blue sphere"]]', "repeats": 10}]},
+    )
+
+    file: UploadFile = Field(description="the test file: a JSON list of label lists")
+    pictures: UploadFile | None = Field(
+        None,
+        description="a zip of PNGs to score instead of sampling any, in the test file's order: 0.png, 1.png, ...; "
+        f"beside it only {', '.join(sorted(BESIDE_PICTURES))}",
+    )
 
 
 @router.post(
     "/score",
     response_model=Job,
-    responses={**RESPONSES, **problems(*ERRORS, BadForm, UnsupportedBody)},
-    openapi_extra={**BODY, **READS_AND_ANSWERS},
+    responses={**RESPONSES, **problems(*ERRORS, BadForm)},
     summary="Score the model on a test file",
 )
-async def score(request: Request) -> Response:
+async def score(
+    form: Annotated[ScoreForm, Form(media_type="multipart/form-data")],
+    submitter: SubmitterDep,
+    preferences: PreferencesDep,
+) -> Response:
     """Generates every picture of a test file `repeats` times, run r with seed + r, and scores each run.
 
     With a zip of `pictures` it generates none and scores those, as one run, by the evaluator of `model`.
     """
-    submitter = submitter_of(request)
-    return await submitter.answer(await _submit(request, submitter))
+    return await submitter.answer(await _submit_form(form, submitter), preferences)
+
+
+@router.post(
+    "/score/conditions",
+    response_model=Job,
+    responses={**RESPONSES, **problems(*ERRORS)},
+    summary="Score the model on label lists",
+)
+async def score_conditions(body: ScoreRequest, submitter: SubmitterDep, preferences: PreferencesDep) -> Response:
+    """The same as `POST /score` for a program, which has the content of the test file as JSON."""
+    accepted = await _submit(Body(body, body.conditions, "conditions"), submitter)
+    return await submitter.answer(accepted, preferences)
 
 
 @dataclass(frozen=True)
@@ -74,39 +82,38 @@ class Body:
     pictures: list[bytes] | None = None
 
 
-async def _submit(request: Request, submitter: Submitter) -> Accepted:
+async def _submit_form(form: ScoreForm, submitter: Submitter) -> Accepted:
     """Create the job. A function of its own, so that nothing keeps the pictures while the request waits."""
-    async with opened_body(request, FILE, PICTURES) as (content, files):
-        few: AbstractAsyncContextManager[None] = nullcontext()
-        if PICTURES in files:
-            await submitter.rate()  # no zip is unpacked that no worker would judge
-            few = submitter.uploads.of(submitter.owner)
-        async with few:
-            body = await _read(content, files, submitter.settings)
-            check = partial(_check, body)
-            return await submitter.submit("score", body.fields, body.lists, check, body.pictures or ())
+    few: AbstractAsyncContextManager[None] = nullcontext()
+    if form.pictures is not None:
+        await submitter.rate()  # no zip is unpacked that no worker would judge
+        few = submitter.uploads.of(submitter.owner)
+    async with few:
+        return await _submit(await _read(form, submitter.settings), submitter)
 
 
-async def _read(content: Any, files: Mapping[str, UploadFile], settings: Settings) -> Body:
-    if not files:
-        as_json = validate(ScoreRequest, content)
-        return Body(as_json, as_json.conditions, "conditions")
-    fields = validate(ScoreFields, content)
-    if (files[FILE].size or 0) > LIMITS.max_file_bytes:
-        raise TooLarge(f"the file `{FILE}` has more than {LIMITS.max_file_bytes} bytes")
-    content = await files[FILE].read()
+async def _submit(body: Body, submitter: Submitter) -> Accepted:
+    return await submitter.submit("score", body.fields, body.lists, partial(_check, body), body.pictures or ())
+
+
+async def _read(form: ScoreForm, settings: Settings) -> Body:
+    fields = ScoreFields.model_validate(form.model_dump(exclude={"file", "pictures"}, exclude_unset=True))
+    if (form.file.size or 0) > LIMITS.max_file_bytes:
+        raise TooLarge(f"the file `file` has more than {LIMITS.max_file_bytes} bytes")
+    content = await form.file.read()
     if content.count(b"[") + content.count(b"{") > LIMITS.max_parts:  # before Python creates an object for each
-        raise TooLarge(f"the file `{FILE}` has more than {LIMITS.max_parts} lists and objects")
+        raise TooLarge(f"the file `file` has more than {LIMITS.max_parts} lists and objects")
     try:
         lists = parse_label_lists(content, max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:
-        raise BadRequest.from_label_error(error, FILE) from error
-    if PICTURES not in files:
-        return Body(fields, lists, FILE)
-    if unused := sorted(fields.model_fields_set.difference(BESIDE_PICTURES)):
+        raise BadRequest.from_label_error(error, "file") from error
+    if form.pictures is None:
+        return Body(fields, lists, "file")
+    if unused := sorted(fields.model_fields_set - BESIDE_PICTURES):
         raise BadRequest.at(("body", unused[0]), "has no effect on uploaded pictures; leave it out")
-    pngs = await run_in_threadpool(read_submission, await files[PICTURES].read(), len(lists), settings)
-    return Body(fields, lists, FILE, pngs)
+    pngs = await run_in_threadpool(read_submission, await form.pictures.read(), len(lists), settings)
+    await form.pictures.close()
+    return Body(fields, lists, "file", pngs)
 
 
 def _check(body: Body, models: Finder) -> JobSpec:

@@ -102,7 +102,7 @@ async function makeAgain(png) {
   setMode("draw");
   const form = new FormData();
   form.append("file", png);
-  await send(() => createJob("generate", form).catch((problem) => {
+  await send(() => createJob("generate/png", form).catch((problem) => {
     throw Object.assign(problem, { entry: null }); // it is one of the PNG's pictures, none of those composed
   }));
 }
@@ -215,7 +215,7 @@ async function load() {
 async function describe() {
   const description = await readDescription();
   options.describe(description);
-  options.describeRepeats(description.paths["/score"].post.requestBody.content["application/json"].schema.properties.repeats);
+  options.describeRepeats(description.components.schemas.ScoreForm.properties.repeats);
 }
 
 async function look() {

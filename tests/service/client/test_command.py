@@ -270,7 +270,7 @@ def test_a_recipe_is_reproduced_with_strips(
     for i, picture in enumerate(json.loads(out)["result"]["pictures"]):
         assert (images / f"{i}.png").read_bytes() == client.get(picture["url"]).content
         assert (images / "strips" / f"{i}.png").read_bytes() == client.get(picture["trajectory_url"]).content
-    assert run("generate", "red cube", "--recipe", str(grid))[2].endswith("a recipe must be sent without labels\n")
+    assert "labels: unknown" in run("generate", "red cube", "--recipe", str(grid))[2]
     assert run("generate", "--recipe", str(tmp_path / "no.png"))[2].endswith("no.png: No such file or directory\n")
     code, _, err = run("generate")
     assert (code, "give labels, --lines or a --recipe" in err) == (2, True)

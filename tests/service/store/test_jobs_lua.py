@@ -453,9 +453,12 @@ CALLS: dict[str, Callable[[Library], Any]] = {
     "jobs_of": lambda library: library("jobs_of", DIGEST),
     "announce": lambda library: library("announce", "w", "{}", 1000),
     "live_workers": lambda library: library("live_workers"),
+    "due_webhooks": lambda library: library("due_webhooks"),
+    "take_webhook": lambda library: library("take_webhook", "a running", 60),
+    "end_webhook": lambda library: library("end_webhook", "a running", 1, -1),
 }
 FOR_ROOM = {"create"}  # it waits until there is memory
-READING = {"read", "jobs_of", "live_workers"}
+READING = {"read", "jobs_of", "live_workers", "due_webhooks"}
 
 
 def test_every_function_is_called_here(library: Library) -> None:

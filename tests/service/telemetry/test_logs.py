@@ -12,11 +12,11 @@ from redis import Redis
 from service.api.access.keys import hash_of, new_key
 from service.settings import Settings
 from service.telemetry.logs import LineFormatter, get_logger
-from service.webhooks.worker import Sender
 from service.worker.runner import Runner
 from tests.conftest import serving
 from tests.service.conftest import Command
 from tests.service.telemetry.conftest import ASYNC, SECRET, Lines
+from tests.service.webhooks.conftest import attempt
 
 BODY = {"labels": [["red cube"], ["blue sphere"]], "steps": 2}
 
@@ -34,7 +34,7 @@ def test_api_worker_and_webhooks_log_one_request_with_the_same_ids(
     hooked = record.model_copy(update={"webhook": "http://127.0.0.1:1/x", "webhook_events": ("finished",)})
     connection.hset(f"labelgrid:job:{job_id}", "record", hooked.model_dump_json())
     connection.zadd("labelgrid:webhooks", {f"{job_id} finished": 0})
-    Sender(connection, settings.model_copy(update={"webhook_secret": SecretStr(SECRET)})).attempt(job_id, "finished")
+    attempt(settings.model_copy(update={"webhook_secret": SecretStr(SECRET)}), job_id, "finished")
 
     about = lines.wait(4, request_id="mine-1", job_id=job_id)
     assert {(line["logger"], line["event"]) for line in about} == {

@@ -61,7 +61,7 @@ def test_an_unexpected_error_is_logged_with_the_id_in_its_response(
     assert (request["status"], request["request_id"]) == (500, "odd")
 
 
-@pytest.mark.parametrize("path", ["/generate", "/score", "/v1/images/generations"])
+@pytest.mark.parametrize("path", ["/generate", "/score/conditions", "/v1/images/generations"])
 @pytest.mark.parametrize("kind", ["application/json", "multipart/form-data; boundary=x"])
 def test_a_client_that_leaves_in_its_body_is_no_error_of_the_service(
     settings: Settings, connection: Redis, lines: Lines, path: str, kind: str

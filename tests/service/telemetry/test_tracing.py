@@ -27,12 +27,13 @@ from service.store import workers
 from service.store.connection import connect
 from service.store.jobs import JobStore
 from service.telemetry import tracing
-from service.webhooks.worker import Refused, Sender
+from service.webhooks.worker import Refused
 from service.worker.runner import Runner
 from tests.conftest import serving
 from tests.paths import ROOT
 from tests.service.processes import environment, new_job, until, until_it_answers
 from tests.service.telemetry.conftest import ASYNC, SECRET, Lines
+from tests.service.webhooks.conftest import attempt
 from tests.service.worker.conftest import model_of, run, settle, started
 from tests.test_architecture import heavy_modules_after
 
@@ -129,7 +130,7 @@ def test_all_work_for_a_request_is_under_its_span(
     assert record_of(runner, job_id).traceparent == f"00-{TRACE}-{ids(request)[1]}-01"
     finish(runner, job_id)
     monkeypatch.setattr(service.webhooks.worker, "post", answering(200))
-    Sender(runner.connection, hooked).attempt(job_id, "finished")
+    attempt(hooked, job_id, "finished")
 
     assert (ids(request)[0], ids(request)[2]) == (TRACE, CLIENT_SPAN)
     done = [span for span in spans() if span is not request]
@@ -200,7 +201,7 @@ def test_a_failed_span_says_why(
     runner.storer.files.write(job_id, "0.png", b"no PNG")
     finish(runner, job_id)
     monkeypatch.setattr(service.webhooks.worker, "post", answering(500))
-    Sender(runner.connection, hooked).attempt(job_id, "failed")
+    attempt(hooked, job_id, "failed")
     compose, webhook = spans.one("compose").status, spans.one("webhook").status
     assert compose.status_code == webhook.status_code == StatusCode.ERROR
     assert (webhook.description, about(spans.one("webhook"), "attempt")) == (f"Refused: {Refused(500)}", 1)
@@ -227,7 +228,7 @@ def test_log_lines_of_every_process_have_the_trace_id(
     job_id = api.post("/generate", json={**BODY, "webhook": "http://127.0.0.1/"}, headers=GIVEN).json()["id"]
     finish(runner, job_id)
     monkeypatch.setattr(service.webhooks.worker, "post", answering(200))
-    Sender(runner.connection, hooked).attempt(job_id, "finished")
+    attempt(hooked, job_id, "finished")
     found = {line["event"] for line in lines.wait(4, trace_id=TRACE, job_id=job_id)}
     assert found == {"request", "job running", "job finished", "webhook delivered"}
 

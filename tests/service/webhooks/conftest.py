@@ -5,13 +5,14 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from pydantic import SecretStr
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from standardwebhooks import Webhook
 
 from service.contract.records import WebhookEvent
@@ -49,15 +50,6 @@ class Receiver:
         self.process.wait()
 
 
-@pytest.fixture(autouse=True)
-def _own_event_loop() -> Iterator[None]:
-    """Give a Sender asyncio's own loop: an API of an old uvicorn sets uvloop's for the whole process."""
-    policy = asyncio.get_event_loop_policy()
-    asyncio.set_event_loop_policy(None)
-    yield
-    asyncio.set_event_loop_policy(policy)
-
-
 @pytest.fixture
 def start(tmp_path: Path) -> Iterator[Callable[..., Receiver]]:
     """Start receivers, which end with the test."""
@@ -84,9 +76,29 @@ def store(connection: Redis, hooked: Settings) -> JobStore:
     return JobStore(connection, hooked)
 
 
-@pytest.fixture
-def sender(connection: Redis, hooked: Settings) -> Sender:
-    return Sender(connection, hooked)
+def with_sender(settings: Settings, do: Callable[[Sender], Awaitable[None]]) -> None:
+    """Run something with a Sender, in an event loop of its own."""
+
+    async def run() -> None:
+        async with AsyncRedis.from_url(settings.redis_url, protocol=2) as connection:
+            await do(Sender(connection, settings))
+
+    asyncio.run(run())
+
+
+def attempt(settings: Settings, job_id: str, event: str) -> None:
+    """Make an attempt if it is due."""
+    with_sender(settings, lambda sender: sender.attempt(job_id, event))
+
+
+def send_due(settings: Settings) -> None:
+    """Do what the process does at one look at the outbox."""
+
+    async def look(sender: Sender) -> None:
+        await sender.take_due()
+        await sender.idle()
+
+    with_sender(settings, look)
 
 
 def create_job(store: JobStore, url: str, events: tuple[WebhookEvent, ...] = ENDS, owner: str = "") -> str:

@@ -12,13 +12,11 @@ import httpx
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from redis import Redis
 
 from service.settings import Settings
 from service.store.jobs import JobStore
 from service.webhooks.addresses import AddressNotAllowed, check_url, is_public
-from service.webhooks.worker import Sender
-from tests.service.webhooks.conftest import Receiver, create_job, outbox
+from tests.service.webhooks.conftest import Receiver, attempt, create_job, outbox
 
 
 @pytest.mark.parametrize(
@@ -143,31 +141,33 @@ def test_any_text_is_either_refused_or_a_url_that_httpx_can_call(url: str) -> No
 
 @pytest.mark.parametrize("url", ["http://127.0.0.1:{port}/", "http://localhost:{port}/", "http://2130706433:{port}/"])
 def test_nothing_is_sent_to_this_machine_unless_private_addresses_are_allowed(
-    start: Callable[..., Receiver], connection: Redis, hooked: Settings, store: JobStore, url: str
+    start: Callable[..., Receiver], hooked: Settings, store: JobStore, url: str
 ) -> None:
     receiver = start(200)
-    strict = Sender(connection, hooked.model_copy(update={"webhook_allow_private": False}))
-    for sender, received in ((strict, 0), (Sender(connection, hooked), 1)):
+    strict = hooked.model_copy(update={"webhook_allow_private": False})
+    for chosen, received in ((strict, 0), (hooked, 1)):
         store.cancel(job_id := create_job(store, url.format(port=receiver.port)))
-        sender.attempt(job_id, "cancelled")
+        attempt(chosen, job_id, "cancelled")
         assert outbox(store) == []
         assert len(receiver.got()) == received
 
 
 def test_a_name_is_resolved_once_and_the_checked_address_is_called(
-    start: Callable[..., Receiver], store: JobStore, sender: Sender, monkeypatch: pytest.MonkeyPatch
+    start: Callable[..., Receiver], store: JobStore, hooked: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     receiver = start(200)
     asked = list[str]()
 
     async def once(self: object, host: str, port: int, **_: object) -> list[Any]:
+        if host == "127.0.0.1":  # Redis
+            return [(2, 1, 6, "", (host, port))]
         asked.append(host)
         assert len(asked) == 1, "a second answer could be another"
         return [(2, 1, 6, "", ("127.0.0.1", port))]
 
     monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", once)
     store.cancel(job_id := create_job(store, f"http://receiver.example:{receiver.port}/"))
-    sender.attempt(job_id, "cancelled")
+    attempt(hooked, job_id, "cancelled")
     assert asked == ["receiver.example"]
     assert [message["headers"]["host"] for message in receiver.got()] == [f"receiver.example:{receiver.port}"]
 
@@ -198,6 +198,6 @@ def test_the_certificate_is_checked_for_the_name(
     monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", resolved)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "crt"))
     store.cancel(job_id := create_job(store, f"https://receiver.example:{receiver.port}/"))
-    Sender(store.connection, hooked).attempt(job_id, "cancelled")
+    attempt(hooked, job_id, "cancelled")
     assert len(receiver.got()) == received
     assert (outbox(store) == []) == bool(received)

@@ -1,5 +1,6 @@
 """Sending: every event that a job asked for arrives, if need be after retries, and the process stops cleanly."""
 
+import asyncio
 import os
 import socket
 import subprocess
@@ -10,23 +11,31 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import SimpleNamespace
-from typing import IO
+from typing import IO, Any
 
 import pytest
+from redis.asyncio import Redis as AsyncRedis
 
 from service.local.redis_server import RedisServer
 from service.settings import Settings
-from service.store import keys, workers
+from service.store import functions, keys, workers
 from service.store.connection import connect
 from service.store.jobs import JobStore
-from service.webhooks.turns import RECEIVER_SLOTS
-from service.webhooks.worker import Refused, Sender, WebhookWorker
+from service.webhooks.worker import RECEIVER_PLACES, Sender
 from tests.conftest import serving
 from tests.paths import ROOT
 from tests.service.conftest import Command
 from tests.service.processes import until
-from tests.service.webhooks.conftest import SECRET, Receiver, create_job, outbox, verified
+from tests.service.webhooks.conftest import (
+    SECRET,
+    Receiver,
+    attempt,
+    create_job,
+    outbox,
+    send_due,
+    verified,
+    with_sender,
+)
 
 
 @contextmanager
@@ -78,7 +87,7 @@ def test_the_process_survives_without_redis_and_stops_cleanly(tmp_path: Path) ->
         try:
             with log_file.open("w") as log, webhook_process(environment, log) as process:
                 with connect(server.url) as connection:
-                    until(lambda: connection.scard("rq:workers"))
+                    until(lambda: connection.exists(keys.webhook_sender(socket.gethostname())))
                 server.stop()
                 until(lambda: "Redis is away" in log_file.read_text() or process.poll() is not None)
                 assert process.poll() is None
@@ -90,16 +99,14 @@ def test_the_process_survives_without_redis_and_stops_cleanly(tmp_path: Path) ->
             server.stop()
 
 
-def test_the_process_counts_as_alive_again_after_redis_was_emptied(command: Command, sender: Sender) -> None:
-    worker, connection = WebhookWorker(sender), sender.connection
-    environment = {**os.environ, "LABELGRID_REDIS_URL": sender.settings.redis_url}
-    worker.register_birth()
-    assert command("check", environment=environment)[0] == 0
-    connection.flushdb()
-    code, _, err = command("check", environment=environment)
-    assert (code, err) == (1, f"labelgrid: no worker of {socket.gethostname()} is alive, or it hangs\n")
-    worker.run_maintenance_tasks()
-    assert command("check", environment=environment)[0] == 0
+def test_the_process_counts_as_alive_again_after_redis_was_emptied(command: Command, hooked: Settings) -> None:
+    environment = {**os.environ, "LABELGRID_REDIS_URL": hooked.redis_url, "LABELGRID_WEBHOOK_SECRET": SECRET}
+    alone = (1, f"labelgrid: no worker of {socket.gethostname()} is alive, or it hangs\n")
+    assert command("check", environment=environment)[::2] == alone
+    with webhook_process(environment), connect(hooked.redis_url) as connection:
+        for _ in range(2):
+            until(lambda: command("check", environment=environment)[0] == 0)
+            connection.flushdb()
 
 
 def test_only_the_events_that_a_job_asked_for_are_in_the_outbox(store: JobStore) -> None:
@@ -110,23 +117,25 @@ def test_only_the_events_that_a_job_asked_for_are_in_the_outbox(store: JobStore)
     store.cancel(first)
     store.fail(second, "why")
     assert set(outbox(store)) == {f"{first} running", f"{second} failed"}
-    assert store.webhooks.count == 2
 
 
-def test_an_attempt_that_ends_between_two_reads_of_another_sends_nothing_twice(
-    start: Callable[..., Receiver], store: JobStore, sender: Sender, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("status", [200, 500])
+def test_an_attempt_that_outlived_its_lease_changes_nothing(
+    start: Callable[..., Receiver], store: JobStore, hooked: Settings, monkeypatch: pytest.MonkeyPatch, status: int
 ) -> None:
     receiver = start(200)
-    job_id = create_job(store, receiver.url)
-    store.fail(job_id, "why")
-    other, read = Sender(sender.connection, sender.settings), sender.store.record
+    store.fail(job_id := create_job(store, receiver.url), "why")
 
-    def slow(job_id: str) -> object:
-        other.attempt(job_id, "failed")
-        return read(job_id)
+    async def late(sender: Sender, *_: object) -> int:
+        """Answer only once another process has sent the message."""
+        monkeypatch.undo()
+        store.connection.zadd(keys.WEBHOOKS, {f"{job_id} failed": 0}, xx=True)  # the lease is over
+        async with AsyncRedis.from_url(hooked.redis_url, protocol=2) as connection:
+            await Sender(connection, hooked).attempt(job_id, "failed")
+        return status
 
-    monkeypatch.setattr(sender.store, "record", slow)
-    sender.attempt(job_id, "failed")
+    monkeypatch.setattr("service.webhooks.worker.post", late)
+    attempt(hooked, job_id, "failed")
     assert len(receiver.got()) == 1
     assert not outbox(store)
 
@@ -135,24 +144,22 @@ def test_an_attempt_that_ends_between_two_reads_of_another_sends_nothing_twice(
     ("statuses", "attempts"), [((200,), 1), ((503, 500, 200), 3), ((500,), 3), ((410,), 1), ((307, 200), 2)]
 )
 def test_a_refused_message_is_retried_a_few_times(
-    start: Callable[..., Receiver], store: JobStore, sender: Sender, monkeypatch: pytest.MonkeyPatch,
-    statuses: tuple[int, ...], attempts: int,
-) -> None:  # fmt: skip
-    now = time.time()
-    monkeypatch.setattr("service.webhooks.worker.time", SimpleNamespace(time=lambda: now))
+    start: Callable[..., Receiver], store: JobStore, hooked: Settings, statuses: tuple[int, ...], attempts: int
+) -> None:
     receiver = start(*statuses)
     store.cancel(job_id := create_job(store, receiver.url))
+    slow = hooked.model_copy(update={"webhook_backoff_s": 50.0})
     waits_s = []
     for _ in range(5):
-        sender.attempt(job_id, "cancelled")
+        attempt(slow, job_id, "cancelled")
         for member in outbox(store):
-            waits_s.append(store.connection.zscore(keys.WEBHOOKS, member) - now)
-            store.connection.zadd(keys.WEBHOOKS, {member: now})
+            waits_s.append(store.connection.zscore(keys.WEBHOOKS, member) - time.time())
+            store.connection.zadd(keys.WEBHOOKS, {member: 0})
     assert len(receiver.got()) == attempts
     assert outbox(store) == []
     assert {message["path"] for message in receiver.got()} == {"/hook?x=1"}  # no redirect is followed
     for i, wait_s in enumerate(waits_s):
-        assert 0.05 * 4**i <= round(wait_s, 4) <= 1.25 * 0.05 * 4**i
+        assert 50 * 4**i - 5 < wait_s <= 1.25 * 50 * 4**i
 
 
 def test_a_receiver_that_does_not_answer_is_abandoned_and_retried(
@@ -160,7 +167,7 @@ def test_a_receiver_that_does_not_answer_is_abandoned_and_retried(
 ) -> None:
     receiver, hasty = start(0), hooked.model_copy(update={"webhook_timeout_s": 1.0})
     store.cancel(job_id := create_job(store, receiver.url))
-    Sender(store.connection, hasty).attempt(job_id, "cancelled")
+    attempt(hasty, job_id, "cancelled")
     until(receiver.got)
     assert outbox(store) == [f"{job_id} cancelled"]
 
@@ -170,7 +177,7 @@ def test_the_timeout_of_the_settings_counts(start: Callable[..., Receiver], hook
     for timeout_s, is_sent in ((30.0, True), (0.2, False)):
         store.cancel(job_id := create_job(store, receiver.url))
         own = hooked.model_copy(update={"webhook_timeout_s": timeout_s})
-        Sender(store.connection, own).attempt(job_id, "cancelled")
+        attempt(own, job_id, "cancelled")
         assert outbox(store) == ([] if is_sent else [f"{job_id} cancelled"])
 
 
@@ -179,9 +186,14 @@ def test_a_name_that_takes_long_to_resolve_is_abandoned(
 ) -> None:
     hasty = hooked.model_copy(update={"webhook_timeout_s": 1.0})
     resolved = threading.Event()
-    monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: resolved.wait(60))
+    look_up = socket.getaddrinfo
+
+    def hang(host: str, *arguments: Any, **options: Any) -> Any:
+        return resolved.wait(60) if host == "hook.example" else look_up(host, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
     store.cancel(job_id := create_job(store, "http://hook.example/"))
-    Sender(store.connection, hasty).attempt(job_id, "cancelled")  # ends although the look-up does not
+    attempt(hasty, job_id, "cancelled")  # ends although the look-up does not
     assert outbox(store) == [f"{job_id} cancelled"]
     assert not resolved.is_set()
     resolved.set()
@@ -196,79 +208,72 @@ def test_a_receiver_that_never_answers_does_not_delay_others(
         names = ("redis_url", "webhook_allow_private")
         environment = {**os.environ, **{f"LABELGRID_{name.upper()}": str(getattr(hooked, name)) for name in names}}
         environment |= {"LABELGRID_WEBHOOK_SECRET": SECRET, "LABELGRID_WEBHOOK_TIMEOUT_S": "50"}
-        hung = [create_job(store, slow.url, owner="alice") for _ in range(3 * RECEIVER_SLOTS)]
+        hung = [create_job(store, slow.url, owner="alice") for _ in range(3 * RECEIVER_PLACES)]
         others = [create_job(store, quick.url, owner=owner) for owner in ("alice", "bob")]
         with webhook_process(environment):
             for job_id in hung:
                 store.cancel(job_id)
-            until(lambda: len(slow.got()) == RECEIVER_SLOTS)
+            until(lambda: len(slow.got()) == RECEIVER_PLACES)
             for job_id in others:
                 store.cancel(job_id)
             until(lambda: len(quick.got()) == 2)
-            assert len(slow.got()) == RECEIVER_SLOTS  # all of them still in their first attempt
+            assert len(slow.got()) == RECEIVER_PLACES  # all of them still in their first attempt
     finally:
         slow.stop()
 
 
-@pytest.fixture
-def worker(sender: Sender) -> Iterator[WebhookWorker]:
-    made = WebhookWorker(sender)
-    yield made
-    made.turns.stop()
+def test_a_message_that_another_process_sends_is_not_sent_twice(
+    start: Callable[..., Receiver], store: JobStore, hooked: Settings
+) -> None:
+    receiver = start(-1)  # answers after 1 s
+
+    async def both(sender: Sender) -> None:
+        await asyncio.gather(*(one.attempt(job_id, "cancelled") for one in (sender, Sender(sender.connection, hooked))))
+
+    store.cancel(job_id := create_job(store, receiver.url))
+    with_sender(hooked, both)
+    assert len(receiver.got()) == 1
+    assert not outbox(store)
 
 
-def test_an_attempt_that_rq_lost_is_made_once_it_is_due(
-    start: Callable[..., Receiver], store: JobStore, worker: WebhookWorker
+def test_a_process_that_died_in_an_attempt_delays_the_message(
+    start: Callable[..., Receiver], store: JobStore, hooked: Settings
 ) -> None:
     receiver = start(200)
     store.cancel(job_id := create_job(store, receiver.url))
-    worker.take_due()
-    assert f"{job_id} cancelled" not in worker.turns  # RQ announces it
-    store.connection.zadd(keys.WEBHOOKS, {f"{job_id} cancelled": time.time() - 1})
-    worker.take_due()
-    until(lambda: outbox(store) == [])
+    functions.call(store.connection, "take_webhook", f"{job_id} cancelled", 60)
+    send_due(hooked)
+    assert not receiver.got()
+    store.connection.zadd(keys.WEBHOOKS, {f"{job_id} cancelled": 0})
+    send_due(hooked)
     assert len(receiver.got()) == 1
+    assert not outbox(store)
+    assert not store.connection.exists("labelgrid:webhook-attempts")
 
 
-def test_an_attempt_that_another_process_has_just_made_is_not_repeated(
-    start: Callable[..., Receiver], store: JobStore, sender: Sender
+def test_messages_that_one_receiver_leaves_waiting_take_little_memory(
+    start: Callable[..., Receiver], store: JobStore, hooked: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    receiver = start(500)
-    store.cancel(job_id := create_job(store, receiver.url))
-    sender.attempt(job_id, "cancelled")
-    store.connection.zadd(keys.WEBHOOKS, {f"{job_id} cancelled": time.time() + 60})
-    sender.attempt(job_id, "cancelled")
-    assert len(receiver.got()) == 1
-    store.connection.zadd(keys.WEBHOOKS, {f"{job_id} cancelled": time.time()})
-    sender.attempt(job_id, "cancelled")
+    monkeypatch.setattr("service.webhooks.worker.MOST_HELD", 2)
+    receiver = start(200)
+    for _ in range(3):
+        store.cancel(create_job(store, receiver.url))
+    send_due(hooked)
     assert len(receiver.got()) == 2
+    ((_, due_at),) = store.connection.zrange(keys.WEBHOOKS, 0, -1, withscores=True)
+    assert 0 < due_at - time.time() <= 60
 
 
-def test_a_message_that_another_process_delivered_meanwhile_is_not_put_off(
-    store: JobStore, sender: Sender, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    store.cancel(job_id := create_job(store, "http://x/"))
-
-    async def refused(*_: object) -> None:
-        store.connection.delete(keys.WEBHOOKS)
-        raise Refused(500)
-
-    monkeypatch.setattr(sender, "_send", refused)
-    sender.attempt(job_id, "cancelled")
+def test_a_message_of_a_job_that_is_gone_is_dropped(store: JobStore, hooked: Settings) -> None:
+    store.connection.zadd(keys.WEBHOOKS, {"gone finished": time.time() - 1})
+    send_due(hooked)
     assert outbox(store) == []
 
 
-def test_a_message_of_a_job_that_is_gone_is_dropped(store: JobStore, worker: WebhookWorker) -> None:
-    store.connection.zadd(keys.WEBHOOKS, {"gone finished": time.time() - 1})
-    worker.take_due()
-    until(lambda: outbox(store) == [])
-
-
-def test_a_record_of_a_later_version_stays_in_the_outbox(store: JobStore, worker: WebhookWorker) -> None:
+def test_a_record_of_a_later_version_stays_in_the_outbox(store: JobStore, hooked: Settings) -> None:
     store.cancel(job_id := create_job(store, "http://x/"))
     store.connection.hset(keys.job(job_id), "record", "{}")
-    worker.take(f"{job_id} cancelled")
-    assert f"{job_id} cancelled" not in worker.turns
+    send_due(hooked)
     assert outbox(store) == [f"{job_id} cancelled"]
 
 

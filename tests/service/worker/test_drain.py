@@ -57,12 +57,8 @@ def test_a_draining_api_answers_open_requests_and_refuses_new_ones(
             assert next(stream)["event"] == "job"
             server.should_exit = True
             assert list(stream) == []  # the stream has ended, the job has not
-        refused = [client.get("/readyz"), client.post("/generate", json=BODY), client.get(f"/jobs/{job_id}")]
-        for answer in refused:
-            assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-            assert answer.headers["connection"] == "close"
-            assert answer.json()["type"] == "urn:labelgrid:problem:shutting-down"
-        assert client.get("/healthz").status_code == client.get("/metrics").status_code == 200
+        with pytest.raises(httpx.ConnectError):
+            client.get("/healthz")  # an orchestrator or proxy then asks another process
         assert connection.zrange(keys.OPEN, 0, -1) == [raw]
         assert not waiting.done()
         run(Runner(connection, settings, "w"), job_id)

@@ -75,11 +75,13 @@ def test_the_recipe_of_a_trajectory_reproduces_picture_and_trajectory(client: ht
     plain = client.post("/generate", json=body).json()["result"]["pictures"][1]
     assert plain["trajectory_url"] is None
     assert client.get(plain["url"]).content == picture
-    again = client.post("/generate", files={"file": trajectory}).json()["result"]["pictures"][0]
+    again = client.post("/generate/png", files={"file": trajectory}).json()["result"]["pictures"][0]
     assert client.get(again["trajectory_url"]).content == trajectory
     assert client.get(again["url"]).content == picture
     assert json.loads(Image.open(io.BytesIO(trajectory)).info["labelgrid"])["trajectory"] == 3
-    longer = client.post("/generate", files={"file": picture}, data={"trajectory": "5"}).json()["result"]["pictures"][0]
+    longer = client.post("/generate/png", files={"file": picture}, data={"trajectory": "5"}).json()["result"][
+        "pictures"
+    ][0]
     assert len(frames(client.get(longer["trajectory_url"]).content)) == 5
 
 

@@ -47,4 +47,4 @@ def test_the_body_ends_once_however_many_parts_get_has() -> None:
 
     sent = list[Message]()
     asyncio.run(HeadRequests(app)({"type": "http", "method": "HEAD"}, receive, send))
-    assert sent[1:] == [{"type": "http.response.body", "body": b""}]
+    assert sent[1:] == [{"type": "http.response.body"}]

@@ -11,10 +11,11 @@ import pytest
 from limits.aio.storage import RedisStorage
 from redis import Redis
 
-from service.api.access.guard import SEARCH_COSTS, cost_of_scaling
+from service.api.access.guard import SEARCH_COSTS
 from service.api.access.keys import hash_of, new_key
 from service.api.access.rate_limit import BadLimit, RateLimiter, read_limit
 from service.api.app import create_app
+from service.openai.sizes import cost_of_scaling
 from service.settings import Settings
 from service.store.connection import connect_async
 from service.store.jobs import JobStore
@@ -101,7 +102,7 @@ def test_pictures_to_scale_count_by_their_pixels(
 
 
 @pytest.mark.parametrize("as_stream", [False, True])
-@pytest.mark.parametrize("path", ["/generate", "/score", "/v1/images/generations"])
+@pytest.mark.parametrize("path", ["/generate", "/score/conditions", "/v1/images/generations"])
 def test_a_long_body_counts_by_its_bytes(settings: Settings, connection: Redis, path: str, as_stream: bool) -> None:
     with serving(limited(settings, "20/minute")) as client:
         client.headers["authorization"] = f"Bearer {KEYS['alice']}"

@@ -26,7 +26,7 @@ def test_without_a_worker_nothing_is_accepted(client: httpx.Client, connection: 
     response = client.post("/generate", json={"labels": LISTS})
     problem(response, 503, "no-worker")
     assert int(response.headers["retry-after"]) > 0
-    problem(client.post("/score", json={"conditions": LISTS}), 503, "no-worker")
+    problem(client.post("/score/conditions", json={"conditions": LISTS}), 503, "no-worker")
     assert nothing_is_queued(connection)
 
 
@@ -39,7 +39,7 @@ def test_a_full_queue_says_when_to_retry(settings: Settings, alive: JobStore) ->
         assert response.headers["retry-after"] == "10"  # no rate is measured yet
         workers.announce(alive.connection, "w", {"pictures_per_s": 0.5}, lease_s=60)
         workers.announce(alive.connection, "v", {"pictures_per_s": 1.0}, lease_s=60)
-        response = client.post("/score", json={"conditions": LISTS, "repeats": 1})
+        response = client.post("/score/conditions", json={"conditions": LISTS, "repeats": 1})
         problem(response, 429, "queue-full")
         assert response.headers["retry-after"] == "6"  # 12 + 2 - 5 pictures at 1.5 a second
         assert alive.connection.zcard("labelgrid:deadlines") == 1
@@ -120,7 +120,7 @@ def test_without_a_model_or_redis_the_answer_says_so(
     assert "127.0.0.1:1" in line["reason"]
 
 
-@pytest.mark.parametrize(("path", "field"), [("/generate", "labels"), ("/score", "conditions")])
+@pytest.mark.parametrize(("path", "field"), [("/generate", "labels"), ("/score/conditions", "conditions")])
 def test_an_idempotency_key_stands_for_one_request(
     client: httpx.Client, alive: JobStore, path: str, field: str
 ) -> None:
@@ -171,7 +171,7 @@ def test_an_idempotency_key_finds_its_job_after_the_models_are_gone(
     form = {"file": json.dumps(LISTS[:1])}
     requests: dict[str, tuple[str, Body]] = {
         "generate": ("/generate", {"json": {"labels": LISTS, "model": "other"}}),
-        "score": ("/score", {"json": {"conditions": LISTS, "model": "other"}}),
+        "score": ("/score/conditions", {"json": {"conditions": LISTS, "model": "other"}}),
         "a form": ("/score", {"files": form, "data": {"model": "other"}}),
         "pictures": ("/score", {"files": {**form, "pictures": zipped.getvalue()}}),
         "v1": ("/v1/images/generations", {"json": {"prompt": "red cube", "model": "other"}}),

@@ -82,8 +82,8 @@ def test_a_request_stops_waiting_when_its_client_disconnects(
     picture = png_with(json.dumps(example() | {"model": made_with}))
     requests: dict[str, tuple[str, dict[str, Any]]] = {
         "generate": ("/generate", {"json": {"labels": LISTS}}),
-        "by its picture": ("/generate", {"files": {"file": picture}}),
-        "score": ("/score", {"json": {"conditions": LISTS}}),
+        "by its picture": ("/generate/png", {"files": {"file": picture}}),
+        "score": ("/score/conditions", {"json": {"conditions": LISTS}}),
         "a form": ("/score", {"files": {"file": json.dumps(LISTS)}}),
         "v1": ("/v1/images/generations", {"json": {"prompt": "red cube"}}),
     }

@@ -24,7 +24,7 @@ BAD_LISTS = [
 ]
 
 
-@pytest.mark.parametrize(("path", "field"), [("/generate", "labels"), ("/score", "conditions")])
+@pytest.mark.parametrize(("path", "field"), [("/generate", "labels"), ("/score/conditions", "conditions")])
 @pytest.mark.parametrize(("lists", "words", "entry"), BAD_LISTS)
 def test_label_lists_that_are_not_valid(
     client: httpx.Client, alive: JobStore, path: str, field: str, lists: Any, words: str, entry: int | None
@@ -68,7 +68,8 @@ BAD_FIELDS: list[tuple[Body, str]] = [
 
 @pytest.mark.parametrize(
     ("path", "field", "fields", "named"),
-    [("/generate", "labels", *one) for one in BAD_FIELDS] + [("/score", "conditions", *one) for one in BAD_FIELDS[::5]],
+    [("/generate", "labels", *one) for one in BAD_FIELDS]
+    + [("/score/conditions", "conditions", *one) for one in BAD_FIELDS[::5]],
 )  # both bodies inherit their options
 def test_options_that_are_not_allowed(
     client: httpx.Client, alive: JobStore, path: str, field: str, fields: Body, named: str
@@ -78,7 +79,7 @@ def test_options_that_are_not_allowed(
     assert nothing_is_queued(alive.connection)
 
 
-@pytest.mark.parametrize("path", ["/generate", "/score"])
+@pytest.mark.parametrize("path", ["/generate", "/score/conditions"])
 @pytest.mark.parametrize("content", [b"", b'{"labels": NaN', b"null", b"[]", b'"x"', b"7"])
 def test_bodies_of_the_wrong_shape(client: httpx.Client, alive: JobStore, path: str, content: bytes) -> None:
     response = client.post(path, content=content, headers=JSON)
@@ -103,7 +104,7 @@ def test_details_use_no_words_of_python(
     assert client.post(path, json=body).json()["detail"].startswith(detail)
 
 
-@pytest.mark.parametrize("path", ["/generate", "/score", "/v1/images/generations"])
+@pytest.mark.parametrize("path", ["/generate", "/score/conditions", "/v1/images/generations"])
 @pytest.mark.parametrize(
     ("content", "why"),
     [
@@ -148,7 +149,7 @@ VERDICT = {"accuracy": 1, "exact": True, "f1": 1, "scores": {f"label {i}": "" fo
     [
         ("/generate", {"labels": [[1] * 1000]}),
         ("/generate", {"labels": [[1]] * 1000}),
-        ("/score", {"conditions": [[1] * 1000]}),
+        ("/score/conditions", {"conditions": [[1] * 1000]}),
         ("/generate", {"labels": LISTS, "layouts": [[{}] * 1000]}),
         ("/generate", {"labels": LISTS, "layouts": [1] * 1000}),
         ("/generate", {"labels": LISTS, "layouts": [[{f"f{i}": 1 for i in range(1000)}]]}),
@@ -192,7 +193,9 @@ def test_a_whole_number_may_have_a_decimal_point_and_nothing_else_is_converted(
 
 
 @pytest.mark.parametrize(
-    ("path", "body"), [("/generate", {"labels": LISTS}), ("/score", {"conditions": LISTS})], ids=["generate", "score"]
+    ("path", "body"),
+    [("/generate", {"labels": LISTS}), ("/score/conditions", {"conditions": LISTS})],
+    ids=["generate", "score"],
 )
 def test_an_unknown_field_is_refused_with_the_known_ones(
     client: httpx.Client, path: str, body: dict[str, object]

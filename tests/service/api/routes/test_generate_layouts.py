@@ -108,9 +108,9 @@ def test_a_recipe_keeps_the_layout_and_generates_the_picture_again(client: httpx
     assert recipe_in(first)["layouts"] == PLACES[:1]
     assert "layouts" not in recipe_in(second)
     for original in (first, second):
-        again = client.post("/generate", files={"file": original}).json()
+        again = client.post("/generate/png", files={"file": original}).json()
         assert image(client, again) == original
-    again = client.post("/generate", files={"file": grid}).json()
+    again = client.post("/generate/png", files={"file": grid}).json()
     assert client.get(again["result"]["grid_url"]).content == grid
     plain = generate(client, layouts=[None, None])
     assert plain["layouts"] is None

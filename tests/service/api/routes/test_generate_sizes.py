@@ -97,7 +97,7 @@ def test_recipes_repeat_pictures_grid_and_strips(client: httpx.Client) -> None:
     assert recipe_in(grid)["labels"] == LISTS
     assert size_of(strip) == (2 + 3 * (21 + 2), 2 + 16 + 2)  # the 16x16 that is sampled, stretched to 4:3
     for content, path in ((grid, "grid.png"), (first, "images/0.png"), (strip, "trajectories/0.png")):
-        again = client.post("/generate", files={"file": content}).json()
+        again = client.post("/generate/png", files={"file": content}).json()
         assert client.get(f"/jobs/{again['id']}/{path}").content == content
 
 
@@ -150,7 +150,7 @@ def test_verdicts_say_how_far_objects_are_from_their_places(
         assert one["distances"] == pytest.approx(wanted, abs=1e-6)
         recipe = recipe_in(client.get(one["url"]).content)["verdicts"][0]
         assert recipe.get("distances") == pytest.approx(wanted, abs=0.006)
-    assert client.post("/generate", files={"file": image(client, job)}).status_code == 200
+    assert client.post("/generate/png", files={"file": image(client, job)}).status_code == 200
     with Client(str(client.base_url)) as caller:
         places = [entry and [Point(**point) for point in entry] for entry in layouts]
         result = caller.generate(LISTS, layouts=places, seed=7, steps=2, guidance=1.0, model="large").result

@@ -20,7 +20,7 @@ from trainer.score import best, score_run, summary
 
 
 def test_score_as_json_and_as_a_form_give_the_same(client: httpx.Client, working: Runner) -> None:
-    as_json = client.post("/score", json={"conditions": LISTS, "repeats": 3, "seed": 5, "steps": 3})
+    as_json = client.post("/score/conditions", json={"conditions": LISTS, "repeats": 3, "seed": 5, "steps": 3})
     assert as_json.status_code == 200, as_json.text
     files = {"file": ("test.json", json.dumps(LISTS))}
     fields = {"repeats": "3", "seed": "5", "steps": "3", "model": "toy"}
@@ -45,7 +45,7 @@ def test_score_as_json_and_as_a_form_give_the_same(client: httpx.Client, working
 
 def test_score_gives_what_the_trainer_gives(client: httpx.Client, working: Runner, settings: Settings) -> None:
     body = {"conditions": LISTS * 4, "repeats": 3, "seed": 5, "steps": 6, "guidance": 3.0}
-    result = client.post("/score", json=body).json()["result"]
+    result = client.post("/score/conditions", json=body).json()["result"]
     denoiser = load_denoiser(resolve(settings.storage, None, "denoiser"))
     evaluator = load_evaluator(resolve(settings.storage, None, "evaluator"))
     options = SamplingOptions(steps=6, guidance=3.0)
@@ -58,7 +58,7 @@ def test_score_gives_what_the_trainer_gives(client: httpx.Client, working: Runne
 
 
 def test_reading_a_score_reads_the_verdicts_of_the_best_repeat_only(client: httpx.Client, working: Runner) -> None:
-    job = client.post("/score", json={"conditions": LISTS, "repeats": 3, "seed": 5, "steps": 3}).json()
+    job = client.post("/score/conditions", json={"conditions": LISTS, "repeats": 3, "seed": 5, "steps": 3}).json()
     first = job["result"]["best"] * len(LISTS)
     others = {str(i): "no verdict" for i in range(3 * len(LISTS)) if not first <= i < first + len(LISTS)}
     working.store.connection.hset(keys.verdicts(job["id"]), mapping=others)
@@ -66,7 +66,7 @@ def test_reading_a_score_reads_the_verdicts_of_the_best_repeat_only(client: http
 
 
 def test_a_single_picture_is_its_own_grid_and_is_stored_once(client: httpx.Client, working: Runner) -> None:
-    asked = client.post("/score", json={"conditions": [["red cube"]], "repeats": 3, "steps": 2}).json()
+    asked = client.post("/score/conditions", json={"conditions": [["red cube"]], "repeats": 3, "steps": 2}).json()
     picture = client.get(asked["result"]["pictures"][0]["url"])
     assert client.get(asked["result"]["grid_url"]).content == picture.content
     assert asked["result"]["pictures"][0]["url"].endswith(f"/{asked['result']['best']}.png")

@@ -41,7 +41,7 @@ def send(client: httpx.Client, pictures: bytes, headers: dict[str, str] | None =
 
 def test_sampled_pictures_get_the_same_scores_when_uploaded(client: httpx.Client, working: Runner) -> None:
     body = {"conditions": LISTS, "repeats": 1, "steps": 3, "seed": 5}
-    sampled = client.post("/score", json=body).json()["result"]
+    sampled = client.post("/score/conditions", json=body).json()["result"]
     pngs = [client.get(picture["url"]).content for picture in sampled["pictures"]]
     response = send(client, zipped({f"out/{i}.png": one for i, one in enumerate(pngs)}), columns=2)
     assert response.status_code == 200, response.text
@@ -97,7 +97,7 @@ def test_pictures_hold_a_place_until_they_are_stored(
         alive.fail(job_id, "workers died")
         assert send(client, b"no zip").status_code == 422  # which gives its place back, too
         assert client.post(f"/jobs/{job_id}/retry", headers=asynchronous).status_code == 202
-        assert client.post("/score", json={"conditions": LISTS}, headers=asynchronous).status_code == 202
+        assert client.post("/score/conditions", json={"conditions": LISTS}, headers=asynchronous).status_code == 202
         assert not uploads.locked()
     assert seen == [("read", True), ("create", True), ("read", True), ("create", True), ("create", False)]
 

@@ -1,4 +1,4 @@
-"""Bodies that are JSON or a multipart form: types, sizes and fields that are refused, and lists in forms."""
+"""Bodies in JSON and multipart forms: types, sizes and fields that are refused, and lists in forms."""
 
 import asyncio
 import json
@@ -16,19 +16,13 @@ from shared.options import LIMITS
 from tests.service.api.answers import JSON, LISTS, nothing_is_queued, problem
 
 
-def test_json_without_a_content_type_is_refused(client: httpx.Client, alive: JobStore) -> None:
-    problem(client.post("/generate", content=json.dumps({"labels": LISTS})), 422, "invalid-request")
-    problem(client.post("/score", content=json.dumps({"conditions": LISTS})), 415, "unsupported-media-type")
-
-
 @pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", None])
-def test_json_with_another_content_type_is_refused_with_both_types(
-    client: httpx.Client, content_type: str | None
-) -> None:
+@pytest.mark.parametrize("path", ["/generate", "/score/conditions"])
+def test_json_with_another_content_type_is_refused(client: httpx.Client, path: str, content_type: str | None) -> None:
     headers = {"content-type": content_type} if content_type else {}
-    response = client.post("/generate", content=b'{"labels": [["red cube"]]}', headers=headers)
+    response = client.post(path, content=b'{"labels": [["red cube"]]}', headers=headers)
     found = problem(response, 422, "invalid-request")
-    assert found["detail"] == f"content-type: {content_type or 'none'}; wanted application/json or multipart/form-data"
+    assert found["detail"] == f"content-type: {content_type or 'none'}; wanted application/json"
 
 
 def test_a_body_that_is_too_large(client: httpx.Client, alive: JobStore, settings: Settings) -> None:
@@ -59,7 +53,12 @@ def test_a_body_that_is_announced_too_large_is_refused_before_it_comes() -> None
 
 @pytest.mark.parametrize(
     ("path", "field"),
-    [("/generate", "labels"), ("/generate", "layouts"), ("/score", "conditions"), ("/v1/images/generations", "user")],
+    [
+        ("/generate", "labels"),
+        ("/generate", "layouts"),
+        ("/score/conditions", "conditions"),
+        ("/v1/images/generations", "user"),
+    ],
 )
 def test_json_of_very_many_parts_is_not_parsed(client: httpx.Client, alive: JobStore, path: str, field: str) -> None:
     body = json.dumps({field: [[]] * LIMITS.max_parts}).encode()
@@ -67,12 +66,6 @@ def test_json_of_very_many_parts_is_not_parsed(client: httpx.Client, alive: JobS
     assert found["detail"] == "the body has more than 10000 lists and objects"
     found = problem(client.post("/score", files={"file": body}), 413, "content-too-large")
     assert found["detail"] == "the file `file` has more than 10000 lists and objects"
-
-
-def test_a_long_form_field_is_not_parsed(client: httpx.Client, alive: JobStore) -> None:
-    form = {"data": {"guidance_interval": "[" * 10_001}, "files": {"file": json.dumps(LISTS)}}
-    found = problem(client.post("/score", **form), 422, "invalid-request")  # type: ignore[arg-type]
-    assert found["detail"] == "guidance_interval: more than 10000 characters"
 
 
 def test_the_bodies_of_one_owner_have_a_limit_together() -> None:
@@ -138,14 +131,13 @@ def test_a_malformed_form(client: httpx.Client, alive: JobStore) -> None:
     assert nothing_is_queued(alive.connection)
 
 
-@pytest.mark.parametrize("interval", ["[0.25, 0.75]", ["0.25", "0.75"]])
-def test_a_list_in_a_form(client: httpx.Client, alive: JobStore, interval: str | list[str]) -> None:
-    given = {"data": {"guidance_interval": interval, "steps": "4"}, "files": {"file": json.dumps(LISTS)}}
+def test_a_list_in_a_form(client: httpx.Client, alive: JobStore) -> None:
+    given = {"data": {"guidance_interval": ["0.25", "0.75"], "steps": "4"}, "files": {"file": json.dumps(LISTS)}}
     job = client.post("/score", headers={"prefer": "respond-async"}, **given).json()  # type: ignore[arg-type]
     assert job["options"]["guidance_interval"] == [0.25, 0.75]
 
 
-@pytest.mark.parametrize("field", [{"guidance_interval": "0.25"}, {"steps": "null"}, {"steps": ["1", "2"]}])
+@pytest.mark.parametrize("field", [{"guidance_interval": "0.25"}, {"steps": "null"}, {"steps": "1.5"}])
 def test_a_form_field_with_a_value_that_is_not_valid(
     client: httpx.Client, alive: JobStore, field: dict[str, Any]
 ) -> None:

@@ -5,8 +5,8 @@ from typing import Any, Final, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from service.api.openai.sizes import PATTERN
 from service.contract.schemas import EXAMPLE_ID, SamplingFields, with_examples
+from service.openai.sizes import PATTERN
 
 NO_STREAMS: Final = "streaming is not offered; GET /jobs/{id}/events reports a job's progress with previews"
 

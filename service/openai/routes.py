@@ -10,22 +10,27 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
-from service.api.access.guard import charge, cost_of_scaling
+from service.api.access.guard import charge
 from service.api.catalog import Finder
 from service.api.dependencies import Index, ModelsDep, OwnerDep, OwnJob, ResultsDep
 from service.api.jobs.spec import JobSpec
-from service.api.jobs.submitter import ERRORS, READS, Submitter, check_finished, submitter_of
-from service.api.openai.prompt import parse_prompt
-from service.api.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels
-from service.api.openai.sizes import MOST_PIXELS, PATTERN, Size, fitted, parse_size, scaled
-from service.api.openapi_parts import PICTURE_RESPONSES, link, problems
+from service.api.jobs.submitter import ERRORS, Submitter, SubmitterDep, check_finished
+from service.api.openapi import PICTURE_RESPONSES, DocumentedAPI, problems
+from service.api.problems import Dialect
+from service.api.slots import Slots
 from service.contract.errors import BadRequest, NotFound, NotInTime
 from service.contract.records import TERMINAL
 from service.contract.schemas import Job
+from service.openai.errors import document, with_openai_error
+from service.openai.prompt import parse_prompt
+from service.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels
+from service.openai.sizes import MOST_PIXELS, PATTERN, Size, cost_of_scaling, fitted, parse_size, scaled
 from shared.checkpoint import CheckpointInfo
 from shared.vocabulary import LabelError
 
-router = APIRouter(prefix="/v1", tags=["openai"])
+PREFIX = "/v1"
+MAX_SCALED = 2  # answers with scaled pictures in the making; each may take some 100 MB
+router = APIRouter(prefix=PREFIX, tags=["openai"])
 
 # OpenAI's clients repeat a request after a 409, 500 or 504. If its job was cancelled, has failed or goes on, that would
 # only create another one.
@@ -36,13 +41,11 @@ NO_RETRY = {"X-Should-Retry": "false"}
     "/images/generations",
     response_model=Images,
     responses=problems(*ERRORS, NotInTime),
-    openapi_extra=READS,
     summary="Generate pictures with OpenAI's images API",
 )
-async def generate_images(request: Request, body: ImagesRequest) -> Response:
+async def generate_images(request: Request, body: ImagesRequest, submitter: SubmitterDep) -> Response:
     """Reads the labels from the prompt; for a word that is no label, the error suggests the nearest one."""
     await charge(request.scope, cost_of_scaling(_scaled_pixels(body)))
-    submitter = submitter_of(request)
     accepted = await submitter.submit("generate", body, [], partial(_check, body))  # the prompt has the labels
     wait_s = submitter.settings.wait_s
     job = await submitter.wait(accepted, wait_s)
@@ -137,11 +140,7 @@ def _model(info: CheckpointInfo) -> OpenAIModel:
     return OpenAIModel(id=info.name, created=_unix_time(info.created_at))
 
 
-@router.get(
-    "/models",
-    responses={200: {"links": {"model": link("read_openai_model", "one of them", model="$response.body#/data/0/id")}}},
-    summary="List the models in OpenAI's format",
-)
+@router.get("/models", summary="List the models in OpenAI's format")
 def list_openai_models(models: ModelsDep, owner: OwnerDep) -> OpenAIModels:
     """The models of GET /models, each with its name and creation time only."""
     return OpenAIModels(data=[_model(info) for info in models.listing().denoisers])
@@ -158,3 +157,10 @@ def read_openai_model(
         if info.name == model:
             return _model(info)
     raise NotFound(f"there is no model {model!r}")
+
+
+def mount(app: DocumentedAPI) -> None:
+    """Add these routes, and OpenAI's form of errors to theirs."""
+    app.include_router(router)
+    app.state.scaling = Slots(MAX_SCALED)
+    app.state.dialects[f"{PREFIX}/"] = Dialect(with_openai_error, document)

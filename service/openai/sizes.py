@@ -1,6 +1,7 @@
 """Scales pictures to the sizes that clients of OpenAI's API ask for. The verdicts are about the pictures as sampled."""
 
 import io
+import math
 import re
 from typing import Final
 
@@ -8,6 +9,7 @@ from PIL import Image
 
 LARGEST: Final = 2048  # pixels along a side
 MOST_PIXELS: Final = 20_000_000  # of one answer's pictures, which are in memory together: ten of OpenAI's 1792x1024
+PIXELS_A_REQUEST: Final = 100_000  # that take as long to scale as one usual request
 FORM: Final = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 SIDE: Final = "([1-9][0-9]{0,2}|1[0-9]{3}|20[0-3][0-9]|204[0-8])"
 PATTERN: Final = f"{SIDE}x{SIDE}"  # for the OpenAPI document: a form with sides of at most LARGEST
@@ -24,6 +26,11 @@ def parse_size(text: str) -> Size:
     if max(size) > LARGEST:
         raise ValueError(f"{text} is too large; at most {LARGEST}x{LARGEST}")
     return size
+
+
+def cost_of_scaling(pixels: int) -> int:
+    """Return as how many requests the rate limit counts scaling to so many pixels."""
+    return math.ceil(pixels / PIXELS_A_REQUEST)
 
 
 def fitted(own: Size, asked: Size) -> Size:

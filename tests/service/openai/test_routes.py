@@ -16,13 +16,13 @@ from redis import Redis
 
 from service.api.access.keys import hash_of, new_key
 from service.api.problems import error_response
-from service.contract.errors import ShuttingDown, TooManyRequests
+from service.contract.errors import TooManyRequests, Unavailable
 from service.settings import Settings
 from service.store import workers
 from service.store.connection import text
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
-from tests.conftest import serving
+from tests.conftest import application, serving
 
 PROMPT = "a red cube and a blue sphere"
 
@@ -184,11 +184,12 @@ def test_unknown_addresses_methods_and_bodies_get_openais_error(client: httpx.Cl
     assert "error" not in client.get("/jobs/nobody").json()
 
 
-def test_errors_outside_of_routes_get_openais_error_too() -> None:
-    for error, kind in ((ShuttingDown(""), "server_error"), (TooManyRequests(""), "rate_limit_error")):
-        problem = json.loads(bytes(error_response("/v1/models", error).body))
+def test_errors_outside_of_routes_get_openais_error_too(settings: Settings) -> None:
+    app = application(settings)
+    for error, kind in ((Unavailable(""), "server_error"), (TooManyRequests(""), "rate_limit_error")):
+        problem = json.loads(bytes(error_response({"app": app, "path": "/v1/models"}, error).body))
         assert (problem["status"], problem["error"]["type"]) == (error.status, kind)
-        assert b'"error"' not in bytes(error_response("/jobs", error).body)
+        assert b'"error"' not in bytes(error_response({"app": app, "path": "/jobs"}, error).body)
 
 
 def test_a_service_with_keys_needs_a_key(settings: Settings, connection: Redis) -> None:

@@ -1,12 +1,12 @@
-"""OpenAI's form of an error, for problems under /v1. Knows no route and no response."""
+"""OpenAI's form of an error, for problems under /v1. Knows no route."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any
 
 from service.contract.errors import PROBLEM_JSON
+from service.openai.schemas import OpenAIProblem
 
-PREFIX: Final = "/v1/"
 INVALID, OPENAIS_INVALID = 422, 400  # the statuses of an invalid request: the service's and OpenAI's
 
 
@@ -24,11 +24,13 @@ def with_openai_error(problem: Mapping[str, Any]) -> dict[str, Any]:
     return {**problem, "status": status, "error": error}
 
 
-def show_openai_errors(responses: dict[str, Any], problem_schema: str) -> None:
-    """Give the documented errors of an operation the form in which `problems.py` sends them."""
+def document(responses: dict[str, Any], schemas: dict[str, Any]) -> None:
+    """Give the documented errors of an operation the form that `with_openai_error` gives problems."""
+    schema = OpenAIProblem.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas |= {**schema.pop("$defs"), OpenAIProblem.__name__: schema}
     for response in responses.values():
         if problem := response.get("content", {}).get(PROBLEM_JSON):
-            problem["schema"] = {"$ref": problem_schema}
+            problem["schema"] = {"$ref": f"#/components/schemas/{OpenAIProblem.__name__}"}
             for example in problem["examples"].values():
                 example["value"] = with_openai_error(example["value"])
     if invalid := responses.pop(str(INVALID), None):

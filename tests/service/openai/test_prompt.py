@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.openai.prompt import ARTICLES, SEPARATORS, WORD, parse_prompt
+from service.openai.prompt import ARTICLES, SEPARATORS, WORD, parse_prompt
 from shared.options import LIMITS
 from shared.vocabulary import ICLEVR, LabelError, Vocabulary
 
