@@ -32,7 +32,7 @@ from service.telemetry.metrics import serve_worker
 from service.watchdog import watch
 from service.worker.runner import Runner
 from shared.device import DeviceError, pick_device
-from shared.openvino import EngineError, uses_openvino
+from shared.openvino import TORCH_THREADS, EngineError, uses_openvino
 
 log = get_logger(__name__)
 
@@ -163,7 +163,7 @@ def build(settings: Settings, connection: Redis) -> PictureWorker:
     global runner
     try:
         if uses_openvino(settings.engine, pick_device(settings.device)):
-            torch.set_num_threads(1)  # all the time: others would spin on the cores that OpenVINO and the loading need
+            torch.set_num_threads(TORCH_THREADS)  # all the time; a Stepper does so for its steps alone
         runner = Runner(connection, settings, name=uuid4().hex)
     except DeviceError as error:
         raise SettingError("device", settings.device, f"{error}; auto takes what there is") from error
