@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Final
 
 import torch
+from torch import Tensor
 
 THREADS: Final = torch.get_num_threads()  # of this process's computations, by the cores or OMP_NUM_THREADS
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_MMAP_MAX = -1, -3, -4  # of glibc's mallopt(3)
@@ -70,6 +71,15 @@ def flush_denormals() -> None:
     Call it before the first computation, since threads inherit it when they start.
     """
     torch.set_flush_denormal(True)
+
+
+def initial_weights(*shape: int, std: float) -> Tensor:
+    """Draw normal weights of a new network. On the meta device, which has no values, return them undrawn.
+
+    For that torch would import its compiler, which takes a second.
+    """
+    weights = torch.empty(shape)
+    return weights if weights.is_meta else weights.normal_(std=std)
 
 
 @contextmanager

@@ -11,7 +11,6 @@ import io
 import threading
 import warnings
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from functools import cache, cached_property
 from hashlib import blake2b
@@ -26,8 +25,12 @@ from shared.device import THREADS, autocast_dtype
 from shared.options import EngineName
 
 SIZES: Final = (8, 4, 2, 1)  # rows of a call; larger calls are hardly faster a row (docs/decisions.md)
-AT_ONCE: Final = (2, 1)  # sizes that are compiled when a network is loaded; the first one's bits are the others', too
+FIRST: Final = 2  # the size that a network begins with, and whose bits the others must have
 MOST_PADDING: Final = 1 / 8  # of a call: two smaller calls cost less than one with more padding
+TORCH_THREADS: Final = 1  # beside OpenVINO: torch's others would spin on the cores that it needs
+LOADER: Final = "openvino"  # name of the threads that compile and keep networks
+
+_converting = threading.Lock()  # warnings are ignored in all threads at once
 
 
 class EngineError(ValueError):
@@ -55,16 +58,18 @@ class CompiledNetwork:
     `module`: in eval mode and on the CPU, with weights that no longer change; its arguments and results are tensors
     whose first dimension is the batch. `example`: typical arguments for one row, of the shapes that every call has.
     `kept`: begins the names of files that keep what is compiled, so that it loads faster the next time; the folder is
-    the checkpoint's own. Sizes beyond AT_ONCE are compiled when a call first needs them, in some tenths of a second.
+    the checkpoint's own. Sizes other than FIRST are compiled in threads once calls could use them. Until then others
+    take their place. Only one thread may call it at a time.
     """
 
     def __init__(self, module: nn.Module, example: Sequence[Tensor], kept: Path | None = None) -> None:
         self._module, self._example, self._kept = module, example, kept
-        self._unequal = set[int]()  # sizes for which OpenVINO has kernels with other rounding
         self._requests = dict[int, Any]()  # by size, each with its compiled network
-        with ThreadPoolExecutor(len(AT_ONCE)) as threads:
-            for size, loaded in zip(AT_ONCE, threads.map(self._load, AT_ONCE), strict=True):
-                self._add(size, *loaded)
+        self._begun = {FIRST}  # sizes
+        compiled, is_new = self._load(FIRST)
+        self._requests[FIRST] = compiled.create_infer_request()
+        if is_new:
+            threading.Thread(target=self._keep, args=(FIRST, compiled), name=LOADER).start()
 
     def __call__(self, *arguments: Tensor) -> list[Tensor]:
         """Compute any number of rows, at least one; return the module's results, as float32."""
@@ -76,10 +81,15 @@ class CompiledNetwork:
         return [torch.cat(results) for results in zip(*parts, strict=True)]
 
     def _next_size(self, left: int) -> int:
-        """Return the largest size that so many rows fill, or nearly fill."""
-        filled = (size for size in SIZES if left >= size * (1 - MOST_PADDING) and self._keeps_bits(size))
-        padded = (size for size in reversed(SIZES) if left < size and self._keeps_bits(size))
-        return next(filled, None) or next(padded)
+        """Return the largest loaded size that so many rows fill, or nearly fill; begin to load larger ones."""
+        for size in SIZES:
+            if left >= size * (1 - MOST_PADDING):
+                if size in self._requests:
+                    return size
+                if size not in self._begun:
+                    self._begun.add(size)
+                    threading.Thread(target=self._add, args=(size,), name=LOADER).start()
+        return FIRST
 
     def _call(self, size: int, arguments: Sequence[Tensor]) -> list[Tensor]:
         """Compute at most `size` rows. Those that fill the call up are discarded."""
@@ -87,21 +97,23 @@ class CompiledNetwork:
         filled = [torch.cat([one, one[:1].expand(size - rows, *one.shape[1:])]) for one in arguments]
         return [result[:rows] for result in _infer(self._requests[size], filled)]
 
-    def _keeps_bits(self, size: int) -> bool:
-        if size not in self._requests and size not in self._unequal:
-            self._add(size, *self._load(size))
-        return size not in self._unequal
-
-    def _add(self, size: int, compiled: Any, is_new: bool) -> None:
-        """Use a size from now on and keep it, unless a row has other bits in it, which depends on the CPU."""
-        self._requests[size] = compiled.create_infer_request()
-        if not is_new:
+    def _add(self, size: int) -> None:
+        """Load and keep a size, unless a row has other bits in it, which depends on the CPU."""
+        compiled, is_new = self._load(size)
+        if is_new and not self._has_bits(compiled, size):
             return
-        found, expected = (_infer(self._requests[one], self._rows(one)) for one in (size, AT_ONCE[0]))
-        if not all(_same_bits(a, b[:1].expand_as(a)) for a, b in zip(found, expected, strict=True)):
-            self._unequal.add(size)
-        elif self._kept is not None:
-            threading.Thread(target=_keep, args=(compiled, self._file(size)), name="keep").start()
+        self._requests[size] = compiled.create_infer_request()
+        if is_new:
+            self._keep(size, compiled)
+
+    def _has_bits(self, compiled: Any, size: int) -> bool:
+        """Whether a row has the same bits in calls of this size and of the first."""
+        first = self._requests[FIRST].get_compiled_model()
+        found, expected = (
+            _infer(network.create_infer_request(), self._rows(count))
+            for network, count in ((compiled, size), (first, FIRST))
+        )
+        return all(_same_bits(a, b[:1].expand_as(a)) for a, b in zip(found, expected, strict=True))
 
     def _rows(self, count: int) -> list[Tensor]:
         """Return arguments for so many equal rows."""
@@ -111,16 +123,24 @@ class CompiledNetwork:
         """Return the network for calls of this size, and whether it is new: compiled now, and not kept before."""
         if self._kept is not None:
             with suppress(OSError, RuntimeError):  # absent, or damaged
-                return _core().import_model(self._file(size).read_bytes(), "CPU"), False
+                return _core().import_model(_file(self._kept, size).read_bytes(), "CPU"), False
         return _compile(self._graph, self._rows(size)), True
 
-    def _file(self, size: int) -> Path:
-        assert self._kept is not None
-        return self._kept.with_name(f"{self._kept.name}-{size}-{_made_by()}.openvino")
+    def _keep(self, size: int, compiled: Any) -> None:
+        if self._kept is None:
+            return
+        content = io.BytesIO()
+        with suppress(OSError):  # a full or read-only disk costs the next start some seconds
+            compiled.export_model(content)
+            storage.write(_file(self._kept, size), content.getbuffer())
 
     @cached_property
     def _graph(self) -> Any:
         return _convert(self._module, self._example)
+
+
+def _file(kept: Path, size: int) -> Path:
+    return kept.with_name(f"{kept.name}-{size}-{_made_by()}.openvino")
 
 
 @cache
@@ -132,11 +152,11 @@ def _core() -> Any:
 
 @cache
 def _made_by() -> str:
-    """Return a digest of what decides how weights are compiled: OpenVINO, this CPU, and our own code."""
+    """Return a digest of what decides how weights are compiled: libraries, this CPU, and our own code."""
     import openvino
 
     cpu = [str(_core().get_property("CPU", name)) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
-    digest = blake2b(repr([openvino.__version__, cpu, _properties()]).encode(), digest_size=8)
+    digest = blake2b(repr([openvino.__version__, torch.__version__, cpu, _properties()]).encode(), digest_size=8)
     for file in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
@@ -156,7 +176,7 @@ def _convert(module: nn.Module, example: Sequence[Tensor]) -> Any:
     from openvino.frontend import FrontEndManager
     from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
 
-    with torch.no_grad(), warnings.catch_warnings():
+    with _converting, torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's tracer warns of every Python condition that it fixes
         traced = TorchScriptPythonDecoder(module, example_input=tuple(example), trace_kwargs={"check_trace": False})
     frontend = FrontEndManager().load_by_framework("pytorch")
@@ -172,13 +192,6 @@ def _compile(graph: Any, arguments: Sequence[Tensor]) -> Any:
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)  # whoever uses the result refuses NaN
-
-
-def _keep(compiled: Any, file: Path) -> None:
-    content = io.BytesIO()
-    with suppress(OSError):  # a full or read-only disk costs the next start some seconds
-        compiled.export_model(content)
-        storage.write(file, content.getbuffer())
 
 
 def _infer(request: Any, arguments: Sequence[Tensor]) -> list[Tensor]:

@@ -7,6 +7,8 @@ itself. Must not know labels or scores.
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shared.device import initial_weights
+
 
 class Block(nn.Module):
     """A basic block: two 3x3 convolutions beside a shortcut, which is projected where the shape changes."""
@@ -50,5 +52,6 @@ class ResNet18(nn.Module):
 def _conv(inputs: int, channels: int, side: int, stride: int) -> nn.Conv2d:
     """Return a convolution with the initial weights of He et al. 2015, which keep the gradients' variance."""
     conv = nn.Conv2d(inputs, channels, side, stride, padding=side // 2, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    std = (2 / (channels * side * side)) ** 0.5
+    conv.weight = nn.Parameter(initial_weights(channels, inputs, side, side, std=std))
     return conv

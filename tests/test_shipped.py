@@ -1,6 +1,8 @@
 """The weights in models/ load, match their cards, and draw what is asked."""
 
 import re
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -40,6 +42,22 @@ def test_squeezed_pictures_are_shown_in_the_proportions_of_the_data() -> None:
     found = [info for info in scan(MODELS)[0] if info.kind == "denoiser" and info.vocabulary == ICLEVR.names]
     assert {info.name for info in found} >= {"iclevr-64", "iclevr-64-1step", "iclevr-64-labels"}
     assert {tuple(info.config["proportions"]) for info in found} == {(4, 3)}
+
+
+def test_they_load_without_torchs_compiler() -> None:
+    """Which takes a second to import. Random numbers on the meta device would do so."""
+    program = """
+import sys
+from pathlib import Path
+from shared.diffusion.model import load_denoiser
+from shared.evaluator import load_evaluator
+from shared.registry import resolve
+load_denoiser(resolve(Path("models"), None, "denoiser")).stepper()
+load_evaluator(resolve(Path("models"), None, "evaluator"))
+print(sorted({"sympy", "torch._dynamo"} & sys.modules.keys()))
+"""
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
 
 
 def test_the_card_is_of_this_checkpoint(denoiser: Denoiser, evaluator: Evaluator) -> None:

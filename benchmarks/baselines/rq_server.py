@@ -55,7 +55,8 @@ def work(kind: str, _: int) -> None:
 
 
 def redis() -> Redis:
-    return Redis.from_url(os.environ["LABELGRID_REDIS_URL"])
+    # without its limit of five seconds, which Redis may take to answer on a busy machine: the API would answer 500
+    return Redis.from_url(os.environ["LABELGRID_REDIS_URL"], socket_timeout=None)
 
 
 ROLES: dict[str, Callable[[str, int], None]] = {"api": serve, "worker": work}

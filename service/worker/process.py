@@ -27,8 +27,8 @@ from service.telemetry.logs import get_logger
 from service.telemetry.metrics import serve_worker
 from service.watchdog import watch
 from service.worker.runner import Runner
-from shared.device import DeviceError
-from shared.openvino import EngineError, uses_openvino
+from shared.device import DeviceError, pick_device
+from shared.openvino import TORCH_THREADS, EngineError, uses_openvino
 
 log = get_logger(__name__)
 
@@ -133,6 +133,8 @@ def build(settings: Settings, connection: Redis) -> PictureWorker:
     """
     global runner
     try:
+        if uses_openvino(settings.engine, pick_device(settings.device)):
+            torch.set_num_threads(TORCH_THREADS)  # all the time; a Stepper does so for its steps alone
         runner = Runner(connection, settings, name=uuid4().hex)
     except DeviceError as error:
         raise SettingError("device", settings.device, f"{error}; auto takes what there is") from error
@@ -157,8 +159,6 @@ def main(settings: Settings) -> None:
     alive_file.reset(settings)
     connection = connect(settings.redis_url, retry=RetryUntilStopped(_is_stopping))
     worker = build(settings, connection)
-    if uses_openvino(settings.engine, worker.runner.device):
-        torch.set_num_threads(1)  # for verdicts and PNGs, too: a Stepper does so for its steps alone
     if settings.metrics_port is not None:  # before the first heartbeat, so that a failure is seen before "ready"
         host = settings.metrics_host
         try:

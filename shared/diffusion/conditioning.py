@@ -8,6 +8,7 @@ number of label channels that are concatenated to the picture.
 import torch
 from torch import Tensor, nn
 
+from shared.device import initial_weights
 from shared.options import ConditioningName
 
 
@@ -18,7 +19,7 @@ class LabelEmbedding(nn.Module):
 
     def __init__(self, num_labels: int, embedding: int) -> None:
         super().__init__()
-        self.present = nn.Parameter(torch.randn(num_labels, embedding) * 0.5)
+        self.present = nn.Parameter(initial_weights(num_labels, embedding, std=0.5))
         self.absent = nn.Parameter(torch.zeros(num_labels, embedding))
         self.dropped = nn.Parameter(torch.zeros(1, embedding))
         self.mix = nn.Sequential(nn.Linear(embedding, embedding), nn.SiLU(), nn.Linear(embedding, embedding))
@@ -55,7 +56,7 @@ class PositionMap(nn.Module):
     def __init__(self, num_labels: int, channels: int, spread: float, *, rotations: bool = False) -> None:
         super().__init__()
         self.spread = spread
-        self.vectors = nn.Parameter(torch.randn(num_labels, channels) * 0.5)
+        self.vectors = nn.Parameter(initial_weights(num_labels, channels, std=0.5))
         self.rotations = nn.Parameter(torch.zeros(2, num_labels, channels)) if rotations else None
 
     def forward(self, labels: Tensor, places: Tensor, height: int, width: int) -> Tensor:

@@ -19,7 +19,7 @@ from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, Layou
 from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet, time_features
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet
-from shared.openvino import CompiledNetwork, uses_openvino
+from shared.openvino import TORCH_THREADS, CompiledNetwork, uses_openvino
 from shared.options import EngineName, PredictionName, SamplingOptions
 from shared.storage import Location
 from shared.support import picture_size
@@ -97,7 +97,7 @@ class Denoiser:
         network: Network = self.network
         upsampler: Upsampler | None = self.upsampler
         if uses_openvino(engine, device):
-            dtype, threads = None, 1
+            dtype, threads = None, TORCH_THREADS
             network = CompiledDenoiser(self.network, kept and kept / "denoiser")
             if self.upsampler is not None:
                 upsampler = CompiledUpsampler(self.upsampler, self.image_shape, kept and kept / "upsampler")

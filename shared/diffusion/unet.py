@@ -12,6 +12,7 @@ from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_ser
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shared.device import initial_weights
 from shared.diffusion.conditioning import CONDITIONINGS, LabelChannels, LabelEmbedding, PositionMap
 from shared.options import ConditioningName, Count, Natural, NoOtherFields
 
@@ -73,9 +74,8 @@ class Conv(nn.Module):
         super().__init__()
         self.shape, self.stride, self.padding = (c_out, kernel, kernel, c_in), stride, (kernel - stride + 1) // 2
         fan_in = kernel * kernel * c_in
-        self.weight = nn.Parameter(
-            torch.zeros(c_out, fan_in) if zero else torch.randn(c_out, fan_in) / math.sqrt(fan_in)
-        )
+        weight = torch.zeros(c_out, fan_in) if zero else initial_weights(c_out, fan_in, std=fan_in**-0.5)
+        self.weight = nn.Parameter(weight)
         self.bias = nn.Parameter(torch.zeros(c_out))
 
     def forward(self, x: Tensor) -> Tensor:  # (B, C, H, W)
