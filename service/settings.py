@@ -99,7 +99,7 @@ class Settings(BaseSettings):
     """Folder of the checkpoints, or an address that fsspec opens, such as s3://bucket/path."""
     results: Storage | None = None
     """Folder, or an address such as s3://bucket/path, in which finished jobs are kept with their pictures. If unset,
-    they are kept in Redis for job_ttl_s. The API and all workers need the same value (docs/jobs.md)."""
+    they are kept in Redis for job_ttl_s. The API and all workers need the same value (docs/api.md)."""
     results_days: int = Field(default=30, ge=1, le=36_500)
     """How many days finished jobs are kept there."""
     results_bytes_per_owner: int | None = Field(default=None, ge=1)

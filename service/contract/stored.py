@@ -1,4 +1,4 @@
-"""What two consecutive versions of the service must agree on, so that they can run side by side (docs/operations.md).
+"""What two consecutive versions of the service must agree on, so that they can run side by side (docs/deploy.md).
 
 A record that one version writes, the other reads. Every field added from now on needs a default; it is written only
 if it has another value, and a reader that does not know it ignores it. Knows no Redis, HTTP or torch.
