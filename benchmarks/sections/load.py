@@ -173,9 +173,8 @@ def out_of_reach(data: Data) -> str:
         f"picture) {number(few[1])}, and calls of the best size {number(best)}. So batching can gain at most "
         f"{number(best / few[0])} times on unguided pictures and {number(best / few[1])} times on guided ones. On an "
         f"idle device, the p95 is {number(floor)} s, {number(floor / theirs)} of request-level batching's p95; no "
-        "policy can be faster. On a CPU, batching barely lowers the cost per row, so a picture that joins a batch "
-        "delays the others about as much as a batch of its own would. Continuous batching gains more on a device that "
-        "small steps leave partly idle ([simulated](#capacity))."
+        "policy can be faster. Continuous batching gains more on a device that small steps leave partly idle "
+        "([simulated](#capacity))."
     )
 
 
