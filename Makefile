@@ -79,7 +79,7 @@ format: $(VENV)/.dev  ## Format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench  ## Run all benchmarks (40 minutes; resumes), write docs/performance.md and docs/scaling.md
+bench: $(VENV)/.bench  ## Run all benchmarks (40 minutes; resumes), write docs/performance.md
 	$(BIN)/python -m benchmarks.run
 
 bench-quick: $(VENV)/.bench  ## Run the benchmarks at small sizes (three minutes), write to runs/bench-quick
@@ -103,7 +103,7 @@ MINUTES ?= 60
 flood: $(VENV)/.dev  ## Send the worst of each route in parallel from one key, and print the memory of API and worker (two minutes)
 	$(BIN)/python -m soak.flood
 
-soak: $(VENV)/.dev  ## Keep a service under load and random faults for MINUTES=60, check that memory is flat, write docs/soak.md
+soak: $(VENV)/.dev  ## Keep a service under load and random faults for MINUTES=60, check that memory is flat, write docs/reliability.md
 	$(BIN)/python -m soak --minutes $(MINUTES) $(if $(SEED),--seed $(SEED))
 
 clean:  ## Remove the virtual environment and caches; keep data, runs and models

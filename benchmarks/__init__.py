@@ -1,13 +1,13 @@
-"""Measurements behind the figures in the documentation. `make bench` runs them and writes two documents.
+"""Measurements behind the figures in the documentation. `make bench` runs them and writes docs/performance.md.
 
-- `run` runs every section and saves `results.json`; `report` writes docs/performance.md and docs/scaling.md from it.
+- `run` runs every section and saves `results.json`; `report` writes docs/performance.md from it.
 - `sections/`: one module per section of docs/performance.md.
 - `baselines/`: other implementations that ours is compared with.
 - `sampling_choices` compares the sampling options of one checkpoint, also of your own; `step_order_choices` the orders
   in which pictures step. `make bench` runs neither.
 - `subject` (what is measured), `trees` (this commit and an older one), `stack` (the service as processes), `busy`
   (other work on the machine), `clients` (over HTTP), `calls` (network calls of either commit), `batching` (policies and
-  simulated load), `capacity_model` (behind docs/scaling.md), `timing`, `results` and `document` serve the sections.
+  simulated load), `capacity_model` (computed), `timing`, `results` and `document` serve the sections.
 
 May import every package; no package imports it. Start reading in `run.py`, then a section.
 """

@@ -1,6 +1,6 @@
-"""The capacity model behind docs/scaling.md: number of devices, latency and bottlenecks, from measured costs.
+"""The capacity model in docs/performance.md: number of devices, latency and bottlenecks, from measured costs.
 
-Measures nothing: `scaling` takes the content of results.json.
+Measures nothing: `capacity` takes the content of results.json.
 """
 
 import math
@@ -98,23 +98,17 @@ def the_same_requests(load: Data, cost: StepCost) -> dict[str, dict[str, list[fl
     return found
 
 
-def check(load: Data, simulated: dict[str, dict[str, list[float]]]) -> tuple[Table, str]:
-    """Compare the model's latencies with the measured ones: a table, and the range of their ratios."""
-    table = Table(
-        ["load", "policy", "requests", "mean, measured, s", "mean, model, s", "p95, measured, s", "p95, model, s"]
-    )
+def check(load: Data, simulated: dict[str, dict[str, list[float]]]) -> str:
+    """Compare the model's latencies with the measured ones: return the range of their ratios."""
     means, tails = list[float](), list[float]()
     for share, by in load["latencies"].items():
         for name, found in by.items():
             latencies = simulated[share][name]
-            mean, p95 = sum(latencies) / len(latencies), percentile(latencies, 0.95)
-            means.append(found["mean"] / mean)
-            tails.append(found["p95"] / p95)
-            cells = (found["mean"], mean, found["p95"], p95)
-            table.add(share, name, found["requests"], *map(number, cells))
-    return table, (
-        f"The measured means are {number(min(means))} to {number(max(means))} times the model's, the measured p95s "
-        f"{number(min(tails))} to {number(max(tails))} times."
+            means.append(found["mean"] * len(latencies) / sum(latencies))
+            tails.append(found["p95"] / percentile(latencies, 0.95))
+    return (
+        f"the measured means are {number(min(means))} to {number(max(means))} times the model's, the measured p95s "
+        f"{number(min(tails))} to {number(max(tails))} times"
     )
 
 
@@ -197,8 +191,8 @@ def flat_costs(costs: Costs) -> dict[str, float]:
     }
 
 
-def scaling(content: Data) -> list[Piece]:
-    """Return docs/scaling.md, or nothing if a section that it needs was not measured."""
+def capacity(content: Data) -> list[Piece]:
+    """Return the pieces about capacity, or nothing if a section that they need was not measured."""
     sections = content["sections"]
     if any("figures" not in sections.get(name, {}) for name in NEEDED):
         return []
@@ -206,64 +200,38 @@ def scaling(content: Data) -> list[Piece]:
     as_shipped = f"{len(costs.served)} steps as shipped"
     kinds = {as_shipped: costs.served, "8 guided steps": (2,) * 8, "16 guided steps": (2,) * 16}
     flat = flat_costs(costs)
-    compared, how_well = check(sections["load"], the_same_requests(sections["load"], costs.step))
-    shortest, queued = (sections["growth"]["queue"][i] for i in (0, -1))
-    beside = ""
-    if shortest["queued"] < queued["queued"]:  # a slow machine has time for one length only
-        beside = f", and {number(shortest['pictures_per_s']['median'])} from one of {shortest['queued']:,}"
-    streams = sections["growth"]["streams"][-1]
-    lines: list[Piece] = [
-        "# Scaling",
-        "How many devices does a given number of pictures per day need, and what runs out first? `make bench` writes "
-        "this page from its measurements (docs/performance.md names the machine); do not edit it. Three things are "
-        f"assumed, not measured: the peak is {PEAK:g} times the daily mean, the load at the peak is {LOAD:g} of "
-        "capacity, and devices do not slow each other down, since they share only Redis.",
-        "## The model",
-        f"With full batches, a device takes {number(1000 * costs.row_s)} ms per network row. All else that the service "
-        f"does for a picture on the same cores takes {number(1000 * costs.other_s)} ms. A step has one row, or two "
-        f"with guidance; as shipped, a picture has {sum(costs.served)} rows. If pictures arrive at a rate A and each "
-        f"takes D device seconds, the number of devices is ceil(A D / {LOAD:g}). On an idle device, a picture takes "
-        f"the time of its steps: {number(1000 * alone_s(costs, costs.served))} ms for {as_shipped}, "
-        f"{number(1000 * alone_s(costs, (2,) * 16))} ms for 16 guided steps.",
-        sizing(costs, kinds),
-        "Latency under load has no simple formula, since requests differ and share steps. The model runs the scheduler "
-        "on a virtual clock, on which a step takes the time measured for its rows. To check it, it serves the very "
-        "requests that the load test of docs/performance.md served on the real network. Those runs are short, so a p95 "
-        "depends on a few requests.",
-        compared,
-        how_well,
-        "On this CPU, the cost of a step is nearly proportional to its rows, so batching saves little and the load "
-        "determines the latency. If a step takes equally long for 1 row and for 32, as on a large GPU, the same model "
-        f"with {costs.max_pictures} pictures in progress gives {number(flat['throughput'])} times the throughput of "
-        f"one at a time and, at {LOAD:g} of capacity, {number(flat['p95_ratio'])} of the p95 of request-level "
-        "batching. This is simulated, not measured.",
-        "## What breaks first",
-        f"A finished job of one picture takes {number(costs.redis_bytes)} bytes in Redis, and its PNG "
-        f"{number(costs.picture_bytes)} bytes in storage, for {costs.kept_s / DAY_S:g} days (`LABELGRID_KEEP_DAYS`). "
-        f"It takes {number(costs.redis_commands)} Redis commands from request to answer; this Redis executes "
-        f"{number(costs.redis_commands_per_s)} commands/s, pipelined. At the peak:",
-        redis_table(costs),
-    ]
+    how_well = check(sections["load"], the_same_requests(sections["load"], costs.step))
     ways_out = {
         1_000: "One machine with one worker is enough.",
-        100_000: "Add workers (`--scale worker=N`, or KEDA by the backlog) to the one Redis. They need no "
-        "coordination, since each picture is claimed by one worker, and each worker has a batch of its own.",
+        100_000: "Add workers (`--scale worker=N`, or KEDA by the backlog) to the one Redis.",
         10_000_000: "Use dozens of workers on CPUs, or a few GPUs; API processes behind a load balancer, since they "
         "hold no state; object storage for pictures (`LABELGRID_PICTURES`); and one Redis per model or region, since "
-        "jobs of different models share nothing. A Redis cluster (with the job's id as hash tag) would have "
-        "to be built; the rest exists.",
+        "jobs of different models share nothing. A Redis cluster would have to be built; the rest exists.",
     }
-    for day in DAYS:
-        lines.append(f"### {day:,} pictures per day")
-        broken = first_to_break(costs, day, sum(costs.served))
-        lines.append(f"At the peak, with one device, one Redis and {as_shipped}: {broken}. {ways_out[day]}")
-    lines += [
-        "### What does not grow",
-        f"`GET /jobs/{{id}}` took {number(queued['read_ms'])} ms with {queued['queued']:,} queued jobs, and "
-        f"{number(streams['read_ms'])} ms with {streams['streams']:,} open event streams. The last stream received its "
-        f"job's end {number(streams['end_s'])} s late. A worker sampled {number(queued['pictures_per_s']['median'])} "
-        f"pictures/s from that queue{beside}. Beyond {MOST_QUEUED:,} pending pictures of a model "
-        "(`max_queued_pictures`) requests are refused (429): these keep one device busy for "
-        f"{number(MOST_QUEUED * costs.picture_s(sum(costs.served)) / 60)} minutes.",
+    return [
+        "## Capacity",
+        "How many devices does a given number of pictures per day need, and what runs out first? Computed from the "
+        f"sections above. Three things are assumed, not measured: the peak is {PEAK:g} times the daily mean, the load "
+        f"at the peak is {LOAD:g} of capacity, and devices do not slow each other down, since they share only Redis.",
+        f"With full batches, a device takes {number(1000 * costs.row_s)} ms per network row, and "
+        f"{number(1000 * costs.other_s)} ms for all else that the service does for a picture on the same cores. As "
+        f"shipped, a picture has {sum(costs.served)} rows. If pictures arrive at a rate A and each takes D device "
+        f"seconds, the number of devices is ceil(A D / {LOAD:g}). On an idle device, a picture takes "
+        f"{number(1000 * alone_s(costs, costs.served))} ms with {as_shipped}, "
+        f"{number(1000 * alone_s(costs, (2,) * 16))} ms with 16 guided ones.",
+        sizing(costs, kinds),
+        "Latency under load is simulated: the scheduler runs on a virtual clock. With the very requests of the load "
+        f"test above, {how_well}. Those runs are short, so a p95 depends on a few requests. If a step takes equally "
+        "long for 1 row and for 32, as on a large GPU, the model gives, with "
+        f"{costs.max_pictures} pictures in progress, {number(flat['throughput'])} times the throughput of one at a "
+        f"time and, at {LOAD:g} of capacity, {number(flat['p95_ratio'])} of the p95 of request-level batching.",
+        f"A finished picture takes {number(costs.redis_bytes)} bytes in Redis until its results expire after "
+        f"{costs.ttl_s:.0f} s, then a tombstone of {number(costs.tombstone_bytes)} bytes for {costs.remembered_s:,.0f} "
+        f"s, and {number(costs.redis_commands)} Redis commands from request to answer; this Redis executes "
+        f"{number(costs.redis_commands_per_s)} commands/s, pipelined. At the peak:",
+        redis_table(costs),
+        f"With one device, one Redis and {as_shipped}:",
+        "\n".join(f"- {day:,} a day: {first_to_break(costs, day, sum(costs.served))}. {ways_out[day]}" for day in DAYS),
+        f"Beyond {MOST_QUEUED:,} pending pictures of a model (`max_queued_pictures`) requests are refused (429): these "
+        f"keep one device busy for {number(MOST_QUEUED * costs.picture_s(sum(costs.served)) / 60)} minutes.",
     ]
-    return lines

@@ -1,4 +1,4 @@
-"""`python -m soak` runs the soak, prints a line a minute, and writes docs/soak.md if nothing is wrong."""
+"""`python -m soak` runs the soak, prints a line a minute, and writes docs/reliability.md if nothing is wrong."""
 
 import argparse
 import json

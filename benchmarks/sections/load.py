@@ -173,9 +173,8 @@ def out_of_reach(data: Data) -> str:
         f"picture) {number(few[1])}, and calls of the best size {number(best)}. So batching can gain at most "
         f"{number(best / few[0])} times on unguided pictures and {number(best / few[1])} times on guided ones. On an "
         f"idle device, the p95 is {number(floor)} s, {number(floor / theirs)} of request-level batching's p95; no "
-        "policy can be faster. On a CPU, batching barely lowers the cost per row, so a picture that joins a batch "
-        "delays the others about as much as a batch of its own would. Continuous batching gains more on a device that "
-        "small steps leave partly idle (docs/scaling.md simulates one)."
+        "policy can be faster. Continuous batching gains more on a device that small steps leave partly idle "
+        "([simulated](#capacity))."
     )
 
 
@@ -219,7 +218,7 @@ def report(data: Data) -> list[Piece]:
         who_waits(data),
         out_of_reach(data),
         f"The simulation runs the same code with {SIMULATED_REQUESTS} requests on a virtual clock, on which a step "
-        "takes the time measured for its rows. docs/scaling.md checks it against the measured requests.",
+        "takes the time measured for its rows. [Below](#capacity) it is checked against the measured requests.",
         Plot("load", "latency by load; dots measured, lines simulated", lambda axes: draw_latency(axes, data), 2),
         Plot("load-throughput", "throughput by load, measured", lambda axes: draw_throughput(axes, data)),
     ]

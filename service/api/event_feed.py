@@ -1,7 +1,7 @@
 """A job's progress as server-sent events: what has happened so far, what happens now, and its end.
 
 Reads two Redis streams: the events, which are kept for clients that connect late or again, and the previews, which
-workers write only while somebody watches. Reads each job once, however many clients watch it here. docs/jobs.md lists
+workers write only while somebody watches. Reads each job once, however many clients watch it here. docs/api.md lists
 the events.
 """
 

@@ -53,7 +53,7 @@ class Retry:
 
 @dataclass(frozen=True)
 class Event:
-    """An event of a job. `name` is one of docs/jobs.md, or `retry`; the `data` of `job` and `end` is the job."""
+    """An event of a job. `name` is one of docs/api.md, or `retry`; the `data` of `job` and `end` is the job."""
 
     name: str
     data: Job | StatusEvent | PictureEvent | StepsEvent | Retry

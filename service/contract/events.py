@@ -1,4 +1,4 @@
-"""The data of the events of GET /jobs/{id}/events (docs/jobs.md)."""
+"""The data of the events of GET /jobs/{id}/events (docs/api.md)."""
 
 from typing import Final
 

@@ -1,4 +1,4 @@
-"""Recipes: JSON in every PNG with all that is needed to generate it again (docs/recipes.md).
+"""Recipes: JSON in every PNG with all that is needed to generate it again (docs/api.md).
 
 Imports pydantic only: knows no Redis, no HTTP and no PNG.
 """

@@ -46,7 +46,7 @@ class SamplingFields(Strict):
     eta: Fraction | None = Field(None, description="noise of ddim; for other samplers it is fixed")
     clip_x0: bool | None = Field(None, description="clip the predicted picture to [-1, 1] at each step")
     model: str | None = Field(None, max_length=100, description="a name from GET /models; null for the default")
-    webhook: str | None = Field(None, max_length=2000, description="URL for signed POSTs (docs/webhooks.md)")
+    webhook: str | None = Field(None, max_length=2000, description="URL for signed POSTs (docs/api.md)")
     webhook_events: list[WebhookEvent] | None = Field(
         None, min_length=1, max_length=len(get_args(WebhookEvent)), description="which events; by default the end"
     )
@@ -227,7 +227,7 @@ class JobPage(BaseModel):
 
 
 class Job(JobHead):
-    """A job. `result` is set once `status` is finished, `error` once it is failed; docs/jobs.md has the states."""
+    """A job. `result` is set once `status` is finished, `error` once it is failed; docs/api.md has the states."""
 
     model_config = with_examples(JOB_EXAMPLE)
 

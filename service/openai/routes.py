@@ -1,4 +1,4 @@
-"""/v1: OpenAI's images and models API, for clients written for it. docs/openai.md."""
+"""/v1: OpenAI's images and models API, for clients written for it. docs/api.md."""
 
 import base64
 import math

@@ -11,41 +11,20 @@ from benchmarks.run import SECTIONS
 from benchmarks.timing import figure
 
 
-@pytest.mark.parametrize(
-    ("name", "written"), [("performance", report.performance), ("scaling", capacity_model.scaling)]
-)
-def test_the_committed_document_is_written_from_the_committed_results(name: str, written: object) -> None:
+def test_the_committed_document_is_written_from_the_committed_results() -> None:
     """Every section's table and sentence. Plots are drawn by another test."""
-    assert callable(written)
-    expected = markdown(written(results(quick=False).read()), name)
-    assert (ROOT / "docs" / f"{name}.md").read_text() == expected, "`python -m benchmarks.report` writes it"
+    expected = markdown(report.performance(results(quick=False).read()), "performance")
+    assert (ROOT / "docs" / "performance.md").read_text() == expected, "`python -m benchmarks.report` writes it"
 
 
-def test_a_failed_section_says_so_and_gives_no_scaling_document() -> None:
+def test_a_failed_section_says_so_and_there_is_no_capacity_without_it() -> None:
     content = results(quick=False).read()
     content["sections"]["load"] = {"failed": "it took longer than 330 s"}
     del content["sections"]["growth"]
     texts = [piece for piece in report.performance(content) if isinstance(piece, str)]
     assert texts.count("Not measured: it took longer than 330 s.") == 1
     assert texts.count("Not measured yet.") == len(report.TITLES.keys() - content["sections"].keys())
-    assert capacity_model.scaling(content) == []
-
-
-@pytest.mark.parametrize(
-    ("lengths", "written"),
-    [
-        ([500], "{} pictures/s from that queue. Beyond 10,000 "),
-        ([100, 500], "{0} pictures/s from that queue, and {0} from one of 100. Beyond 10,000 "),
-    ],
-)
-def test_a_queue_is_compared_with_a_shorter_one_if_there_was_time_for_two(lengths: list[int], written: str) -> None:
-    content = results(quick=False).read()
-    one = content["sections"]["growth"]["queue"][0] | {"pictures_per_s": figure([5.0])}
-    content["sections"]["growth"]["queue"] = [one | {"queued": length} for length in lengths]
-    *_, last = capacity_model.scaling(content)
-    assert isinstance(last, str)
-    assert "with 500 queued jobs" in last
-    assert written.format("5.00") in last
+    assert capacity_model.capacity(content) == []
 
 
 @pytest.mark.parametrize(("overhead_ms", "met"), [(14.4, "yes"), (14.6, "no")])

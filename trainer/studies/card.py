@@ -1,12 +1,14 @@
 """Writes a checkpoint's card beside it: its training, its loss curve, its scores. Measures nothing.
 
-The card begins with the metadata that the Hugging Face Hub reads from a model card, as YAML.
+The card begins with the metadata that the Hugging Face Hub reads from a model card, as YAML. Of an existing card it
+keeps the section "How it was trained", which people write.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -119,6 +121,12 @@ def front_matter(name: str, kind: CheckpointKind, rows: list[list[str]], licence
     return "\n".join(["---", *lines, "---"])
 
 
+def _written_by_people(card: Path) -> list[str]:
+    """Return a card's section "How it was trained", or nothing."""
+    text = card.read_text("utf-8") if card.is_file() else ""
+    return [section.strip() for section in re.findall(r"^## How it was trained\n.*?(?=^## |\Z)", text, re.M | re.S)]
+
+
 def write_card(
     storage: Path, name: str, *, log: Path, scores: list[Path], machine: str, commands: list[str], notes: list[str],
     licence: str | None = None,
@@ -141,12 +149,12 @@ def write_card(
     if rows:
         head = ["file", "sampling", "runs", "accuracy", "exact match", "F1", "best accuracy", "network rows a picture"]
         parts.append(f"## Scores\n\n{SCORES_NOTE}\n\n" + table(head, rows))
-    parts += notes
+    path = storage / f"{name}.md"
+    parts += [*notes, *_written_by_people(path)]
     curve = f"![loss and scores over training]({name}-log.png)"
     parts.append(f"## Training\n\n{curve}\n\n" + table(["what", "value"], list(_flat(info.training))))
     parts.append("## Configuration\n\n" + table(["what", "value"], list(_flat(info.config))))
     parts.append(f"{len(info.vocabulary)} labels: {', '.join(info.vocabulary)}.")
-    path = storage / f"{name}.md"
     written = {
         storage / f"{name}-log.png": plot_log(lines),
         storage / f"{name}-log.jsonl": "".join(json.dumps(line) + "\n" for line in lines).encode(),

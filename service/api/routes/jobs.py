@@ -139,7 +139,7 @@ class _Stream(StreamingResponse):
 async def read_events(
     job_id: OwnJob, results: ResultsDep, feeds: FeedsDep, last_event_id: LastEventId = FROM_START
 ) -> Response:
-    """Events `job`, `status`, `picture`, `steps` (with previews) and `end`; docs/jobs.md says what they hold."""
+    """Events `job`, `status`, `picture`, `steps` (with previews) and `end`; docs/api.md says what they hold."""
     job = await results.job(job_id)
     if not await is_complete(feeds.reader, job, last_event_id):
         events = job_events(feeds, job, last_event_id)

@@ -41,7 +41,7 @@ export function scoreCommand(fileName, zipName, fields) {
   return `curl -s ${address("score")}${authorization()} \\\n  ${parts.join(" ")}`;
 }
 
-/** A recipe (docs/recipes.md): the fields of a request plus the position of its first picture. */
+/** A recipe (docs/api.md): the fields of a request plus the position of its first picture. */
 export const recipeOf = ({ model, digest, labels, layouts, seed, first, options, trajectory, columns }) => ({
   version: 1,
   model: { name: model, digest },

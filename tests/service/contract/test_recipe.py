@@ -11,7 +11,7 @@ from tests.paths import ROOT
 
 
 def test_the_example_in_the_docs_is_valid() -> None:
-    text = ROOT.joinpath("docs", "recipes.md").read_text()
+    text = ROOT.joinpath("docs", "api.md").read_text().partition("\n## Recipes\n")[2]
     block = text.split("```json\n")[1].split("```")[0]
     recipe = JudgedRecipe.model_validate_json(block)
     assert set(json.loads(block)) == set(JudgedRecipe.model_fields)

@@ -51,7 +51,8 @@ def test_the_snippet_in_the_documentation_verifies_messages(
     store.cancel(job_id := create_job(store, receiver.url))
     attempt(hooked, job_id, "cancelled")
     (message,) = receiver.got()
-    snippet = (ROOT / "docs/webhooks.md").read_text().partition("```python\n")[2].partition("```")[0]
+    page = (ROOT / "docs/api.md").read_text().partition("\n## Webhooks\n")[2]
+    snippet = page.partition("```python\n")[2].partition("```")[0]
     names: dict[str, Any] = {}
     exec(snippet, names)
     secret, body = receiver_secret(signing_key(SECRET, "")), message["body"].encode()

@@ -108,6 +108,16 @@ def test_a_shipped_cards_metadata_has_its_own_figures_and_its_licence(card: Path
     assert given == shown
 
 
+def test_what_people_wrote_into_a_card_stays(tmp_path: Path) -> None:
+    _published(tmp_path)
+    log = _log(tmp_path / "log.jsonl")
+    first = write_card(tmp_path, "m", log=log, scores=[], machine="m", commands=[], notes=["Before."]).read_text()
+    written = "\n## How it was trained\n\nIn two runs.\n\n### The first\n\nFor a day.\n"
+    (tmp_path / "m.md").write_text(first.replace("\n## Training\n", f"{written}\n## Training\n"))
+    again = write_card(tmp_path, "m", log=log, scores=[], machine="m", commands=[], notes=["After."]).read_text()
+    assert again == first.replace("Before.\n", f"After.\n{written}")
+
+
 def test_a_card_without_commands_has_no_section_for_them(tmp_path: Path) -> None:
     _published(tmp_path)
     path = write_card(tmp_path, "m", log=_log(tmp_path / "l"), scores=[], machine="m", commands=[], notes=[])
