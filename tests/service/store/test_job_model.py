@@ -7,6 +7,7 @@ job may be lost or stored twice; at the end nothing may be left of any job. `mak
 
 import copy
 import math
+import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from itertools import count
@@ -51,12 +52,12 @@ class Worker:
         self.streams = {digest: PictureStream(connection, settings, digest, name) for digest in DIGESTS}
         self.sweeper = Sweeper(JobStore(connection, settings))
         self.held: dict[str, dict[str, Claim]] = {digest: {} for digest in DIGESTS}
-        self.written: set[str] = set()
+        self.written: set[Claim] = set()
 
     def pop(self, digest: str, grids: bool) -> list[Claim]:
         """Take out the claims whose files are written."""
         held = self.held[digest]
-        found = [claim for name, claim in held.items() if name in self.written and (claim.picture is None) == grids]
+        found = [claim for claim in held.values() if claim in self.written and (claim.picture is None) == grids]
         for claim in found:
             del held[claim.entry]
         return found
@@ -223,10 +224,10 @@ class JobMachine(RuleBasedStateMachine):
 
     def write(self, worker: Worker, digest: str, n: int = 6) -> None:
         """Write files of finished pictures, and those of grids whose pictures are all there."""
-        for claim in [claim for name, claim in worker.held[digest].items() if name not in worker.written][:n]:
+        for claim in [claim for claim in worker.held[digest].values() if claim not in worker.written][:n]:
             if claim.picture is not None or self.is_composed(worker, digest, claim):
                 self.files.add((claim.job, GRID if claim.picture is None else claim.picture.index))
-                worker.written.add(claim.entry)
+                worker.written.add(claim)
 
     def is_composed(self, worker: Worker, digest: str, grid: Claim) -> bool:
         found, job = self.store.complete(grid.job), self.model.open_job(grid.job)
@@ -403,6 +404,7 @@ class JobMachine(RuleBasedStateMachine):
         dumped, model = self.snapshot
         now, clock, self.model = self.model.now, self.model.clock, copy.deepcopy(model)
         self.connection.flushall()
+        time.sleep(0.002)  # no entry of a stream gets the name of a lost one
         with self.connection.pipeline(transaction=False) as pipe:
             for name, ttl_ms, content in dumped:
                 pipe.restore(name, max(0, ttl_ms), content)

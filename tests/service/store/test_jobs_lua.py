@@ -321,6 +321,17 @@ def test_overdue_jobs_are_named_and_those_that_are_gone_forgotten(library: Libra
     assert library.connection.zrange("labelgrid:deadlines", 0, -1) == [A.encode(), B.encode()]
 
 
+def test_overdue_takes_over_the_open_jobs_of_former_versions(library: Library) -> None:
+    library.connection.sadd("labelgrid:open", A, B)
+    record = json.dumps({"model": "toy", "digest": DIGEST})
+    library.connection.hset(f"labelgrid:job:{A}", mapping={"overdue_at": 5, "record": record})
+    assert [library("overdue"), library("overdue")] == [[A.encode()]] * 2
+    assert not library.connection.exists("labelgrid:open")
+    assert json.loads(library.hash("labelgrid:models")[DIGEST]) == {
+        "name": "toy", "digest": DIGEST, "is_evaluator": False,
+    }  # fmt: skip
+
+
 def test_read_gives_a_count_of_verdicts_until_there_is_a_result_and_then_the_best_repeat(library: Library) -> None:
     library.create(A, 4)
     entries = library.claim(4)
