@@ -1,5 +1,6 @@
 """Remote storage, in memory and on a real S3 server: checkpoints, the API's catalogue, workers and the trainer."""
 
+import asyncio
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ import pytest
 import torch
 from redis import Redis
 
-from service.api.catalog import Models
+from service.api.catalog import Catalog
 from service.contract.errors import BadRequest, NoModel
 from service.settings import Settings
 from service.store.jobs import JobStore
@@ -21,6 +22,7 @@ from shared.registry import promote, promoted, resolve, scan
 from shared.storage import Location, open_storage
 from tests.conftest import serving
 from tests.s3 import BUCKET
+from tests.service.api.fresh import Fresh
 from tests.service.store.helpers import record
 from tests.service.worker.conftest import pngs, run
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toys
@@ -106,14 +108,14 @@ def test_reading_a_header_fetches_little_more(s3_server: str, monkeypatch: pytes
     monkeypatch.setattr(S3File, "_fetch_range", recording)
     assert read_info(path).name == "large"
     assert 0 < sum(fetched) <= 2 * files.HEADER_BLOCK
-    Models(remote).listing()
+    Fresh(remote)()
     assert sum(fetched) <= 4 * files.HEADER_BLOCK
     verify(path)
     assert sum(fetched) > 4 << 20
 
 
 def test_the_catalogue_notices_remote_changes(filled: Location) -> None:
-    models = Models(filled, every_s=0.0)
+    models = Fresh(filled)
     good = models.find(None)
     assert (good.name, models.find("other").name) == ("toy", "other")
     promote(filled, "other")
@@ -121,11 +123,11 @@ def test_the_catalogue_notices_remote_changes(filled: Location) -> None:
     files.write(filled / "toy.safetensors", b"junk")
     with pytest.raises(BadRequest, match="not a safetensors file"):
         models.find("toy")
-    assert models.listing().problems == {"toy.safetensors": "not a safetensors file"}
+    assert models().problems == {"toy.safetensors": "not a safetensors file"}
     changed = publish_toy_denoiser(filled, "toy", 5)
     files.write(filled / "toy.md", b"# toy")
     assert models.find("toy") == changed != good
-    assert models.listing().cards["toy"] == "# toy"
+    assert models().cards["toy"] == "# toy"
     assert not isinstance(filled, Path)
     filled.fs.rm(str((filled / "toy.safetensors").path))
     with pytest.raises(BadRequest, match="no such denoiser"):
@@ -133,16 +135,19 @@ def test_the_catalogue_notices_remote_changes(filled: Location) -> None:
 
 
 def test_the_catalogue_caches_a_remote_storage_for_the_time_set(filled: Location) -> None:
-    models = Models(filled, every_s=1e6)
-    assert models.find(None).name == "toy"
-    promote(filled, "other")
-    assert models.find(None).name == "toy"
-    models.every_s = 0.0
-    assert models.find(None).name == "other"
+    async def ask() -> list[str]:
+        catalog = Catalog(filled, every_s=1e6)
+        names = [(await catalog.models()).find(None).name]
+        promote(filled, "other")
+        names.append((await catalog.models()).find(None).name)
+        catalog.every_s = 0.0
+        return [*names, (await catalog.models()).find(None).name]
+
+    assert asyncio.run(ask()) == ["toy", "toy", "other"]
 
 
 def test_the_catalogue_serves_while_storage_is_away(filled: Location, monkeypatch: pytest.MonkeyPatch) -> None:
-    models = Models(filled, every_s=0.0)
+    models = Fresh(filled)
     good = models.find(None)
     assert not isinstance(filled, Path)
 
@@ -156,13 +161,13 @@ def test_the_catalogue_serves_while_storage_is_away(filled: Location, monkeypatc
         for name in ("ls", "cat_file", "open", "exists", "info"):
             patch.setattr(filled.fs, name, fail)
         assert models.find(None) == good
-        problems = models.listing().problems
+        problems = models().problems
         assert "cannot be read: DriverError: the network is down" in problems["promoted.json"]
         with pytest.raises(NoModel, match="the network is down"):
-            Models(filled).find(None)
+            Fresh(filled).find(None)
         with pytest.raises(CheckpointError, match=r"toy\.safetensors: cannot be read: DriverError"):
             load(filled / "toy.safetensors")
-    assert models.listing().problems == {}
+    assert models().problems == {}
 
 
 def test_a_remote_adapter_is_fetched_with_its_base(filled: Location, tmp_path: Path) -> None:

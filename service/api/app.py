@@ -19,7 +19,7 @@ from service.api.access.head_requests import HeadRequests
 from service.api.access.keys import KeyRing
 from service.api.access.rate_limit import RateLimiter, read_limit
 from service.api.access.security_headers import SecurityHeaders
-from service.api.catalog import Models
+from service.api.catalog import Catalog
 from service.api.downloads.reader import ResultReader
 from service.api.event_feed import Feeds
 from service.api.openapi import DocumentedAPI
@@ -114,7 +114,7 @@ def create_app(settings: Settings) -> DocumentedAPI:
         **_telemetry(),
     )
     app.state.settings = settings
-    app.state.models = Models(settings.storage, settings.storage_every_s)
+    app.state.catalog = Catalog(settings.storage, settings.storage_every_s)
     app.state.uploads = Slots(MAX_UPLOADS)
     app.add_middleware(HeadRequests)
     app.add_middleware(BodyLimit, limit=settings.body_limit_bytes, form_limit=settings.upload_limit_bytes)

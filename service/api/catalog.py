@@ -1,24 +1,23 @@
-"""The models in storage as the API sees them: from their files, without torch.
+"""The models in storage as the API sees them: from their files' headers, without torch.
 
-Checkpoints appear, change and go while the service runs. Knows no HTTP; its errors are the service's own.
+Checkpoints appear, change and go while the service runs. A thread looks at storage; requests are answered from what it
+found last. Knows no HTTP; its errors are the service's own.
 """
 
 import asyncio
-import contextlib
 import functools
 import math
 import re
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 from pydantic import ValidationError
 
-from service.api.patient_storage import PatientStorage
 from service.contract.errors import BadRequest, NoModel, UnknownCheckpoint
-from service.storage_threads import Stalled
+from service.storage_threads import StorageThreads
 from shared import storage as files
 from shared.checkpoint import (
     SUFFIX,
@@ -28,57 +27,35 @@ from shared.checkpoint import (
     base_problem,
     check_name,
     read_info,
-    verify,
 )
-from shared.registry import PROMOTED_FILE, check_folder, judge_of, judge_problem, promoted_names, resolve
+from shared.registry import PROMOTED_FILE, check_folder, judge_of, judge_problem, promoted_names
 from shared.storage import Location
 from shared.support import picture_size
 
 MAX_CARD_BYTES = 1 << 18  # a card is a page of text
 LOCAL_EVERY_S = 0.05  # a local folder; requests that come together, as after a batch, share one look at it
+PATIENCE_S = 2.0  # how long a request waits for a look; then what was found before counts
 WRITTEN_FOR = re.compile(r"^Kind: denoiser, digest `(\w{16})`", re.MULTILINE)  # as `trainer card` writes it
 HUB_METADATA = re.compile(r"\A---\n.*?^---\n\s*", re.MULTILINE | re.DOTALL)  # for the Hugging Face Hub
 ADVICE = "publish it again, or use another model"
 
-
-@dataclass(frozen=True)
-class Listing:
-    """The denoisers in storage, their cards by name, the default, and the files that cannot be used: name -> reason."""
-
-    denoisers: list[CheckpointInfo]
-    cards: dict[str, str]
-    promoted: str | None
-    problems: dict[str, str]
+Found = CheckpointInfo | CheckpointError  # a checkpoint, or why it cannot be used
 
 
 @dataclass(frozen=True)
-class _File:
-    """One version of a checkpoint file: its description, or why it cannot be used."""
-
-    version: str
-    found: CheckpointInfo | CheckpointError
-    verified: bool = False  # its tensors match the digest
-
-
-@dataclass
 class Models:
-    """The models of one storage. Safe to use from several threads: only the storage thread changes it.
+    """What a look at storage found.
 
-    Looks at storage at most every `every_s`, at a local folder every `LOCAL_EVERY_S` if that is less. Reads the header
-    of each version of a file once, and the whole file once, when the model is first requested. While storage does not
-    answer or hangs, what it held before stays available: workers have the files in their caches.
+    versions: of all files, by file name. checkpoints: by name, sorted. defaults: kind -> name, as promoted.json has it.
+    problem: with storage or promoted.json. is_late: storage has not answered since.
     """
 
     storage: Location
-    every_s: float = 2.0
-    _versions: dict[str, str] = field(default_factory=dict)  # of all files, by file name
-    _checkpoints: dict[str, _File] = field(default_factory=dict)  # by name, sorted
-    _promoted: dict[str, str] = field(default_factory=dict)  # kind -> name, as promoted.json has it
-    _problem: CheckpointError | None = None  # with storage or promoted.json
-    _looked_at: float = -math.inf
-    _listing: Listing | None = None  # the last one
-    _storage: PatientStorage = field(default_factory=PatientStorage)
-    _looking: "asyncio.Future[None] | None" = None  # the look in progress that `in_memory` has begun
+    versions: Mapping[str, str] = field(default_factory=dict)
+    checkpoints: Mapping[str, Found] = field(default_factory=dict)
+    defaults: Mapping[str, str] = field(default_factory=dict)
+    problem: CheckpointError | None = None
+    is_late: bool = False
 
     def find(
         self, name: str | None, at: tuple[str, ...] = ("body", "model"), kind: CheckpointKind = "denoiser"
@@ -87,178 +64,114 @@ class Models:
 
         at: the place of the name in the request. Raises BadRequest if the named one cannot be used, otherwise NoModel.
         """
-        known = self._known(name, kind)
         try:
-            find = partial(self._find, name, at, kind)
-            return self._storage.call(find, can_do_without=known is not None)
-        except Stalled as error:
-            if known is None:
-                raise NoModel(f"{self.storage} does not answer, and the model is not known yet") from error
-            return known
-
-    @property
-    def _is_fresh(self) -> bool:
-        every_s = min(self.every_s, LOCAL_EVERY_S) if isinstance(self.storage, Path) else self.every_s
-        return time.monotonic() - self._looked_at < every_s
-
-    def _known(self, name: str | None, kind: CheckpointKind) -> CheckpointInfo | None:
-        """Return a checkpoint that could be used when storage was last read."""
-        file = self._checkpoints.get((self._promoted.get(kind) if name is None else name) or "")
-        if file is None or isinstance(file.found, CheckpointError) or file.found.kind != kind:
-            return None
-        is_read = file.verified or kind != "denoiser"
-        return file.found if is_read and self._conflict(file.found) is None else None
-
-    def _find(self, name: str | None, at: tuple[str, ...], kind: CheckpointKind) -> CheckpointInfo:
-        if isinstance(self.storage, Path) and self._known(name, kind) is None:
-            self._looked_at = -math.inf  # it may have come since
-        self._look()
-        wanted = self._promoted.get(kind) if name is None else name
-        try:
-            if wanted is None and self._problem is not None:
-                raise self._problem
-            return self._usable(wanted, kind)
+            return self._usable(name, kind)
         except CheckpointError as error:
             if name is None:
                 raise NoModel(str(error)) from error
-            raise BadRequest.at(at, error.reason, models=[info.name for info in self._whole()]) from error
+            if self.is_late and name not in self.checkpoints:
+                raise NoModel(f"{self.storage} does not answer, and the model is not known yet") from error
+            raise BadRequest.at(at, error.reason, models=[info.name for info in self.denoisers]) from error
 
-    async def in_memory(self) -> "InMemory":
-        """Return what can be found without waiting for storage, once it was looked at; all who ask share one look."""
-        if not self._is_fresh and not self._storage.is_stalled:
-            if self._looking is None or self._looking.done():
-                self._looking = asyncio.ensure_future(self._storage.call_async(self._look))
-            with contextlib.suppress(Stalled):
-                await asyncio.shield(self._looking)
-        return InMemory(self)
+    def _usable(self, name: str | None, kind: CheckpointKind = "denoiser") -> CheckpointInfo:
+        wanted = self.defaults.get(kind) if name is None else name
+        if wanted is None:
+            raise self.problem or CheckpointError(str(self.storage), f"no {kind} is promoted; {self._available(kind)}")
+        check_name(wanted)
+        found = self.checkpoints.get(wanted)
+        if found is None:
+            raise CheckpointError(wanted, f"no such {kind} in the storage; {self._available(kind)}")
+        if isinstance(found, CheckpointError):
+            raise CheckpointError(wanted + SUFFIX, f"{found.reason}; {ADVICE}")
+        if found.kind != kind:
+            raise CheckpointError(wanted, f"is of kind {found.kind}, not {kind}; {self._available(kind)}")
+        if conflict := self._conflict(found):
+            raise CheckpointError(wanted + SUFFIX, conflict)
+        return found
+
+    def _available(self, kind: CheckpointKind) -> str:
+        names = [info.name for info in self._of_kind(kind)]
+        return f"available: {', '.join(names)}" if names else f"it contains no {kind}"
 
     def find_evaluator(self, model: str | None) -> CheckpointInfo:
         """Return the evaluator that judges a model's pictures, or the promoted one. Raises BadRequest, NoModel."""
         if model is None:
             return self.find(None, kind="evaluator")
-        info = self.find(model)
-        judge = judge_of(info, self._of_kind("evaluator"), self._promoted.get("evaluator"))
+        judge = judge_of(self.find(model), self._of_kind("evaluator"), self.defaults.get("evaluator"))
         if judge is None:
             raise NoModel(f"{self.storage} has no evaluator that knows the labels of {model}")
         return judge
 
     def with_digest(self, digest: str, at: tuple[str, ...] = ("body", "recipe", "model", "digest")) -> CheckpointInfo:
-        """Return the denoiser with a digest, whatever its name is now. Raises UnknownCheckpoint, BadRequest."""
-        listed = self.listing()
-        for info in self._of_kind("denoiser"):
-            if info.digest == digest and (found := self.find(info.name, at)).digest == digest:  # not replaced since
-                return found
-        available = ", ".join(f"{info.name} ({info.digest[:16]})" for info in listed.denoisers) or "none"
+        """Return the denoiser with a digest, whatever its name is now. Raises UnknownCheckpoint."""
+        for info in self.denoisers:
+            if info.digest == digest:
+                return info
+        available = ", ".join(f"{info.name} ({info.digest[:16]})" for info in self.denoisers) or "none"
         raise UnknownCheckpoint.at(
             at,
             f"no checkpoint here has the digest {digest}; available: {available}",
-            models={info.name: info.digest for info in listed.denoisers},
+            models={info.name: info.digest for info in self.denoisers},
         )
 
-    def listing(self) -> Listing:
-        """Return the last listing, with the reason among its problems, while storage hangs."""
-        last = self._listing
-        try:
-            return self._storage.call(self._list, can_do_without=last is not None)
-        except Stalled:
-            denoisers = self._whole()
-            known = last or Listing(denoisers, dict.fromkeys([info.name for info in denoisers], ""), None, {})
-            return replace(known, problems={**known.problems, PROMOTED_FILE: f"{self.storage} does not answer"})
+    @cached_property
+    def denoisers(self) -> list[CheckpointInfo]:
+        """The denoisers that fit the other checkpoints."""
+        return [info for info in self._of_kind("denoiser") if self._conflict(info) is None]
 
+    @property
+    def promoted(self) -> str | None:
+        """The name of the default denoiser; None if there is none that can be used."""
+        try:
+            return self._usable(None).name
+        except CheckpointError:
+            return None
+
+    @property
     def names(self) -> dict[str, str]:
-        """Return the name of each checkpoint, of either kind, by digest; as of the last look while storage hangs."""
-        self.listing()
-        found = [*self._of_kind("denoiser"), *self._of_kind("evaluator")]
-        return {info.digest: info.name for info in found}
+        """The name of each checkpoint, of either kind, by digest."""
+        return {info.digest: info.name for kind in ("denoiser", "evaluator") for info in self._of_kind(kind)}
 
-    def _list(self) -> Listing:
-        self._look()
-        promoted, problem = self._promoted.get("denoiser"), self._problem
-        try:
-            if promoted is not None:
-                self._usable(promoted)
-        except CheckpointError as error:
-            promoted, problem = None, problem or error
-        found = [(info, self._conflict(info)) for info in self._of_kind("denoiser")]
-        denoisers = [info for info, conflict in found if conflict is None]
-        problems = {
-            name + SUFFIX: file.found.reason
-            for name, file in self._checkpoints.items()
-            if isinstance(file.found, CheckpointError)
+    @cached_property
+    def cards(self) -> dict[str, str]:
+        """The denoisers' cards by name; "" for one that has none."""
+        return {info.name: self._card(info) for info in self.denoisers}
+
+    @cached_property
+    def problems(self) -> dict[str, str]:
+        """The files that cannot be used -> the reason."""
+        found = {
+            name + SUFFIX: one.reason for name, one in self.checkpoints.items() if isinstance(one, CheckpointError)
         }
-        problems |= {info.name + SUFFIX: conflict for info, conflict in found if conflict is not None}
-        if problem is not None and problem.subject not in problems:
-            problems[PROMOTED_FILE] = problem.reason if problem.subject == PROMOTED_FILE else str(problem)
-        self._listing = Listing(denoisers, {info.name: self._card(info) for info in denoisers}, promoted, problems)
-        return self._listing
-
-    def _look(self) -> None:
-        """Read what is new in storage."""
-        if self._is_fresh:
-            return
-        begun, self._problem = time.monotonic(), None
-        try:
-            self._versions = files.versions(self.storage)
-            self._promoted = promoted_names(self.storage)
-            check_folder(self.storage)
-        except OSError as error:
-            self._problem = CheckpointError(str(self.storage), f"cannot be read: {error.strerror or error}")
-        except CheckpointError as error:
-            self._problem = error
-            if not _is_unread(error):
-                self._promoted = {}
-        names = [file.removesuffix(SUFFIX) for file in sorted(self._versions) if file.endswith(SUFFIX)]
-        known = {
-            name: one for name, one in self._checkpoints.items() if one.version == self._versions.get(name + SUFFIX)
-        }
-        self._checkpoints = {name: known.get(name) or self._read(name) for name in names}
-        self._looked_at = begun
-
-    def _usable(self, name: str | None, kind: CheckpointKind = "denoiser") -> CheckpointInfo:
-        """Return a checkpoint that is whole and fits its base and the evaluator. Raises CheckpointError."""
-        file = self._checkpoints.get(name or "")
-        if name is None or file is None or (isinstance(file.found, CheckpointInfo) and file.found.kind != kind):
-            return read_info(resolve(self.storage, name, kind))  # which says what is available
-        if kind == "denoiser" and isinstance(file.found, CheckpointInfo) and not file.verified:
-            file = self._checkpoints[name] = self._read(name, whole=True)
-        if isinstance(file.found, CheckpointError):
-            raise CheckpointError(name + SUFFIX, f"{file.found.reason}; {ADVICE}")
-        if conflict := self._conflict(file.found):
-            raise CheckpointError(name + SUFFIX, conflict)
-        return file.found
-
-    def _read(self, name: str, whole: bool = False) -> _File:
-        """Read a file's description, or the `whole` file, which checks its digest."""
-        version = self._versions[name + SUFFIX]
-        try:
-            check_name(name)
-            info = (verify if whole else read_info)(self.storage / (name + SUFFIX))
-            _check_options(info)
-            return _File(version, info, verified=whole)
-        except CheckpointError as error:
-            return _File("" if _is_unread(error) else version, error)
+        for info in self._of_kind("denoiser"):
+            if conflict := self._conflict(info):
+                found[info.name + SUFFIX] = conflict
+        problem = self.problem
+        if problem is None and "denoiser" in self.defaults:
+            try:
+                self._usable(None)
+            except CheckpointError as error:
+                problem = error
+        if problem is not None and problem.subject not in found:
+            found[PROMOTED_FILE] = problem.reason if problem.subject == PROMOTED_FILE else str(problem)
+        return found
 
     def _conflict(self, info: CheckpointInfo) -> str | None:
         """Return why a denoiser does not fit the other checkpoints, its base and the evaluator, or None."""
         if base := info.config.get("base"):
-            file = self._checkpoints.get(base["name"])
-            if file is None:
+            found = self.checkpoints.get(base["name"])
+            if found is None:
                 return f"changes {base['name']}, which is missing"
-            if isinstance(file.found, CheckpointError):
-                return f"changes {base['name']}, which is {file.found.reason}"
-            if problem := base_problem(info, file.found):
+            if isinstance(found, CheckpointError):
+                return f"changes {base['name']}, which is {found.reason}"
+            if problem := base_problem(info, found):
                 return problem
         if info.kind != "denoiser":
             return None
-        return judge_problem(info, self._of_kind("evaluator"), self._promoted.get("evaluator"))
+        return judge_problem(info, self._of_kind("evaluator"), self.defaults.get("evaluator"))
 
     def _of_kind(self, kind: CheckpointKind) -> list[CheckpointInfo]:
-        found = [file.found for file in self._checkpoints.values()]
-        return [one for one in found if isinstance(one, CheckpointInfo) and one.kind == kind]
-
-    def _whole(self) -> list[CheckpointInfo]:
-        """Return the denoisers that fit the other checkpoints."""
-        return [info for info in self._of_kind("denoiser") if self._conflict(info) is None]
+        return [one for one in self.checkpoints.values() if isinstance(one, CheckpointInfo) and one.kind == kind]
 
     def _card(self, info: CheckpointInfo) -> str:
         """Return NAME.md beside the checkpoint, without the Hub's metadata at its top.
@@ -266,43 +179,76 @@ class Models:
         Empty if there is none, or if it describes other weights.
         """
         file = f"{info.name}.md"
-        if file not in self._versions:
+        if file not in self.versions:
             return ""
         try:
-            text = _read_card(self.storage / file, self._versions[file])
-        except OSError:  # deleted since `_look`, or a link
+            text = _read_card(self.storage / file, self.versions[file])
+        except OSError:  # deleted since the look, or a link
             return ""
         written_for = WRITTEN_FOR.search(text)
         return "" if written_for and written_for[1] != info.digest[:16] else HUB_METADATA.sub("", text)
 
 
-class NotInMemory(Exception):
-    """Storage must be read to answer."""
+def look(before: Models) -> Models:
+    """Look at storage again, and read the headers and cards of the files that are new since `before`. It may hang."""
+    storage = before.storage
+    versions, defaults, problem = before.versions, before.defaults, None
+    try:
+        versions = files.versions(storage)
+        defaults = promoted_names(storage)
+        check_folder(storage)
+    except OSError as error:
+        problem = CheckpointError(str(storage), f"cannot be read: {error.strerror or error}")
+    except CheckpointError as error:
+        problem = error
+        if not _is_unread(error):
+            defaults = {}
+    checkpoints = dict[str, Found]()
+    for file in sorted(name for name in versions if name.endswith(SUFFIX)):
+        known = before.checkpoints.get(name := file.removesuffix(SUFFIX))
+        if known is None or versions[file] != before.versions.get(file) or _is_unread(known):
+            known = _read(storage, name)
+        checkpoints[name] = known
+    found = Models(storage, versions, checkpoints, defaults, problem)
+    _ = found.cards  # read here, where reading may take a while
+    return found
 
 
-@dataclass(frozen=True)
-class InMemory:
-    """The denoisers that were usable when storage was last read, for the event loop, which must not wait for storage.
-
-    Raises NotInMemory for everything else.
-    """
-
-    models: Models
-
-    def find(self, name: str | None, *arguments: Any) -> CheckpointInfo:
-        """Return the denoiser `name`, or the promoted one, as `Models.find` does."""
-        if (known := self.models._known(name, "denoiser")) is None:
-            raise NotInMemory
-        return known
-
-    def find_evaluator(self, model: str | None) -> CheckpointInfo:
-        raise NotInMemory
-
-    def with_digest(self, digest: str, *arguments: Any) -> CheckpointInfo:
-        raise NotInMemory
+def _read(storage: Location, name: str) -> Found:
+    try:
+        check_name(name)
+        info = read_info(storage / (name + SUFFIX))
+        _check_options(info)
+    except CheckpointError as error:
+        return error
+    return info
 
 
-Finder = Models | InMemory
+class Catalog:
+    """Looks at storage when a request comes, at most every `every_s`, at a local folder every `LOCAL_EVERY_S`."""
+
+    def __init__(self, storage: Location, every_s: float = 2.0) -> None:
+        self.every_s = min(every_s, LOCAL_EVERY_S) if isinstance(storage, Path) else every_s
+        self._found = Models(storage)
+        self._thread = StorageThreads(1)  # a look that hangs occupies it, and no request
+        self._look: asyncio.Future[Models] | None = None  # in progress
+        self._began = -math.inf  # the last look, in monotonic seconds
+
+    async def models(self) -> Models:
+        """Return what is in storage; what was there before, and the problem, if storage has not answered in time."""
+        now = time.monotonic()
+        if self._look is None and now - self._began >= self.every_s:
+            self._began = now
+            self._look = asyncio.wrap_future(self._thread.submit(functools.partial(look, self._found)))
+        if (looking := self._look) is None:
+            return self._found
+        await asyncio.wait([looking], timeout=max(0.0, self._began + PATIENCE_S - now))
+        if not looking.done():
+            problem = CheckpointError(PROMOTED_FILE, f"{self._found.storage} does not answer")
+            return replace(self._found, problem=problem, is_late=True)
+        if self._look is looking:
+            self._look, self._found = None, looking.result()
+        return self._found
 
 
 @functools.lru_cache
@@ -312,9 +258,9 @@ def _read_card(path: Location, version: str) -> str:
         return card.read(MAX_CARD_BYTES).decode(errors="replace")
 
 
-def _is_unread(error: CheckpointError) -> bool:
+def _is_unread(found: object) -> bool:
     """Return whether a file could not be read at all, which may succeed the next time."""
-    return isinstance(error.__cause__, OSError)
+    return isinstance(found, CheckpointError) and isinstance(found.__cause__, OSError)
 
 
 def _check_options(info: CheckpointInfo) -> None:

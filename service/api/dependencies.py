@@ -11,7 +11,7 @@ from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
 from structlog.contextvars import bind_contextvars
 
-from service.api.catalog import Models
+from service.api.catalog import Catalog, Models
 from service.api.downloads.reader import ResultReader
 from service.api.event_feed import Feeds
 from service.contract.schemas import EXAMPLE_ID
@@ -34,7 +34,14 @@ StoreDep = Annotated[JobStore, _created("store")]  # blocking: call it in a thre
 ReaderDep = Annotated[JobReader, _created("reader")]
 ResultsDep = Annotated[ResultReader, _created("results")]
 FeedsDep = Annotated[Feeds, _created("feeds")]
-ModelsDep = Annotated[Models, _created("models")]  # reads files: call it in a thread
+
+
+async def _models(request: Request) -> Models:
+    catalog: Catalog = request.app.state.catalog
+    return await catalog.models()
+
+
+ModelsDep = Annotated[Models, Depends(_models)]
 
 
 API_KEY = "ApiKey"  # name of the scheme in the document

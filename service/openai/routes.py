@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
 
 from service.api.access.guard import charge
-from service.api.catalog import Finder
+from service.api.catalog import Models
 from service.api.dependencies import Index, ModelsDep, OwnerDep, OwnJob, ResultsDep
 from service.api.jobs.spec import JobSpec
 from service.api.jobs.submitter import ERRORS, Submitter, SubmitterDep, check_finished
@@ -122,7 +122,7 @@ def _scaled_pixels(body: ImagesRequest) -> int:
     return pixels
 
 
-def _check(body: ImagesRequest, models: Finder) -> JobSpec:
+def _check(body: ImagesRequest, models: Models) -> JobSpec:
     """Check the request against the models. Raises BadRequest, NoModel."""
     info = models.find(body.model)
     try:
@@ -141,19 +141,19 @@ def _model(info: CheckpointInfo) -> OpenAIModel:
 
 
 @router.get("/models", summary="List the models in OpenAI's format")
-def list_openai_models(models: ModelsDep, owner: OwnerDep) -> OpenAIModels:
+async def list_openai_models(models: ModelsDep, owner: OwnerDep) -> OpenAIModels:
     """The models of GET /models, each with its name and creation time only."""
-    return OpenAIModels(data=[_model(info) for info in models.listing().denoisers])
+    return OpenAIModels(data=[_model(info) for info in models.denoisers])
 
 
 @router.get("/models/{model}", responses=problems(NotFound), summary="Show a model in OpenAI's format")
-def read_openai_model(
+async def read_openai_model(
     model: Annotated[str, Path(max_length=100, description="a model's name", examples=["base"])],
     models: ModelsDep,
     owner: OwnerDep,
 ) -> OpenAIModel:
     """A model of the list at /v1/models."""
-    for info in models.listing().denoisers:
+    for info in models.denoisers:
         if info.name == model:
             return _model(info)
     raise NotFound(f"there is no model {model!r}")

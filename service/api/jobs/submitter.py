@@ -17,7 +17,7 @@ from fastapi import Depends, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from structlog.contextvars import bind_contextvars
 
-from service.api.catalog import Finder, Models, NotInMemory
+from service.api.catalog import Catalog, Models
 from service.api.dependencies import OwnerDep
 from service.api.downloads.reader import ResultReader
 from service.api.jobs.preferences import Preferences
@@ -74,7 +74,7 @@ class Accepted(NamedTuple):
     is_new: bool
 
 
-Prepare = Callable[[Finder], JobRecord]
+Prepare = Callable[[Models], JobRecord]
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Submitter:
     creator: JobCreator
     workers: ReadyWorkers
     results: ResultReader
-    models: Models
+    catalog: Catalog
     uploads: Slots
     owner: str
     idempotency_key: str | None
@@ -101,7 +101,7 @@ class Submitter:
         kind: JobKind,
         fields: SamplingFields,
         labels: Sequence[Sequence[str]],
-        check: Callable[[Finder], JobSpec],
+        check: Callable[[Models], JobSpec],
         pictures: Sequence[bytes] = (),
     ) -> Accepted:
         """Return the request's job: the one that the same request created before, or a new one.
@@ -114,7 +114,7 @@ class Submitter:
             given = fields.model_dump(mode="json", exclude={"labels", "conditions"}, exclude_defaults=True)
             return [kind, labels, given, [hashlib.sha256(png).hexdigest() for png in pictures]]
 
-        def prepare(models: Finder) -> JobRecord:
+        def prepare(models: Models) -> JobRecord:
             spec = check(models)
             if not pictures:
                 spec.check_learnt()
@@ -133,7 +133,7 @@ class Submitter:
         before = await self.results.jobs.record(job_id)
         pictures: Sequence[bytes] = ()
 
-        def prepare(models: Finder) -> JobRecord:
+        def prepare(models: Models) -> JobRecord:
             if job.status not in ("failed", "cancelled"):
                 detail = f"the job is {job.status}; only a failed or cancelled job can be retried"
                 raise NotFailed(detail, job_status=job.status)
@@ -173,10 +173,8 @@ class Submitter:
 
     async def _prepared(self, prepare: Prepare, is_quick: bool) -> JobRecord:
         """Prepare a job, in a thread unless it is quick: starting a thread takes longer than preparing one picture."""
-        if is_quick:
-            with contextlib.suppress(NotInMemory):
-                return prepare(await self.models.in_memory())
-        return await run_in_threadpool(prepare, self.models)
+        models = await self.catalog.models()
+        return prepare(models) if is_quick else await run_in_threadpool(prepare, models)
 
     def _accepted(self, job_id: str, record: JobRecord | None = None) -> Accepted:
         """Name the job in logs, traces and metrics. `record`: if this request made one."""
@@ -283,7 +281,7 @@ async def submitter_of(
         state.creator,
         state.workers,
         state.results,
-        state.models,
+        state.catalog,
         state.uploads,
         owner,
         idempotency_key,

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Form, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 
-from service.api.catalog import Finder, knows_positions
+from service.api.catalog import Models, knows_positions
 from service.api.jobs.preferences import PreferencesDep
 from service.api.jobs.spec import JobSpec
 from service.api.jobs.submitter import ERRORS, RESPONSES, Accepted, Submitter, SubmitterDep
@@ -78,7 +78,7 @@ async def _submit(body: GenerateRequest, submitter: Submitter) -> Accepted:
     return await submitter.submit("generate", body, (body.recipe or body).labels, partial(_check, body))
 
 
-def _check(body: GenerateRequest, models: Finder) -> JobSpec:
+def _check(body: GenerateRequest, models: Models) -> JobSpec:
     """Check the request against the models. Raises BadRequest, UnknownCheckpoint, NoModel."""
     recipe = body.recipe
     source = recipe or body

@@ -3,7 +3,6 @@
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Query
-from fastapi.concurrency import run_in_threadpool
 from redis.asyncio import Redis
 
 from service.api.catalog import knows_positions
@@ -25,7 +24,7 @@ router = APIRouter(tags=["service"])
 
 
 @router.get("/labels", dependencies=[NEEDS_KEY], responses=problems(NoModel), summary="List the labels of a model")
-def read_labels(
+async def read_labels(
     models: ModelsDep,
     model: Annotated[
         str | None, Query(max_length=100, description="a model's name; without it the default model", examples=["base"])
@@ -42,15 +41,15 @@ def read_labels(
 
 
 @router.get("/models", dependencies=[NEEDS_KEY], summary="List the models")
-def read_models(models: ModelsDep) -> ModelList:
+async def read_models(models: ModelsDep) -> ModelList:
     """Each model with its card and its training, and the files in storage that cannot be used, with the reason."""
-    listing = models.listing()
+    promoted = models.promoted
     return ModelList(
         models=[
             Model(
                 name=info.name,
                 digest=info.digest,
-                promoted=info.name == listing.promoted,
+                promoted=info.name == promoted,
                 created_at=info.created_at,
                 labels=len(info.vocabulary),
                 positions=knows_positions(info),
@@ -59,11 +58,11 @@ def read_models(models: ModelsDep) -> ModelList:
                 sampling=info.sampling,
                 config=info.config,
                 training=info.training,
-                card=listing.cards[info.name] or None,
+                card=models.cards[info.name] or None,
             )
-            for info in listing.denoisers
+            for info in models.denoisers
         ],
-        problems=listing.problems,
+        problems=models.problems,
     )
 
 
@@ -81,7 +80,7 @@ async def read_health() -> Health:
 async def read_ready(models: ModelsDep, reader: ReaderDep) -> Ready:
     """For a load balancer: ready if Redis answers and evicts no jobs, a model is promoted and a worker is running."""
     await check_redis_keeps(reader.connection)
-    info = await run_in_threadpool(models.find, None)
+    info = models.find(None)
     workers = await reader.workers()
     if not workers:
         raise NoWorker("no worker is running; start one", headers={"Retry-After": "2"})

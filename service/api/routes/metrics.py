@@ -4,7 +4,6 @@ import asyncio
 from collections import Counter, defaultdict
 
 from fastapi import APIRouter
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.exceptions import RedisError
@@ -27,7 +26,7 @@ REDIS_WITHIN_S = 5.0  # Prometheus waits for 10 s, unless told otherwise, and wo
 )
 async def read_metrics(models: ModelsDep, reader: ReaderDep) -> PlainTextResponse:
     """The API's metrics and the state of the queue. Each worker serves its own metrics on a port of its own."""
-    names = await run_in_threadpool(models.names)
+    names = models.names
     pending, oldest_s, claimed = Counter[str](), defaultdict[str, float](float), 0
     try:
         async with asyncio.timeout(REDIS_WITHIN_S):

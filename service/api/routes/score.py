@@ -9,7 +9,7 @@ from fastapi import APIRouter, Form, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from pydantic import ConfigDict, Field
 
-from service.api.catalog import Finder
+from service.api.catalog import Models
 from service.api.jobs.preferences import PreferencesDep
 from service.api.jobs.spec import JobSpec
 from service.api.jobs.submitter import ERRORS, RESPONSES, Accepted, Submitter, SubmitterDep
@@ -116,7 +116,7 @@ async def _read(form: ScoreForm, settings: Settings) -> Body:
     return Body(fields, lists, "file", pngs)
 
 
-def _check(body: Body, models: Finder) -> JobSpec:
+def _check(body: Body, models: Models) -> JobSpec:
     """Check the request against the models. Raises BadRequest, NoModel."""
     sampled = body.pictures is None
     info = models.find(body.fields.model) if sampled else models.find_evaluator(body.fields.model)
