@@ -544,7 +544,7 @@ local function delete(args)
   return 1
 end
 
--- Takes over the open jobs of versions before 0.3, which had them in a set.
+-- Takes over the open jobs of former versions, which had them in a set.
 local function adopt_open_jobs()
   for _, id in ipairs(redis.call('SMEMBERS', 'labelgrid:open')) do
     local job = keys_of_job(id).job
