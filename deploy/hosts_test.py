@@ -168,8 +168,8 @@ def storage(folder: Path) -> Iterator[dict[str, str]]:
             remote = open_storage(f"s3://{BUCKET}/labelgrid")
             remote.fs.mkdir(BUCKET)  # type: ignore[union-attr]
             publish_toys(remote)
-            address = f"s3://{BUCKET}"
-            yield {**variables, "LABELGRID_STORAGE": f"{address}/labelgrid", "LABELGRID_PICTURES": f"{address}/pictures"}
+            own = {name: f"s3://{BUCKET}/{folder}" for name, folder in FOLDERS.items()}
+            yield {**variables, **own}
         finally:
             process.kill()
 
