@@ -214,7 +214,6 @@ class JobReader:
             self._stopped = asyncio.get_running_loop().create_future()
         return self._stopped
 
-
     async def status(self, job_id: str) -> str | None:
         status = await self.connection.hget(keys.job(job_id), "status")
         return None if status is None else text(status)
