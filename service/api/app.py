@@ -41,9 +41,8 @@ log = get_logger(__name__)
 
 SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
 LOOK_S = 1.0  # for the look at Redis's settings at the start
-MAX_CONNECTIONS = 2000  # for commands that return at once
+MAX_CONNECTIONS = 2000
 MAX_UPLOADS = 2  # sets of uploaded pictures in memory; each may take some 200 MB
-MAX_WAITING = 2000  # for blocking reads, one for all event streams of a job
 CROSS_ORIGIN: dict[str, Any] = {  # what pages of the origins in `cors_origins` may send and read
     "allow_methods": ["GET", "POST", "DELETE"],
     "allow_headers": ["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer", "X-Request-ID"],
@@ -83,21 +82,16 @@ def create_app(settings: Settings) -> DocumentedAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         connection = connect(settings.redis_url)
-        reading, waiting = (
-            connect_async(settings.redis_url, timeout_s=SOCKET_TIMEOUT_S, max_connections=most)
-            for most in (MAX_CONNECTIONS, MAX_WAITING)
-        )
+        reading = connect_async(settings.redis_url, timeout_s=SOCKET_TIMEOUT_S, max_connections=MAX_CONNECTIONS)
         app.state.store, app.state.workers = JobStore(connection, settings), ReadyWorkers(reading)
         app.state.creator = JobCreator(reading, settings, app.state.store.doorbell)
-        app.state.reader = JobReader(reading, settings.keep_s, waiting)
+        app.state.reader = JobReader(reading, settings.keep_s)
         app.state.results = ResultReader(app.state.reader, PictureFiles(settings.pictures), app.state.workers)
-        app.state.feeds = Feeds(app.state.reader)
+        app.state.feeds = Feeds(reading)
         app.state.rate_limiter = RateLimiter(reading, limit) if limit else None
         await _look_at_redis(reading)
         yield
-        await app.state.feeds.close()
         await app.state.reader.endings.close()
-        await waiting.aclose()
         await reading.aclose()
         connection.close()
         tracing.stop()  # here, because uvicorn then raises its signal again, which ends the process

@@ -1,34 +1,73 @@
 """A job's progress as server-sent events: what has happened so far, what happens now, and its end.
 
-Reads two Redis streams: the events, which are kept for clients that connect late or again, and the previews, which
-workers write only while somebody watches. Reads each job once, however many clients watch it here. docs/api.md lists
-the events.
+Each client reads on in two streams of its job in Redis: the events, which are kept for clients that connect late or
+again, and the previews, which workers write only while somebody watches. What all clients of this process read is asked
+for in one message. docs/api.md lists the events.
 """
 
 import asyncio
-import contextlib
-import functools
 import itertools
 import json
-from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator
-from dataclasses import dataclass
+import time
+from collections.abc import AsyncIterator
 from typing import Any
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
 
 from service.contract.records import TERMINAL
 from service.contract.schemas import Job
 from service.store import keys
-from service.store.connection import best_effort, text
-from service.store.jobs import KEPT_EVENTS
+from service.store.connection import text
 from service.store.reader import JobReader
 
 WATCHED_MS = 3000  # how long workers render previews after the last renewal
-LOOK_AGAIN_MS = 1000  # how often a feed without news checks whether the job still exists
-KEPT_STEPS = 4  # as in Redis: only the newest matter, but several workers may share a job
+PAUSE_S = 0.05  # between two looks at the streams
+LOOK_AGAIN_S = 1.0  # how often to renew that, to look whether the job still exists, and to show that the stream lives
 FROM_START = "0-0"  # the Last-Event-ID of a client that has none
 AFTER_ALL = "0-1"  # of a client that has seen the end of a job whose events are gone
+
+Command = tuple[Any, ...]  # of Redis, with its arguments
+
+
+class Feeds:
+    """Asks Redis for all who wait for news here, with one message after each pause."""
+
+    def __init__(self, connection: Redis) -> None:
+        self.connection = connection
+        self._asked = list[tuple[tuple[Command, ...], asyncio.Future[list[Any]]]]()
+        self._task: asyncio.Task[None] | None = None
+
+    async def ask(self, *commands: Command) -> list[Any]:
+        """Return the answers to commands, of which some may be errors. Raises RedisError if there are no answers."""
+        answer: asyncio.Future[list[Any]] = asyncio.get_running_loop().create_future()
+        self._asked.append((commands, answer))
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._send())
+        return await answer
+
+    async def _send(self) -> None:
+        took_s = 0.0
+        while self._asked:
+            await asyncio.sleep(max(PAUSE_S, 4 * took_s))  # however many wait, others have most of the time
+            begun = time.monotonic()
+            asked, self._asked = self._asked, []
+            pipe = self.connection.pipeline(transaction=False)
+            for command in itertools.chain.from_iterable(commands for commands, _ in asked):
+                pipe.execute_command(*command)
+            try:
+                found = iter(await pipe.execute(raise_on_error=False))
+            except Exception as error:
+                for _, answer in asked:
+                    if not answer.done():  # otherwise its client has left
+                        answer.set_exception(error)
+                continue
+            for commands, answer in asked:
+                answers = list(itertools.islice(found, len(commands)))
+                if not answer.done():
+                    answer.set_result(answers)
+            took_s = time.monotonic() - begun
 
 
 async def is_complete(reader: JobReader, job: Job, after: str) -> bool:
@@ -36,139 +75,8 @@ async def is_complete(reader: JobReader, job: Job, after: str) -> bool:
     return job.status in TERMINAL and not await reader.connection.xrange(keys.events(job.id), min=f"({after}", count=1)
 
 
-@dataclass(frozen=True)
-class Event:
-    """One event. A client resumes after its `id`. `steps` events, and a picture that ended its job, have none."""
-
-    name: str
-    data: dict[str, Any]
-    id: str | None = None
-    number: int = 0  # in the order of arrival here
-
-    @functools.cached_property
-    def encoded(self) -> bytes:
-        """The server-sent event, encoded once for all clients."""
-        return format_sse_event(event=self.name, data_str=json.dumps(self.data), id=self.id)
-
-
-class Feed:
-    """The events of one job, for all clients that watch it here."""
-
-    task: asyncio.Task[None]  # reads the events
-
-    def __init__(self, reader: JobReader, job_id: str) -> None:
-        self.reader, self.job_id = reader, job_id
-        self.watchers = 0
-        self.tick = asyncio.Event()  # set, and replaced, after each answer from Redis, with news or without
-        self._numbers = itertools.count(1)
-        self._events = deque[Event](maxlen=KEPT_EVENTS)
-        self._steps = deque[Event](maxlen=KEPT_STEPS)
-
-    def since(self, number: int) -> list[Event]:
-        """Return the events after this number."""
-        news = [event for event in (*self._steps, *self._events) if event.number > number]
-        return sorted(news, key=lambda event: event.number)
-
-    async def read(self) -> None:
-        """Read until the job ends or nobody watches it, and keep the previews coming meanwhile."""
-        events, previews, connection = keys.events(self.job_id), keys.previews(self.job_id), self.reader.connection
-        # Redis answers in this order, so that no step follows its finished picture.
-        seen: dict[Any, Any] = {previews: "0-0", events: "0-0"}
-        has_ended = False
-        while self.watchers:
-            with best_effort():  # without this key there are no previews, and events still arrive
-                await connection.set(keys.watched(self.job_id), 1, px=WATCHED_MS)
-            answer: Any = await (connection.xread(seen) if has_ended else self.reader.read_streams(seen, LOOK_AGAIN_MS))
-            for stream, entries in answer or []:
-                for raw, fields in entries:
-                    entry = seen[text(stream)] = text(raw)
-                    for event in await self._events_of(fields, entry):
-                        (self._steps if event.name == "steps" else self._events).append(event)
-                        if event.name == "end":
-                            return
-            if not answer:
-                if has_ended:
-                    return
-                # The job may have ended since that read, so its last events are read once more.
-                has_ended = await self.reader.status(self.job_id) in (None, *TERMINAL)
-            self.tick.set()
-            self.tick = asyncio.Event()
-
-    async def _events_of(self, fields: dict[bytes, bytes], entry: str) -> list[Event]:
-        number = next(self._numbers)
-        if b"pictures" in fields:
-            return [Event("steps", {"pictures": json.loads(fields[b"pictures"])}, None, number)]
-        if b"picture" in fields:
-            return [Event("picture", self._picture(fields[b"picture"]), entry, number)]
-        status = text(fields[b"status"])
-        if status not in TERMINAL:
-            return [Event("status", {"status": status}, entry, number)]
-        job = await self.reader.job(self.job_id)
-        events = list[Event]()
-        if (last := fields.get(b"last_picture")) is not None:  # the job's only picture ended it
-            events.append(Event("picture", self._picture(last), None, number))
-        return [*events, Event("end", job.model_dump(mode="json"), entry, next(self._numbers))]
-
-    def _picture(self, index: bytes) -> dict[str, Any]:
-        return {"index": int(index), "url": f"/jobs/{self.job_id}/images/{int(index)}.png"}
-
-
-class Feeds:
-    """The feeds of the jobs that clients watch here."""
-
-    def __init__(self, reader: JobReader) -> None:
-        self.reader = reader
-        self.open: dict[str, Feed] = {}
-
-    async def close(self) -> None:
-        """Stop reading."""
-        for task in (tasks := [feed.task for feed in self.open.values()]):
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def follow(self, job_id: str, after: str) -> AsyncGenerator[Event | None]:
-        """Yield the job's events after the event `after` ("0-0": all), until it ends or a shutdown begins.
-
-        Yields None when nothing has happened for a while. Raises RedisError.
-        """
-        seen = 0
-        with self._watch(job_id) as feed:
-            while not self.reader.stopping:
-                is_last, tick, news = feed.task.done(), feed.tick, feed.since(seen)
-                for event in news:
-                    seen = event.number
-                    if event.id is None or _position(event.id) > _position(after):
-                        yield event
-                if is_last:
-                    feed.task.result()  # raises what stopped the feed
-                    return
-                if not news:
-                    yield None
-                await tick.wait()
-
-    @contextlib.contextmanager
-    def _watch(self, job_id: str) -> Iterator[Feed]:
-        feed = self.open.get(job_id)
-        if feed is None:
-            feed = self.open[job_id] = Feed(self.reader, job_id)
-            feed.task = asyncio.create_task(self._read(feed))
-        feed.watchers += 1
-        try:
-            yield feed
-        finally:
-            feed.watchers -= 1
-
-    async def _read(self, feed: Feed) -> None:
-        try:
-            await feed.read()
-        finally:
-            del self.open[feed.job_id]
-            feed.tick.set()
-
-
-def _position(entry: str) -> tuple[int, ...]:
-    """Return the id of a stream's entry as numbers, which order the entries."""
-    return tuple(map(int, entry.split("-")))
+def _event(name: str, data: dict[str, Any], entry: str | None = None) -> bytes:
+    return format_sse_event(event=name, data_str=json.dumps(data), id=entry)
 
 
 async def only_the_end(job: Job) -> AsyncIterator[bytes]:
@@ -177,16 +85,53 @@ async def only_the_end(job: Job) -> AsyncIterator[bytes]:
     The end has an id, so that a browser that reconnects is told that nothing is left.
     """
     data = job.model_dump(mode="json")
-    yield Event("job", data).encoded
-    yield Event("end", data, AFTER_ALL).encoded
+    yield _event("job", data)
+    yield _event("end", data, AFTER_ALL)
 
 
-async def job_events(feeds: Feeds, job: Job, after: str) -> AsyncIterator[bytes]:
-    """Yield the job's current state and its events after the event `after`, as server-sent events.
+async def job_events(feeds: Feeds, reader: JobReader, job: Job, after: str) -> AsyncIterator[bytes]:
+    """Yield the job's current state and its events after the event `after`, until it ends or a shutdown begins.
 
-    A shutdown ends the stream: the client resumes it at another process.
+    Yields a comment when nothing has happened for a while. Raises RedisError, and ServiceError if the job is gone.
     """
-    yield Event("job", job.model_dump(mode="json")).encoded
-    async with contextlib.aclosing(feeds.follow(job.id, after)) as events:
-        async for event in events:
-            yield KEEPALIVE_COMMENT if event is None else event.encoded
+    yield _event("job", job.model_dump(mode="json"))
+    # Redis answers in this order, so that no step follows its finished picture.
+    seen = {keys.previews(job.id): FROM_START, keys.events(job.id): after}
+    looked_at = 0.0
+    while not reader.stopping:
+        commands: list[Command] = [("XREAD", "STREAMS", *seen, *seen.values())]
+        if is_due := time.monotonic() - looked_at > LOOK_AGAIN_S:
+            looked_at = time.monotonic()
+            watch = ("SET", keys.watched(job.id), 1, "PX", WATCHED_MS)
+            commands = [watch, ("HGET", keys.job(job.id), "status"), *commands]
+        *looked, answer = await feeds.ask(*commands)
+        for one in (*looked[1:], answer):  # without the key there are no previews, and events still arrive
+            if isinstance(one, RedisError):
+                raise one
+        for stream, entries in answer:
+            for raw, fields in entries:
+                entry = seen[text(stream)] = text(raw)
+                yield await _as_event(reader, job.id, entry, fields)
+                if text(fields.get(b"status", b"")) in TERMINAL:
+                    return
+        if is_due:
+            yield KEEPALIVE_COMMENT
+            if not answer and (looked[1] is None or text(looked[1]) in TERMINAL):
+                return
+
+
+async def _as_event(reader: JobReader, job_id: str, entry: str, fields: dict[bytes, bytes]) -> bytes:
+    if b"pictures" in fields:
+        return _event("steps", {"pictures": json.loads(fields[b"pictures"])})
+    if b"picture" in fields:
+        return _picture(job_id, fields[b"picture"], entry)
+    status = text(fields[b"status"])
+    if status not in TERMINAL:
+        return _event("status", {"status": status}, entry)
+    end = _event("end", (await reader.job(job_id)).model_dump(mode="json"), entry)
+    last = fields.get(b"last_picture")  # the job's only picture ended it
+    return end if last is None else _picture(job_id, last) + end
+
+
+def _picture(job_id: str, index: bytes, entry: str | None = None) -> bytes:
+    return _event("picture", {"index": int(index), "url": f"/jobs/{job_id}/images/{int(index)}.png"}, entry)

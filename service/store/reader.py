@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeAlias
 
 from redis.asyncio import Redis
-from redis.exceptions import MaxConnectionsError, RedisError
+from redis.exceptions import RedisError
 
 from service.contract import answers
 from service.contract.errors import ExpiredJob, NotReady, ServiceError, Unavailable, UnknownJob, UnknownPicture
@@ -108,12 +108,9 @@ class Endings:
 class JobReader:
     """Reads jobs, their pictures, the queue and the workers."""
 
-    def __init__(self, connection: Redis, keep_s: float, blocking: Redis | None = None) -> None:
-        """`keep_s`: how long jobs are kept. `blocking`: a pool for blocking reads.
-
-        It is a pool of its own, so that waiting clients cannot exhaust the main one.
-        """
-        self.connection, self.keep_s, self.blocking = connection, keep_s, blocking or connection
+    def __init__(self, connection: Redis, keep_s: float) -> None:
+        """`keep_s`: how long jobs are kept."""
+        self.connection, self.keep_s = connection, keep_s
         self.endings = Endings(connection, self._jobs)
         self.stopping = False  # the server is shutting down
         self.shutdown_deadline = math.inf  # when, in monotonic seconds, waiting clients must have their answer
@@ -216,17 +213,6 @@ class JobReader:
         if self._stopped is None:
             self._stopped = asyncio.get_running_loop().create_future()
         return self._stopped
-
-    async def read_streams(self, seen: dict[Any, Any], within_ms: int) -> Any:
-        """Wait for new entries of streams, given as key -> last entry seen, and return XREAD's answer.
-
-        If the blocking pool is exhausted, sleep for that time instead and read once.
-        """
-        try:
-            return await self.blocking.xread(seen, block=within_ms)
-        except MaxConnectionsError:
-            await asyncio.sleep(within_ms / 1000)
-            return await self.connection.xread(seen)
 
     async def status(self, job_id: str) -> str | None:
         status = await self.connection.hget(keys.job(job_id), "status")

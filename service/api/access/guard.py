@@ -23,7 +23,6 @@ from service.settings import Settings, StartError
 
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
 METRICS = "/metrics"  # figures only: without keys Prometheus may read them under any name of this host
-SEARCH_COSTS = 10  # usual requests, which take some 5 ms of CPU time
 COUNTED_WITHIN_S = 0.5  # Redis takes a millisecond; one that hangs must not delay what does not need it
 CHALLENGE = 'Bearer realm="labelgrid"'
 

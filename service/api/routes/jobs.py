@@ -137,12 +137,12 @@ class _Stream(StreamingResponse):
     summary="Follow a job",
 )
 async def read_events(
-    job_id: OwnJob, results: ResultsDep, feeds: FeedsDep, last_event_id: LastEventId = FROM_START
+    job_id: OwnJob, results: ResultsDep, reader: ReaderDep, feeds: FeedsDep, last_event_id: LastEventId = FROM_START
 ) -> Response:
     """Events `job`, `status`, `picture`, `steps` (with previews) and `end`; docs/api.md says what they hold."""
     job = await results.job(job_id)
-    if not await is_complete(feeds.reader, job, last_event_id):
-        events = job_events(feeds, job, last_event_id)
+    if not await is_complete(reader, job, last_event_id):
+        events = job_events(feeds, reader, job, last_event_id)
     elif last_event_id == FROM_START:
         events = only_the_end(job)
     else:

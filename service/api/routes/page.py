@@ -34,31 +34,18 @@ mimetypes.add_type("text/javascript", ".js")
 mimetypes.add_type("image/svg+xml", ".svg")
 
 
-class WholeFiles(StaticFiles):
-    """Static files that are always sent whole, as RFC 9110, 14.2 allows.
-
-    Starlette answers a Range that it cannot follow with an error in plain text, or refuses one that it should ignore.
-    """
-
-    async def get_response(self, path: str, scope: Scope) -> Response:
-        scope["headers"] = [(name, value) for name, value in scope["headers"] if name != b"range"]
-        response = await super().get_response(path, scope)
-        response.headers["Accept-Ranges"] = "none"
-        response.headers["Cache-Control"] = "no-cache"  # browsers ask each time, and get a 304 without an update
-        return response
-
-
-class PageFiles(WholeFiles):
+class PageFiles(StaticFiles):
     """Static files with the page's headers."""
 
     async def get_response(self, path: str, scope: Scope) -> Response:
         response = await super().get_response(path, scope)
         response.headers["Content-Security-Policy"] = CONTENT_POLICY
+        response.headers["Cache-Control"] = "no-cache"  # browsers ask each time, and get a 304 without an update
         return response
 
 
 files = PageFiles(directory=FOLDER)
-docs_files = WholeFiles(directory=str(files_of("fastapi_offline") / "static"))  # only Swagger UI's files are used
+docs_files = PageFiles(directory=str(files_of("fastapi_offline") / "static"))  # only Swagger UI's files are used
 router = APIRouter(include_in_schema=False)
 
 

@@ -1,4 +1,1 @@
-"""What clients upload: JSON or form bodies, PNGs with recipes, zips of pictures.
-
-Start reading in `body.py`. Imports nothing else of the API.
-"""
+"""What clients upload: PNGs with recipes, zips of pictures. Imports nothing else of the API."""

@@ -1,4 +1,4 @@
-"""Server-sent events of a job: each arrives once and in order, and one task reads the job for all clients."""
+"""Server-sent events of a job: each arrives once and in order, however many clients there are."""
 
 import asyncio
 import base64
@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -16,13 +16,11 @@ from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import ResponseError
 
-import service.api.event_feed
 from service.api.event_feed import Feeds
 from service.api.server import GRACE_S
 from service.settings import Settings
 from service.store import keys
 from service.store.jobs import JobStore
-from service.store.reader import JobReader
 from service.worker.runner import Runner
 from tests.conftest import serving
 from tests.service.api.answers import LISTS, submitted
@@ -112,13 +110,7 @@ def test_steps_and_previews_come_while_the_job_runs_until_it_is_cancelled(client
     assert Image.open(io.BytesIO(base64.b64decode(body))).size == (16, 16)
 
 
-def until_blocked(connection: Redis, readers: int) -> None:
-    """Wait until so many clients block on Redis, then reset its command counters."""
-    until(lambda: connection.info("clients")["blocked_clients"] == readers)
-    connection.config_resetstat()
-
-
-def test_a_job_is_read_once_however_many_watch_it(client: httpx.Client, alive: JobStore) -> None:
+def test_many_watch_one_job_from_different_events(client: httpx.Client, alive: JobStore) -> None:
     job_id, connection = submitted(client), alive.connection
     with contextlib.ExitStack() as stack:
 
@@ -131,77 +123,34 @@ def test_a_job_is_read_once_however_many_watch_it(client: httpx.Client, alive: J
         first, second = (str(connection.xadd(keys.events(job_id), {"picture": i}), "ascii") for i in range(2))
         received += [watch(first) for _ in range(10)]
         assert {next(one)["event"] for one in received[10:]} == {"job"}
-        until_blocked(connection, 1)
         alive.cancel(job_id)
         rest = [[(event["event"], event.get("id")) for event in one] for one in received]
-    commands = connection.info("commandstats")
     end = rest[0][-1]
     assert end[0] == "end"
     assert rest == [[("picture", first), ("picture", second), end]] * 10 + [[("picture", second), end]] * 10
-    assert commands["cmdstat_hgetall"]["calls"] == 1  # the job as it ended
 
 
-@contextlib.asynccontextmanager
-async def feeds_of(settings: Settings) -> AsyncIterator[Feeds]:
-    async with AsyncRedis.from_url(settings.redis_url, protocol=2) as reading:
-        yield Feeds(JobReader(reading, keep_s=60))
+def test_a_stream_that_cannot_be_read_disturbs_no_other(settings: Settings, connection: Redis) -> None:
+    connection.set("bad", "no stream")
+    entry = connection.xadd("good", {"picture": 0})
+
+    async def read() -> list[Any]:
+        async with AsyncRedis.from_url(settings.redis_url, protocol=2) as reading:
+            feeds = Feeds(reading)
+            return await asyncio.gather(*(feeds.ask(("XREAD", "STREAMS", key, "0-0")) for key in ("bad", "good")))
+
+    (failed,), (found,) = asyncio.run(read())
+    assert isinstance(failed, ResponseError)
+    assert found == [[b"good", [(entry, {b"picture": b"0"})]]]
 
 
-def test_a_job_that_nobody_watches_is_no_longer_read(client: httpx.Client, alive: JobStore) -> None:
+def test_the_stream_of_a_job_that_is_lost_ends(client: httpx.Client, alive: JobStore) -> None:
     job_id = submitted(client)
-
-    async def watch_and_leave() -> None:
-        async with feeds_of(alive.settings) as feeds:
-            first, second = (feeds.follow(job_id, "0-0") for _ in range(2))
-            assert await anext(first) is None
-            task = feeds.open[job_id].task
-            assert await anext(second) is None
-            await first.aclose()
-            assert await anext(second) is None  # it is read on
-            await second.aclose()
-            await task
-            assert feeds.open == {}
-
-    asyncio.run(watch_and_leave())
-
-
-def test_a_failure_of_redis_reaches_every_client_and_a_new_one_starts_again(
-    settings: Settings, connection: Redis
-) -> None:
-    connection.set(keys.events("job"), "no stream")
-
-    async def watch(feeds: Feeds) -> list[str]:
-        return [event.name async for event in feeds.follow("job", "0-0") if event]
-
-    async def fail_and_come_again() -> None:
-        async with feeds_of(settings) as feeds:
-            failed = await asyncio.gather(*(watch(feeds) for _ in range(3)), return_exceptions=True)
-            assert [type(error) for error in failed] == [ResponseError] * 3
-            connection.delete(keys.events("job"))
-            connection.xadd(keys.events("job"), {"picture": 0})
-            assert await watch(feeds) == ["picture"]  # until it is seen that there is no such job
-
-    asyncio.run(fail_and_come_again())
-
-
-def test_a_job_that_ends_between_two_reads_still_has_its_end_event(
-    client: httpx.Client, alive: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job_id = submitted(client)
-    monkeypatch.setattr(service.api.event_feed, "LOOK_AGAIN_MS", 10)
-
-    async def watch() -> list[str]:
-        async with feeds_of(alive.settings) as feeds:
-            look = feeds.reader.status
-
-            async def end_and_look(job_id: str) -> str | None:
-                alive.cancel(job_id)
-                return await look(job_id)
-
-            monkeypatch.setattr(feeds.reader, "status", end_and_look)
-            return [event.name async for event in feeds.follow(job_id, "0-0") if event]
-
-    assert asyncio.run(watch()) == ["end"]
+    with client.stream("GET", f"/jobs/{job_id}/events") as response:
+        received = events(response)
+        assert next(received)["event"] == "job"
+        alive.connection.delete(keys.job(job_id), keys.events(job_id))
+        assert list(received) == []
 
 
 def test_previews_stop_soon_after_the_client_disconnects(client: httpx.Client, alive: JobStore) -> None:

@@ -23,7 +23,8 @@ from service.worker.previews import Previews
 from service.worker.runner import Runner
 from tests.conftest import serving
 from tests.service.api.answers import submitted
-from tests.service.api.test_event_feed import events, until_blocked
+from tests.service.api.test_event_feed import events
+from tests.service.processes import until
 from tests.service.store.helpers import full, read_only
 from tests.service.webhooks.conftest import create_job
 from tests.service.worker.test_previews import picture, row
@@ -74,6 +75,11 @@ def test_a_worker_retries_while_a_new_replica_answers_nothing(connection: Redis,
         stack.enter_context(read_only(connection))
         with retrying_twice(settings, stack) as worker:
             assert worker.get("key") == b"value"
+
+
+def until_blocked(connection: Redis, readers: int) -> None:
+    """Wait until so many clients block on Redis."""
+    until(lambda: connection.info("clients")["blocked_clients"] == readers)
 
 
 def test_a_blocking_read_continues_after_redis_was_a_replica(connection: Redis, settings: Settings) -> None:
@@ -206,7 +212,8 @@ def test_events_are_sent_without_previews_while_redis_refuses_writes(
         with client.stream("GET", f"/jobs/{job_id}/events") as response:
             stream = events(response)
             assert next(stream)["event"] == "job"
-            until_blocked(connection, 1)
+            connection.config_resetstat()
+            until(lambda: "cmdstat_xread" in connection.info("commandstats"))
             assert not connection.exists(keys.watched(job_id))
             stack.close()
             alive.cancel(job_id)

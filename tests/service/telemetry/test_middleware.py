@@ -99,7 +99,7 @@ def test_events_that_redis_cuts_off_are_one_warning(
         raise ConnectionError("connection refused")
 
     job_id = submitted(client)
-    monkeypatch.setattr("service.store.reader.JobReader.read_streams", fail)
+    monkeypatch.setattr("service.api.event_feed.Feeds.ask", fail)
     with pytest.raises(httpx.RemoteProtocolError):
         client.get(f"/jobs/{job_id}/events")
     lines.wait(2, event="request")

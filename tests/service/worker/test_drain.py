@@ -38,7 +38,7 @@ ASYNC = {"prefer": "respond-async"}
 def quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let waiting requests notice a shutdown at once."""
     monkeypatch.setattr("service.store.reader.LOOK_AGAIN_S", 0.05)
-    monkeypatch.setattr("service.api.event_feed.LOOK_AGAIN_MS", 50)
+    monkeypatch.setattr("service.api.event_feed.LOOK_AGAIN_S", 0.05)
 
 
 def test_a_draining_api_answers_open_requests_and_refuses_new_ones(

@@ -1,6 +1,5 @@
 """Requests that wait for their job: how they end, and that they hold nothing after a disconnect."""
 
-import asyncio
 import contextlib
 import json
 import socket
@@ -8,14 +7,12 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
 import pytest
 
 import service.api.app
-import service.api.event_feed
 import service.store.reader
 from service.contract.recipe import example
 from service.settings import Settings
@@ -26,7 +23,7 @@ from service.telemetry.metrics import REQUESTS_IN_WORK
 from shared.checkpoint import read_info
 from shared.registry import resolve
 from tests.conftest import serving
-from tests.service.api.answers import png_with, problem
+from tests.service.api.answers import png_with, problem, submitted
 from tests.service.processes import until
 
 LISTS = [["red cube"]]
@@ -98,36 +95,19 @@ def test_a_request_stops_waiting_when_its_client_disconnects(
     assert client.get(f"/jobs/{job_id}").json()["status"] == "queued"  # the job goes on
 
 
-def test_more_streams_may_wait_than_there_are_connections_for_waiting(
+def test_streams_leave_the_others_their_connections(
     settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.api.app, "MAX_WAITING", 1)
-    monkeypatch.setattr(service.api.app, "MAX_CONNECTIONS", 20)
-    refused: list[float] = []  # as many as find no connection
-
-    async def sleep(seconds: float) -> None:
-        refused.append(seconds)
-        await asyncio.sleep(seconds)
-
-    monkeypatch.setattr(service.store.reader, "asyncio", SimpleNamespace(**{**vars(asyncio), "sleep": sleep}))
-    monkeypatch.setattr(service.api.event_feed, "LOOK_AGAIN_MS", 100)
-    answers: list[int] = []
-    with serving(settings) as client:
-        threads = [threading.Thread(target=wait, args=(client, answers)) for _ in range(3)]
-        for thread in threads:
-            thread.start()
-        until(lambda: alive.connection.zcard(keys.OPEN) == len(threads))
-        jobs = [text(one) for one in alive.connection.zrange(keys.OPEN, 0, -1)]
-        with contextlib.ExitStack() as stack:
-            streams = [stack.enter_context(client.stream("GET", f"/jobs/{job_id}/events")) for job_id in jobs]
-            until(lambda: len(refused) >= 2 * len(threads))
-            assert client.get("/jobs").status_code == 200
-            for job_id in jobs:
-                alive.cancel(job_id)
-            assert all("event: end" in stream.read().decode() for stream in streams)
-        for thread in threads:
-            thread.join()
-    assert answers == [409] * len(threads)
+    monkeypatch.setattr(service.api.app, "MAX_CONNECTIONS", 4)
+    with serving(settings) as client, contextlib.ExitStack() as stack:
+        jobs = [submitted(client) for _ in range(6)]
+        streams = [stack.enter_context(client.stream("GET", f"/jobs/{job_id}/events")) for job_id in jobs]
+        lines = [stream.iter_lines() for stream in streams]
+        assert {next(one) for one in lines} == {"event: job"}
+        assert client.get("/jobs").status_code == 200
+        for job_id, one in zip(jobs, lines, strict=True):  # one by one: each job is read once more at its end
+            alive.cancel(job_id)
+            assert "event: end" in "\n".join(one)
 
 
 def test_waiting_clients_leave_the_others_their_connections(
