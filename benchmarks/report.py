@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks import capacity_model
 from benchmarks.document import Piece, Table, number, write
-from benchmarks.results import ROOT, Data, processor, results, say
+from benchmarks.results import ROOT, Data, results, say
 from benchmarks.timing import change
 
 TITLES = {
@@ -95,22 +95,24 @@ def goals(content: Data) -> Table:
 
 
 def machine_line(content: Data) -> str:
-    """Say on which machine the sections were measured that name no other one, and when the last one was."""
-    machine = content["about"]["machine"]
-    times = sorted(one["measured_at"] for one in content["sections"].values() if "measured_at" in one)
-    measured = f" Last section at {times[-1]}." if times else ""
+    """Say on which machine, of which commits and when the sections were measured."""
+    about, sections = content["about"], content["sections"].values()
+    machine = about["machine"]
+    commits = sorted({one["commit"] for one in sections if one.get("commit")})
+    times = sorted(one["measured_at"] for one in sections if "measured_at" in one)
+    measured = f" Measured commit: {', '.join(commits)}; last section at {times[-1]}." if times else ""
     libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
+    features = f" ({', '.join(machine['features'])})" if machine["features"] else ""
     return (
-        f"Machine, unless a section names another one: {processor(machine)}, {machine['memory_gib']} GiB, GPU: "
+        f"{machine['cpu']}, {machine['cores']} cores{features}, {machine['memory_gib']} GiB, GPU: "
         f"{machine['gpu'] or 'none'}, Linux {machine['kernel']}, Python {machine['python']}, {libraries}.{measured}"
     )
 
 
 def measured_line(name: str, section: Data) -> str:
-    """Say how a section was measured, at which commit, where, and whether the machine stayed as fast."""
+    """Say how a section was measured, at which commit, and whether the machine stayed as fast."""
     at = f", commit {section['commit']}" if section.get("commit") else ""
-    where = f", {section['processor']}" if section.get("processor") else ""
-    line = f"`python -m benchmarks.sections.{name}`, {section['seconds']:.0f} s{at}{where}."
+    line = f"`python -m benchmarks.sections.{name}`, {section['seconds']:.0f} s{at}."
     if share := change(section.get("machine_rate")):
         line += f" The machine's speed changed by {100 * share:.0f} % meanwhile."
     return line

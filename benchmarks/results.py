@@ -61,12 +61,6 @@ def machine() -> Data:
     }
 
 
-def processor(of: Data) -> str:
-    """Return the processor of a machine: its name, cores and features."""
-    features = f" ({', '.join(of['features'])})" if of["features"] else ""
-    return f"{of['cpu']}, {of['cores']} cores{features}"
-
-
 def installed(name: str) -> str | None:
     """Return a package's version, or None if it is not installed."""
     try:
@@ -145,6 +139,6 @@ def main(name: str, description: str | None, measure: Callable[[bool], Data]) ->
     start = time.monotonic()
     data = measure(quick)
     about = {"seconds": round(time.monotonic() - start, 1), "quick": quick, "measured_at": now(), "commit": commit()}
-    results(quick).keep(name, {**about, "processor": processor(machine()), **data})
+    results(quick).keep(name, {**about, **data})
     for key, value in data["figures"].items():
         say(f"  {key}: {value['median']:.4g}, from {value['low']:.4g} to {value['high']:.4g} ({value['n']} times)")
