@@ -17,6 +17,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
 QUICK_RESULTS = ROOT / "runs" / "bench-quick" / "results.json"
@@ -136,9 +138,10 @@ def main(name: str, description: str | None, measure: Callable[[bool], Data]) ->
     parser = argparse.ArgumentParser(f"python -m benchmarks.sections.{name}", description=description)
     parser.add_argument("--quick", action="store_true", help="small sizes; saves to runs/bench-quick")
     quick = parser.parse_args().quick
-    start = time.monotonic()
+    others, start = psutil.cpu_percent(1.0), time.monotonic()
     data = measure(quick)
     about = {"seconds": round(time.monotonic() - start, 1), "quick": quick, "measured_at": now(), "commit": commit()}
+    about |= {"machine": machine(), "others_percent": others}
     results(quick).keep(name, {**about, **data})
     for key, value in data["figures"].items():
         say(f"  {key}: {value['median']:.4g}, from {value['low']:.4g} to {value['high']:.4g} ({value['n']} times)")
