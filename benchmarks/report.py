@@ -98,10 +98,10 @@ def goals(content: Data) -> Table:
 def machine_line(content: Data) -> str:
     """Say on which machine, of which commits and when the sections were measured."""
     about, sections = content["about"], content["sections"].values()
+    machine = about["machine"]
     commits = sorted({one["commit"] for one in sections if one.get("commit")})
     times = sorted(one["measured_at"] for one in sections if "measured_at" in one)
     measured = f" Measured commit: {', '.join(commits)}; last section at {times[-1]}." if times else ""
-    machine = about["machine"]
     libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
     return (
         f"{processor(machine)}, {machine['memory_gib']} GiB, GPU: {machine['gpu'] or 'none'}, "
