@@ -17,8 +17,6 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
 QUICK_RESULTS = ROOT / "runs" / "bench-quick" / "results.json"
@@ -135,6 +133,8 @@ def results(quick: bool) -> Results:
 
 def main(name: str, description: str | None, measure: Callable[[bool], Data]) -> None:
     """Run a section from the command line: measure, save the data, print the figures."""
+    import psutil  # here, because `faults` imports this module, and needs no more than a worker has
+
     parser = argparse.ArgumentParser(f"python -m benchmarks.sections.{name}", description=description)
     parser.add_argument("--quick", action="store_true", help="small sizes; saves to runs/bench-quick")
     quick = parser.parse_args().quick
