@@ -124,6 +124,8 @@ def measured_line(name: str, section: Data, machine: Data) -> str:
         line += f" Other work took {others:.0f} % of the machine just before."
     if share := change(section.get("machine_rate")):
         line += f" The machine's speed changed by {100 * share:.0f} % meanwhile."
+    if "outdated" in section:  # written by hand, and gone once the section is measured again
+        line += f" {section['outdated']}"
     return line
 
 

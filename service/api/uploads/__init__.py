@@ -1,4 +1,4 @@
-"""What clients upload: JSON or form bodies, PNGs with recipes, zips of pictures.
+"""What clients upload: PNGs with recipes, zips of pictures.
 
-Start reading in `body.py`. Imports nothing else of the API.
+Start reading in `picture_zip.py`. Imports nothing else of the API.
 """
