@@ -208,7 +208,7 @@ def capacity(content: Data) -> list[Piece]:
         "hold no state; object storage for pictures (`LABELGRID_PICTURES`); and one Redis per model or region, since "
         "jobs of different models share nothing. A Redis cluster would have to be built; the rest exists.",
     }
-    return [
+    pieces: list[Piece] = [
         "## Capacity",
         "How many devices does a given number of pictures per day need, and what runs out first? Computed from the "
         f"sections above. Three things are assumed, not measured: the peak is {PEAK:g} times the daily mean, the load "
@@ -225,9 +225,14 @@ def capacity(content: Data) -> list[Piece]:
         "long for 1 row and for 32, as on a large GPU, the model gives, with "
         f"{costs.max_pictures} pictures in progress, {number(flat['throughput'])} times the throughput of one at a "
         f"time and, at {LOAD:g} of capacity, {number(flat['p95_ratio'])} of the p95 of request-level batching.",
-        f"A finished picture takes {number(costs.redis_bytes)} bytes in Redis until its results expire after "
-        f"{costs.ttl_s:.0f} s, then a tombstone of {number(costs.tombstone_bytes)} bytes for {costs.remembered_s:,.0f} "
-        f"s, and {number(costs.redis_commands)} Redis commands from request to answer; this Redis executes "
+    ]
+    if "outdated" in sections["growth"]:
+        return [*pieces, "What Redis needs is not measured since pictures lie in storage."]
+    return [
+        *pieces,
+        f"A finished job of one picture takes {number(costs.redis_bytes)} bytes in Redis, and its PNG "
+        f"{number(costs.picture_bytes)} bytes in storage, for {costs.kept_s / DAY_S:g} days (`LABELGRID_KEEP_DAYS`). "
+        f"It takes {number(costs.redis_commands)} Redis commands from request to answer; this Redis executes "
         f"{number(costs.redis_commands_per_s)} commands/s, pipelined. At the peak:",
         redis_table(costs),
         f"With one device, one Redis and {as_shipped}:",

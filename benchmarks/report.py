@@ -10,7 +10,7 @@ from pathlib import Path
 
 from benchmarks import capacity_model
 from benchmarks.document import Piece, Table, number, write
-from benchmarks.results import ROOT, Data, processor, results, say
+from benchmarks.results import ROOT, Data, results, say
 from benchmarks.timing import change
 
 TITLES = {
@@ -24,6 +24,7 @@ TITLES = {
     "training": "Training",
     "startup": "Start-up",
 }
+OTHERS = 20.0  # percent of the machine's cores; more is said in the page
 OVERHEAD = "service.single_overhead_ms"  # its goal depends on the loop's time
 # figure, description, goal, and whether a good figure is above the goal
 GOALS = [
@@ -95,24 +96,36 @@ def goals(content: Data) -> Table:
 
 
 def machine_line(content: Data) -> str:
-    """Say on which machine the sections were measured that name no other one, and when the last one was."""
-    machine = content["about"]["machine"]
-    times = sorted(one["measured_at"] for one in content["sections"].values() if "measured_at" in one)
-    measured = f" Last section at {times[-1]}." if times else ""
+    """Say on which machine, of which commits and when the sections were measured."""
+    about, sections = content["about"], content["sections"].values()
+    machine = about["machine"]
+    commits = sorted({one["commit"] for one in sections if one.get("commit")})
+    times = sorted(one["measured_at"] for one in sections if "measured_at" in one)
+    measured = f" Measured commit: {', '.join(commits)}; last section at {times[-1]}." if times else ""
     libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
     return (
-        f"Machine, unless a section names another one: {processor(machine)}, {machine['memory_gib']} GiB, GPU: "
-        f"{machine['gpu'] or 'none'}, Linux {machine['kernel']}, Python {machine['python']}, {libraries}.{measured}"
+        f"{processor(machine)}, {machine['memory_gib']} GiB, GPU: {machine['gpu'] or 'none'}, "
+        f"Linux {machine['kernel']}, Python {machine['python']}, {libraries}.{measured}"
     )
 
 
-def measured_line(name: str, section: Data) -> str:
-    """Say how a section was measured, at which commit, where, and whether the machine stayed as fast."""
+def processor(machine: Data) -> str:
+    features = f" ({', '.join(machine['features'])})" if machine["features"] else ""
+    return f"{machine['cpu']}, {machine['cores']} cores{features}"
+
+
+def measured_line(name: str, section: Data, machine: Data) -> str:
+    """Say how a section was measured, at which commit, and what differed: from `machine`, the page's, or meanwhile."""
     at = f", commit {section['commit']}" if section.get("commit") else ""
-    where = f", {section['processor']}" if section.get("processor") else ""
-    line = f"`python -m benchmarks.sections.{name}`, {section['seconds']:.0f} s{at}{where}."
+    line = f"`python -m benchmarks.sections.{name}`, {section['seconds']:.0f} s{at}."
+    if (own := section.get("machine", machine)) != machine:
+        line += f" On another machine: {processor(own)}."
+    if (others := section.get("others_percent", 0)) > OTHERS:
+        line += f" Other work took {others:.0f} % of the machine just before."
     if share := change(section.get("machine_rate")):
         line += f" The machine's speed changed by {100 * share:.0f} % meanwhile."
+    if "outdated" in section:  # written by hand, and gone once the section is measured again
+        line += f" {section['outdated']}"
     return line
 
 
@@ -136,7 +149,7 @@ def performance(content: Data) -> list[Piece]:
             pieces.append("Not measured" + (f": {section['failed']}." if section else " yet."))
             continue
         module = import_module(f"benchmarks.sections.{name}")
-        pieces.append(measured_line(name, section))
+        pieces.append(measured_line(name, section, content["about"]["machine"]))
         pieces += module.report(section)
     return pieces + capacity_model.capacity(content)
 

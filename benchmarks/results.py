@@ -61,12 +61,6 @@ def machine() -> Data:
     }
 
 
-def processor(of: Data) -> str:
-    """Return the processor of a machine: its name, cores and features."""
-    features = f" ({', '.join(of['features'])})" if of["features"] else ""
-    return f"{of['cpu']}, {of['cores']} cores{features}"
-
-
 def installed(name: str) -> str | None:
     """Return a package's version, or None if it is not installed."""
     try:
@@ -139,12 +133,15 @@ def results(quick: bool) -> Results:
 
 def main(name: str, description: str | None, measure: Callable[[bool], Data]) -> None:
     """Run a section from the command line: measure, save the data, print the figures."""
+    import psutil  # here, because `faults` imports this module, and needs no more than a worker has
+
     parser = argparse.ArgumentParser(f"python -m benchmarks.sections.{name}", description=description)
     parser.add_argument("--quick", action="store_true", help="small sizes; saves to runs/bench-quick")
     quick = parser.parse_args().quick
-    start = time.monotonic()
+    others, start = psutil.cpu_percent(1.0), time.monotonic()
     data = measure(quick)
     about = {"seconds": round(time.monotonic() - start, 1), "quick": quick, "measured_at": now(), "commit": commit()}
-    results(quick).keep(name, {**about, "processor": processor(machine()), **data})
+    about |= {"machine": machine(), "others_percent": others}
+    results(quick).keep(name, {**about, **data})
     for key, value in data["figures"].items():
         say(f"  {key}: {value['median']:.4g}, from {value['low']:.4g} to {value['high']:.4g} ({value['n']} times)")

@@ -44,6 +44,17 @@ def test_a_goal_may_depend_on_the_machine() -> None:
     assert (goal, met) == ("at least 1.3", "yes")
 
 
+def test_a_section_says_what_differed_when_it_was_measured() -> None:
+    here, section = {"cpu": "A", "cores": 2, "features": ["avx512f"]}, {"seconds": 9.6, "commit": "abc"}
+    line = "`python -m benchmarks.sections.load`, 10 s, commit abc."
+    assert report.measured_line("load", section | {"machine": here, "others_percent": 5.0}, here) == line
+    busy = section | {"machine": here | {"cpu": "B"}, "others_percent": 40.4, "machine_rate": [100.0, 120.0]}
+    assert report.measured_line("load", busy, here) == (
+        f"{line} On another machine: B, 2 cores (avx512f). Other work took 40 % of the machine just before. "
+        "The machine's speed changed by 20 % meanwhile."
+    )
+
+
 def test_every_section_has_a_title() -> None:
     assert set(report.TITLES) == set(SECTIONS)
 

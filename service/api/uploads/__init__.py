@@ -1,1 +1,4 @@
-"""What clients upload: PNGs with recipes, zips of pictures. Imports nothing else of the API."""
+"""What clients upload: PNGs with recipes, zips of pictures.
+
+Start reading in `picture_zip.py`. Imports nothing else of the API.
+"""
