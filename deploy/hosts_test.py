@@ -140,6 +140,9 @@ def redis_url(folder: Path) -> Iterator[str]:
             process.kill()
 
 
+FOLDERS = {"LABELGRID_STORAGE": "labelgrid", "LABELGRID_PICTURES": "pictures"}
+
+
 @pytest.fixture(scope="module")
 def storage(folder: Path) -> Iterator[dict[str, str]]:
     """An S3 server with toy checkpoints, as environment variables that point to it."""
