@@ -50,7 +50,7 @@ def test_an_unexpected_error_is_logged_with_the_id_in_its_response(
     def fail(*_: object) -> None:
         raise ZeroDivisionError(f"at redis://:hunter2@redis:6379/0 with {SECRET}")
 
-    monkeypatch.setattr("service.api.catalog.Models.listing", fail)
+    monkeypatch.setattr("service.api.catalog.Catalog.models", fail)
     with serving(settings) as client:
         response = client.get("/models", headers={"x-request-id": "odd"})
     assert response.status_code == 500
