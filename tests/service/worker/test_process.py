@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import torch
 from redis import Redis
 from redis.exceptions import ConnectionError
 
@@ -49,6 +50,19 @@ def one_worker(connection: Redis, settings: Settings) -> Iterator[WorkerProcess]
     """A worker that stops without finishing its pictures."""
     with worker_processes(connection, settings.model_copy(update={"drain_s": 0.0}), 1) as processes:
         yield next(iter(processes.values()))
+
+
+def test_torch_has_one_thread_beside_openvino(
+    connection: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(process, "runner", None)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        process.build(settings, connection)
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(threads)
 
 
 def owners_of_pictures(connection: Redis, digest: str) -> set[int]:
