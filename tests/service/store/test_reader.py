@@ -22,17 +22,17 @@ from tests.service.store.helpers import done, record
 def test_jobs_that_end_together_and_one_that_ended_just_before_its_client_waits(
     settings: Settings, connection: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reader, "LOOK_AGAIN_S", 14.0)  # each is told; no look finds it
+    monkeypatch.setattr(reader, "LOOK_AGAIN_S", 3600.0)  # each is told; no look finds it
     store = JobStore(connection, settings)
     early, first, second, unreadable = (record(1) for _ in range(4))
     for one in (early, first, second, unreadable):
         store.create(one)
 
     async def wait_for_all() -> list[Job | BaseException]:
-        async with AsyncRedis.from_url(settings.redis_url, protocol=2) as pool:
+        async with AsyncRedis.from_url(settings.redis_url, protocol=2, socket_timeout=None) as pool:
             jobs, gone = JobReader(pool, settings.keep_s), asyncio.get_running_loop().create_future()
             waiting = [
-                asyncio.create_task(jobs.wait(one.id, 30, gone, is_new=True)) for one in (first, second, unreadable)
+                asyncio.create_task(jobs.wait(one.id, 100, gone, is_new=True)) for one in (first, second, unreadable)
             ]
             await asyncio.sleep(0.2)
             store.fail(early.id, "early")
@@ -40,13 +40,11 @@ def test_jobs_that_end_together_and_one_that_ended_just_before_its_client_waits(
             for one in (first, second, unreadable):
                 store.fail(one.id, "together")
             done = await asyncio.gather(*waiting, return_exceptions=True)
-            found = [*done, await jobs.wait(early.id, 30, gone, is_new=True)]
+            found = [*done, await jobs.wait(early.id, 100, gone, is_new=True)]
             await jobs.endings.close()
             return found
 
-    begun = time.monotonic()
     *together, broken, ended_early = asyncio.run(wait_for_all())
-    assert time.monotonic() - begun < reader.LOOK_AGAIN_S
     assert [one.error for one in (*together, ended_early) if isinstance(one, Job)] == ["together", "together", "early"]
     assert isinstance(broken, Exception)  # its own client's error only
 
