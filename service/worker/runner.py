@@ -112,8 +112,8 @@ class Runner:
             if not self.stopping:
                 for loaded in self.models.claiming():
                     self._claim(loaded)
-                self._look()  # afterwards, so that a model which was just loaded takes its place
-                self.models.follow_storage()  # afterwards, so that no model is unloaded before it was used
+                self._look()  # after the claims, so that a model which was just loaded has its place
+                self.models.follow_storage()  # likewise, so that no model is unloaded before it was used
                 for model, error in self.models.follow():
                     self._cannot_load(model, error)
             begun = time.monotonic()
