@@ -12,4 +12,4 @@ def answer_doorbell(model: str) -> None:
     from service.worker import process
 
     assert process.runner is not None, "answer_doorbell runs in a worker process only"
-    process.runner.want(ModelName.model_validate_json(model))
+    process.runner.ring(ModelName.model_validate_json(model))

@@ -177,6 +177,11 @@ class Runner:
                 if self.idle or now - self._wanted_since[digest] >= OTHERS_FIRST_S:
                     self.want(wanted[digest])
 
+    def ring(self, model: ModelName) -> None:
+        """Note that there is new work, which the next iteration takes up before the worker waits for another ring."""
+        self.idle = False
+        self.want(model)
+
     def want(self, model: ModelName) -> None:
         """Load a model soon, unless that failed a short time ago."""
         if time.monotonic() >= self._not_before.get(model.digest, 0.0):

@@ -260,6 +260,18 @@ def test_an_idle_worker_answers_the_doorbell_and_a_busy_one_leaves_it_to_others(
     assert [status(store, job) for job in first] == ["finished", "finished"]
 
 
+def test_a_worker_takes_up_work_after_each_ring_however_fast_they_follow(
+    worker: PictureWorker, runner: Runner, create: Callable[..., JobRecord]
+) -> None:
+    """Else requests that come faster than it waits for a ring would keep it from all work."""
+    job = create()
+    assert answer(worker)
+    assert worker.has_work
+    assert not worker.wants_job
+    run(runner, job.id)
+    run_until(runner, lambda: worker.wants_job)
+
+
 def test_a_worker_whose_pictures_all_ended_samples_those_that_wait_before_it_waits_for_a_ring(
     worker: PictureWorker, runner: Runner, store: JobStore, create: Callable[..., JobRecord]
 ) -> None:
