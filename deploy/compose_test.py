@@ -20,7 +20,7 @@ import pytest
 from PIL import Image
 
 from service.api.access.keys import hash_of, new_key
-from service.client import Client, ClientError
+from service.client import Client
 from service.contract.schemas import Job
 from service.local.demo import free_port
 from tests.service.processes import until
@@ -270,9 +270,6 @@ def test_results_are_there_after_all_containers_were_replaced(deployment: Deploy
     assert deployment.client.job(job.id).result == job.result
     assert deployment.pictures(job) == pictures
     assert deployment.client.grid(job.id) == grid
-    assert deployment.client.delete(job.id).id == job.id
-    with pytest.raises(ClientError, match="there is no job"):
-        deployment.client.grid(job.id)
 
 
 def test_the_trainer_has_an_image_of_its_own(deployment: Deployment) -> None:
