@@ -124,14 +124,11 @@ def test_the_command_compares_both_sizes(command: Command, tmp_path: Path) -> No
     assert all(0 <= one["accuracy"] <= 1 for one in found)
     with Image.open(grid) as shown:
         assert shown.width == 2 + 8 * (16 + 2)
-    succeeded(command("two-sample", folder, "--storage", tmp_path, "--model", "toy", "--count", 8, "--json", to))
-    assert [one["size"] for one in json.loads(to.read_text())] == ["16x16", "16x16"]
+    small = ["two-sample", folder, "--storage", tmp_path, "--model", "toy", "--count", 8, "--json", to]
+    succeeded(command(*small))
     plain = to.read_text()
-    succeeded(
-        command(
-            "two-sample", folder, "--storage", tmp_path, "--model", "toy", "--count", 8, "--noise", 99, "--json", to
-        )
-    )
+    assert [one["size"] for one in json.loads(plain)] == ["16x16", "16x16"]
+    succeeded(command(*small, "--noise", 99))
     assert to.read_text() != plain
     refused(command(*common, "--count", 9), "--count 9 needs at least 8 and at most 8 pictures")
     assert ICLEVR.names[0] in json.loads((folder / "train.json").read_text())["CLEVR_train_000000_0.png"]
