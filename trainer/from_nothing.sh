@@ -36,7 +36,7 @@ trainer fit-evaluator --name iclevr-resnet18 --run "$at/runs/evaluator" $fit --d
   --data "$at/data/many" --held-out "$at/data/heldout64"
 trainer train --data "$at/data/iclevr" --data "$at/data/many" --held-out "$at/data/heldout64" --name iclevr-64 \
   --run "$at/runs/denoiser" $train
-trainer set-sampling iclevr-64 --sampler dpmpp_2m --steps 4 --guidance 1.25 --interval 0.2 0.55
+trainer set-sampling iclevr-64 --sampler dpmpp_2m --steps 5 --spacing logsnr --guidance 1.4 --interval 0.1 0.5
 trainer distill --data "$at/data/iclevr" --name iclevr-64-1step --run "$at/runs/distill" \
   --teacher iclevr-64 --guidance 1 --sampling-steps 1 --teacher-steps 4 --set warmup_steps=30 $trajectories
 trainer upsample --data "$at/data/full" --base iclevr-64 --name iclevr-320x240 --run "$at/runs/upsampler" $enlarge

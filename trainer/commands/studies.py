@@ -171,6 +171,9 @@ def two_sample(
     upsampler_alone: Annotated[
         bool, typer.Option("--upsampler-alone", help="Enlarge the folder's squeezed pictures instead of sampled ones.")
     ] = False,
+    noise: Annotated[
+        float, typer.Option(min=0, help="Deviation of noise added to all, in levels of 256: it hides what is weaker.")
+    ] = 0.0,
     seed: options.Seed = 0,
     grid: Annotated[
         Path | None, typer.Option(help="PNG of the crops that gave most away, each beside one of the folder's.")
@@ -192,7 +195,8 @@ def two_sample(
         task = progress.add_task("sampling", total=count)
         found, shown = study.examine(
             denoiser, dataset, find_pictures([data], f"{width}x{height}"), make_options(preset, {}, denoiser.info),
-            count=count, seed=seed, upsampler_alone=upsampler_alone, advance=lambda n: progress.advance(task, n),
+            count=count, seed=seed, noise=noise, upsampler_alone=upsampler_alone,
+            advance=lambda n: progress.advance(task, n),
         )  # fmt: skip
     head = ["size", "told from the folder's", "accuracy"]
     terminal.print_table(f"{count} pictures of {denoiser.info.name}", head, study.rows_of(found))

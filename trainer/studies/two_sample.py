@@ -67,6 +67,12 @@ def crops(pictures: Tensor, generator: torch.Generator) -> Tensor:
     return torch.stack(found)
 
 
+def with_noise(pictures: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
+    """Add normal noise of `deviation` levels of 256 to pictures (N, 3, h, w) uint8: it hides what is weaker."""
+    noise = deviation * torch.randn(pictures.shape, generator=generator)
+    return (pictures + noise).round_().clamp_(0, 255).to(torch.uint8)
+
+
 class Detail(nn.Module):
     """Adds channels of a picture's detail, enhanced: (N, C, H, W) -> (N, 2 C, H, W). Edges differ before light does."""
 
@@ -171,9 +177,12 @@ def generate(
 
 def examine(
     denoiser: Denoiser, dataset: Dataset, pictures: Pictures, options: SamplingOptions, *,
-    count: int, seed: int, upsampler_alone: bool = False, advance: Callable[[int], None] = lambda _: None,
+    count: int, seed: int, noise: float = 0.0, upsampler_alone: bool = False,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[list[TwoSample], Tensor]:  # fmt: skip
     """Compare `count` generated pictures with the folder's of the same labels, and those with `count` others.
+
+    `noise`: standard deviation, in levels of 256, of noise that is added to the crops of all of them.
 
     `dataset` and `pictures` are of that folder, the latter at the size of the denoiser's finished pictures, which are
     also compared at the size that the network samples. Also returns the crops at full size that gave most away: each
@@ -189,6 +198,9 @@ def examine(
     small = denoiser.image_shape[1:]
     for size in dict.fromkeys([generated.shape[2:], torch.Size(small)]):
         sets = [crops(_at(size, one), torch.Generator().manual_seed(seed)) for one in (originals, generated, rest)]
+        if noise:
+            generator = torch.Generator().manual_seed(seed)
+            sets = [with_noise(one, noise, generator) for one in sets]
         for what, compared in (("upsampled" if upsampler_alone else "generated", sets[1]), ("the data's", sets[2])):
             verdicts = tell_apart(sets[0], compared, device, seed, advance)
             error = float(verdicts.accuracies.std()) / FOLDS**0.5

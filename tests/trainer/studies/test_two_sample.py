@@ -17,7 +17,7 @@ from tests.trainer.command_line import Command, refused, succeeded
 from tests.trainer_fixtures import write_data_folder
 from trainer.data import load_dataset
 from trainer.studies import two_sample
-from trainer.studies.two_sample import choose, crops, generate, tell_apart
+from trainer.studies.two_sample import choose, crops, generate, tell_apart, with_noise
 
 CPU = torch.device("cpu")
 
@@ -46,6 +46,14 @@ def test_sets_of_two_distributions_are_told_apart() -> None:
     blurred = torch.nn.functional.avg_pool2d(blurred, 3, 1, 1, count_include_pad=False)
     blurred = (blurred - blurred.mean()) * (noise(160, 1).float().std() / blurred.std()) + 127.5  # as bright, as strong
     assert tell_apart(noise(160, 0), blurred.clamp(0, 255).byte(), CPU, 0).accuracies.mean() > 0.95
+
+
+def test_noise_hides_what_is_weaker() -> None:
+    fine, coarse = (96 + noise(160, 0, 9), 88 + noise(160, 1, 25))  # grain of up to 4 and 12 levels around 100
+    assert tell_apart(fine, coarse, CPU, 0).accuracies.mean() > 0.95
+    generator = torch.Generator().manual_seed(0)
+    hidden = [with_noise(one, 40, generator) for one in (fine, coarse)]
+    assert tell_apart(*hidden, CPU, 0).accuracies.mean() == pytest.approx(0.5, abs=0.1)
 
 
 def test_the_same_seed_gives_the_same_answer() -> None:
@@ -116,7 +124,11 @@ def test_the_command_compares_both_sizes(command: Command, tmp_path: Path) -> No
     assert all(0 <= one["accuracy"] <= 1 for one in found)
     with Image.open(grid) as shown:
         assert shown.width == 2 + 8 * (16 + 2)
-    succeeded(command("two-sample", folder, "--storage", tmp_path, "--model", "toy", "--count", 8, "--json", to))
-    assert [one["size"] for one in json.loads(to.read_text())] == ["16x16", "16x16"]
+    small = ["two-sample", folder, "--storage", tmp_path, "--model", "toy", "--count", 8, "--json", to]
+    succeeded(command(*small))
+    plain = to.read_text()
+    assert [one["size"] for one in json.loads(plain)] == ["16x16", "16x16"]
+    succeeded(command(*small, "--noise", 99))
+    assert to.read_text() != plain
     refused(command(*common, "--count", 9), "--count 9 needs at least 8 and at most 8 pictures")
     assert ICLEVR.names[0] in json.loads((folder / "train.json").read_text())["CLEVR_train_000000_0.png"]
