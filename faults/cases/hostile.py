@@ -207,7 +207,10 @@ def large_job_beside_others(trial: Trial) -> None:
         with zipfile.ZipFile(packed, "w") as archive:
             archive.writestr("0.png", trial.undisturbed[SMALL].pictures[0])
         files = {"file": ("test.json", '[["red cube"]]'), "pictures": ("one.zip", packed.getvalue())}
-        waits = {"another model's job, s": measure(**other), "uploaded pictures, s": measure(url=address, files=files)}
+        waits = {
+            "another model's job, s": measure(**other),
+            "uploaded pictures, s": measure(url=f"{trial.stack.address}/score", files=files),
+        }
         if not trial.is_open(large):
             raise RuntimeError("the large job ended before: the trial shows nothing")
         _check_waits(trial, waits)
