@@ -742,7 +742,7 @@ def test_the_gallery_goes_on_to_older_jobs_when_all_on_show_are_deleted(
     expect(page.locator(f"[data-job='{newer}']")).to_have_count(0)
     expect(jobs).to_have_count(1)
     expect(page.get_by_role("button", name="Older jobs")).to_be_hidden()
-    expect(page.locator("#jobs a")).to_be_focused()
+    expect(page.locator("#canvas")).to_be_focused()
 
 
 def test_the_gallery_keeps_more_jobs_than_the_service_gives_at_once(
@@ -782,7 +782,7 @@ def test_a_job_is_deleted_from_the_gallery_by_keyboard(
     opened.keyboard.press("Enter")
     opened.keyboard.press("Enter")
     expect(opened.locator("#jobs a")).to_have_count(1)
-    assert client.get(f"/jobs/{ids[1]}").status_code == 410
+    assert client.get(f"/jobs/{ids[1]}").status_code == 404
     expect(opened.locator("#jobs a")).to_be_focused()
     expect(opened.locator(".empty")).to_be_visible()  # the page showed the job that is gone
     assert opened.evaluate("location.hash") == ""

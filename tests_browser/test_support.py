@@ -112,7 +112,7 @@ def test_a_refusal_is_shown_beside_the_labels(opened: Page, complaints: list[str
 
 def test_a_refused_recipe_is_not_about_the_composed_pictures(opened: Page, complaints: list[str]) -> None:
     answer = {"detail": "recipe.labels.0: 5 labels; this model has learnt pictures of 1 to 3 objects", "entry": 0}
-    opened.route("**/generate", lambda route: route.fulfill(status=422, json=answer))
+    opened.route("**/generate/png", lambda route: route.fulfill(status=422, json=answer))
     choose(opened, [FOUR[:1], FOUR[:2]])
     opened.locator("#again-file").set_input_files({"name": "a.png", "mimeType": "image/png", "buffer": b"\x89PNG"})
     refusal = opened.locator(".go").get_by_role("alert")
