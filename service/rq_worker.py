@@ -1,4 +1,4 @@
-"""The RQ worker that picture workers and webhook workers build on. Knows nothing of pictures and webhooks."""
+"""The RQ worker that the picture worker builds on. Knows nothing of pictures."""
 
 import contextlib
 from typing import Any
@@ -42,10 +42,6 @@ class QueueWorker(SimpleWorker):
         """Register, and heed SIGTERM already while that waits for Redis."""
         self._install_signal_handlers()  # type: ignore[no-untyped-call]
         super().bootstrap(*arguments, **options)
-
-    @property
-    def stop_requested(self) -> bool:
-        return bool(self._stop_requested)
 
     @property
     def has_work(self) -> bool:
