@@ -20,6 +20,7 @@ from shared.evaluator import load_evaluator
 from shared.options import SamplingOptions
 from shared.vocabulary import Vocabulary
 from tests.conftest import serving
+from tests.service.worker.conftest import run
 from tests.trainer_fixtures import NETWORK
 from trainer import __main__ as cli
 
@@ -102,7 +103,7 @@ def test_the_service_serves_digits(folder: Path, settings: Settings, connection:
         job = client.post("/generate", json=body, headers={"prefer": "respond-async"}).json()
         runner = Runner(connection, own, "w1")
         runner.models.load()
-        runner.run(job["id"])
+        run(runner, job["id"])
         done = client.get(f"/jobs/{job['id']}").json()
         assert done["status"] == "finished", done
         with Image.open(io.BytesIO(client.get(f"/jobs/{job['id']}/images/0.png").content)) as picture:
