@@ -26,7 +26,6 @@ FULL_S = 15.0  # how long Redis stays full: longer than a lease
 FILLER = "filler"
 AWAY_S, PROBE_EVERY_S = 180.0, 10.0
 STORED = b"\r\n$6\r\nHSETNX\r\n"  # the function that stores a picture
-SHORT = {"LABELGRID_JOB_TIMEOUT_S": "90"}
 
 
 def redis_killed(trial: Trial) -> None:
@@ -205,13 +204,13 @@ def _offset(connection: Redis) -> int:
 
 
 def unreadable_record(trial: Trial) -> None:
-    """the record of a job is damaged: reading it is a 503, the list of jobs leaves it out, and after `job_timeout_s`
-    (90) it fails"""
+    """the record of a job is damaged: reading it is a 503, the list of jobs leaves it out, and it fails when its grid
+    is composed"""
     trial.begin()
     damaged: list[str] = []
 
     def damage() -> None:
-        damaged.append(trial.submit_failing(LABELS * 8, "within the time limit", steps=500))
+        damaged.append(trial.submit_failing(LABELS * 8, "the result cannot be composed: ValidationError", steps=500))
         trial.stack.connection.hset(keys.job(damaged[0]), "record", '{"id": 1}')
 
     trial.strike(damage)

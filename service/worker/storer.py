@@ -187,7 +187,8 @@ class Storer:
             raise
         except Exception as error:
             log.error("result cannot be composed", job_id=job_id, exc_info=error)
-            self.store.fail(job_id, f"the result cannot be composed: {type(error).__name__}: {error}")
+            first_line = str(error).partition("\n")[0]
+            self.store.fail(job_id, f"the result cannot be composed: {type(error).__name__}: {first_line}")
             return None
 
     def _composed(self, record: JobRecord, verdicts: Sequence[Verdict], judged_by: MadeWith | None) -> JobResult:
