@@ -12,7 +12,7 @@ import stat
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, TypeAlias, cast
+from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast
 from urllib.parse import unquote
 from uuid import uuid4
 
@@ -63,7 +63,7 @@ def versions(folder: Location) -> dict[str, str]:
         return {entry["name"].rpartition("/")[2]: str(sorted(entry.items(), key=str)) for entry in found}
 
 
-def _status(path: "os.DirEntry[str] | Path") -> os.stat_result | None:
+def _status(path: "os.DirEntry[str]") -> os.stat_result | None:
     """Return a file's status. None for anything else, and for a file that has just been renamed or removed."""
     try:
         return path.stat() if path.is_file() else None
@@ -81,19 +81,6 @@ def folders(folder: Location) -> list[str]:
         except FileNotFoundError:
             return []
         return [entry["name"].rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == "directory"]
-
-
-def sizes(folder: Location) -> dict[str, int]:
-    """Return every file under a folder, by its path in there, with its size in bytes. Empty if it is absent."""
-    with _errors():
-        if isinstance(folder, Path):
-            # not rglob, which stops at a folder that has just been removed
-            paths = [Path(parent, name) for parent, _, names in os.walk(folder) for name in names]
-            seen = [(path.relative_to(folder).as_posix(), _status(path)) for path in paths]
-            return {name: status.st_size for name, status in seen if status is not None}
-        root = folder.path.rstrip("/") + "/"
-        found: dict[str, dict[str, Any]] = folder.fs.find(folder.path, detail=True)
-        return {name.rpartition(root)[2]: int(entry["size"]) for name, entry in found.items()}
 
 
 def remove(path: Location) -> None:

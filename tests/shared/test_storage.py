@@ -2,7 +2,6 @@
 
 import errno
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -32,22 +31,6 @@ def test_versions_of_files_change_with_them(tmp_path: Path) -> None:
     assert before["a"] != after["a"]
     assert before["b"] == after["b"]
     assert storage.versions(tmp_path / "absent") == {}
-
-
-def test_a_folder_that_vanishes_while_sizes_are_read_hides_no_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for name in ("kept/a", "removed/b"):
-        storage.write(tmp_path / name, b"content")
-    scandir = os.scandir
-
-    def vanishing(path: str) -> Iterator[os.DirEntry[str]]:
-        if Path(path).name == "removed":
-            storage.remove_folder(tmp_path / "removed")
-        return scandir(path)
-
-    monkeypatch.setattr(os, "scandir", vanishing)
-    assert storage.sizes(tmp_path) == {"kept/a": 7}
 
 
 def test_a_folder_is_removed_also_while_another_process_removes_it(
@@ -105,17 +88,6 @@ def test_a_file_that_vanishes_during_a_listing_hides_no_other(tmp_path: Path, mo
     with monkeypatch.context() as patch:
         patch.setattr(os, "scandir", lambda _: entries)
         assert storage.versions(tmp_path).keys() == {"a", "b"}
-    storage.write(tmp_path / ".c.tmp", b"content")
-    is_file = Path.is_file
-
-    def vanishing(path: Path) -> bool:
-        found = is_file(path)
-        if path.name == ".c.tmp":
-            path.unlink()
-        return found
-
-    monkeypatch.setattr(Path, "is_file", vanishing)
-    assert storage.sizes(tmp_path) == {"a": 7, "b": 7}
 
 
 def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_the_former_one(
