@@ -1,7 +1,7 @@
 """Runs torch networks in OpenVINO on a CPU: converts a module, compiles it for a few batch sizes, and calls it.
 
-A row has the same bits in every batch. OpenVINO's threads do not wait for each other at every layer as torch's do, so
-other processes on the machine slow a call down only by the cores that they take.
+A row has the same bits in every batch. A batch is split among streams, which are threads that do not wait for each
+other: other processes on the machine slow a call down only by the cores that they take.
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ import importlib.util
 import io
 import threading
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from functools import cache, cached_property
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -24,11 +25,22 @@ from shared import storage
 from shared.device import THREADS, autocast_dtype
 from shared.options import EngineName
 
-SIZES: Final = (8, 4, 2, 1)  # rows of a call; larger calls are hardly faster a row (docs/decisions.md)
-FIRST: Final = 2  # the size that a network begins with, and whose bits the others must have
-MOST_PADDING: Final = 1 / 8  # of a call: two smaller calls cost less than one with more padding
+STREAMS: Final = min(THREADS, 4)  # that share a batch; more would leave too few rows for each
 TORCH_THREADS: Final = 1  # beside OpenVINO: torch's others would spin on the cores that it needs
 LOADER: Final = "openvino"  # name of the threads that compile and keep networks
+
+
+class Size(NamedTuple):
+    """What a network is compiled for: the rows of a call, and how many such calls run at the same time."""
+
+    rows: int
+    streams: int
+
+
+# All threads compute one row. A network begins with this size, and the others must give its bits.
+ALONE: Final = Size(1, 1)
+# Of a stream's calls. Larger ones are hardly faster a row (docs/decisions.md).
+SHARED: Final = (Size(4, STREAMS), Size(2, STREAMS), Size(1, STREAMS))
 
 _converting = threading.Lock()  # warnings are ignored in all threads at once
 
@@ -58,75 +70,93 @@ class CompiledNetwork:
     `module`: in eval mode and on the CPU, with weights that no longer change; its arguments and results are tensors
     whose first dimension is the batch. `example`: typical arguments for one row, of the shapes that every call has.
     `kept`: begins the names of files that keep what is compiled, so that it loads faster the next time; the folder is
-    the checkpoint's own. Sizes other than FIRST are compiled in threads once calls could use them. Until then others
-    take their place. Only one thread may call it at a time.
+    the checkpoint's own. Sizes other than ALONE are compiled in threads once calls could use them. Until then smaller
+    ones take their place. Only one thread may call it at a time.
     """
 
     def __init__(self, module: nn.Module, example: Sequence[Tensor], kept: Path | None = None) -> None:
         self._module, self._example, self._kept = module, example, kept
-        self._requests = dict[int, Any]()  # by size, each with its compiled network
-        self._begun = {FIRST}  # sizes
-        compiled, is_new = self._load(FIRST)
-        self._requests[FIRST] = compiled.create_infer_request()
+        self._compiled = dict[Size, Any]()
+        self._requests = dict[Size, list[Any]]()  # as many as have run at the same time
+        self._begun = {ALONE}
+        compiled, is_new = self._load(ALONE)
+        self._compiled[ALONE] = compiled
         if is_new:
-            threading.Thread(target=self._keep, args=(FIRST, compiled), name=LOADER).start()
+            threading.Thread(target=self._keep, args=(ALONE, compiled), name=LOADER).start()
 
     def __call__(self, *arguments: Tensor) -> list[Tensor]:
         """Compute any number of rows, at least one; return the module's results, as float32."""
-        parts, start, rows = [], 0, len(arguments[0])
-        while start < rows:
-            size = self._next_size(rows - start)
-            parts.append(self._call(size, [one[start : start + size] for one in arguments]))
-            start += size
-        return [torch.cat(results) for results in zip(*parts, strict=True)]
+        running, start, used = [], 0, Counter[Size]()
+        for size in self._calls(len(arguments[0])):
+            request = self._request(size, used[size])
+            used[size] += 1
+            request.start_async({i: one[start : start + size.rows].numpy() for i, one in enumerate(arguments)})
+            running.append(request)
+            start += size.rows
+        for request in running:
+            request.wait()
+        return [torch.cat(results) for results in zip(*map(_results, running), strict=True)]
 
-    def _next_size(self, left: int) -> int:
-        """Return the largest loaded size that so many rows fill, or nearly fill; begin to load larger ones."""
-        for size in SIZES:
-            if left >= size * (1 - MOST_PADDING):
-                if size in self._requests:
+    def _calls(self, rows: int) -> Iterator[Size]:
+        """Yield the sizes of the calls that compute so many rows: an equal share of them for each stream."""
+        if rows <= STREAMS / 2:
+            yield from [ALONE] * rows
+            return
+        for stream in range(STREAMS):
+            left = rows // STREAMS + (stream < rows % STREAMS)
+            while left:
+                size = self._largest(left)
+                yield size
+                left -= size.rows
+
+    def _largest(self, left: int) -> Size:
+        """Return the largest loaded size of at most so many rows; begin to load larger ones."""
+        for size in SHARED:
+            if size.rows <= left:
+                if size in self._compiled:
                     return size
                 if size not in self._begun:
                     self._begun.add(size)
                     threading.Thread(target=self._add, args=(size,), name=LOADER).start()
-        return FIRST
+        return ALONE
 
-    def _call(self, size: int, arguments: Sequence[Tensor]) -> list[Tensor]:
-        """Compute at most `size` rows. Those that fill the call up are discarded."""
-        rows = len(arguments[0])
-        filled = [torch.cat([one, one[:1].expand(size - rows, *one.shape[1:])]) for one in arguments]
-        return [result[:rows] for result in _infer(self._requests[size], filled)]
+    def _request(self, size: Size, place: int) -> Any:
+        """Return a request that runs beside `place` others of its size."""
+        requests = self._requests.setdefault(size, [])
+        if place == len(requests):
+            requests.append(self._compiled[size].create_infer_request())
+        return requests[place]
 
-    def _add(self, size: int) -> None:
+    def _add(self, size: Size) -> None:
         """Load and keep a size, unless a row has other bits in it, which depends on the CPU."""
         compiled, is_new = self._load(size)
         if is_new and not self._has_bits(compiled, size):
             return
-        self._requests[size] = compiled.create_infer_request()
+        self._compiled[size] = compiled
         if is_new:
             self._keep(size, compiled)
 
-    def _has_bits(self, compiled: Any, size: int) -> bool:
-        """Whether a row has the same bits in calls of this size and of the first."""
-        first = self._requests[FIRST].get_compiled_model()
+    def _has_bits(self, compiled: Any, size: Size) -> bool:
+        """Whether a row has the same bits in calls of this size as alone."""
         found, expected = (
-            _infer(network.create_infer_request(), self._rows(count))
-            for network, count in ((compiled, size), (first, FIRST))
+            _infer(network, self._rows(rows))
+            for network, rows in ((compiled, size.rows), (self._compiled[ALONE], ALONE.rows))
         )
-        return all(_same_bits(a, b[:1].expand_as(a)) for a, b in zip(found, expected, strict=True))
+        return all(_same_bits(a, b.expand_as(a)) for a, b in zip(found, expected, strict=True))
 
     def _rows(self, count: int) -> list[Tensor]:
         """Return arguments for so many equal rows."""
         return [one.expand(count, *one.shape[1:]) for one in self._example]
 
-    def _load(self, size: int) -> tuple[Any, bool]:
+    def _load(self, size: Size) -> tuple[Any, bool]:
         """Return the network for calls of this size, and whether it is new: compiled now, and not kept before."""
         if self._kept is not None:
             with suppress(OSError, RuntimeError):  # absent, or damaged
-                return _core().import_model(_file(self._kept, size).read_bytes(), "CPU"), False
-        return _compile(self._graph, self._rows(size)), True
+                content = _file(self._kept, size).read_bytes()
+                return _core().import_model(content, "CPU", _properties(size.streams)), False
+        return _compile(self._graph, self._rows(size.rows), size.streams), True
 
-    def _keep(self, size: int, compiled: Any) -> None:
+    def _keep(self, size: Size, compiled: Any) -> None:
         if self._kept is None:
             return
         content = io.BytesIO()
@@ -139,8 +169,8 @@ class CompiledNetwork:
         return _convert(self._module, self._example)
 
 
-def _file(kept: Path, size: int) -> Path:
-    return kept.with_name(f"{kept.name}-{size}-{_made_by()}.openvino")
+def _file(kept: Path, size: Size) -> Path:
+    return kept.with_name(f"{kept.name}-{size.rows}x{size.streams}-{_made_by()}.openvino")
 
 
 @cache
@@ -156,16 +186,16 @@ def _made_by() -> str:
     import openvino
 
     cpu = [str(_core().get_property("CPU", name)) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
-    digest = blake2b(repr([openvino.__version__, torch.__version__, cpu, _properties()]).encode(), digest_size=8)
+    digest = blake2b(repr([openvino.__version__, torch.__version__, cpu, _properties(STREAMS)]).encode(), digest_size=8)
     for file in sorted(Path(__file__).parent.rglob("*.py")):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
 
-def _properties() -> dict[str, Any]:
+def _properties(streams: int) -> dict[str, Any]:
     return {
         "INFERENCE_PRECISION_HINT": "bf16" if autocast_dtype(torch.device("cpu")) else "f32",
-        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": THREADS,
         "ENABLE_CPU_PINNING": False,  # other processes may have the core that a pinned thread waits for
     }
@@ -183,18 +213,23 @@ def _convert(module: nn.Module, example: Sequence[Tensor]) -> Any:
     return frontend.convert(frontend.load(traced))
 
 
-def _compile(graph: Any, arguments: Sequence[Tensor]) -> Any:
+def _compile(graph: Any, arguments: Sequence[Tensor], streams: int) -> Any:
     """Return the graph compiled for arguments of these shapes."""
     own = graph.clone()
     own.reshape({node: list(one.shape) for node, one in zip(own.inputs, arguments, strict=True)})
-    return _core().compile_model(own, "CPU", _properties())
+    return _core().compile_model(own, "CPU", _properties(streams))
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:
     return torch.allclose(one, other, rtol=0, atol=0, equal_nan=True)  # whoever uses the result refuses NaN
 
 
-def _infer(request: Any, arguments: Sequence[Tensor]) -> list[Tensor]:
-    inputs = {i: one.contiguous().numpy() for i, one in enumerate(arguments)}
-    outputs = request.infer(inputs, share_inputs=True)
-    return [torch.from_numpy(outputs[i]) for i in range(len(outputs))]
+def _infer(compiled: Any, arguments: Sequence[Tensor]) -> list[Tensor]:
+    request = compiled.create_infer_request()
+    request.infer({i: one.numpy() for i, one in enumerate(arguments)})
+    return _results(request)
+
+
+def _results(request: Any) -> list[Tensor]:
+    """Return what a request has computed, until it runs again."""
+    return [torch.from_numpy(tensor.data) for tensor in request.output_tensors]

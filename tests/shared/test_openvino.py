@@ -5,9 +5,10 @@ import importlib.util
 import math
 import threading
 import weakref
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from shared.diffusion.model import CompiledDenoiser, CompiledUpsampler, load_den
 from shared.diffusion.unet import NetworkConfig, UNet
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet
 from shared.evaluator import load_evaluator
-from shared.openvino import CompiledNetwork, EngineError, uses_openvino
+from shared.openvino import ALONE, STREAMS, CompiledNetwork, EngineError, Size, uses_openvino
 from shared.options import EngineName
 from tests.paths import ROOT
 
@@ -123,11 +124,16 @@ def wait() -> None:
             thread.join()
 
 
+# rows that every stream gets, so that all sizes are loaded
+ROWS = [1, STREAMS, 2 * STREAMS, 4 * STREAMS]
+LOADED = sorted({ALONE, *openvino.SHARED})
+
+
 def load(folder: Path) -> CompiledNetwork:
-    """Return a network that keeps what it compiles in `folder`, with sizes 1, 2 and 4."""
+    """Return a network that keeps what it compiles in `folder`, with all sizes."""
     torch.manual_seed(0)
     compiled = CompiledNetwork(nn.Linear(3, 2).eval(), [torch.randn(1, 3)], folder / "linear")
-    for rows in (1, 4):
+    for rows in ROWS:
         compiled(torch.zeros(rows, 3))
     wait()
     return compiled
@@ -140,30 +146,31 @@ def test_a_network_that_gives_nan_gives_it_in_every_size() -> None:
 
 
 @pytest.fixture
-def compilations(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The rows of each compilation."""
-    made, compile = list[int](), openvino._compile
+def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Size]:
+    """The sizes that were compiled."""
+    made, compile = list[Size](), openvino._compile
 
-    def counted(graph: Any, arguments: Sequence[Tensor]) -> Any:
-        made.append(len(arguments[0]))
-        return compile(graph, arguments)
+    def counted(graph: Any, arguments: Sequence[Tensor], streams: int) -> Any:
+        made.append(Size(len(arguments[0]), streams))
+        return compile(graph, arguments, streams)
 
     monkeypatch.setattr(openvino, "_compile", counted)
     return made
 
 
-def test_what_was_compiled_is_kept_for_the_next_start(tmp_path: Path, compilations: list[int]) -> None:
-    x = torch.randn(4, 3)
+def test_what_was_compiled_is_kept_for_the_next_start(tmp_path: Path, compilations: list[Size]) -> None:
+    x = torch.randn(4 * STREAMS, 3)
     (expected,) = load(tmp_path)(x)
-    assert sorted(compilations) == [1, 2, 4]
-    assert len(list(tmp_path.iterdir())) == 3
+    assert sorted(compilations) == LOADED
+    assert len(list(tmp_path.iterdir())) == len(LOADED)
+    compilations.clear()
     assert torch.equal(load(tmp_path)(x)[0], expected)
-    assert len(compilations) == 3
+    assert compilations == []
 
 
 @pytest.mark.parametrize("change", ["THREADS", "autocast_dtype"])  # stand for all that the digest is of
 def test_what_another_machine_or_version_kept_is_not_used(
-    change: str, tmp_path: Path, compilations: list[int], monkeypatch: pytest.MonkeyPatch
+    change: str, tmp_path: Path, compilations: list[Size], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load(tmp_path)
     compilations.clear()
@@ -174,20 +181,20 @@ def test_what_another_machine_or_version_kept_is_not_used(
         patch.setattr(openvino, change, other[change])
         load(tmp_path)
     openvino._made_by.cache_clear()
-    assert sorted(compilations) == [1, 2, 4]
+    assert sorted(compilations) == LOADED
 
 
 @pytest.mark.parametrize("damage", [b"", b"no network", "half"])
-def test_a_damaged_file_is_replaced(damage: bytes | str, tmp_path: Path, compilations: list[int]) -> None:
+def test_a_damaged_file_is_replaced(damage: bytes | str, tmp_path: Path, compilations: list[Size]) -> None:
     load(tmp_path)
-    (file,) = tmp_path.glob("linear-2-*")  # the first size
+    (file,) = tmp_path.glob("linear-1x1-*")  # the first size
     whole = file.read_bytes()
     file.write_bytes(damage if isinstance(damage, bytes) else whole[: len(whole) // 2])
     compilations.clear()
     load(tmp_path)
-    assert compilations == [2]
+    assert compilations == [ALONE]
     load(tmp_path)
-    assert compilations == [2]
+    assert compilations == [ALONE]
 
 
 def test_a_disk_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:
@@ -199,68 +206,109 @@ def test_a_disk_that_cannot_be_written_keeps_nothing(tmp_path: Path) -> None:
 class Kernel:
     """Stands for a compiled network that adds a half to each number, and rounds in another way for some sizes."""
 
-    def __init__(self, rows: int, rounds: set[int], calls: list[int]) -> None:
-        self.rows, self.error, self.calls = rows, 0.01 if rows in rounds else 0.0, calls
+    def __init__(self, size: Size, rounds: set[int], calls: list[Size]) -> None:
+        self.size, self.error, self.calls = size, 0.01 if size.rows in rounds else 0.0, calls
 
-    def create_infer_request(self) -> "Kernel":
-        return self
-
-    def get_compiled_model(self) -> "Kernel":
-        return self
-
-    def infer(self, inputs: dict[int, Any], share_inputs: bool) -> dict[int, Any]:
-        assert len(inputs[0]) == self.rows
-        self.calls.append(self.rows)
-        return {0: inputs[0] + (0.5 + self.error)}
+    def create_infer_request(self) -> "Request":
+        return Request(self)
 
 
+class Output(NamedTuple):
+    data: Any
+
+
+class Request:
+    """Stands for a request, which computes when somebody waits for it."""
+
+    def __init__(self, kernel: Kernel) -> None:
+        self.kernel, self.inputs = kernel, dict[int, Any]()
+
+    def start_async(self, inputs: dict[int, Any]) -> None:
+        assert not self.inputs, "still runs"
+        assert len(inputs[0]) == self.kernel.size.rows
+        self.inputs = inputs
+        self.kernel.calls.append(self.kernel.size)
+
+    def wait(self) -> None:
+        self.output_tensors = [Output(self.inputs[0] + (0.5 + self.kernel.error))]
+        self.inputs = {}
+
+    def infer(self, inputs: dict[int, Any]) -> None:
+        self.start_async(inputs)
+        self.wait()
+
+
+A1, S1, S2, S4 = Size(1, 1), Size(1, 2), Size(2, 2), Size(4, 2)  # on a machine with two threads
+
+
+@pytest.fixture
+def two_streams(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(openvino, "STREAMS", 2)
+    monkeypatch.setattr(openvino, "SHARED", (S4, S2, S1))
+    monkeypatch.setattr(openvino, "_convert", lambda module, example: None)
+
+
+@pytest.mark.usefixtures("two_streams")
 @pytest.mark.parametrize(
     ("rounds", "expected"),
     [
-        (set(), {1: [1], 3: [2, 1], 7: [8], 13: [8, 4, 1], 15: [8, 8], 19: [8, 8, 2, 1], 32: [8, 8, 8, 8]}),
-        ({1, 8}, {1: [2], 3: [2, 2], 7: [4, 2, 2], 8: [4, 4], 9: [4, 4, 2]}),
-        ({1, 4, 8}, {1: [2], 3: [2, 2], 9: [2, 2, 2, 2, 2]}),
+        (
+            set(),
+            {
+                1: {A1: 1},
+                2: {S1: 2},
+                3: {S2: 1, S1: 1},
+                7: {S4: 1, S2: 1, S1: 1},
+                8: {S4: 2},
+                13: {S4: 2, S2: 2, S1: 1},
+                32: {S4: 8},
+            },
+        ),
+        ({4}, {7: {S2: 3, S1: 1}, 8: {S2: 4}}),
+        ({2, 4}, {1: {A1: 1}, 7: {S1: 7}}),
     ],
 )
-def test_calls_have_little_padding_and_only_sizes_that_round_alike(
-    rounds: set[int], expected: dict[int, list[int]], monkeypatch: pytest.MonkeyPatch
+def test_streams_share_a_batch_by_sizes_that_round_alike(
+    rounds: set[int], expected: dict[int, dict[Size, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    made = list[int]()
-    monkeypatch.setattr(openvino, "_convert", lambda module, example: None)
-    monkeypatch.setattr(openvino, "_compile", lambda graph, arguments: Kernel(len(arguments[0]), rounds, made))
+    made = list[Size]()
+    monkeypatch.setattr(
+        openvino, "_compile", lambda graph, arguments, streams: Kernel(Size(len(arguments[0]), streams), rounds, made)
+    )
     compiled = CompiledNetwork(nn.Identity(), [torch.zeros(1, 2)])
-    for rows, calls in expected.items():
-        compiled(torch.zeros(rows, 2))  # tries the sizes
+    for rows in (2, 4, 8):  # tries the sizes
+        compiled(torch.zeros(rows, 2))
         wait()
+    for rows, calls in expected.items():
         made.clear()
         x = torch.randn(rows, 2)
         assert torch.equal(compiled(x)[0], x + 0.5)
-        assert made == calls
+        assert Counter(made) == calls
 
 
+@pytest.mark.usefixtures("two_streams")
 def test_calls_do_not_wait_for_sizes_and_forget_those_that_round_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
-    made, may_compile, kernels = list[int](), threading.Event(), dict[int, weakref.ref[Kernel]]()
+    made, may_compile, kernels = list[Size](), threading.Event(), dict[Size, weakref.ref[Kernel]]()
 
-    def compile(graph: Any, arguments: Sequence[Tensor]) -> Kernel:
-        rows = len(arguments[0])
-        if rows != openvino.FIRST:
+    def compile(graph: Any, arguments: Sequence[Tensor], streams: int) -> Kernel:
+        size = Size(len(arguments[0]), streams)
+        if size != ALONE:
             assert may_compile.wait(60)
-        kernel = Kernel(rows, {8}, made)
-        kernels[rows] = weakref.ref(kernel)
+        kernel = Kernel(size, {4}, made)
+        kernels[size] = weakref.ref(kernel)
         return kernel
 
-    monkeypatch.setattr(openvino, "_convert", lambda module, example: None)
     monkeypatch.setattr(openvino, "_compile", compile)
     compiled, x = CompiledNetwork(nn.Identity(), [torch.zeros(1, 2)]), torch.randn(9, 2)
     assert torch.equal(compiled(x)[0], x + 0.5)
-    assert made == [2, 2, 2, 2, 2]
+    assert made == [A1] * 9
     may_compile.set()
     wait()
     made.clear()
     assert torch.equal(compiled(x)[0], x + 0.5)
-    assert made == [4, 4, 1]
+    assert Counter(made) == {S2: 4, S1: 1}
     gc.collect()
-    assert {rows for rows, kernel in kernels.items() if kernel() is not None} == {1, 2, 4}
+    assert {size for size, kernel in kernels.items() if kernel() is not None} == {A1, S1, S2}
 
 
 def test_the_engine_is_openvino_on_a_cpu_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
