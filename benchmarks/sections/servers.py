@@ -3,9 +3,9 @@
 The others are LitServe and FastAPI with one RQ job a request, each twice: with our engine, which shows what the server
 costs, and with diffusers' pipeline, which is what a user would otherwise run, at the same network rows. LitServe also
 runs it with diffusers' own defaults. All answer the same requests over HTTP with a PNG grid, and take turns; those that
-wait are idle. Three loads: a burst of equal requests, a burst of mixed
-requests, and mixed requests that arrive at random. Each runs on the quiet machine, and beside two processes that
-compute all the time, because a service often shares its cores.
+wait are idle. Three loads: a burst of equal requests, for the servers with our engine also a burst of mixed requests,
+and for ours and LitServe mixed requests that arrive at random. Each runs on the quiet machine, and beside two processes
+that compute all the time, because a service often shares its cores.
 """
 
 import contextlib
@@ -45,14 +45,14 @@ NAMES = {  # in the names of figures
 }
 BUSY = {"quiet": 0, "busy": 2}  # condition -> busy processes beside the servers
 BURST, MIXED, ARRIVING = "burst", "mixed", "arriving"
+MIXED_AT = OURS, LITSERVE, RQ  # diffusers would take minutes
 ARRIVING_AT = OURS, LITSERVE  # slower ones would still serve a backlog minutes later
 STEPS = 1, 4, 8, 16, 50  # of mixed requests; their sizes and guidance are those of the load section
 LOAD = 0.6  # of LitServe's pictures/s in the mixed burst before, at which mixed requests arrive
 LIMIT_S = 480.0  # of the rounds
 FEWEST_ROUNDS, ROUNDS = 2, 5  # ratios of one round would have no interval
-SLOW, SLOW_ROUNDS = (RQ, LITSERVE_DIFFUSERS, RQ_DIFFUSERS), 3  # these take part in so many rounds
 DEFAULTS_BURST = 4  # requests of the burst that diffusers with its defaults gets, one batch: it takes that long
-ARRIVING_S = 40.0  # in which mixed requests arrive at random; on a slow machine fewer do
+ARRIVING_S = 30.0  # in which mixed requests arrive at random; on a slow machine fewer do
 FEWEST = 6
 HEADERS = {"Content-Type": "application/json", "Accept": "image/png", "Prefer": f"wait={WAIT_S}"}
 PNG = b"\x89PNG"
@@ -178,29 +178,28 @@ def is_up(server: Server) -> bool:
 
 
 def by_server(
-    found: dict[str, Server], turn: int, bodies: Sequence[Body], at: Sequence[float] = ()
+    found: dict[str, Server], names: Sequence[str], turn: int, bodies: Sequence[Body], at: Sequence[float] = ()
 ) -> dict[str, Answers]:
     """Let the servers answer the same requests one after the other; each round begins with another one."""
-    names, first = list(found), turn % len(found)
-    return {name: answers(found[name], bodies, at) for name in names[first:] + names[:first]}
+    first = turn % len(names)
+    return {name: answers(found[name], bodies, at) for name in [*names[first:], *names[:first]]}
 
 
 def one_round(
     found: dict[str, Server], turn: int, same: Sequence[Body], burst: int, arriving: int
 ) -> dict[str, dict[str, Answers]]:
     """Return the answers to each load by server."""
-    with_defaults = answers(found[LITSERVE_DEFAULTS], same[:DEFAULTS_BURST]) if turn < SLOW_ROUNDS else None
-    left_out = {LITSERVE_DEFAULTS, *(SLOW if turn >= SLOW_ROUNDS else ())}
-    asked = {name: one for name, one in found.items() if name not in left_out}
-    taken = {BURST: by_server(asked, turn, same), MIXED: by_server(asked, turn, mixed(burst, 100 + turn))}
+    taken = {
+        BURST: by_server(found, [name for name in found if name != LITSERVE_DEFAULTS], turn, same),
+        MIXED: by_server(found, MIXED_AT, turn, mixed(burst, 100 + turn)),
+    }
+    taken[BURST][LITSERVE_DEFAULTS] = answers(found[LITSERVE_DEFAULTS], same[:DEFAULTS_BURST])
     later = mixed(arriving, 200 + turn)
     pictures = sum(len(body["labels"]) for body in later) / arriving
     apart_s = pictures / (LOAD * taken[MIXED][LITSERVE].rate)
     later = later[: max(FEWEST, int(ARRIVING_S / apart_s))]
     at = np.random.default_rng(turn).exponential(apart_s, len(later)).cumsum().tolist()
-    taken[ARRIVING] = by_server({name: found[name] for name in ARRIVING_AT}, turn, later, at)
-    if with_defaults is not None:
-        taken[BURST][LITSERVE_DEFAULTS] = with_defaults
+    taken[ARRIVING] = by_server(found, ARRIVING_AT, turn, later, at)
     return taken
 
 
@@ -239,12 +238,12 @@ def measure(quick: bool) -> Data:
 
 
 def figures(seen: Seen) -> Data:
-    """Return the ratios of ours to the others, over the rounds that both took part in."""
+    """Return the ratios of ours to the others, round by round."""
     found = {}
     for condition, loads in seen.items():
         for load, by in loads.items():
             for other in by.keys() - {OURS}:
-                pairs = list(zip(by[OURS], by[other], strict=False))
+                pairs = list(zip(by[OURS], by[other], strict=True))
                 key = f"servers.{load}{{}}_vs_{NAMES[other]}_{condition}"
                 if load != ARRIVING:  # there the clients set the pace
                     found[key.format("")] = paired([one.rate for one, _ in pairs], [one.rate for _, one in pairs])
@@ -300,8 +299,7 @@ def report(data: Data) -> list[Piece]:
         f"float32 and {DEFAULT_STEPS} guided steps, {2 * DEFAULT_STEPS} network rows: what its documentation leads to. "
         f"This one gets only {DEFAULTS_BURST} requests of the burst, as one batch. Every server judges each picture "
         "and answers with the grid; only ours also keeps results, verdicts and recipes.",
-        f"{data['rounds']} rounds, of which all but ours and LitServe with our engine took part in at most "
-        f"{SLOW_ROUNDS}. A mixed request has 1 to 8 pictures, {steps} or {STEPS[-1]} steps and guidance 1 or 3. Those "
+        f"{data['rounds']} rounds. A mixed request has 1 to 8 pictures, {steps} or {STEPS[-1]} steps and guidance 1 or 3. Those "
         f"at random times arrive at {LOAD} of the pictures/s that LitServe made of mixed ones just before. The busy "
         f"machine runs {BUSY['busy']} processes besides that only compute. Medians, with 95 % intervals:",
         ratios,
