@@ -156,7 +156,17 @@ def score(
     images: Images = None,
     fail_under: Annotated[
         list[str] | None,
-        typer.Option(help="exit with 3 if a mean is lower: accuracy=0.95, exact_match=0.9 or f1=0.9. Repeatable"),
+        typer.Option(
+            help="exit with 3 if a mean is lower: accuracy=0.95, exact_match=0.9, f1=0.9 or 'recall:red cube=0.9'. "
+            "Repeatable"
+        ),
+    ] = None,
+    report: Annotated[
+        Path | None,
+        typer.Option(dir_okay=False, writable=True, help="file for an HTML page: scores by label, the worst pictures"),
+    ] = None,
+    by_label: Annotated[
+        Path | None, typer.Option("--csv", dir_okay=False, writable=True, help="file for the scores by label")
     ] = None,
     detach: Detach = False,
     as_json: AsJson = False,
@@ -170,12 +180,17 @@ def score(
         raise typer.BadParameter(f"--fail-under {error}") from error
     if detach and thresholds:
         raise typer.BadParameter("with --detach there is no score yet for --fail-under")
+    if detach and (report or by_label):
+        raise typer.BadParameter("with --detach there is no score yet for --report and --csv")
     conditions = _read_lines(file)[0] if lines.is_lines(file) else file
     submit = functools.partial(Client.score, conditions=conditions, pictures=pictures, repeats=repeats, **options)
-    job = run_job(submit, url, output, images, detach, printer(output, as_json, as_lines))
+    job = run_job(submit, url, output, images, detach, printer(output, as_json, as_lines), report, by_label)
     if job is not None and isinstance(job.result, ScoreResult):
-        means = {name: getattr(job.result, name).mean for name in thresholds}
-        if missed := below(means, thresholds):
+        try:
+            missed = below(job.result, thresholds)
+        except ValueError as error:
+            raise fail(f"--fail-under: {error}") from error
+        if missed:
             raise fail(missed, BELOW)
 
 

@@ -74,13 +74,15 @@ def until_ctrl_c(
 
 def run_job(
     submit: Callable[..., Job], url: str, output: Path | None, images: Path | None, detach: bool,
-    show: Callable[[Job], None],
+    show: Callable[[Job], None], report: Path | None = None, by_label: Path | None = None,
 ) -> Job | None:  # fmt: skip
     """Create a job, and return it once it is finished and its result is shown. Ctrl-C cancels it.
 
-    `detach`: print its id instead, and return None.
+    `detach`: print its id instead, and return None. `report` and `by_label`: files for a score as HTML and CSV.
     """
     with connected(url) as client:
+        for file in (report, by_label):
+            check_places(file, None)
         check_places(output, images)
         if detach and (output or images):
             raise typer.BadParameter("with --detach there is nothing to save yet; give --output and --images to `wait`")
@@ -90,6 +92,7 @@ def run_job(
         with display.JobProgress() as progress:
             job = until_ctrl_c(client, submit, progress.on_event)
         save_pictures(client, job, output, images)
+        save_report(client, job, report, by_label)
         show(job)
         return job
 
@@ -114,6 +117,19 @@ def save_pictures(client: Client, job: Job, output: Path | None, images: Path | 
             if picture.trajectory_url is not None:
                 (images / "strips").mkdir(exist_ok=True)
                 (images / "strips" / f"{i}.png").write_bytes(client.strip(job.id, first + i))
+
+
+def save_report(client: Client, job: Job, report: Path | None, by_label: Path | None) -> None:
+    """Save what a finished score says of each label."""
+    if not isinstance(job.result, ScoreResult) or not (report or by_label):
+        return
+    from service.client.report import as_csv, html  # takes a while, and most commands need none
+
+    if by_label is not None:
+        by_label.write_text(as_csv(job.result.by_label), encoding="utf-8")
+    if report is not None:
+        first = job.result.best * len(job.result.pictures)
+        report.write_text(html(job, lambda i: client.image(job.id, first + i)), encoding="utf-8")
 
 
 def printer(

@@ -89,6 +89,8 @@ def _result(record: JobRecord, result: JobResult, verdicts: Sequence[Verdict]) -
         exact_match=_summary([scores.exact_match for scores in result.repeats]),
         f1=_summary([scores.f1 for scores in result.repeats]),
         best=result.best,
+        by_label=result.by_label,
+        by_objects=result.by_objects,
         grid_url=grid_url,
         pictures=shown,
     )

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.contract.breakdown import LabelScore, ObjectsScore
 from shared.options import IGNORE_UNKNOWN, LIMITS, Fraction, SamplingOptions, Strict, picture_seed
 
 MAX_STAGES = 32  # of a trajectory
@@ -163,10 +164,12 @@ class Scores(BaseModel):
 
 
 class JobResult(Stored):
-    """The scores of each repeat; the grid shows repeat `best`."""
+    """The scores of each repeat, and of all by label and by number of objects; the grid shows repeat `best`."""
 
     repeats: list[Scores]
     best: int
+    by_label: list[LabelScore] = []
+    by_objects: list[ObjectsScore] = []
 
     def best_indices(self, record: JobRecord) -> range:
         """Return the indices of the pictures in the grid."""

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from service.contract.breakdown import LabelScore, ObjectsScore
 from service.contract.recipe import LabelLists, Recipe, example
 from service.contract.records import MAX_STAGES, JobKind, JobStatus, Layouts, Scores, WebhookEvent
 from shared.options import LIMITS, MAX_SEED, Fraction, SamplerName, SamplingOptions, SpacingName, Strict
@@ -155,6 +156,11 @@ class ScoreResult(BaseModel):
     exact_match: Summary
     f1: Summary
     best: int = Field(description="index of the repeat with the highest accuracy; `pictures` and the grid show it")
+    by_label: list[LabelScore] = Field(
+        [],
+        description="what was found of each label that was asked for or found, over all repeats, in alphabetical order",
+    )
+    by_objects: list[ObjectsScore] = Field([], description="exact pictures by number of objects, over all repeats")
     grid_url: str
     pictures: list[PictureResult]
 

@@ -7,6 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract import recipe
+from service.contract.breakdown import breakdown
 from service.contract.recipe import MadeWith
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
 from shared.pictures import marked_grid, png_bytes, read_png, sheet
@@ -53,7 +54,8 @@ def score(verdicts: Sequence[Verdict], n: int) -> JobResult:
         f1 = sum(verdict.f1 for verdict in part)
         repeats.append(Scores(accuracy=hits / sum(asked), exact_match=exact / n, f1=f1 / n))
     best = max(range(len(repeats)), key=lambda r: (repeats[r].accuracy, repeats[r].exact_match, -r))
-    return JobResult(repeats=repeats, best=best)
+    counts = breakdown(verdicts)
+    return JobResult(repeats=repeats, best=best, by_label=counts.by_label, by_objects=counts.by_objects)
 
 
 def _decoded(png: bytes) -> Pixels:

@@ -1,5 +1,6 @@
 // The scores of a finished job: figures in a row, and a dot for each of several runs.
 
+import { byLabel } from "./bylabel.js";
 import { h, svg } from "./dom.js";
 import { figure } from "./words.js";
 
@@ -29,6 +30,7 @@ export function scoreboard(job) {
       ["F1", figure(f1.mean), `± ${figure(f1.std)}`],
     ]),
     accuracy.std > 0 ? spread(repeats, result.best) : null,
+    byLabel(result),
     repeats.length > 1 ? h("p", { class: "note" }, "The pictures are from the best run.") : null,
   );
 }

@@ -107,6 +107,23 @@ def test_a_score_below_its_threshold_is_exit_code_3(run: Command, working: Runne
     assert (code, err) == (3, "labelgrid: exact_match 0.0000 is below 1\n")  # the toy draws noise
     assert "mean ± std" in out
     assert run(*options, "--fail-under", "speed=1")[0] == 2
+    unasked = run(*options, "--fail-under", "recall:blue cube=0.5")
+    assert (unasked[0], unasked[2]) == (1, 'labelgrid: --fail-under: no picture asked for "blue cube"\n')
+
+
+def test_a_score_is_reported_by_label(run: Command, working: Runner, tmp_path: Path) -> None:
+    file, report, table = tmp_path / "test.json", tmp_path / "report.html", tmp_path / "labels.csv"
+    file.write_text('[["red cube"], ["red cube", "blue sphere"]]')
+    options = ["score", str(file), "--repeats", "2", "--steps", "1", "--json"]
+    code, out, _ = run(*options, "--report", str(report), "--csv", str(table))
+    assert code == 0
+    by_label = {one["label"]: one for one in json.loads(out)["result"]["by_label"]}
+    assert by_label["red cube"]["asked"] == 4
+    assert table.read_text().startswith("label,asked,found,missing,extra,recall,precision\n")
+    assert report.read_text().count("data:image/png;base64,iVBOR") == 2  # the toy draws noise
+    missing = run(*options, "--report", str(tmp_path / "none" / "report.html"))
+    assert missing[0] == 1
+    assert "there is no folder" in missing[2]
 
 
 def test_a_sweep_writes_a_grid(run: Command, working: Runner, tmp_path: Path) -> None:
@@ -230,6 +247,7 @@ def test_detached_commands_refuse_what_needs_the_result(
         ("generate", "red cube", "--detach", "-o", str(tmp_path / "grid.png")),
         (*score, "--images", str(tmp_path / "images")),
         (*score, "--fail-under", "accuracy=0.9"),
+        (*score, "--csv", str(tmp_path / "labels.csv")),
     ):
         code, out, err = run(*command)
         assert (code, out, "with --detach" in err) == (2, "", True)

@@ -1,0 +1,75 @@
+"""A score as one HTML file: what was found by label and by number of objects, and the worst pictures."""
+
+import base64
+import csv
+import io
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from jinja2 import Environment, PackageLoader
+
+from service.contract.breakdown import LabelScore
+from service.contract.schemas import Job, PictureResult, ScoreResult
+from shared.options import THRESHOLD
+
+WORST: Final = 20  # pictures
+COLUMNS: Final = ("label", "asked", "found", "missing", "extra", "recall", "precision")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A picture in the report."""
+
+    index: int  # in the best repeat
+    src: str  # its PNG, as a data URL
+    asked: list[tuple[str, float, bool]]  # label, probability, whether it was found
+    extra: list[tuple[str, float]]  # labels found though not asked for
+
+
+def worst_first(pictures: Sequence[PictureResult]) -> list[int]:
+    """Return the indices of the pictures that are not exactly as asked, the lowest F1 first."""
+    wrong = [i for i, picture in enumerate(pictures) if not picture.exact]
+    return sorted(wrong, key=lambda i: (pictures[i].f1, pictures[i].accuracy, i))
+
+
+def html(job: Job, image: Callable[[int], bytes]) -> str:
+    """Return the report of a finished score job. `image` returns the PNG of a picture of the best repeat."""
+    result = job.result
+    assert isinstance(result, ScoreResult)
+    worst = [_shown(i, result.pictures[i], image(i)) for i in worst_first(result.pictures)[:WORST]]
+    rows = sorted(result.by_label, key=lambda one: (one.recall is None, one.recall, one.label))
+    confused = [one for one in rows if one.instead]
+    environment = Environment(
+        loader=PackageLoader("service.client", "."), autoescape=True, trim_blocks=True, lstrip_blocks=True
+    )
+    return environment.get_template("report.html").render(
+        job=job,
+        result=result,
+        rows=rows,
+        confused=confused,
+        others=sorted({other for one in confused for other in one.instead}),
+        most=max((count for one in confused for count in one.instead.values()), default=1),
+        wrong=sum(not picture.exact for picture in result.pictures),
+        worst=worst,
+    )
+
+
+def _shown(index: int, picture: PictureResult, png: bytes) -> Shown:
+    asked = [(label, picture.scores.get(label, 0.0)) for label in picture.labels]
+    return Shown(
+        index,
+        "data:image/png;base64," + base64.b64encode(png).decode(),
+        [(label, probability, probability > THRESHOLD) for label, probability in asked],
+        [(label, p) for label, p in picture.scores.items() if p > THRESHOLD and label not in picture.labels],
+    )
+
+
+def as_csv(rows: Sequence[LabelScore]) -> str:
+    """Return the scores by label as CSV with a header."""
+    written = io.StringIO()
+    writer = csv.writer(written, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    for row in rows:
+        writer.writerow("" if (value := getattr(row, name)) is None else value for name in COLUMNS)
+    return written.getvalue()
