@@ -9,7 +9,6 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
-from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -22,8 +21,8 @@ from pydantic import (
     field_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
-from redis.connection import Connection, parse_url
 
+from service import redis_address
 from shared.options import LIMITS, EngineName
 from shared.storage import Location, open_storage
 
@@ -36,25 +35,6 @@ else:  # pydantic cannot validate a UPath, whose package is installed only if an
 PREFIX = "LABELGRID_"
 MOST_S, MOST = 10**9, 10**15  # of seconds, and of anything else: Redis and the system's timers take no more
 CLIENTS = {"LABELGRID_URL", "LABELGRID_API_KEY"}  # variables that the client reads
-
-
-def _redis_url(value: str) -> str:
-    try:
-        parts = urlsplit(value)
-        if parts.fragment or parts.port == 0:
-            raise ValueError
-    except ValueError:  # its text may have a part of the password, so it is not shown
-        reason = "it cannot be read; in its user name and password write # as %23, / as %2F and ? as %3F"
-        raise ValueError(reason) from None
-    options = parse_url(value)  # type: ignore[no-untyped-call]
-    if parts.scheme != "unix" and not re.fullmatch("/?[0-9]*/?", parts.path):  # else redis-py takes database 0
-        raise ValueError("its database should be a number, as in redis://host:6379/1")
-    connection = options.pop("connection_class", Connection)
-    try:
-        connection(**options)  # connects to nothing yet
-    except TypeError as error:
-        raise ValueError(f"its options cannot be used: it {str(error).partition('() ')[2]}") from error
-    return value
 
 
 def _origins(value: str) -> str:
@@ -103,11 +83,12 @@ class Settings(BaseSettings):
     workers need the same value. `python -m service` keeps them beside Redis's data instead."""
     keep_days: float = Field(default=7, gt=0, le=36_500)
     """How many days a job, its verdicts and its pictures are kept after it ends."""
-    redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
+    redis_url: Annotated[str, AfterValidator(redis_address.checked)] = Field(
         default="redis://127.0.0.1:6379/0", validation_alias=AliasChoices("LABELGRID_REDIS_URL", "REDIS_URL")
     )
-    """The server that all processes share: Redis 7 or later, or Valkey. If neither variable is set, `python -m service`
-    starts its own."""
+    """The server that all processes share: Redis 7 or later, or Valkey. redis://, rediss:// with TLS, unix://, or
+    redis+sentinel://host:26379,host/NAME for a primary that Sentinels watch. If neither variable is set,
+    `python -m service` starts its own."""
     queue: str = "labelgrid"
     """Name of the RQ queue of jobs. Only one: a worker that reads several queues can lose a job. It does not separate
     two services: each needs a Redis database of its own, the number at the end of redis_url."""

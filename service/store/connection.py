@@ -8,7 +8,6 @@ from typing import Any
 
 import hiredis
 from redis import Redis
-from redis.asyncio import ConnectionPool as AsyncPool
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.connection import AbstractConnection
 from redis.backoff import DecorrelatedJitterBackoff
@@ -24,6 +23,7 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
+from service import redis_address
 from service.settings import StartError
 from service.telemetry.logs import get_logger
 
@@ -128,9 +128,14 @@ def connect(url: str, *, timeout_s: float = 15.0, retry: Retry | None = None) ->
 
     Without `retry` a command fails at once when Redis does not answer.
     """
-    return Redis.from_url(
-        url, protocol=2, socket_timeout=timeout_s, socket_connect_timeout=5.0, health_check_interval=30, retry=retry
-    )
+    options: dict[str, Any] = {
+        "protocol": 2,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": 5.0,
+        "health_check_interval": 30,
+        "retry": retry,
+    }
+    return redis_address.client(url, **options)
 
 
 class _Quick(AbstractConnection):
@@ -154,7 +159,13 @@ class _Quick(AbstractConnection):
 
 def connect_async(url: str, *, timeout_s: float, max_connections: int) -> AsyncRedis:
     """Open a pool for the event loop. A command fails at once when Redis does not answer."""
-    limits = {"socket_timeout": timeout_s, "socket_connect_timeout": 5.0, "max_connections": max_connections}
-    pool: Any = AsyncPool.from_url(url, protocol=2, **limits)
+    options: dict[str, Any] = {
+        "protocol": 2,
+        "socket_timeout": timeout_s,
+        "socket_connect_timeout": 5.0,
+        "max_connections": max_connections,
+    }
+    client = redis_address.async_client(url, **options)
+    pool: Any = client.connection_pool
     pool.connection_class = type("Connection", (_Quick, pool.connection_class), {})
-    return AsyncRedis.from_pool(pool)  # closes it with itself
+    return client
