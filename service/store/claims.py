@@ -176,7 +176,7 @@ class PictureStream:
         """Return claims as if they had never been delivered, for another worker to take at once."""
         self._reset(entries, idle=int(self.settings.lease_s * 1000) + 1, retrycount=0)
 
-    def _reset(self, entries: Sequence[str], **leases: int) -> None:
+    def _reset(self, entries: Sequence[str], **leases: Any) -> None:
         """Claim entries again. Does nothing if Redis has lost the stream: the next claim creates it."""
         if not entries:
             return
