@@ -527,18 +527,23 @@ end
 
 -- delete(job)
 --
--- Removes an ended job. Reads and writes the job and its owner's list and stored pictures; writes its verdicts and
--- events. Returns 1; 0 if the job is open or gone.
+-- Removes an ended job. Reads and writes the job, its request's key, and its owner's list and stored pictures; writes its
+-- verdicts and events. Returns 1; 0 if the job is open or gone.
 local function delete(args)
   local id = args[1]
   local keys = keys_of_job(id)
-  local status, owner, total = unpack(redis.call('HMGET', keys.job, 'status', 'owner', 'total'))
+  local names = {'status', 'owner', 'total', 'request_key'}
+  local status, owner, total, request_key = unpack(redis.call('HMGET', keys.job, unpack(names)))
   if not status or is_open(status) then
     return 0
   end
   redis.call('ZREM', 'labelgrid:jobs:' .. owner, member_of(id))
   if redis.call('HEXISTS', key_of_stored(owner), hour_of(id)) == 1 then
     redis.call('HINCRBY', key_of_stored(owner), hour_of(id), -total)
+  end
+  local known = request_key and redis.call('GET', request_key)
+  if known and string.match(known, '%S+') == id then -- not that of a later job
+    redis.call('DEL', request_key)
   end
   redis.call('DEL', keys.job, keys.verdicts, keys.events)
   return 1
