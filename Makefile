@@ -85,8 +85,9 @@ bench: $(VENV)/.bench  ## Run all benchmarks (40 minutes; resumes), write docs/p
 bench-quick: $(VENV)/.bench  ## Run the benchmarks at small sizes (three minutes), write to runs/bench-quick
 	$(BIN)/python -m benchmarks.run --quick
 
-fuzz: $(VENV)/.dev  ## Fuzz the API, label files, zips, recipes, addresses and the life of jobs (seven minutes)
-	$(BIN)/python -m pytest -m hypothesis --hypothesis-profile long --override-ini timeout=3600
+HISTORIES ?= 300
+fuzz: $(VENV)/.dev  ## Fuzz the API, label files, zips, recipes, addresses and the life of jobs (seven minutes; HISTORIES=10000 of jobs: two hours)
+	HISTORIES=$(HISTORIES) $(BIN)/python -m pytest -m hypothesis --hypothesis-profile long --override-ini timeout=36000
 
 faults: $(VENV)/.worker  ## Kill, pause and fill real processes and move their clocks (eight minutes), write docs/reliability.md
 	sh faults/setup.sh

@@ -1,13 +1,15 @@
 """`docker compose up --build` as users run it, what they do with it, and what can go wrong.
 
-`make compose-test`. The tests run in this order over one deployment. A Docker engine is needed; where none answers and
-there is a `../shared/tools/container-lab`, that is started, and stopped at the end.
+`make compose-test`. The tests run in this order over one deployment. The last ones are the drill of docs/operations.md:
+they break the deployment, type the commands of that page, and find that as much is lost as it says. A Docker engine is
+needed; where none answers and there is a `../shared/tools/container-lab`, that is started, and stopped at the end.
 """
 
 import contextlib
 import io
 import json
 import os
+import re
 import secrets
 import subprocess
 from collections.abc import Iterator
@@ -20,7 +22,8 @@ import pytest
 from PIL import Image
 
 from service.api.access.keys import hash_of, new_key
-from service.client import Client
+from service.client import ApiError, Client, JobUnfinished
+from service.contract.job_ids import hour_of
 from service.contract.schemas import Job
 from service.local.demo import free_port
 from tests.service.processes import until
@@ -67,12 +70,17 @@ class Deployment:
     env: dict[str, str]
     client: Client
     url: str
+    key: str
 
     def compose(self, *arguments: str, check: bool = True) -> str:
         return docker("compose", "--project-name", PROJECT, *arguments, check=check, env=self.env)
 
     def inside(self, service: str, *command: str, check: bool = True) -> str:
         return self.compose("exec", "--no-TTY", service, *command, check=check)
+
+    @property
+    def authorization(self) -> dict[str, str]:
+        return {"authorization": f"Bearer {self.key}"}
 
     def containers(self, service: str) -> list[str]:
         return self.compose("ps", "--quiet", service).split()
@@ -95,6 +103,30 @@ class Deployment:
 
     def pictures(self, job: Job) -> list[bytes]:
         return [self.client.image(job.id, i) for i in range(job.progress.total)]
+
+    def typed(self, heading: str, folder: Path, block: int = 0) -> str:
+        """Run a block of commands under a heading of docs/operations.md, and return their output."""
+        section = (ROOT / "docs" / "operations.md").read_text().partition(f"## {heading}\n")[2].partition("\n## ")[0]
+        lines = re.findall(r"(?:^    .+\n)+", section, re.MULTILINE)[block]
+        env = {
+            **os.environ,
+            **self.env,
+            "COMPOSE_PROJECT_NAME": PROJECT,
+            "COMPOSE_FILE": str(ROOT / "docker-compose.yml"),
+        }
+        done = subprocess.run(["sh", "-ec", lines], cwd=folder, env=env, text=True, capture_output=True)
+        assert done.returncode == 0, done.stderr[-4000:]
+        return done.stdout
+
+    def error_of(self, job_id: str) -> tuple[int, str]:
+        """Return the error of a job's first picture."""
+        with pytest.raises(ApiError) as error:
+            self.client.image(job_id, 0)
+        return error.value.status, error.value.slug
+
+    def file(self, job: Job) -> str:
+        """Return the path of a job's first picture in the containers."""
+        return f"/pictures/{hour_of(job.id)}/{job.id}/0.png"
 
     def reported(self, job: Job) -> list[int]:
         """The pictures named in the job's events."""
@@ -131,7 +163,7 @@ def deployment(engine: None) -> Iterator[Deployment]:
     }
     url = f"http://127.0.0.1:{port}"
     with Client(url, key) as client:
-        one = Deployment(env, client, url)
+        one = Deployment(env, client, url, key)
         try:
             one.compose("up", "--build", "--detach", "--wait", "--wait-timeout", str(STARTED_WITHIN_S))
             yield one
@@ -275,3 +307,76 @@ def test_results_are_there_after_all_containers_were_replaced(deployment: Deploy
 def test_the_trainer_has_an_image_of_its_own(deployment: Deployment) -> None:
     output = deployment.compose("run", "--rm", "trainer", "render", "/runs/data", "--scenes", "1")
     assert "/runs/data" in output
+
+
+def test_a_lost_redis_costs_all_jobs_but_no_picture(deployment: Deployment, tmp_path: Path) -> None:
+    ended = deployment.client.generate(LABELS, seed=7)
+    picture = deployment.client.image(ended.id, 0)
+    opened = deployment.client.generate(LABELS * 16, steps=1000, wait=False)
+    until(lambda: deployment.client.job(opened.id).status == "running")
+    deployment.compose("rm", "--stop", "--force", "redis")
+    docker("volume", "rm", f"{PROJECT}_redis-data")
+
+    deployment.typed("Redis and its disk are lost", tmp_path)
+    until(lambda: deployment.client.ready().workers == 1)
+    assert deployment.client.jobs().jobs == []
+    for job in (ended, opened):
+        assert deployment.error_of(job.id) == (404, "unknown-job")
+    deployment.inside("worker", "test", "-f", deployment.file(ended))
+    assert deployment.pictures(deployment.client.generate(LABELS, seed=7))[0] == picture
+    with httpx.Client(base_url=deployment.url, headers=deployment.authorization, timeout=120) as http:
+        again = http.post("/generate/png", files={"file": picture}, headers={"prefer": "wait=60"}).raise_for_status()
+    assert deployment.client.image(again.json()["id"], 0) == picture
+
+
+def test_restored_storage_lacks_the_pictures_since_its_copy(deployment: Deployment, tmp_path: Path) -> None:
+    heading = "Storage is restored from a day ago"
+    old = deployment.client.generate(LABELS, seed=7)
+    pictures, grid = deployment.pictures(old), deployment.client.grid(old.id)
+    deployment.typed(heading, tmp_path)
+    new = deployment.client.generate(LABELS, seed=8)
+    lost = deployment.pictures(new)
+    begun = deployment.client.generate(LABELS * 12, seed=9, steps=20, wait=False)
+    until(lambda: deployment.client.job(begun.id).progress.done)
+
+    deployment.typed(heading, tmp_path, block=1)
+    assert (deployment.pictures(old), deployment.client.grid(old.id)) == (pictures, grid)
+    assert deployment.client.job(new.id).result == new.result
+    assert deployment.error_of(new.id) == (410, "expired-job")
+    assert deployment.pictures(deployment.client.generate(LABELS, seed=8)) == lost
+    with pytest.raises(JobUnfinished, match="a picture is no longer in storage"):
+        deployment.client.wait(begun.id)
+    assert deployment.client.retry(begun.id).status == "finished"
+
+
+def test_jobs_wait_for_another_host_after_the_only_workers_is_gone(deployment: Deployment, tmp_path: Path) -> None:
+    labels, options = LABELS * 6, {"seed": 5, "steps": 50}
+    undisturbed = deployment.client.generate(labels, **options)  # type: ignore[arg-type]
+    job = deployment.client.generate(labels, wait=False, **options)  # type: ignore[arg-type]
+    until(lambda: deployment.in_work(job))
+    docker("rm", "--force", *deployment.containers("worker"))
+    until(lambda: httpx.get(f"{deployment.url}/readyz").status_code == 503)
+    refused = httpx.post(f"{deployment.url}/generate", json={"labels": LABELS}, headers=deployment.authorization)
+    assert (refused.status_code, refused.json()["type"].rpartition(":")[2]) == (503, "no-worker")
+    assert deployment.client.job(job.id).status == "running"
+
+    deployment.typed("A worker's host is gone", tmp_path)
+    assert deployment.client.wait(job.id).status == "finished"
+    assert sorted(deployment.reported(job)) == list(range(len(labels)))
+    assert deployment.pictures(job) == deployment.pictures(undisturbed)
+
+
+def test_a_leaked_key_is_replaced_by_one_that_has_its_owners_jobs(deployment: Deployment, tmp_path: Path) -> None:
+    job = deployment.client.generate(LABELS[:1])
+    output = deployment.typed("A key leaked", tmp_path)
+    entry = re.search(r"tester:[0-9a-f]{64}", output)
+    key = next(word for word in output.split() if entry and hash_of(word) == entry[0].partition(":")[2])
+    deployment.env["LABELGRID_API_KEYS"] = entry[0] if entry else ""
+
+    deployment.typed("A key leaked", tmp_path, block=1)
+    assert deployment.error_of(job.id)[0] == 401
+    with Client(deployment.url, key) as client:
+        assert client.job(job.id).result == job.result
+        assert client.generate(LABELS[:1]).status == "finished"
+    line = r'"owner": ?"tester"'
+    assert re.search(line, deployment.compose("logs", "api"))

@@ -178,12 +178,12 @@ def check(
 @app.command()
 def prune() -> None:
     """Remove the pictures of jobs that are no longer kept. A worker does it every hour."""
-    import time
-
     with _process("prune") as settings:
         from service.pictures import PictureFiles
+        from service.store.connection import connect
 
-        print(PictureFiles(settings.pictures).remove_older(time.time() - settings.keep_s - settings.job_timeout_s))
+        now = connect(settings.redis_url).time()[0]  # ids, and so the folders, are dated by Redis's clock
+        print(PictureFiles(settings.pictures).remove_older(now - settings.keep_s - settings.job_timeout_s))
 
 
 @app.command()

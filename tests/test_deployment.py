@@ -1,6 +1,8 @@
 """docker-compose.yml agrees with the code; `make compose-test` and `make kubernetes-check` test the deployments."""
 
 import ipaddress
+import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from service.webhooks.addresses import is_public
 from tests.paths import ROOT
 from tests.service.webhooks.test_addresses import PRIVATE
 
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 
 
@@ -124,3 +127,23 @@ def test_a_workers_cache_of_checkpoints_fits_its_memory() -> None:
 def test_no_image_mixes_package_indexes(image: str) -> None:
     commands = [line for line in (ROOT / f"Dockerfile.{image}").read_text().splitlines() if not line.startswith("#")]
     assert not [line for line in commands if "--extra-index-url" in line]
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_what_runs_on_github_is_pinned_and_may_write_only_what_it_publishes(workflow: Path) -> None:
+    """A tag can be moved to other code, and code that may write could publish itself."""
+    text = workflow.read_text()
+    uses = re.findall(r"uses: (.+)", text)
+    assert [one for one in uses if not re.fullmatch(r"\S+@[0-9a-f]{40}  # v\d+\.\d+\.\d+", one)] == []
+    content = yaml.safe_load(text)
+    assert content["permissions"] in ({}, {"contents": "read"})
+    for name, job in content["jobs"].items():
+        writes = {what for what, access in job.get("permissions", {}).items() if access == "write"}
+        assert writes <= {"publish": {"contents"}, "publish-docs": {"pages", "id-token"}, "images": {"packages"}}.get(
+            name, set()
+        )
+        if "contents" in writes or "pages" in writes:  # nothing of the repository runs there
+            assert not [step for step in job["steps"] if "actions/checkout" in step.get("uses", "")]
+    checkouts = [s for job in content["jobs"].values() for s in job["steps"] if "actions/checkout" in s.get("uses", "")]
+    assert checkouts
+    assert all(step["with"]["persist-credentials"] is False for step in checkouts)

@@ -170,16 +170,21 @@ class PictureStream:
 
     def renew(self, entries: Sequence[str]) -> None:
         """Renew leases: reset their idle time without counting a delivery."""
-        if entries:
-            self.connection.xclaim(self.key, GROUP, self.consumer, 0, list(entries), justid=True)
+        self._reset(entries)
 
     def release(self, entries: Sequence[str]) -> None:
         """Return claims as if they had never been delivered, for another worker to take at once."""
-        if entries:
-            idle_ms = int(self.settings.lease_s * 1000) + 1
-            self.connection.xclaim(
-                self.key, GROUP, self.consumer, 0, list(entries), idle=idle_ms, retrycount=0, justid=True
-            )
+        self._reset(entries, idle=int(self.settings.lease_s * 1000) + 1, retrycount=0)
+
+    def _reset(self, entries: Sequence[str], **leases: Any) -> None:
+        """Claim entries again. Does nothing if Redis has lost the stream: the next claim creates it."""
+        if not entries:
+            return
+        try:
+            self.connection.xclaim(self.key, GROUP, self.consumer, 0, list(entries), justid=True, **leases)
+        except ResponseError as error:
+            if not str(error).startswith("NOGROUP"):
+                raise
 
     def discard(self, entries: Sequence[str]) -> None:
         """Delete entries whose pictures are not needed."""

@@ -46,6 +46,8 @@ class NewJob:
         fields |= {"digest": record.digest, "owner": record.owner, "asked_at": record.created_at}
         if record.webhook:
             fields["webhook_events"] = " ".join(record.webhook_events)
+        if self.request is not None:
+            fields["request_key"] = self.request.redis_key
         of_job = flat(fields)
         about = {
             "id": record.id,

@@ -60,13 +60,11 @@ end
 
 -- Webhooks
 
--- Adds an event to the outbox, if the job wants it. Returns 1 if so, else 0.
+-- Adds an event to the outbox, if the job wants it.
 local function add_webhook(id, event, wanted)
-  if not wanted or not string.find(' ' .. wanted .. ' ', ' ' .. event .. ' ', 1, true) then
-    return 0
+  if wanted and string.find(' ' .. wanted .. ' ', ' ' .. event .. ' ', 1, true) then
+    redis.call('ZADD', WEBHOOKS, now_s(), id .. ' ' .. event)
   end
-  redis.call('ZADD', WEBHOOKS, now_s(), id .. ' ' .. event)
-  return 1
 end
 
 local function precise_now_s()
@@ -353,8 +351,8 @@ end
 --
 -- Marks queued jobs as running. Reads the jobs and their verdicts; writes the jobs, their events and the outbox of
 -- webhooks.
--- Returns for each job: whether it moved, whether a webhook is due, its record, and those of the indices whose pictures
--- are finished; nil for a job that is not open.
+-- Returns for each job: whether it moved, its record, and those of the indices whose pictures are finished; nil for a
+-- job that is not open.
 local function begin(args)
   local time = args[1]
   local answers = {}
@@ -369,7 +367,8 @@ local function begin(args)
     if status == 'queued' then
       redis.call('HSET', keys.job, 'status', 'running', 'started_at', time)
       redis.call('XADD', keys.events, 'MAXLEN', '~', KEPT_EVENTS, '*', 'status', 'running')
-      answer = {1, add_webhook(id, 'running', wanted), record, {}}
+      add_webhook(id, 'running', wanted)
+      answer = {1, record, {}}
     elseif status == 'running' then
       local finished = {}
       if #indices > 0 then
@@ -379,7 +378,7 @@ local function begin(args)
           end
         end
       end
-      answer = {0, 0, record, finished}
+      answer = {0, record, finished}
     end
     table.insert(answers, answer)
   end
@@ -399,7 +398,7 @@ local function read_open(job)
   return is_open(state.status) and state or nil, state.status ~= false
 end
 
--- Moves an open job to a terminal status, which is final. Returns whether a webhook is due, and the job's record.
+-- Moves an open job to a terminal status, which is final. Returns the job's record.
 --
 -- `fields`: names and values to set in the job. `event`: what its last event says beside the status.
 local function move_to_end(keep_s, id, state, status, fields, event)
@@ -411,7 +410,8 @@ local function move_to_end(keep_s, id, state, status, fields, event)
   for _, key in ipairs({keys.job, keys.verdicts, keys.events}) do
     redis.call('EXPIRE', key, keep_s)
   end
-  return {add_webhook(id, status, state.webhook_events), state.record}
+  add_webhook(id, status, state.webhook_events)
+  return state.record or ''
 end
 
 -- Stores the verdict on a picture whose file is in storage, if its job is open and no other worker stored one before. A
@@ -488,7 +488,7 @@ end
 -- some since the caller saw them; the last one to be stored again adds an entry.
 -- Reads the jobs and their verdicts; writes the jobs, their verdicts and events, the stream, the open jobs, the stream of
 -- ended ones and the outbox of webhooks.
--- Returns for each job: whether a webhook is due, and its record; nil for one that does not finish.
+-- Returns for each job its record; nil for one that does not finish.
 local function finish(args)
   local keep_s, digest, time = unpack(args, 1, 3)
   local stream = keys_of_model(digest).stream
@@ -513,7 +513,7 @@ end
 -- Ends a job without a result. Its pictures leave queue and stream at once: if no worker has their model, nobody else
 -- removes them.
 -- Reads and writes what `finish` does, and the model's queue.
--- Returns whether a webhook is due, and the job's record; nil if the job is not open.
+-- Returns the job's record; nil if the job is not open.
 local function end_early(args)
   local keep_s, id, status = unpack(args, 1, 3)
   local state = read_open(keys_of_job(id).job)
@@ -527,18 +527,23 @@ end
 
 -- delete(job)
 --
--- Removes an ended job. Reads and writes the job and its owner's list and stored pictures; writes its verdicts and
--- events. Returns 1; 0 if the job is open or gone.
+-- Removes an ended job. Reads and writes the job, its request's key, and its owner's list and stored pictures; writes its
+-- verdicts and events. Returns 1; 0 if the job is open or gone.
 local function delete(args)
   local id = args[1]
   local keys = keys_of_job(id)
-  local status, owner, total = unpack(redis.call('HMGET', keys.job, 'status', 'owner', 'total'))
+  local names = {'status', 'owner', 'total', 'request_key'}
+  local status, owner, total, request_key = unpack(redis.call('HMGET', keys.job, unpack(names)))
   if not status or is_open(status) then
     return 0
   end
   redis.call('ZREM', 'labelgrid:jobs:' .. owner, member_of(id))
   if redis.call('HEXISTS', key_of_stored(owner), hour_of(id)) == 1 then
     redis.call('HINCRBY', key_of_stored(owner), hour_of(id), -total)
+  end
+  local known = request_key and redis.call('GET', request_key)
+  if known and string.match(known, '%S+') == id then -- not that of a later job
+    redis.call('DEL', request_key)
   end
   redis.call('DEL', keys.job, keys.verdicts, keys.events)
   return 1

@@ -68,7 +68,7 @@ class JobStore:
         found = dict(zip(indices, answers, strict=True))
         for job_id, answer in found.items():
             if answer is not None and answer[0]:
-                self._moved(job_id, "running", {}, answer[2])
+                self._moved(job_id, "running", {}, answer[1])
         return found
 
     def fail(self, job_id: str, reason: str) -> bool:
@@ -86,7 +86,7 @@ class JobStore:
         )
         if answer is None:
             return False
-        self._moved(job_id, status, about, answer[1])
+        self._moved(job_id, status, about, answer)
         return True
 
     def delete(self, job_id: str) -> bool:
@@ -121,7 +121,7 @@ class JobStore:
         ended = set()
         for (claim, _), answer in zip(results, answers, strict=True):
             if answer is not None:
-                self._moved(claim.job, "finished", {}, answer[1])
+                self._moved(claim.job, "finished", {}, answer)
                 ended.add(claim.job)
         return ended
 
@@ -155,8 +155,8 @@ class JobStore:
         gone = set()
         for (_, one), answer in zip(finished, answers, strict=True):
             job_id = one.picture.job
-            if isinstance(answer, list):
-                self._moved(job_id, "finished", {}, answer[1])
+            if isinstance(answer, bytes):
+                self._moved(job_id, "finished", {}, answer)
             elif answer == -1:
                 gone.add(job_id)
         return stream.read(leased), gone

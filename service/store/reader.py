@@ -17,6 +17,7 @@ from service.contract.job_ids import ID, created_at
 from service.contract.records import TERMINAL, JobRecord, JobResult
 from service.contract.schemas import Job, JobHead, JobPage
 from service.store import functions, keys, workers
+from service.store.clock import RedisClock
 from service.store.connection import entries_of, text
 from service.store.creation import id_of
 from service.store.jobs import read_verdicts
@@ -110,7 +111,7 @@ class JobReader:
 
     def __init__(self, connection: Redis, keep_s: float) -> None:
         """`keep_s`: how long jobs are kept."""
-        self.connection, self.keep_s = connection, keep_s
+        self.connection, self.keep_s, self.clock = connection, keep_s, RedisClock(connection)
         self.endings = Endings(connection, self._jobs)
         self.stopping = False  # the server is shutting down
         self.shutdown_deadline = math.inf  # when, in monotonic seconds, waiting clients must have their answer
@@ -124,7 +125,7 @@ class JobReader:
 
     async def job(self, job_id: str) -> Job:
         """Return the job in its current state. UnknownJob, ExpiredJob; Unavailable if another version wrote it."""
-        found = (await self._jobs([job_id])).get(job_id) or self._gone(job_id)
+        found = (await self._jobs([job_id])).get(job_id) or await self._gone(job_id)
         if isinstance(found, ServiceError):
             raise found
         return found
@@ -146,19 +147,19 @@ class JobReader:
                     jobs[job_id] = error
         return jobs
 
-    def _gone(self, job_id: str) -> ServiceError:
+    async def _gone(self, job_id: str) -> ServiceError:
         """Return the error for a job that is not in Redis."""
-        if ID.fullmatch(job_id) and time.time() - created_at(job_id) > self.keep_s:
+        if ID.fullmatch(job_id) and await self.clock.now() - created_at(job_id) > self.keep_s:
             return ExpiredJob.of(job_id)
         return UnknownJob(f"there is no job {job_id!r}")
 
     async def check_owner(self, job_id: str, owner: str) -> None:
         """UnknownJob if the job belongs to another owner, as if it did not exist; ExpiredJob if it is too old to."""
         if ID.fullmatch(job_id) is None:  # it comes from a request and becomes a key, perhaps one of another kind
-            raise self._gone(job_id)
+            raise await self._gone(job_id)
         whose = await self.connection.hget(keys.job(job_id), "owner")
         if whose is None:
-            raise self._gone(job_id)
+            raise await self._gone(job_id)
         if text(whose) != owner:
             raise UnknownJob(f"there is no job {job_id!r}")
 
@@ -222,7 +223,7 @@ class JobReader:
         """Raise why a job has no such picture: UnknownPicture, NotReady, ExpiredJob if the job or its file is gone."""
         status, total = await self.connection.hmget(keys.job(job_id), ["status", "total"])
         if status is None or total is None:
-            raise self._gone(job_id)
+            raise await self._gone(job_id)
         if index >= int(total):
             raise UnknownPicture(f"the job has the pictures 0 to {int(total) - 1}, not {index}")
         if await self.connection.hexists(keys.verdicts(job_id), str(index)):
@@ -233,7 +234,7 @@ class JobReader:
         """Return a job as requested. UnknownJob, ExpiredJob; Unavailable if another version wrote it."""
         raw = await self.connection.hget(keys.job(job_id), "record")
         if raw is None:
-            raise self._gone(job_id)
+            raise await self._gone(job_id)
         return _record(job_id, raw)
 
     async def workers(self) -> list[dict[str, Any]]:
@@ -255,7 +256,8 @@ class JobReader:
             for job_id in filter(None, firsts):
                 pipe.hget(keys.job(text(job_id)), "asked_at")
             asked = await pipe.execute()
-        return max([0.0, *(time.time() - float(at) for at in asked if at)])
+        now = await self.clock.now()
+        return max([0.0, *(now - float(at) for at in asked if at)])
 
 
 def _record(job_id: str, raw: bytes | str) -> JobRecord:

@@ -52,8 +52,8 @@ def ready(live: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def have_loaded(connection: Redis, digest: str) -> bool:
-    """Whether a live worker, which neither shuts down nor hangs, has the model of this digest."""
-    models = (model for about in ready(list_live(connection)) for model in about.get("models", ()))
+    """Whether a live worker has the model of this digest; also one that shuts down, and finishes what it has begun."""
+    models = (model for about in list_live(connection) for model in about.get("models", ()))
     return any(model["digest"] == digest for model in models)
 
 

@@ -153,7 +153,9 @@ class Sender:
             else:
                 held.append(member)
         if held:
-            await self.connection.zadd(keys.WEBHOOKS, dict.fromkeys(held, time.time() + HELD_S), xx=True)
+            await self.connection.zadd(
+                keys.WEBHOOKS, dict.fromkeys(held, await self.reader.clock.now() + HELD_S), xx=True
+            )
 
     async def _wait_and_attempt(self, member: str, lane: Lane) -> None:
         of_lane = self._of_lane.setdefault(lane, asyncio.Semaphore(RECEIVER_PLACES))

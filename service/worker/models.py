@@ -184,6 +184,7 @@ class Models:
         self.device, self.cache, self.files = device, cache, files
         self._own_judge = in_thread(self._load_judge)  # while the first model loads
         self.promoted: str | None = None  # digest, when last checked
+        self._is_new = False  # the promoted model is to be loaded, and has found no place yet
         self._by_digest: OrderedDict[str, AnyLoaded] = OrderedDict()
         self._judges: dict[str, Evaluator] = {}  # those of other vocabularies, by digest
         self._sizes = batch_size.choose(settings, device)
@@ -234,16 +235,18 @@ class Models:
         model = ModelName(name=info.name, digest=info.digest)
         return self._build(model, self._fetch_judge(path, info))
 
-    def want(self, model: ModelName) -> None:
-        """Begin to fetch a model, unless it is loaded or all places are taken and were for less than `TURN_S`."""
+    def want(self, model: ModelName) -> bool:
+        """Begin to fetch a model, unless it is loaded. False if all places are taken, since less than `TURN_S`."""
         if self.get(model.digest) is not None or any(one.digest == model.digest for one in self._fetches):
-            return
+            return True
         coming = sum(not one.is_evaluator for one in self._fetches)
         places = self.settings.loaded_models - coming - sum(loaded.busy for loaded in self.denoisers())
         is_its_turn = not coming and time.monotonic() - self._loaded_at >= TURN_S
-        if places > 0 or model.is_evaluator or is_its_turn:
-            log.info("loading a model", model=model.name, digest=model.digest)
-            self._fetches[model] = in_thread(partial(self._fetch, model))
+        if not (places > 0 or model.is_evaluator or is_its_turn):
+            return False
+        log.info("loading a model", model=model.name, digest=model.digest)
+        self._fetches[model] = in_thread(partial(self._fetch, model))
+        return True
 
     def follow(self) -> list[tuple[ModelName, Exception]]:
         """Build a model that has been fetched, and return those that cannot be used, with the reason."""
@@ -394,8 +397,9 @@ class Models:
         else:
             if found.digest != self.promoted:
                 self._warning = ""
-                self.promoted = found.digest
-                self.want(ModelName(name=found.name, digest=found.digest))
+                self.promoted, self._is_new = found.digest, True
+            if self._is_new:
+                self._is_new = not self.want(ModelName(name=found.name, digest=found.digest))
 
     def warn(self, reason: str) -> None:
         """Log why a promoted model cannot be used, once."""

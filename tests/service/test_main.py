@@ -86,13 +86,17 @@ def test_sigterm_ends_a_process_that_is_starting(command: Command, monkeypatch: 
     assert ignored == []
 
 
-def test_prune_removes_the_pictures_of_old_jobs(command: Command, tmp_path: Path) -> None:
+def test_prune_removes_the_pictures_of_old_jobs(
+    command: Command, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
     old, new = new_job_id(0.0), new_job_id(time.time())
     files = PictureFiles(tmp_path)
     for job_id in (old, new):
         files.write(job_id, "0.png", b"")
+    variables = {"LABELGRID_PICTURES": str(tmp_path), "LABELGRID_REDIS_URL": settings.redis_url}
+    monkeypatch.setattr(time, "time", lambda: 4e9)  # of a machine whose clock is wrong
     for out in ("1\n", "0\n"):
-        found = command("prune", environment={**clean_environment(), "LABELGRID_PICTURES": str(tmp_path)})
+        found = command("prune", environment={**clean_environment(), **variables})
         assert found[:2] == (0, out), found[2]
     assert files.read(new, "0.png") == b""
 

@@ -1,7 +1,6 @@
 """The job of a checked request: what it asks for, whether the model has learnt that, and the record to store."""
 
 import secrets
-import time
 from dataclasses import dataclass
 
 from pydantic import ValidationError
@@ -51,9 +50,16 @@ class JobSpec:
 
 
 def new_record(
-    kind: JobKind, fields: SamplingFields, spec: JobSpec, owner: str, settings: Settings, *, sent: bool
+    kind: JobKind,
+    fields: SamplingFields,
+    spec: JobSpec,
+    owner: str,
+    settings: Settings,
+    *,
+    created_at: float,
+    sent: bool,
 ) -> JobRecord:
-    """Return the job to store. `sent`: whether the request has pictures to judge.
+    """Return the job to store. `created_at`: by Redis's clock. `sent`: whether the request has pictures to judge.
 
     Raises BadRequest for options that do not go together, and for a webhook that cannot be used.
     """
@@ -71,7 +77,6 @@ def new_record(
     if seed + spec.repeats - 1 > MAX_SEED:
         raise BadRequest.at(("body", "seed"), f"with {spec.repeats} repeats the last seed would exceed {MAX_SEED}")
     _check_stages(spec.trajectory, len(spec.labels), options)
-    created_at = time.time()
     return JobRecord(
         id=new_job_id(created_at),
         owner=owner,

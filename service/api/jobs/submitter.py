@@ -8,7 +8,6 @@ import contextlib
 import hashlib
 import json
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
@@ -74,7 +73,7 @@ class Accepted(NamedTuple):
     is_new: bool
 
 
-Prepare = Callable[[Models], JobRecord]
+Prepare = Callable[[Models, float], JobRecord]  # given the time by Redis's clock
 
 
 @dataclass(frozen=True)
@@ -114,11 +113,11 @@ class Submitter:
             given = fields.model_dump(mode="json", exclude={"labels", "conditions"}, exclude_defaults=True)
             return [kind, labels, given, [hashlib.sha256(png).hexdigest() for png in pictures]]
 
-        def prepare(models: Models) -> JobRecord:
+        def prepare(models: Models, now: float) -> JobRecord:
             spec = check(models)
             if not pictures:
                 spec.check_learnt()
-            return new_record(kind, fields, spec, self.owner, self.settings, sent=bool(pictures))
+            return new_record(kind, fields, spec, self.owner, self.settings, created_at=now, sent=bool(pictures))
 
         is_quick = len(labels) <= FEW and fields.webhook is None  # whose host's address is looked up
         return await self._create(content, prepare, is_quick, pictures)
@@ -133,13 +132,12 @@ class Submitter:
         before = await self.results.jobs.record(job_id)
         pictures: Sequence[bytes] = ()
 
-        def prepare(models: Models) -> JobRecord:
+        def prepare(models: Models, now: float) -> JobRecord:
             if job.status not in ("failed", "cancelled"):
                 detail = f"the job is {job.status}; only a failed or cancelled job can be retried"
                 raise NotFailed(detail, job_status=job.status)
             if not before.sent:
                 models.with_digest(before.digest, ("path", "job_id"))
-            now = time.time()
             own = {"id": new_job_id(now), "created_at": now, "request_id": request_id()}
             return before.model_copy(update={**own, "traceparent": tracing.traceparent()})
 
@@ -173,8 +171,8 @@ class Submitter:
 
     async def _prepared(self, prepare: Prepare, is_quick: bool) -> JobRecord:
         """Prepare a job, in a thread unless it is quick: starting a thread takes longer than preparing one picture."""
-        models = await self.catalog.models()
-        return prepare(models) if is_quick else await run_in_threadpool(prepare, models)
+        models, now = await self.catalog.models(), await self.results.jobs.clock.now()
+        return prepare(models, now) if is_quick else await run_in_threadpool(prepare, models, now)
 
     def _accepted(self, job_id: str, record: JobRecord | None = None) -> Accepted:
         """Name the job in logs, traces and metrics. `record`: if this request made one."""

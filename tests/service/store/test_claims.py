@@ -42,6 +42,19 @@ def test_a_renewed_lease_is_kept_and_an_expired_one_is_taken_over(
     assert connection.xpending_range(a.key, GROUP, "-", "+", 5)[0]["times_delivered"] == 1
 
 
+def test_leases_of_a_stream_that_redis_has_lost_are_renewed_and_released_in_vain(
+    connection: Redis, store: JobStore, a: PictureStream
+) -> None:
+    """A heartbeat goes on with the leases of other models."""
+    store.create(record(2))
+    held = [claim.entry for claim in a.claim_new(5)]
+    connection.flushall()
+    a.renew(held)
+    a.release(held)
+    store.create(record(1))
+    assert len(a.claim_new(5)) == 1
+
+
 def test_new_pictures_do_not_take_the_places_of_those_with_expired_leases(
     connection: Redis, store: JobStore, a: PictureStream, b: PictureStream
 ) -> None:

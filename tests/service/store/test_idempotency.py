@@ -24,3 +24,16 @@ def test_concurrent_requests_with_one_key_create_one_job(store: JobStore, connec
     with pytest.raises(KeyReuse):
         store.create(record(), IdempotentRequest("", "key", "another request"))
     assert connection.zcard(keys.OPEN) == 1
+
+
+def test_a_deleted_job_leaves_nothing_of_its_request_but_the_key_of_a_later_one_stays(
+    store: JobStore, connection: Redis
+) -> None:
+    request = IdempotentRequest("", "key", "request")
+    first = store.create(record(), request)
+    connection.delete(request.redis_key)  # as it expires
+    later = store.create(record(), request)
+    for job_id, left in ((first, 1), (later, 0)):
+        store.cancel(job_id)
+        assert store.delete(job_id)
+        assert connection.exists(request.redis_key) == left

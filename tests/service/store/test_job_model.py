@@ -2,11 +2,12 @@
 
 Each rule is one call of the store, or of storage, so that workers die between any two. Redis's clock jumps, and Redis
 comes back from an older snapshot. After every step all that Redis holds must equal the model, and no picture of an open
-job may be lost or stored twice; at the end nothing may be left of any job. `make fuzz` takes more than 10,000 steps.
+job may be lost or stored twice; at the end nothing may be left of any job. `make fuzz` takes HISTORIES histories.
 """
 
 import copy
 import math
+import os
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -459,7 +460,7 @@ class JobMachine(RuleBasedStateMachine):
 
 @pytest.mark.hypothesis
 def test_redis_equals_a_model_of_all_jobs(
-    connection: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
+    connection: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert SOURCE != functions.SOURCE
     connection.function_load(SOURCE, replace=True)  # with a clock that a rule sets
@@ -467,7 +468,7 @@ def test_redis_equals_a_model_of_all_jobs(
     for name, value in (("connection", connection), ("settings", limited), ("seen", Counter())):
         monkeypatch.setattr(JobMachine, name, value, raising=False)
     long = hypothesis_settings.get_current_profile_name() == "long"
-    examples, steps = (300, 50) if long else (25, 30)
+    examples, steps = (int(os.environ.get("HISTORIES", "300")), 50) if long else (25, 30)
     try:
         run_state_machine_as_test(
             JobMachine,
@@ -477,6 +478,9 @@ def test_redis_equals_a_model_of_all_jobs(
         )
     finally:
         connection.function_load(functions.SOURCE, replace=True)
+    if long:
+        with capsys.disabled():
+            print(f"\n{examples} histories of jobs:", dict(JobMachine.seen))
     least = {"steps": 300, "jobs that ended": 20, "stored again": 10, "lacked pictures": 5}
     for what, times in least.items():
-        assert JobMachine.seen[what] >= times * (35 if long else 1), what
+        assert JobMachine.seen[what] >= times * (examples // 9 if long else 1), what

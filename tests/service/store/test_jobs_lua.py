@@ -201,8 +201,8 @@ def test_begin_moves_queued_jobs_and_says_which_pictures_are_finished(library: L
     for job in (A, B):
         library.create(job)
     library.commit(library.claim(1))
-    assert library("begin", 5.5, A, 0, NOBODY, 1, 0) == [[1, 1, b"record of a", []], None]
-    assert library("begin", 6.5, A, 2, 1, 0, B, 0) == [[0, 0, b"record of a", [b"0"]], [1, 1, b"record of b", []]]
+    assert library("begin", 5.5, A, 0, NOBODY, 1, 0) == [[1, b"record of a", []], None]
+    assert library("begin", 6.5, A, 2, 1, 0, B, 0) == [[0, b"record of a", [b"0"]], [1, b"record of b", []]]
     job = library.hash(f"labelgrid:job:{A}")
     assert (job["status"], job["started_at"]) == ("running", "5.5")
     due = [f"{one} running".encode() for one in (A, B)]
@@ -216,11 +216,11 @@ def test_pictures_are_claimed_in_turn_stored_and_finished(library: Library) -> N
     first, second = library.claim(3), library.claim(9, "other")
     assert [list(first), list(second), list(library.claim(9))] == [["a0", "b0", "a1"], ["a2"], []]
     answers, leased = library.commit(first | second, result="{}")
-    assert (answers, list(leased)) == ([1, [1, b"record of b"], 1, 1], ["a grid"])
+    assert (answers, list(leased)) == ([1, b"record of b", 1, 1], ["a grid"])
     assert library.in_stream() == (1, 1)
     assert library.hash(f"labelgrid:job:{A}:verdicts") == {index: f"verdict {index}" for index in "012"}
     assert library.connection.zrange("labelgrid:deadlines", 0, -1) == [A.encode()]
-    assert library.finish(A, leased["a grid"]) == [[1, b"record of a"]]
+    assert library.finish(A, leased["a grid"]) == [b"record of a"]
     assert library.in_stream() == (0, 0)
     for job, told in ((A, ("finished", "8.5", RESULT)), (B, ("finished", "7.5", "{}"))):
         fields = library.hash(f"labelgrid:job:{job}")
@@ -257,7 +257,7 @@ def test_the_last_pictures_commit_leases_the_grid_once_and_another_worker_takes_
     age(library.connection, MINUTE_S)
     ((entry, fields),) = library.connection.xclaim(STREAM, "workers", "third", 50_000, [leased["a grid"]])
     assert (entry.decode(), fields[b"job"].decode()) == (leased["a grid"], A)
-    assert library.finish(A, entry) == [[1, b"record of a"]]
+    assert library.finish(A, entry) == [b"record of a"]
     assert library.finish(A, leased["a grid"]) == [None]  # the first one, which was only slow
     assert library.in_stream() == (0, 0)
 
@@ -278,7 +278,7 @@ def test_a_job_that_lacks_pictures_does_not_finish_but_its_entry_goes(library: L
     assert library.in_stream() == (0, 0)
     assert library.hash(f"labelgrid:job:{A}")["status"] == "queued"
     _, leased = library.commit({"a0": entries["a0"]})
-    assert library.finish(A, leased["a grid"]) == [[1, b"record of a"]]
+    assert library.finish(A, leased["a grid"]) == [b"record of a"]
 
 
 def test_an_early_end_takes_the_jobs_pictures_and_grid_out_of_queue_and_stream(library: Library) -> None:
@@ -288,8 +288,8 @@ def test_an_early_end_takes_the_jobs_pictures_and_grid_out_of_queue_and_stream(l
     entries = library.claim(3)
     assert list(entries) == ["a0", "b0", "c0"]
     library.commit({"c0": entries["c0"]})
-    assert library.end(A, "failed", "finished_at", 9, "error", "why") == [0, b"record of a"]
-    assert library.end(C, "cancelled", "finished_at", 9) == [0, b"record of c"]
+    assert library.end(A, "failed", "finished_at", 9, "error", "why") == b"record of a"
+    assert library.end(C, "cancelled", "finished_at", 9) == b"record of c"
     assert library.end(A, "cancelled", "finished_at", 10) is None
     job = library.hash(f"labelgrid:job:{A}")
     assert (job["status"], job["finished_at"], job["error"]) == ("failed", "9", "why")

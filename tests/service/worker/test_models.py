@@ -93,11 +93,18 @@ def test_a_new_worker_can_still_sample_jobs_that_were_accepted(
     assert pngs(store, accepted.id, range(3)) == pngs(store, undisturbed.id, range(3))
 
 
-@pytest.mark.parametrize("is_busy", [False, True])
+@pytest.mark.parametrize(("is_busy", "is_draining"), [(False, False), (True, False), (False, True)])
 def test_a_job_whose_checkpoint_only_another_worker_has_is_left_to_it(
-    connection: Redis, own: Settings, folder: Path, tmp_path: Path, store: JobStore, create: Create, is_busy: bool
+    connection: Redis,
+    own: Settings,
+    folder: Path,
+    tmp_path: Path,
+    store: JobStore,
+    create: Create,
+    is_busy: bool,
+    is_draining: bool,
 ) -> None:
-    """Whether a worker has nothing to do, or wants its model while it samples another one."""
+    """Whether a worker has nothing to do, or wants its model while it samples another one; and if the other drains."""
     one, old = started(connection, own), publish_toy_denoiser(folder, "other", 6)
     elsewhere = started(connection, own.model_copy(update={"cache": tmp_path / "elsewhere"}), "w2")
     load(one, old)
@@ -105,7 +112,7 @@ def test_a_job_whose_checkpoint_only_another_worker_has_is_left_to_it(
     if is_busy:
         create(options=LONG)
     job = create(model="other", digest=old.digest)
-    about = {"models": [{"name": old.name, "digest": old.digest}]}
+    about = {"models": [{"name": old.name, "digest": old.digest}], "draining": is_draining}
     workers.announce(connection, one.name, about, lease_s=60)
     run_until(elsewhere, lambda: elsewhere._not_before)
     assert status(store, job) == "queued"
@@ -124,6 +131,20 @@ def test_a_promoted_model_is_loaded_before_a_job_needs_it(runner: Runner, folder
     assert runner.models.promoted == info_of(folder, "other").digest
     new = publish_toy_denoiser(folder, "other", 6)
     run_until(runner, lambda: runner.models.promoted == new.digest and runner.models.get(new.digest))
+
+
+def test_a_promoted_model_that_finds_no_place_is_loaded_once_there_is_one(
+    connection: Redis, own: Settings, folder: Path, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.worker.models.TURN_S", 3600.0)
+    runner = started(connection, own.model_copy(update={"loaded_models": 1}))
+    busy, promoted = create(options=LONG), info_of(folder, "other").digest
+    run_until(runner, lambda: runner.busy)
+    promote(folder, "other")
+    run_until(runner, lambda: runner.models.promoted == promoted)
+    assert runner.models.get(promoted) is None
+    store.cancel(busy.id)
+    run_until(runner, lambda: runner.models.get(promoted))
 
 
 def test_a_damaged_promoted_model_is_logged_once(
