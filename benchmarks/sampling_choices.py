@@ -1,7 +1,7 @@
 """Compares sampling options: `python -m benchmarks.sampling_choices TRAIN_JSON` prints scores and rows per picture.
 
 Label lists come from a train.json, not from the test files, so that defaults are not tuned on the reported scores.
-`python -m trainer set-sampling` stores a choice in a checkpoint.
+`python -m trainer configure` stores a choice in a checkpoint.
 """
 
 import argparse
@@ -24,9 +24,8 @@ from shared.options import SamplingOptions
 from shared.registry import resolve
 from shared.vocabulary import LabelError, read_train_file
 from trainer.commands.options import open_storage
-from trainer.commands.terminal import evaluator_path
 from trainer.errors import TrainerError
-from trainer.score import load_judge, score_run
+from trainer.score import evaluator_path, load_judge, score_run
 
 ODE, SDE = {"sampler": "dpmpp_2m"}, {"sampler": "sde_dpmpp_2m"}
 CHOICES: dict[str, list[dict[str, Any]]] = {

@@ -39,27 +39,13 @@ COMMANDS = {
     TRAINER: {
         "import": "import a data set: pictures and labels",
         "render": "render stand-in pictures in the data set's own layout",
-        "locate": "find where objects are, for networks that learn positions",
-        "fit-evaluator": "train an evaluator",
-        "train": "train a denoiser",
-        "fit-layouts": "train a denoiser's layout network again",
-        "distill": "distil a denoiser into one that needs fewer network rows",
-        "upsample": "train an upsampler of a denoiser's pictures",
-        "promote": "make a checkpoint the default of its kind",
-        "set-sampling": "set a denoiser's default sampling options",
-        "set-support": "set how many objects a denoiser has learnt to draw",
-        "export": "write a checkpoint as ONNX, or an evaluator in the course's form",
-        "move-upsampler": "give a denoiser the upsampler of another",
-        "card": "write a checkpoint's model card and loss curve",
+        "train": "train a denoiser, an evaluator, layouts, a distilled denoiser or an upsampler",
+        "evaluate": "study a checkpoint: coverage, memorisation, sharpness and more",
         "compare": "train variants under one budget and compare them",
-        "calibrate": "compare an evaluator's scores with published ones",
-        "memorisation": "compare generated pictures with the training pictures",
-        "spectrum": "measure the sharpness of generated pictures",
-        "two-sample": "test whether a network can tell generated pictures from a folder's",
-        "limit": "score fresh renders, the practical ceiling of a score",
-        "arrangements": "tell drawn layouts from those of the data",
-        "places": "score pictures with objects at random places",
-        "coverage": "measure the fidelity and coverage of generated pictures",
+        "configure": "change parts of a denoiser without training",
+        "promote": "make a checkpoint the default of its kind",
+        "export": "write a checkpoint as ONNX, or an evaluator in the course's form",
+        "card": "write a checkpoint's model card again",
     },
 }
 ELSEWHERE = "`python -m trainer score` scores a checkpoint without a service."
@@ -110,7 +96,10 @@ def main() -> None:
         return
     module = next((module for module, commands in COMMANDS.items() if command in commands), None)
     if module is None:
-        print(f"labelgrid: no such command {command!r}; `labelgrid --help` lists them", file=sys.stderr)
+        from trainer.former import replaced
+
+        problem = replaced(sys.argv[1:]) or f"no such command {command!r}; `labelgrid --help` lists them"
+        print(f"labelgrid: {problem}", file=sys.stderr)
         sys.exit(WRONG_USAGE)
     if command in NEEDS_TORCH and importlib.util.find_spec("torch") is None:
         sys.exit(missing(command, module))

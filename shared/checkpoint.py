@@ -238,7 +238,7 @@ def base_problem(info: CheckpointInfo, base: CheckpointInfo) -> str | None:
     wanted = info.config["base"]["digest"]
     if base.digest == wanted:
         return None
-    again = "distil it again, or move its upsampler (trainer move-upsampler)"
+    again = "distil it again, or put its upsampler onto the new one (trainer configure --base)"
     return f"changes {base.name} of digest {wanted[:16]}, but {base.name} now has {base.digest[:16]}; {again}"
 
 

@@ -58,15 +58,20 @@ def resolve(storage: Location, name: str | None, kind: CheckpointKind) -> Locati
     return path_of(storage, wanted)
 
 
+def find(storage: Location, name: str) -> CheckpointInfo:
+    """Return the description of checkpoint `name`, of any kind. CheckpointError, with the names that exist, if none."""
+    check_name(name)
+    check_folder(storage)
+    return _read_existing(storage, name, "checkpoint")
+
+
 def promote(storage: Location, name: str) -> None:
     """Make a checkpoint the default of its kind, after its tensors are compared with their digest.
 
     Raises CheckpointError if it is missing or damaged, a denoiser with labels that no evaluator knows, or an adapter
     whose base is missing, damaged or changed.
     """
-    check_name(name)
-    check_folder(storage)
-    _read_existing(storage, name, "checkpoint")
+    find(storage, name)
     info = verify(path_of(storage, name))
     with files.locked(storage):
         names = promoted_names(storage)

@@ -30,6 +30,7 @@ def run(*arguments: str, cwd: Path = ROOT) -> subprocess.CompletedProcess[str]:
 def test_the_table_has_every_command(module: str) -> None:
     app: typer.Typer = importlib.import_module(module).app
     names = {one.name or one.callback.__name__.replace("_", "-") for one in app.registered_commands if one.callback}
+    names |= {str(group.name) for group in app.registered_groups}
     assert set(command.COMMANDS[module]) == names - ELSEWHERE[module]
 
 

@@ -10,15 +10,13 @@ import pytest
 from pydantic import ValidationError
 
 from service.settings import Settings
-from service.store.jobs import JobStore
-from shared.checkpoint import CheckpointError, read_info, verify
+from shared.checkpoint import read_info, verify
 from shared.diffusion.model import load_denoiser
 from shared.options import SamplingOptions
 from tests.conftest import serving
 from tests.toy_checkpoint import publish_toy_denoiser
 from trainer import __main__ as cli
 from trainer.config import TrainConfig
-from trainer.score import set_sampling
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
 
@@ -33,11 +31,16 @@ def trainer(monkeypatch: pytest.MonkeyPatch, *arguments: object) -> int:
     return cli.main()
 
 
-def test_set_sampling_changes_single_options_and_nothing_else(folder: Path) -> None:
+def configure(monkeypatch: pytest.MonkeyPatch, folder: Path, *options: object) -> SamplingOptions:
+    assert trainer(monkeypatch, "configure", "toy", "--storage", folder, *options) == 0
+    return read_info(folder / "toy.safetensors").sampling
+
+
+def test_configure_changes_single_options_and_nothing_else(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = folder / "toy.safetensors"
     before = read_info(path)
-    set_sampling(folder, "toy", {"steps": 8, "guidance": 1.0})
-    options = set_sampling(folder, "toy", {"sampler": "dpmpp_2m"})
+    configure(monkeypatch, folder, "--steps", 8, "--guidance", 1.0)
+    options = configure(monkeypatch, folder, "--sampler", "dpmpp_2m")
     assert options == SamplingOptions(steps=8, guidance=1.0, sampler="dpmpp_2m")
     assert load_denoiser(path).options == options
     after = verify(path)
@@ -45,24 +48,23 @@ def test_set_sampling_changes_single_options_and_nothing_else(folder: Path) -> N
     assert after == before
 
 
-def test_an_evaluator_cannot_be_given_sampling_options(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match="is of kind evaluator, not denoiser"):
-        set_sampling(folder, "toy-evaluator", {"steps": 8})
-
-
 def test_score_uses_the_set_options_unless_overridden(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     test, out = tmp_path / "test.json", tmp_path / "score.json"
     test.write_text(json.dumps(LISTS))
-    assert trainer(monkeypatch, "set-sampling", "toy", "--storage", folder, "--steps", 3, "--guidance", 1) == 0
+    assert trainer(monkeypatch, "configure", "toy", "--storage", folder, "--steps", 3, "--guidance", 1) == 0
     score = ("score", test, "--storage", folder, "--json", out)
     for more, rows in (([], 3), (["--steps", 5], 5), (["--guidance", 2], 6)):
         assert trainer(monkeypatch, *score, *more) == 0
         assert json.loads(out.read_text())["rows_per_picture"] == rows
     capsys.readouterr()
-    for wrong, message in (([], "say what to set"), (["--steps", 0], "steps: .*got 0")):
-        assert trainer(monkeypatch, "set-sampling", "toy", "--storage", folder, *wrong) == 1
+    for wrong, message in (
+        (["toy"], "say what to change"),
+        (["toy", "--steps", 0], "steps: .*got 0"),
+        (["toy-evaluator", "--steps", 8], "is of kind evaluator, not denoiser"),
+    ):
+        assert trainer(monkeypatch, "configure", *wrong, "--storage", folder) == 1
         assert re.search(message, capsys.readouterr().err)
     assert load_denoiser(folder / "toy.safetensors").options.steps == 3
 
@@ -73,14 +75,17 @@ def test_there_are_no_more_steps_than_timesteps(
     publish_toy_denoiser(folder, "short", 0, timesteps=20)
     (tmp_path / "test.json").write_text(json.dumps(LISTS))
     score = ("score", tmp_path / "test.json", "--model", "short")
-    for command, steps in (((*score, "--preset", "report"), 999), (("set-sampling", "short", "--steps", 21), 21)):
+    for command, steps in (((*score, "--preset", "report"), 999), (("configure", "short", "--steps", 21), 21)):
         assert trainer(monkeypatch, *command, "--storage", folder) == 1
         assert capsys.readouterr().err == f"error: {steps} steps: short has 20 timesteps\n"
     with pytest.raises(ValidationError, match="timesteps"):
         TrainConfig(timesteps=15)
 
 
-def test_request_overrides_checkpoint_overrides_default(settings: Settings, folder: Path, alive: JobStore) -> None:
+@pytest.mark.usefixtures("alive")
+def test_request_overrides_checkpoint_overrides_default(
+    settings: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with serving(settings.model_copy(update={"storage": folder})) as client:
 
         def asked(path: str = "/generate", **given: object) -> dict[str, object]:
@@ -97,7 +102,7 @@ def test_request_overrides_checkpoint_overrides_default(settings: Settings, fold
         plain = SamplingOptions()
         assert shown("toy") == plain
         earlier = asked()
-        own = set_sampling(folder, "toy", {"steps": 8, "guidance": 1.0})
+        own = configure(monkeypatch, folder, "--steps", 8, "--guidance", 1.0)
         assert (shown("toy"), shown("other")) == (own, plain)
         assert asked()["options"] == asked("/score/conditions")["options"] == own.model_dump(mode="json")
         assert asked(guidance=2.5)["options"] == {**own.model_dump(mode="json"), "guidance": 2.5}

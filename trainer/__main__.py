@@ -11,9 +11,10 @@ from pydantic import ValidationError
 
 from shared.checkpoint import CheckpointError
 from shared.vocabulary import LabelError
-from trainer.commands import checkpoints, data, measures, studies, training
+from trainer.commands import checkpoints, data, evaluating, training
 from trainer.commands.terminal import console, plain
 from trainer.errors import TrainerError
+from trainer.former import replaced
 
 INTERRUPTED = 130  # Typer's exit code for Ctrl-C
 UsageError: type[Any] = typer.BadParameter.__bases__[0]  # Typer does not export it
@@ -21,25 +22,25 @@ UsageError: type[Any] = typer.BadParameter.__bases__[0]  # Typer does not export
 app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
-    help="Render data, train, distil and upsample a denoiser, fit an evaluator, and score what they made.",
+    help="Render or import data, train on it, and score, study and publish what was trained.",
 )
+app.command("import")(data.import_data)  # Python keeps the name for itself
+app.command()(data.render)
+app.add_typer(training.app, name="train")
 for command in (
-    data.render, data.locate,
-    training.fit_evaluator, training.train, training.fit_layouts, training.distill, training.upsample,
-    checkpoints.score, checkpoints.promote, checkpoints.set_sampling, checkpoints.set_support,
-    checkpoints.export, checkpoints.move_upsampler, checkpoints.card,
-    studies.compare, studies.calibrate, studies.memorisation, studies.spectrum, studies.two_sample,
-    studies.limit,
-    measures.arrangements, measures.places, measures.coverage,
+    evaluating.score, evaluating.evaluate, evaluating.compare,
+    checkpoints.configure, checkpoints.promote, checkpoints.export, checkpoints.card,
 ):  # fmt: skip
     app.command()(command)
-app.command("import")(data.import_data)  # Python keeps the name for itself
 
 
 def main() -> int:
     """Run a command. An error is one line on stderr and exit code 1, or 2 for wrong usage."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="backslashreplace")  # labels that the terminal's encoding lacks, as on stderr
+    if problem := replaced(sys.argv[1:]):
+        _complain(problem)
+        return 2
     try:
         code = int(app(standalone_mode=False) or 0)
         if code == INTERRUPTED:

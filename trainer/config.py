@@ -1,7 +1,7 @@
 """The configuration of a training run, its presets, and changes to them. A checkpoint holds its run's whole one."""
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import ConfigDict, Field
@@ -103,9 +103,7 @@ REPORT: Final = TrainConfig(
 )
 PRESETS: Final[dict[str, TrainConfig]] = {"default": TrainConfig(), "report": REPORT}
 REPORT_EPOCHS = 300
-Config = TypeVar("Config", bound=NoOtherFields)
-# For `stages/upsample.py`, whose configuration still has all fields of the denoiser's
-OF_ANY_RUN: Final = frozenset(RunConfig.model_fields)
+Config = TypeVar("Config", bound=RunConfig)
 # fields of NetworkConfig
 FROM_DATA: Final = {"num_labels", "image_size", "image_channels", "positions", "rotations", "spread"}
 
@@ -117,19 +115,17 @@ def make_config(preset: str, changes: Sequence[str]) -> TrainConfig:
     return check_config(with_changes(PRESETS[preset], changes))
 
 
-def with_changes(config: Config, changes: Sequence[str], only: Collection[str] | None = None) -> Config:
+def with_changes(config: Config, changes: Sequence[str]) -> Config:
     """Return `config` with `field=value` changes. A value is JSON or else text; `network.x=...` sets `network`'s.
 
-    `only`: the fields that have an effect. Raises TrainerError for others and for a change of another form,
-    pydantic.ValidationError for an unknown field or a value that is not allowed.
+    Raises TrainerError for a change of another form, pydantic.ValidationError for an unknown field or a value that is
+    not allowed.
     """
     values: dict[str, Any] = config.model_dump(exclude_unset=True)
     for change in changes:
         key, equals, text = change.partition("=")
         if not equals:
             raise TrainerError(f'--set "{change}" is not of the form field=value')
-        if only is not None and (field := key.partition(".")[0]) not in only:
-            raise TrainerError(f"--set {field}: it has no effect here; fields are {', '.join(sorted(only))}")
         try:
             value = json.loads(text)
         except json.JSONDecodeError:

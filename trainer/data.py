@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -20,6 +20,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
+from rich.progress import Progress
 from torch import Tensor
 
 from shared import storage as files
@@ -171,6 +172,17 @@ def load_dataset(
     if positions is not None:
         positions = _padded(positions, width, height)
     return replace(dataset, positions=positions, aspect=width / height)
+
+
+def read_folders(folders: Sequence[Path], progress: Progress, *, size: int, fit: Fit = "squeeze") -> Dataset:
+    """Load data set folders as one, with their progress shown. Raises as `load_dataset` and `merge`."""
+    datasets = []
+    for folder in folders:
+        task = progress.add_task(f"reading {folder}", total=None)
+        dataset = load_dataset(folder, size=size, fit=fit, advance=partial(progress.advance, task))
+        progress.update(task, total=len(dataset), completed=len(dataset))
+        datasets.append(dataset)
+    return merge(datasets)
 
 
 def read_positions(path: Path, train: Mapping[str, Sequence[str]], vocabulary: Vocabulary) -> Tensor | None:
@@ -368,7 +380,9 @@ def check_alike(datasets: Sequence[Dataset]) -> None:
     """Raise TrainerError for data sets that one network cannot learn from."""
     first = datasets[0]
     if len({d.positions is None for d in datasets}) > 1:
-        raise TrainerError("only some folders have a positions.json; write the others' with `locate`, or remove them")
+        raise TrainerError(
+            "only some folders have a positions.json; write the others' (`trainer import`), or remove them"
+        )
     if any(other.aspect != first.aspect for other in datasets[1:]):
         raise TrainerError(f"the folders' pictures {UNLIKE}")
 
@@ -413,7 +427,7 @@ def layouts_of(dataset: Dataset, base: Denoiser) -> Tensor:
     if base.layouts is None:
         return dataset.labels
     if dataset.positions is None:
-        raise TrainerError(f"{base.info.name} takes positions; write the data set's with `locate`")
+        raise TrainerError(f"{base.info.name} takes positions; write the data set's with `trainer import`")
     rotations = dataset.rotations
     if rotations is None and base.network.config.rotations:
         rotations = torch.zeros_like(dataset.positions)  # unknown

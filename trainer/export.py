@@ -17,7 +17,7 @@ from shared import storage as files
 from shared.checkpoint import CheckpointInfo, read_info
 from shared.diffusion.layouts import DRAWS, OUTSIDE, LayoutNetwork, with_positions
 from shared.diffusion.model import Denoiser, load_denoiser
-from shared.diffusion.predictions import EPS_BOUNDED_BELOW
+from shared.diffusion.predictions import IN_WORDS
 from shared.diffusion.samplers import make_table
 from shared.diffusion.upsampler import UpsamplerNet
 from shared.evaluator import IMAGE_SIZE, Evaluator, load_evaluator
@@ -25,11 +25,6 @@ from shared.options import THRESHOLD
 from shared.storage import Location
 from trainer.errors import TrainerError
 
-TO_X_0 = {
-    "v": "x_0 = sqrt(alpha_bar[t]) x_t - sqrt(1 - alpha_bar[t]) prediction",
-    "eps": "x_0 = (x_t - sqrt(1 - alpha_bar[t]) prediction) / sqrt(alpha_bar[t]), "
-    f"clamped to [-1, 1] where alpha_bar[t] < {EPS_BOUNDED_BELOW:g}",
-}
 ROTATIONS = (
     "float32 (batch, labels, 2): cosine and sine of each object's rotation, where a full circle is the smallest turn "
     "after which it looks the same; draw the angles uniformly, as the service does; zeros where one is unknown"
@@ -107,9 +102,9 @@ def write_onnx(path: Location, out: Path) -> list[Path]:
         if denoiser.upsampler is not None:
             written.append(parts["pictures"])
             _write_upsampler(denoiser, denoiser.upsampler, written[-1])
-        if isinstance(denoiser.layouts, LayoutNetwork):
+        if denoiser.layouts is not None:
             written.append(parts["logits"])
-            _write_layouts(denoiser, denoiser.layouts, written[-1])
+            _write_layouts(denoiser, denoiser.layouts.network, written[-1])
     for output, part in parts.items():
         if part not in written and _is_export(part, output):
             part.unlink()
@@ -159,7 +154,7 @@ def _write_denoiser(denoiser: Denoiser, out: Path) -> None:
         "t": f"int64 (batch): timesteps from 0, least noise, to {T - 1}, most",
         "labels": "float32 (batch, labels): 1 for each label to be shown, else 0",
         "keep": "bool (batch): false drops the labels, for guidance: null + w (kept - null)",
-        "prediction": f"{picture}: {denoiser.prediction}; {TO_X_0[denoiser.prediction]}",
+        "prediction": f"{picture}: {denoiser.prediction}; {IN_WORDS[denoiser.prediction]}",
     }
     if denoiser.network.config.positions:
         inputs["positions"] = torch.zeros(2, K, 2)

@@ -32,14 +32,14 @@ render iclevr --size 64 --seed 100 $scenes ${TRAIN:+--train "$TRAIN"}
 render many --size 64 --seed 200 --objects 10 --centre 0.25 $many ${WITHOUT:+--without "$WITHOUT"}
 render heldout64 --size 64 --seed 3001 --objects 10 --centre 0.5 $unseen
 render full --seed 905 --objects 10 --centre 0.5 $full
-trainer fit-evaluator --name iclevr-resnet18 --run "$at/runs/evaluator" $fit --data "$at/data/iclevr" \
+trainer train evaluator --name iclevr-resnet18 --run "$at/runs/evaluator" $fit --data "$at/data/iclevr" \
   --data "$at/data/many" --held-out "$at/data/heldout64"
-trainer train --data "$at/data/iclevr" --data "$at/data/many" --held-out "$at/data/heldout64" --name iclevr-64 \
+trainer train denoiser --data "$at/data/iclevr" --data "$at/data/many" --held-out "$at/data/heldout64" --name iclevr-64 \
   --run "$at/runs/denoiser" $train
-trainer set-sampling iclevr-64 --sampler dpmpp_2m --steps 5 --spacing logsnr --guidance 1.4 --interval 0.1 0.5
-trainer distill --data "$at/data/iclevr" --name iclevr-64-1step --run "$at/runs/distill" \
+trainer configure iclevr-64 --sampler dpmpp_2m --steps 5 --spacing logsnr --guidance 1.4 --interval 0.1 0.5
+trainer train distilled --data "$at/data/iclevr" --name iclevr-64-1step --run "$at/runs/distill" \
   --teacher iclevr-64 --guidance 1 --sampling-steps 1 --teacher-steps 4 --set warmup_steps=30 $trajectories
-trainer upsample --data "$at/data/full" --base iclevr-64 --name iclevr-320x240 --run "$at/runs/upsampler" $enlarge
+trainer train upsampler --data "$at/data/full" --base iclevr-64 --name iclevr-320x240 --run "$at/runs/upsampler" $enlarge
 trainer promote iclevr-resnet18
 trainer promote iclevr-320x240
 trainer score "$at/data/heldout64/test.json"

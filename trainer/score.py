@@ -17,7 +17,7 @@ from rich.progress import Progress
 from torch import Tensor, nn
 
 from shared import storage as files
-from shared.checkpoint import CheckpointInfo, read_info, reconfigure
+from shared.checkpoint import CheckpointInfo
 from shared.device import autocast_dtype
 from shared.diffusion.candidates import sample_best
 from shared.diffusion.denoise import Row, Stepper, sample
@@ -27,7 +27,7 @@ from shared.diffusion.unet import UNet
 from shared.evaluator import Evaluator, Judge, SetScore, cropping_judge, load_evaluator, score_set
 from shared.options import SAMPLING_PRESETS, PredictionName, SamplingOptions, picture_seed
 from shared.pictures import grid, png_bytes
-from shared.registry import resolve
+from shared.registry import resolve, resolve_evaluator
 from shared.storage import Location
 from shared.vocabulary import Vocabulary, read_test_file
 from trainer.data import named
@@ -79,6 +79,13 @@ def load_judge(path: Location, vocabulary: Vocabulary, device: torch.device) -> 
     return judge
 
 
+def evaluator_path(storage: Location, name: str | None, denoiser: CheckpointInfo) -> Location:
+    """Return the evaluator of that name, the denoiser's own for None, or the file itself for a checkpoint.pth."""
+    if name is None:
+        return resolve_evaluator(storage, denoiser)
+    return Path(name) if name.endswith(".pth") else resolve(storage, name, "evaluator")
+
+
 def make_options(preset: str, changes: dict[str, Any], denoiser: CheckpointInfo) -> SamplingOptions:
     """Return a sampling preset with changes; `default` is the denoiser's own. TrainerError for more steps than T."""
     presets = {**SAMPLING_PRESETS, "default": denoiser.sampling}
@@ -88,13 +95,6 @@ def make_options(preset: str, changes: dict[str, Any], denoiser: CheckpointInfo)
     if options.steps > denoiser.max_steps:
         raise TrainerError(f"{options.steps} steps: {denoiser.name} has {denoiser.max_steps} timesteps")
     return options
-
-
-def set_sampling(storage: Location, name: str, changes: dict[str, Any]) -> SamplingOptions:
-    """Change the default sampling options of a denoiser, but not its digest; return all of its options."""
-    path = resolve(storage, name, "denoiser")
-    reconfigure(path, lambda info: {"sampling": make_options("default", changes, info).model_dump(mode="json")})
-    return read_info(path).sampling
 
 
 def score_run(

@@ -6,15 +6,14 @@ objects are kept, as nothing that comes later changes them. A test compares with
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, cast
+from typing import cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from shared.diffusion.layouts import Factors, Footprint, LayoutBlock, LayoutNetwork
+from shared.diffusion.layouts import OUTSIDE, Factors, Footprint, LayoutBlock, LayoutNetwork
 
 Array = NDArray[np.float32]
 ERF_P = np.float32(0.3275911 / 2**0.5)
@@ -26,8 +25,8 @@ class LayoutDrawer:
     """Draws layouts from a network in eval mode, whose weights must not change afterwards."""
 
     def __init__(self, network: LayoutNetwork) -> None:
-        self.cells, self.octaves = network.config.cells, network.octaves
-        self.blocks = [_Block(cast("LayoutBlock", block)) for block in network.blocks]
+        self.network, self.cells, self.octaves = network, network.config.cells, network.octaves
+        self.blocks = [_Block(cast(LayoutBlock, block)) for block in network.blocks]
         self.position, self.wanted = _Mlp(network.position), _Mlp(network.wanted)
         self.own, self.pair = ([_Mlp(cast(nn.Sequential, mlp)) for mlp in part] for part in (network.own, network.pair))
         self.norm, self.waves = _Norm(network.norm), _Waves(network.octaves)
@@ -39,6 +38,16 @@ class LayoutDrawer:
         self.rows, columns = (_Mlp(cast(nn.Sequential, side))(of_middles) for side in network.sides)  # (cells, K)
         self.columns = columns.T
         self.footprint = _Footprint(network.footprint, self.waves, middles)
+
+    @torch.inference_mode()
+    def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Draw positions (K, 2) for multi-hot labels (K,). Unknown if there are more labels than any picture had."""
+        positions = torch.full((len(labels), 2), OUTSIDE)
+        indices = torch.nonzero(labels.cpu() > 0).flatten()
+        if 0 < len(indices) <= self.network.config.most:
+            indices = indices[torch.randperm(len(indices), generator=generator)]
+            positions[indices] = self(indices, generator)
+        return positions
 
     def __call__(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         """Draw the positions (n, 2) of objects with labels `indices` (n,), in this order."""

@@ -10,14 +10,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Annotated, Protocol, Self
+from typing import Annotated, Protocol
 
 import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.diffusion.layout_draws import LayoutDrawer
 from shared.options import Count, NoOtherFields
 
 OUTSIDE = -10.0  # an unknown position, or that of an absent label: far from every pixel
@@ -113,11 +112,6 @@ class LayoutNetwork(nn.Module):
         # fine cells do not see the labels: the network could otherwise learn single pictures by heart
         self.own = nn.ModuleList(_mlp(2 * WAVES, d, cells) for _ in range(DRAWS - 2))
         self.pair = nn.ModuleList(_mlp(6 * WAVES, d, d, cells) for _ in range(DRAWS - 1))
-        self._drawer: LayoutDrawer | None = None  # made for the first layout that is drawn
-
-    def train(self, mode: bool = True) -> Self:
-        self._drawer = None  # it has the weights of before
-        return super().train(mode)
 
     def forward(self, indices: Tensor, positions: Tensor) -> Tensor:
         """Return -log p in nats of each object's position given those before it: (B, N) float32.
@@ -141,21 +135,8 @@ class LayoutNetwork(nn.Module):
             losses = losses + _cross_entropy(logits.index_add(1, pairs[0], terms.float()), drawn[i])
         return losses
 
-    @torch.inference_mode()
-    def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw positions (K, 2) for multi-hot labels (K,). Unknown if there are more labels than any picture had."""
-        positions = torch.full((len(labels), 2), OUTSIDE)
-        indices = torch.nonzero(labels.cpu() > 0).flatten()
-        n = len(indices)
-        if not 0 < n <= self.config.most:
-            return positions
-        indices = indices[torch.randperm(n, generator=generator)]
-        self._drawer = self._drawer or LayoutDrawer(self)
-        positions[indices] = self._drawer(indices, generator)
-        return positions
-
     def step(self, objects: Tensor, places: Tensor, drawn: Tensor, object: Tensor, number: Tensor) -> Tensor:
-        """Return the logits (DRAWS, cells) that `draw` draws one object's position from, in fixed shapes, for exports.
+        """Return the logits (DRAWS, cells) that one object's position is drawn from, in fixed shapes, for exports.
 
         objects (most,) int64: labels in the order of drawing, then padding; places (most, 2): those drawn so far.
         drawn (DRAWS,) int64: cells of the object, as far as they are drawn. object (1,) int64: which one; number (1,)

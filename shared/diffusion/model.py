@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import Literal
 
 import torch
 from pydantic import TypeAdapter
@@ -15,7 +16,8 @@ from torch import Tensor
 from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, base_problem, load
 from shared.device import autocast_dtype
 from shared.diffusion.denoise import Network, Stepper, Upsampler
-from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, Layouts, with_positions
+from shared.diffusion.layout_draws import LayoutDrawer
+from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, with_positions
 from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet, time_features
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet
@@ -70,10 +72,15 @@ class Denoiser:
     network: UNet  # in eval mode
     alpha_bar: Tensor  # (T,) float64
     prediction: PredictionName
-    layouts: Layouts | None  # of a network that takes positions
+    layouts: LayoutDrawer | None  # of a network that takes positions
     options: SamplingOptions  # the default ones for this checkpoint
     upsampler: UpsamplerNet | None = None  # in eval mode; enlarges the network's pictures
     aspect: float = 1.0  # width over height of its training pictures before padding; 1 if they were squeezed
+
+    @property
+    def fit(self) -> Literal["squeeze", "pad"]:
+        """How its training pictures were made square."""
+        return "squeeze" if self.aspect == 1 else "pad"
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
@@ -160,19 +167,19 @@ def _load_upsampler(info: CheckpointInfo, state: dict[str, Tensor]) -> Upsampler
     return upsampler
 
 
-def _load_layouts(info: CheckpointInfo, state: dict[str, Tensor]) -> Layouts:
+def _load_layouts(info: CheckpointInfo, state: dict[str, Tensor]) -> LayoutDrawer:
     """Return the checkpoint's layout network, and take its tensors out of `state`."""
     if "layouts" not in info.config:
         raise ValueError(
-            "it remembers layouts, as before version 0.2; `trainer train --start-from` it learns them anew"
+            "it remembers layouts, as before version 0.2; `trainer train denoiser --start-from` it learns them anew"
         )
     network = LayoutNetwork(LayoutConfig.model_validate(info.config["layouts"]))
     names = [name for name in state if name.startswith(LAYOUTS)]
     tensors = {name.removeprefix(LAYOUTS): state.pop(name).float() for name in names}
     if tensors.keys() != network.state_dict().keys():
-        raise ValueError("its layout network is of another version; `trainer fit-layouts` learns one anew")
+        raise ValueError("its layout network is of another version; `trainer train layouts` learns one anew")
     network.load_state_dict(tensors)
-    return network.eval()
+    return LayoutDrawer(network.eval())
 
 
 def _base_weights(path: Location, adapter: CheckpointInfo) -> dict[str, Tensor]:

@@ -23,6 +23,12 @@ PREDICTIONS: Final[dict[PredictionName, Callable[[Tensor, Tensor], Shares]]] = {
     "eps": lambda a, s: (torch.zeros_like(a), torch.ones_like(s)),  # Ho et al. 2020, eq. 14
     "v": lambda a, s: (-s, a),  # Salimans & Ho 2022, appendix D
 }
+# how x_0 follows from each, for readers of an exported file
+IN_WORDS: Final[dict[PredictionName, str]] = {
+    "eps": "x_0 = (x_t - sqrt(1 - alpha_bar[t]) prediction) / sqrt(alpha_bar[t]), "
+    f"clamped to [-1, 1] where alpha_bar[t] < {EPS_BOUNDED_BELOW:g}",
+    "v": "x_0 = sqrt(alpha_bar[t]) x_t - sqrt(1 - alpha_bar[t]) prediction",
+}
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ from tests.trainer.command_line import Command
 from tests.trainer_fixtures import write_data_folder
 from trainer import __main__ as cli
 from trainer import export, score
+from trainer.studies import calibration, study
 
 
 @pytest.fixture(scope="package", autouse=True)
 def _shared_evaluators() -> Iterator[None]:
     """Let commands share the evaluators that they load."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (evaluator, export, score):
+        for module in (evaluator, export, score, study, calibration):
             patch.setattr(module, "load_evaluator", load_once)
         yield
 

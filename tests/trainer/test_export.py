@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from shared.checkpoint import publish, read_info, reconfigure
 from shared.diffusion.denoise import Stepper
-from shared.diffusion.layouts import DRAWS, OUTSIDE, LayoutNetwork, as_rotations, positions_at, with_positions
+from shared.diffusion.layouts import DRAWS, OUTSIDE, as_rotations, positions_at, with_positions
 from shared.diffusion.model import load_denoiser
 from shared.diffusion.schedules import alpha_bar
 from shared.evaluator import Evaluator
@@ -135,8 +135,9 @@ def test_a_denoiser_with_positions_rotations_and_an_upsampler(exported: Path, ba
 @torch.inference_mode()
 def test_the_layout_network(exported: Path) -> None:
     """Each step against the network, and what `draw` takes from it against `forward`, which training uses."""
-    layouts = load_denoiser(exported / "large.safetensors").layouts
-    assert isinstance(layouts, LayoutNetwork)
+    drawer = load_denoiser(exported / "large.safetensors").layouts
+    assert drawer is not None
+    layouts = drawer.network
     generator = torch.Generator().manual_seed(0)
     most = layouts.config.most
     for n in range(1, most + 1):

@@ -11,38 +11,43 @@ from PIL import Image
 from tests.paths import ROOT
 from tests.trainer.command_line import Command, refused
 from trainer import config
+from trainer.former import FORMER
 
 OF_ANY_RUN = ["--data", "--set", "--minutes", "--steps", "--start-from", "--patience", "--grad-accumulation"]
 OF_ANY_RUN += ["--run-folder", "--evaluate-minutes"]
 
 
-def test_help(command: Command) -> None:
+def test_help_lists_the_commands(command: Command) -> None:
     code, out, _ = command("--help")
     assert code == 0
-    for name in ("render", "fit-evaluator", "train", "score", "promote"):
-        assert name in out
+    for name in ("import", "render", "train", "score", "evaluate", "compare", "configure", "promote", "export", "card"):
+        assert f" {name} " in out
 
 
 @pytest.mark.parametrize(
-    ("name", "options"),
+    ("objective", "options"),
     [
-        ("render", ["--train", "--scenes", "--size", "--seed"]),
-        ("fit-evaluator", ["--held-out", *OF_ANY_RUN]),
-        ("train", ["--held-out", "--preset", "--evaluator", *OF_ANY_RUN]),
-        ("fit-layouts", [option for option in OF_ANY_RUN if option != "--evaluate-minutes"]),
-        ("distill", ["--teacher", "--trajectories", *OF_ANY_RUN]),
-        ("upsample", ["--base", "--size", *OF_ANY_RUN]),
-        ("score", ["--repeats", "--model", "--sampler", "--guidance", "--grid", "--json"]),
-        ("export", [".onnx", "checkpoint.pth", "--storage"]),
-        ("promote", ["--storage"]),
-        ("memorisation", ["--held-out", "--model", "--evaluator", "--pictures", "--label-sets", "--json", "--grid"]),
-        ("compare", ["--out", "--evaluator", "--minutes-per-variant", "--steps-per-variant", "--only"]),
+        ("evaluator", ["--held-out", *OF_ANY_RUN]),
+        ("denoiser", ["--held-out", "--preset", "--evaluator", *OF_ANY_RUN]),
+        ("layouts", [option for option in OF_ANY_RUN if option != "--evaluate-minutes"]),
+        ("distilled", ["--teacher", "--trajectories", *OF_ANY_RUN]),
+        ("upsampler", ["--base", "--size", *OF_ANY_RUN]),
     ],
 )
-def test_help_of_a_command(command: Command, name: str, options: list[str]) -> None:
-    code, out, _ = command(name, "--help")
+def test_all_objectives_take_the_options_of_any_run(command: Command, objective: str, options: list[str]) -> None:
+    code, out, _ = command("train", objective, "--help")
     assert code == 0
     assert [option for option in options if option not in out] == []
+
+
+@pytest.mark.parametrize("name", FORMER)
+def test_a_former_command_says_what_replaces_it(command: Command, name: str) -> None:
+    refused(command(name, "--help"), f"`trainer {name}` is now `trainer {FORMER[name].split()[0]} ", 2)
+    assert command(*FORMER[name].split()[:1], "--help")[0] == 0
+
+
+def test_what_train_trains_is_named(command: Command) -> None:
+    refused(command("train", "--data", "data"), "`trainer train` is now `trainer train denoiser`", 2)
 
 
 def test_the_process_exits_as_main_does() -> None:
@@ -77,4 +82,4 @@ def test_ctrl_c_is_reported(command: Command, data: Path, monkeypatch: pytest.Mo
         raise KeyboardInterrupt
 
     monkeypatch.setattr(config, "make_config", interrupt)
-    refused(command("train", "--data", data, "--steps", 1), "interrupted", 130)
+    refused(command("train", "denoiser", "--data", data, "--steps", 1), "interrupted", 130)

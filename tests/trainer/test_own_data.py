@@ -59,10 +59,11 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("own")
     digits, held_out = draw_digits(folder / "digits", 24, seed=0), draw_digits(folder / "held-out", 8, seed=1)
     where = ("--storage", folder / "storage")
-    fit = ("fit-evaluator", *where, "--data", digits, "--held-out", held_out, "--run", folder / "evaluator")
+    fit = ("train", "evaluator", *where, "--data", digits, "--held-out", held_out, "--run", folder / "evaluator")
     _run(*fit, "--name", "my-evaluator", "--steps", 2, "--set", "batch=8")
     network = [f"--set=network.{field}={json.dumps(value)}" for field, value in NETWORK.items()]
-    train = ("train", *where, "--data", digits, "--name", "my-denoiser", "--run", folder / "run", "--steps", 2)
+    train = ("train", "denoiser", *where, "--data", digits, "--name", "my-denoiser", "--run", folder / "run")
+    train += ("--steps", 2)
     _run(*train, "--evaluator", "my-evaluator", "--set", "image_size=32", "--set", "batch=8", *network)
     for name in ("my-evaluator", "my-denoiser"):
         _run("promote", name, *where)

@@ -1,4 +1,4 @@
-"""The commands that make data: `render`, `locate` and `import`."""
+"""The commands that make data: `render` and `import`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def render(
     size: Annotated[
         int | None, typer.Option(min=8, max=512, help="Write squares of this side instead of 320x240; faster.")
     ] = None,
-    pictures: Annotated[bool, typer.Option(help="Without: only labels and positions, for `fit-layouts`.")] = True,
+    pictures: Annotated[bool, typer.Option(help="Without: only labels and positions, for `train layouts`.")] = True,
     seed: options.Seed = 0,
 ) -> None:
     """Render stand-in pictures in the data set's own layout. The same seed gives the same bytes."""
@@ -53,31 +53,18 @@ def render(
     terminal.show("rendered", [("pictures", str(count)), ("scenes", str(len(lists))), ("folder", str(out))])
 
 
-def locate(
-    data: Annotated[Path, typer.Argument(exists=True, help="A data set folder without a positions.json.")],
-) -> None:
-    """Find where objects are and write positions.json, from which the network learns positions.
-
-    For the real i-CLEVR and data sets like it, in which each picture of a scene shows one object more.
-    """
-    from trainer.label_files import write_label_file
-    from trainer.scenes import locate as located
-
-    if (out := data / "positions.json").exists():
-        raise TrainerError(f"{out} already exists; remove it to write it again")
-    with terminal.bar() as progress:
-        dataset = terminal.read_dataset(data, progress, size=located.SIZE)
-    positions = located.locate(read_train_file(data / "train.json", dataset.vocabulary), dataset.images)
-    write_label_file(out, positions)
-    terminal.show("located", [("pictures", str(len(positions))), ("file", str(out))])
-
-
 def import_data(
     source: Annotated[
         Path,
-        typer.Argument(exists=True, help="An image folder with a metadata file, a .csv file, or COCO's annotations."),
+        typer.Argument(
+            exists=True,
+            help="An image folder with a metadata file, a .csv file, or COCO's annotations; or a data set folder that "
+            "lacks a positions.json.",
+        ),
     ],
-    out: Annotated[Path, typer.Argument(file_okay=False, help="Folder to write: train and held-out in it.")],
+    out: Annotated[
+        Path | None, typer.Argument(file_okay=False, help="Folder to write: train and held-out in it.")
+    ] = None,
     pictures: Annotated[
         Path | None,
         typer.Option(exists=True, file_okay=False, help="Folder of the pictures; that of the file by default."),
@@ -110,10 +97,18 @@ def import_data(
 
     Reads a Hugging Face image folder (metadata.jsonl or metadata.csv), a CSV file, or COCO annotations, whose boxes
     become positions and sizes. Broken pictures are skipped and listed in skipped.txt.
+
+    For a data set folder like the real i-CLEVR, in which each picture of a scene shows one object more, it finds where
+    the objects are and writes positions.json, from which the network learns positions.
     """
     from trainer.importer import folders
     from trainer.importer.formats import read_names, read_source
 
+    if (source / "objects.json").exists() and out is None:
+        _locate(source)
+        return
+    if out is None:
+        raise TrainerError(f"say where to: trainer import {source} FOLDER")
     if (out / folders.TRAIN / "train.json").exists():
         raise TrainerError(f"{out} already holds a data set; choose another folder or remove it")
     found = read_source(source, pictures=pictures, labels=labels or [], group=group, separator=separator)
@@ -136,3 +131,17 @@ def import_data(
     if report.skipped:
         summary.append(("skipped", f"{len(report.skipped)}, listed in {out / folders.SKIPPED}"))
     terminal.show("imported", [*summary, ("folder", str(out))])
+
+
+def _locate(data: Path) -> None:
+    from trainer.data import read_folders
+    from trainer.label_files import write_label_file
+    from trainer.scenes import locate as located
+
+    if (out := data / "positions.json").exists():
+        raise TrainerError(f"{out} already exists; remove it to write it again")
+    with terminal.bar() as progress:
+        dataset = read_folders([data], progress, size=located.SIZE)
+    positions = located.locate(read_train_file(data / "train.json", dataset.vocabulary), dataset.images)
+    write_label_file(out, positions)
+    terminal.show("located", [("pictures", str(len(positions))), ("file", str(out))])

@@ -29,37 +29,12 @@ Storage = Annotated[
     ),
 ]
 DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
-Minutes = Annotated[float | None, typer.Option(min=0.01, help="Stop after so many minutes of training.")]
-Steps = Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Change one field of the run: --set batch=64. Repeatable.")
 ]
-EvaluateMinutes = Annotated[float, typer.Option(min=0, help="Minutes between evaluations.")]
 LoggedEvaluator = Annotated[str | None, typer.Option(help="Name of an evaluator whose scores are only logged.")]
-Name = Annotated[str, typer.Option(help="The checkpoint's name.")]
-RunFolder = Annotated[
-    Path,  # torchrun takes --run for itself
-    typer.Option("--run", "--run-folder", help="Folder for state, log and grids. Under torchrun: --run-folder."),
-]
-Patience = Annotated[
-    int | None, typer.Option(min=1, help="Stop after so many evaluations in a row that are worse than the best.")
-]
-GradAccumulation = Annotated[
-    int, typer.Option(min=1, help="Backward passes in a step, each of a part of the batch, to save memory.")
-]
-HeldOut = Annotated[
-    list[Path] | None,
-    typer.Option(exists=True, help="A folder of unseen pictures whose loss is logged. Repeatable."),
-]
-StartFrom = Annotated[str | None, typer.Option(help="Name of a checkpoint whose weights the run starts from.")]
 Tests = Annotated[list[Path] | None, typer.Option(exists=True, help="Test files; the data set's own by default.")]
-Evaluator = Annotated[str | None, typer.Option(help="Evaluator's name; the promoted one by default.")]
-JudgeOfModel = Annotated[  # given to `terminal.evaluator_path`
-    str | None,
-    typer.Option(help="Evaluator's name, or the course's checkpoint.pth; by default the one that judges the model."),
-]
 Model = Annotated[str | None, typer.Option(help="Denoiser's name; the promoted one by default.")]
-KeepPadding = Annotated[bool, typer.Option(help="Judge padded pictures without cropping the padding, as the report.")]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of all randomness.")]
 Preset = Annotated[str, typer.Option(help="Sampling: default (the checkpoint's own), or report (999 steps, w = 3).")]
 Sampler = Annotated[str | None, typer.Option(help="ddpm, ddpm_small, ddim, euler, dpmpp_1, dpmpp_2m or sde_dpmpp_2m.")]
@@ -68,8 +43,6 @@ Spacing = Annotated[str | None, typer.Option(help="uniform, logsnr or trailing."
 Guidance = Annotated[float | None, typer.Option(help="w of classifier-free guidance; 1 is none.")]
 Interval = Annotated[tuple[float, float] | None, typer.Option(help="Noise levels (fractions of T) with guidance on.")]
 Centre = Annotated[float, typer.Option(min=0, max=1, help="Share of scenes with their first object in the centre.")]
-Grid = Annotated[Path | None, typer.Option(help="Write the best run's pictures here as PNG.")]
-Json = Annotated[Path | None, typer.Option("--json", help="Write all figures here.")]
 Existing = typer.Option(exists=True, help="A data set folder: objects.json, train.json and the pictures it names.")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import platform
 import re
 import sys
 import time
@@ -18,8 +19,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, Task, TaskID,
 from rich.table import Column, Table
 
 from shared import storage as files
-from shared.checkpoint import CheckpointInfo, CheckpointKind, check_replaces, path_of
-from shared.registry import resolve, resolve_evaluator
+from shared.checkpoint import CheckpointKind, check_replaces, path_of
 from shared.storage import Location
 from shared.vocabulary import SHOWN_NAMES
 from trainer.errors import TrainerError
@@ -53,11 +53,13 @@ def pick_device(name: str) -> torch.device:
         raise TrainerError(str(error)) from error
 
 
-def evaluator_path(storage: Location, name: str | None, denoiser: CheckpointInfo) -> Location:
-    """Return the evaluator of that name, the denoiser's own for None, or the file itself for a checkpoint.pth."""
-    if name is None:
-        return resolve_evaluator(storage, denoiser)
-    return Path(name) if name.endswith(".pth") else resolve(storage, name, "evaluator")
+def machine(device: str) -> str:
+    """Return what a network was trained on, in words, for its card."""
+    import torch
+
+    if (where := pick_device(device)).type == "cuda":
+        return torch.cuda.get_device_name(where)
+    return f"{os.cpu_count()} cores of {platform.processor() or platform.machine()}"
 
 
 def check_files(**files: Path | None) -> None:
@@ -177,20 +179,14 @@ def spent(run: Run) -> list[tuple[str, str]]:
     return [("steps", f"{run.step}{finished}"), ("minutes", f"{run.elapsed_s / 60:.1f}")]
 
 
-def show_scores(
-    file: Path, runs: list[ScoredRun], figures: dict[str, Any], *,
-    json_out: Path | None, grid: Path | None, columns: int = 8,
-) -> None:  # fmt: skip
-    """Print the scores of a test file on stdout, and write the figures and the best run's pictures where asked to."""
-    from trainer.score import SCORES, best, save_grid
+def show_scores(file: Path, runs: list[ScoredRun], figures: dict[str, Any]) -> None:
+    """Print the scores of a test file on stdout."""
+    from trainer.score import SCORES
 
     rows = [[str(i), str(run.seed), *(f"{getattr(run.score, n):.4f}" for n in SCORES)] for i, run in enumerate(runs)]
     rows += [[kind, "", *(f"{figures[n][kind]:.4f}" for n in SCORES)] for kind in ("max", "mean", "std")]
     print_table(f"{file.name}, {figures['model']}", ["run", "seed", *SCORES], rows)
     print(f"{figures['pictures_per_s']:.1f} pictures/s, {figures['rows_per_picture']:.1f} network rows a picture")
-    if grid:
-        save_grid(best(runs).images, grid, columns)
-    write_json(json_out, figures)
 
 
 def write_json(path: Path | None, figures: object) -> None:
@@ -203,17 +199,17 @@ def note_unseen(dataset: Dataset) -> None:
     unseen = [name for name, seen in zip(dataset.vocabulary.names, dataset.labels.any(0), strict=True) if not seen]
     if unseen and MAIN_PROCESS:
         more = f" and {len(unseen) - SHOWN_NAMES} more" if len(unseen) > SHOWN_NAMES else ""
-        console.print(
-            plain(f"note: no picture shows {', '.join(unseen[:SHOWN_NAMES])}{more}, so they cannot be learnt"),
-            markup=False, soft_wrap=True, highlight=False,
-        )  # fmt: skip
+        note(f"no picture shows {', '.join(unseen[:SHOWN_NAMES])}{more}, so they cannot be learnt")
 
 
-def read_dataset(folder: Path, progress: Progress, **how: Any) -> Dataset:
-    """Load a data set folder, with its progress shown. `how`: the arguments of `load_dataset`."""
-    from trainer.data import load_dataset
+def note(text: str) -> None:
+    """Print a remark on stderr."""
+    console.print(plain(f"note: {text}"), markup=False, soft_wrap=True, highlight=False)
 
-    task = progress.add_task(f"reading {folder}", total=None)
-    dataset = load_dataset(folder, advance=lambda n: progress.advance(task, n), **how)
-    progress.update(task, total=len(dataset), completed=len(dataset))
-    return dataset
+
+def with_card(write: Callable[[], object]) -> None:
+    """Write a checkpoint's card. Storage that cannot be written, such as an installation's, only lacks it then."""
+    try:
+        write()
+    except OSError as error:
+        note(f"the model's card was not written ({error})")

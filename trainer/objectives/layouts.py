@@ -13,6 +13,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from shared.checkpoint import CheckpointInfo, load, path_of, publish, read_info, reconfigure
+from shared.diffusion.layout_draws import LayoutDrawer
 from shared.diffusion.layouts import LAYOUTS, OUTSIDE, LayoutConfig, LayoutNetwork
 from shared.options import Count, Natural
 from shared.registry import resolve, scan
@@ -174,7 +175,7 @@ def fit_layouts(
 def fit_layouts_of(
     dataset: Dataset, config: TrainConfig, folder: Path, budget: Budget,
     on_step: Callable[[Run], None] = lambda _: None,
-) -> LayoutNetwork | None:  # fmt: skip
+) -> LayoutDrawer | None:  # fmt: skip
     """Fit the layout network of a denoiser's run to its `typical` pictures. None for a run without positions.
 
     It takes at most `config.layout_steps`, as many steps as the run, and a tenth of the run's minutes besides.
@@ -187,7 +188,7 @@ def fit_layouts_of(
     objective = Arranging(positions, dataset.vocabulary, LayoutsConfig(seed=config.seed))
     minutes = budget.minutes and budget.minutes * SHARE_OF_MINUTES
     own = Budget(minutes, min(config.layout_steps, budget.steps or config.layout_steps))
-    return fit_layouts(objective, make_network(objective), folder, own, on_step=on_step)[0]
+    return LayoutDrawer(fit_layouts(objective, make_network(objective), folder, own, on_step=on_step)[0])
 
 
 def check_own_layouts(info: CheckpointInfo) -> None:

@@ -7,7 +7,7 @@ copies resemble what the denoiser samples: many of them are noised and go throug
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import torch
 from PIL import Image
@@ -25,7 +25,7 @@ from shared.options import Count, Natural
 from shared.pictures import grid
 from shared.registry import resolve
 from shared.storage import Location
-from trainer.config import OF_ANY_RUN, Share, TrainConfig, with_changes
+from trainer.config import RunConfig, Share
 from trainer.data import Dataset, check_labelled, in_vocabulary, to_float
 from trainer.errors import TrainerError
 from trainer.full_size import Pictures, as_tensor
@@ -41,10 +41,12 @@ HELD_OUT_EVERY = 50  # one picture in so many is not trained on
 SHOWN, MEASURED = 4, 48  # held-out pictures in a sample grid, and in the figures of the log
 
 
-class UpsampleConfig(TrainConfig):
+class UpsampleConfig(RunConfig):
     """One run. `network` holds those fields of UpsamplerConfig that do not follow from the data."""
 
+    network: dict[str, Any] = Field(default_factory=dict)
     batch: Count = 4
+    optimizer: Literal["auto", "adamw", "muon"] = "auto"
     warmup_steps: Natural = 50
     cooldown: Share = 0.4
     crop: Annotated[int, Field(ge=4)] = 24  # side, in blocks, of the squares that are compared
@@ -54,9 +56,6 @@ class UpsampleConfig(TrainConfig):
     noise: Weight = 0.02  # largest standard deviation of the noise on other inputs
     octave_weight: Weight = 0.02  # of the error of the power in each octave, a logarithm
     patch_weight: Weight = 10.0  # of the distance between the patches of the same windows (`patches.py`)
-
-
-OWN_FIELDS: Final = UpsampleConfig.model_fields.keys() - TrainConfig.model_fields.keys()
 
 
 class Upsampling:
@@ -169,10 +168,6 @@ def measure(
     log_samples(folder, grid(shown, columns=2), run.step)
     figures = {"l1": float((made - target).abs().mean())}
     return figures | {f"octave_{k}": ratio for k, ratio in enumerate(ratios.tolist())}
-
-
-def make_config(changes: list[str]) -> UpsampleConfig:
-    return with_changes(UpsampleConfig(), changes, only=OF_ANY_RUN | {"network"} | OWN_FIELDS)
 
 
 def make_upsampler(base: Denoiser, size: tuple[int, int], config: UpsampleConfig) -> UpsamplerNet:

@@ -8,7 +8,7 @@ arrangements of i-CLEVR's objects are also measured against the renderer's rules
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,11 @@ from torch import Tensor
 
 from shared.diffusion.layouts import OUTSIDE, Layouts
 from shared.options import picture_seed
+from shared.vocabulary import ICLEVR
+from trainer.data import read_arrangements
+from trainer.errors import TrainerError
 from trainer.scenes.scene import breaches, ground_position
+from trainer.studies.study import Report, Subject
 
 FEWEST = 50  # pictures with a number of objects; for fewer there is no test
 DECIMALS = 3  # of positions: a third of a pixel of 320. Finer differences, such as in rounding, do not count
@@ -111,3 +115,27 @@ def compare_arrangements(
             misplaced = share_misplaced(ours) if ruled else None
             found.append(Distinguished(n, *accuracy_of_test(data, ours, seed), misplaced))
     return found
+
+
+def run(subject: Subject) -> Report:
+    """Test the denoiser's arrangements. Of several folders, the first that shows a number of objects is compared with,
+    as in training.
+    """
+    denoiser = subject.denoiser
+    if denoiser.layouts is None:
+        raise TrainerError(f"{denoiser.info.name} takes no positions, so it draws no arrangements")
+    positions = read_arrangements(subject.data, denoiser.vocabulary)
+    found = compare_arrangements(
+        denoiser.layouts, positions, count=subject.count or 1000, seed=subject.seed,
+        advance=subject.advance("drawing arrangements"), ruled=all(name in ICLEVR for name in denoiser.info.vocabulary),
+    )  # fmt: skip
+    if not found:
+        problem = f"no number of objects that {denoiser.info.name} draws has {FEWEST} pictures"
+        raise TrainerError(f"there is nothing to test: {problem}")
+    rows = [
+        [str(one.objects), str(one.tested), f"{one.accuracy:.3f}", f"{0.5 / one.tested**0.5:.3f}",
+         "-" if one.misplaced is None else f"{one.misplaced:.3f}"]
+        for one in found
+    ]  # fmt: skip
+    head = ["objects", "tested", "classifier right", "standard error of chance", "break the renderer's rules"]
+    return Report(f"arrangements of {denoiser.info.name} and of the data", head, rows, [asdict(one) for one in found])

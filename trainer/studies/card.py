@@ -1,7 +1,8 @@
 """Writes a checkpoint's card beside it: its training, its loss curve, its scores. Measures nothing.
 
-The card begins with the metadata that the Hugging Face Hub reads from a model card, as YAML. Of an existing card it
-keeps the section "How it was trained", which people write.
+The card begins with the metadata that the Hugging Face Hub reads from a model card, as YAML. It is written anew by
+`train`, `score` and `card`; paragraphs and sections that people wrote into it stay where they are. The scores are kept
+in the card alone: those of former weights go when it is written for new ones.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import io
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from matplotlib.figure import Figure
 
 from shared import storage as files
 from shared.checkpoint import CheckpointKind, path_of, read_info
-from trainer.errors import TrainerError
+from shared.storage import Location
 from trainer.runs import read_log
 from trainer.studies.markdown import page, table
 
@@ -29,18 +31,44 @@ TAGS: dict[CheckpointKind, list[str]] = {
     "denoiser": ["diffusion", "conditional-image-generation"],
     "evaluator": ["resnet", "multi-label-classification"],
 }
+MADE_BY = re.compile(r"^Made by.*\n?(?:[ \t]*\n|    .*\n?)*", re.M)  # with the indented lines below
+SCORES_HEAD = ("file", "sampling", "runs", "accuracy", "exact match", "F1", "best accuracy", "network rows a picture")
 
 
-def read_figures(path: Path) -> list[dict[str, float]]:
-    """Return the lines of a run's log. TrainerError if there are none, or if a figure is not a number."""
-    lines = read_log(path)
-    if not lines:
-        raise TrainerError(f"{path}: not a run's log (it is empty)")
-    for line in lines:
-        for key, value in line.items():
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise TrainerError(f"{path}: not a run's log ({key} is {json.dumps(value)[:40]}, not a number)")
-    return lines
+@dataclass
+class Card:
+    """What a card holds beside what follows from its checkpoint."""
+
+    licence: str | None = None
+    digest: str = ""  # the first digits, of the weights that it was written for
+    machine: str = ""
+    rows: list[list[str]] = field(default_factory=list)  # of the table of scores
+    above: str = ""  # what people wrote above the scores
+    below: list[str] = field(default_factory=list)  # and below: paragraphs, and sections of their own
+
+
+def read_card(path: Location) -> Card:
+    """Return what there is of a card; an empty one if there is none."""
+    text = files.read(path).decode("utf-8", "replace") if path.is_file() else ""
+    card = Card()
+    if header := re.match(r"---\n(.*?)\n---\n", text, re.S):
+        text = text[header.end() :]
+        if licence := re.search(r"^license: (.*)$", header[1], re.M):
+            card.licence = licence[1].strip('"')
+    intro, *sections = re.split(r"^(?=## )", text, flags=re.M)
+    if kind := re.search(r"^Kind: \w+, digest `(\w+)`, made \S+(?: on (.*))?\.$", intro, re.M):
+        card.digest, card.machine = kind[1], kind[2] or ""
+    card.above = intro[kind.end() :] if kind else re.sub(r"\A\s*# .*", "", intro)
+    for section in sections:
+        title = section.splitlines()[0].removeprefix("## ")
+        if title == "Scores":
+            blocks = section.strip("\n").split("\n\n")
+            tables = [one for one in blocks if one.startswith("| file")]
+            card.rows = [line.strip("| ").split(" | ") for one in tables for line in one.splitlines()[2:]]
+            card.below += [one for one in blocks[1:] if one not in (SCORES_NOTE, *tables)]
+        elif title not in ("Training", "Configuration"):
+            card.below.append(section)
+    return card
 
 
 def plot_log(lines: list[dict[str, float]]) -> bytes:
@@ -65,32 +93,6 @@ def plot_log(lines: list[dict[str, float]]) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", dpi=110)
     return file.getvalue()
-
-
-def _score_row(path: Path, digest: str) -> list[str]:
-    try:
-        figures: dict[str, Any] = json.loads(path.read_text())
-        options = figures["options"]
-        means = [figures[name] for name in ("accuracy", "exact_match", "f1")]
-        row = [
-            str(figures["file"]),
-            f"{options['sampler']}, {options['steps']} steps, w = {options['guidance']:g}" + _best_of(figures),
-            str(len(figures["runs"])),
-            *(f"{one['mean']:.4f} ± {one['std']:.4f}" for one in means),
-            f"{means[0]['max']:.4f}",
-            f"{figures['rows_per_picture']:.0f}",
-        ]
-        made_for = figures["digest"]
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
-        raise TrainerError(f"{path}: not what `score --json` writes") from error
-    if made_for != digest:
-        raise TrainerError(f"{path} was written for another checkpoint; score this one again")
-    return row
-
-
-def _best_of(figures: dict[str, Any]) -> str:
-    candidates = figures.get("candidates", 1)
-    return f", best of {candidates}" if candidates > 1 else ""
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[list[str]]:
@@ -121,47 +123,60 @@ def front_matter(name: str, kind: CheckpointKind, rows: list[list[str]], licence
     return "\n".join(["---", *lines, "---"])
 
 
-def _written_by_people(card: Path) -> list[str]:
-    """Return a card's section "How it was trained", or nothing."""
-    text = card.read_text("utf-8") if card.is_file() else ""
-    return [section.strip() for section in re.findall(r"^## How it was trained\n.*?(?=^## |\Z)", text, re.M | re.S)]
+def score_row(figures: dict[str, Any]) -> list[str]:
+    """Return the row of the table of scores for what `trainer score` found."""
+    options, candidates = figures["options"], figures["candidates"]
+    best_of = f", best of {candidates}" if candidates > 1 else ""
+    means = [figures[name] for name in ("accuracy", "exact_match", "f1")]
+    return [
+        figures["file"],
+        f"{options['sampler']}, {options['steps']} steps, w = {options['guidance']:g}{best_of}",
+        str(len(figures["runs"])),
+        *(f"{one['mean']:.4f} ± {one['std']:.4f}" for one in means),
+        f"{means[0]['max']:.4f}",
+        f"{figures['rows_per_picture']:.0f}",
+    ]
+
+
+def with_row(rows: list[list[str]], new: list[str]) -> list[list[str]]:
+    """Add a row, in the place of one of the same file and sampling unless that is of more runs."""
+    same = next((i for i, row in enumerate(rows) if row[:2] == new[:2]), None)
+    if same is None:
+        return [*rows, new]
+    return rows if int(rows[same][2]) > int(new[2]) else [*rows[:same], new, *rows[same + 1 :]]
 
 
 def write_card(
-    storage: Path, name: str, *, log: Path, scores: list[Path], machine: str, commands: list[str], notes: list[str],
-    licence: str | None = None,
-) -> Path:  # fmt: skip
-    """Write storage/NAME.md, NAME-log.png and a copy of the log; return the card's path.
+    storage: Location, name: str, *, log: Path | None = None, machine: str = "", command: str = "",
+    score: list[str] | None = None, licence: str | None = None,
+) -> Location:  # fmt: skip
+    """Write storage/NAME.md; with a run's log also NAME-log.png and a copy of it. Return the card's path.
 
-    `scores`: files that `trainer score --json` wrote. `notes`: paragraphs of Markdown. `licence`: of the weights, by
-    the Hub's name of it, such as mit. What cannot be used is refused before anything is written.
+    `machine`: that trained it, in words, by `command`. `score`: a row for the table. `licence`: of the weights, by the
+    Hub's name of it, such as mit.
     """
-    info = read_info(path_of(storage, name))
-    lines = read_figures(log)
-    last = info.training.get("last") or {}
-    if not any(last.items() <= line.items() for line in lines):
-        raise TrainerError(f"{log} is the log of another run: it lacks the last figures of {name}'s")
-    rows = [_score_row(path, info.digest) for path in scores]
-    parts = [front_matter(name, info.kind, rows, licence)]
-    parts += [f"# {name}", f"Kind: {info.kind}, digest `{info.digest[:16]}`, made {info.created_at} on {machine}."]
-    if commands:
-        parts.append("Made by, in this order:\n\n" + "\n".join(f"    {command}" for command in commands))
+    info, path = read_info(path_of(storage, name)), storage / f"{name}.md"
+    old = read_card(path)
+    is_same = old.digest == info.digest[:16]
+    rows = old.rows if is_same else []
+    rows = with_row(rows, score) if score else rows
+    machine = machine or (old.machine if is_same else "")
+    above = old.above
+    if command:
+        above = f"Made by\n\n    {command}\n\n" + MADE_BY.sub("", above).strip("\n")
+    made = f"made {info.created_at}" + (f" on {machine}" if machine else "")
+    parts = [front_matter(name, info.kind, rows, licence or old.licence)]
+    parts += [f"# {name}", f"Kind: {info.kind}, digest `{info.digest[:16]}`, {made}.", above]
     if rows:
-        head = ["file", "sampling", "runs", "accuracy", "exact match", "F1", "best accuracy", "network rows a picture"]
-        parts.append(f"## Scores\n\n{SCORES_NOTE}\n\n" + table(head, rows))
-    path = storage / f"{name}.md"
-    parts += [*notes, *_written_by_people(path)]
-    curve = f"![loss and scores over training]({name}-log.png)"
-    parts.append(f"## Training\n\n{curve}\n\n" + table(["what", "value"], list(_flat(info.training))))
-    parts.append("## Configuration\n\n" + table(["what", "value"], list(_flat(info.config))))
+        parts.append(f"## Scores\n\n{SCORES_NOTE}\n\n" + table(SCORES_HEAD, rows))
+    curve = storage / f"{name}-log.png"
+    if log is not None:
+        lines = read_log(log)
+        files.write(curve, plot_log(lines))
+        files.write(storage / f"{name}-log.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
+    shown = f"![loss and scores over training]({curve.name})" if curve.is_file() else ""
+    parts += [*old.below, "## Training", shown, table(["what", "value"], list(_flat(info.training)))]
+    parts += ["## Configuration", table(["what", "value"], list(_flat(info.config)))]
     parts.append(f"{len(info.vocabulary)} labels: {', '.join(info.vocabulary)}.")
-    written = {
-        storage / f"{name}-log.png": plot_log(lines),
-        storage / f"{name}-log.jsonl": "".join(json.dumps(line) + "\n" for line in lines).encode(),
-        path: page(parts).encode(),
-    }
-    if folder := next((one for one in written if one.is_dir()), None):
-        raise TrainerError(f"{folder} is a folder, not a file to write")
-    for one, content in written.items():
-        files.write(one, content)
+    files.write(path, page([part for part in parts if part.strip()]).encode())
     return path

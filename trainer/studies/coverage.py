@@ -6,18 +6,16 @@ list is always right. None of the figures says whether the labels are right.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
-from shared.diffusion.denoise import Row, sample
-from shared.diffusion.model import Denoiser
-from shared.evaluator import Evaluator
-from shared.options import SamplingOptions, picture_seed
-from trainer.data import Dataset, in_vocabulary, labelled, to_float
+from shared.diffusion.denoise import sample
+from shared.options import picture_seed
+from trainer.data import labelled, to_float
 from trainer.errors import TrainerError
+from trainer.studies.study import Report, Subject
 
 NEIGHBOURS = 5  # k: a picture's neighbourhood reaches to its k-th nearest neighbour, as in Naeem et al. 2020
 
@@ -61,34 +59,32 @@ def _distances(a: Tensor, b: Tensor) -> Tensor:
     return torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
 
 
-def examine(
-    denoiser: Denoiser, evaluators: Mapping[str, Evaluator], dataset: Dataset, options: SamplingOptions, *,
-    count: int, seed: int, on_step: Callable[[Sequence[Row]], None] = lambda _: None,
-) -> list[Compared]:  # fmt: skip
-    """Compare `count` generated pictures with `count` of the data's, and as many other ones of the data's as well.
+def run(subject: Subject) -> Report:
+    """Compare generated pictures with as many of the data's, and as many other ones of the data's as well.
 
     The generated pictures have the label lists of the latter, so that both would score alike if they looked alike.
-    Raises TrainerError for other vocabularies, and for a `count` that is too small or too large for the data.
     """
-    dataset = labelled(in_vocabulary(dataset, denoiser.vocabulary, denoiser.info.name))
+    dataset, count, seed = labelled(subject.dataset), subject.count or 1000, subject.seed
     if len(dataset) < 2 * count or count <= NEIGHBOURS:
         most = f"at most {len(dataset) // 2} pictures: half of those with labels"
         raise TrainerError(f"--count {count} needs more than {NEIGHBOURS} and {most}")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[: 2 * count]
     reference, others = order.view(2, count)
     seeds = [picture_seed(seed, i) for i in range(count)]
-    generated = sample(denoiser.stepper(), dataset.labels[others], options, seeds, on_step=on_step)
+    advance = subject.advance("sampling (pictures x steps)", count * subject.options.steps)
+    generated = sample(
+        subject.denoiser.stepper(), dataset.labels[others], subject.options, seeds,
+        on_step=lambda rows: advance(len(rows)),
+    )  # fmt: skip
     sets = {"generated": generated, "the data's": to_float(dataset.images[others])}
     compared = []
-    for name, evaluator in evaluators.items():
+    for name, evaluator in subject.judges.items():
         features = evaluator.features(to_float(dataset.images[reference]))
         for what, images in sets.items():
             compared.append(Compared(name, what, count, compare(features, evaluator.features(images))))
-    return compared
-
-
-def rows_of(compared: Sequence[Compared]) -> list[list[str]]:
-    """Return the figures as table rows: evaluator, pictures, and each figure."""
-    return [
-        [one.evaluator, one.pictures, *(f"{value:.3f}" for value in asdict(one.figures).values())] for one in compared
-    ]
+    return Report(
+        f"{count} pictures of {subject.denoiser.info.name} and of the data",
+        ["evaluator", "pictures", "precision", "recall", "density", "coverage"],
+        [[one.evaluator, one.pictures, *(f"{value:.3f}" for value in vars(one.figures).values())] for one in compared],
+        [asdict(one) for one in compared],
+    )

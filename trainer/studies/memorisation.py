@@ -7,19 +7,18 @@ distance. None of them says whether the labels are right.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor
 
 from shared.diffusion.denoise import sample
-from shared.diffusion.model import Denoiser
-from shared.evaluator import Evaluator
-from shared.options import SamplingOptions, picture_seed
-from shared.pictures import resized
-from trainer.data import Dataset, in_vocabulary, labelled, to_float
+from shared.options import picture_seed
+from shared.pictures import grid, png_bytes, resized
+from trainer.data import labelled, to_float
 from trainer.errors import TrainerError
+from trainer.studies.study import Report, Subject
 
 CHUNK = 1024  # training pictures compared at once
 QUANTILES = {"min": 0.0, "p05": 0.05, "median": 0.5}
@@ -44,7 +43,7 @@ class Closeness:
 
 
 @dataclass(frozen=True)
-class Report:
+class Found:
     """All figures. Pixel distance: root mean square of values in [-1, 1]. Feature distance: Euclidean, 512 features."""
 
     pictures: int
@@ -109,27 +108,22 @@ def common_label_sets(labels: Tensor, count: int, seed: int) -> list[Tensor]:
     return [group[torch.randperm(len(group), generator=generator)][:PER_SET] for group in groups]
 
 
-def examine(
-    denoiser: Denoiser, evaluator: Evaluator, training: Dataset, unseen: Dataset, options: SamplingOptions, *,
-    pictures: int, label_sets: int, seed: int, advance: Callable[[int], None] = lambda _: None,
-) -> tuple[Report, Tensor]:  # fmt: skip
-    """Generate pictures for the label lists of `pictures` unseen ones, and compare both with the training set.
+def run(subject: Subject) -> Report:
+    """Generate pictures for the label lists of unseen ones, and compare both with the training set.
 
-    Frechet distances are to another half of the unseen pictures, since different labels alone make a distance.
-
-    Returns the figures and (3 * n, 3, H, W) for a grid: the n generated pictures nearest to a training picture, each
-    with its nearest by pixels and by features. `advance(n)`: n pictures took a step.
+    Frechet distances are to another half of the unseen pictures, since different labels alone make a distance. The
+    report shows the generated pictures nearest to a training picture, each with its nearest by pixels and by features.
     """
-    training, unseen = (in_vocabulary(one, denoiser.vocabulary, denoiser.info.name) for one in (training, unseen))
-    unseen = labelled(unseen)
-    pictures = min(pictures, len(unseen) // 2)
+    denoiser, evaluator, seed = subject.denoiser, subject.judge, subject.seed
+    training, unseen = subject.read(subject.trained_on), labelled(subject.dataset)
+    pictures = min(subject.count or 500, len(unseen) // 2)
     if pictures < 2:
         raise TrainerError(f"at least 4 unseen pictures with labels are needed, there are {len(unseen)}")
-    stepper = denoiser.stepper()
+    stepper, advance = denoiser.stepper(), subject.advance("sampling (pictures x steps)")
 
     def generate(labels: Tensor, seed: int) -> Tensor:  # clamped as in a PNG, and of the data set's size
         seeds = [picture_seed(seed, i) for i in range(len(labels))]
-        pictures = sample(stepper, labels, options, seeds, on_step=lambda rows: advance(len(rows)))
+        pictures = sample(stepper, labels, subject.options, seeds, on_step=lambda rows: advance(len(rows)))
         return resized(pictures.clamp(-1, 1), (int(training.images.shape[-2]), int(training.images.shape[-1])))
 
     chosen, others = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(seed))[: 2 * pictures].view(
@@ -145,7 +139,7 @@ def examine(
     by_feature = [nearest(rows, training_features) for rows in features.values()]
 
     diversity = {}
-    if groups := common_label_sets(training.labels, label_sets, seed):
+    if groups := common_label_sets(training.labels, subject.label_sets, seed):
         index = torch.cat(groups)
         alike = {"generated": generate(training.labels[index], seed + 1), "training": to_float(training.images[index])}
         diversity = {
@@ -157,13 +151,16 @@ def examine(
         }
     other_features = evaluator.features(to_float(unseen.images[others]))
     frechet = {name: frechet_distance(rows, other_features) for name, rows in features.items()}
-    report = Report(pictures, closeness(*by_pixel), closeness(*by_feature), len(groups), diversity, frechet)
+    found = Found(pictures, closeness(*by_pixel), closeness(*by_feature), len(groups), diversity, frechet)
     shown = by_pixel[0].distance.argsort()[:8]
     neighbours = [to_float(training.images[near[0].index[shown]]) for near in (by_pixel, by_feature)]
-    return report, torch.stack([compared["generated"][shown], *neighbours], 1).flatten(0, 1)
+    nearest_ones = torch.stack([compared["generated"][shown], *neighbours], 1).flatten(0, 1)
+    head = ["", "generated", "to compare with"]
+    png = png_bytes(grid(nearest_ones, columns=3))
+    return Report(f"{pictures} pictures of {denoiser.info.name}", head, rows_of(found), asdict(found), png)
 
 
-def rows_of(report: Report) -> list[list[str]]:
+def rows_of(report: Found) -> list[list[str]]:
     """Return the figures as table rows: measure, generated pictures, real pictures to compare with."""
     rows = []
     for name, found in (("pixel", report.pixel), ("feature", report.feature)):

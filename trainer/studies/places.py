@@ -7,24 +7,27 @@ places that the denoiser chooses show what its layouts cost.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from shared.diffusion.denoise import Row, finish
+from shared.diffusion.denoise import finish
 from shared.diffusion.layouts import OUTSIDE, positions_at
 from shared.diffusion.model import Denoiser
 from shared.evaluator import Evaluator, score_set
 from shared.options import THRESHOLD, SamplingOptions, picture_seed
+from shared.pictures import grid, png_bytes
 from shared.vocabulary import Vocabulary
 from trainer.errors import TrainerError
 from trainer.scenes.render_folder import random_scenes
 from trainer.scenes.scene import picture_position
 from trainer.score import Lists, targets_of
-from trainer.studies.limit import check_renders, fresh_renders
+from trainer.studies.renders import check_renders, fresh_renders
+from trainer.studies.study import Report, Subject
 
+MOST_OBJECTS = 10  # of a rendered scene
 Points = list[tuple[float, float]]  # places of a picture's objects, in the order of its labels
 
 
@@ -56,9 +59,30 @@ def judge_places(
     return score.accuracy, score.exact_match, float(away[found].mean()) if found.any() else None
 
 
+def run(subject: Subject) -> Report:
+    """Measure scenes of each number of objects, by default of all that the denoiser draws. The last ones are shown."""
+    denoiser, count = subject.denoiser, subject.count or 64
+    few, many = denoiser.info.support.objects
+    placed = list[Placed]()
+    for n in subject.objects or range(max(1, few), min(many, MOST_OBJECTS) + 1):
+        measured, images = measure(
+            denoiser, subject.judge, subject.options, objects=n, count=count, seed=subject.seed, centre=subject.centre,
+            advance=subject.advance(f"sampling {n} objects (pictures x steps)", 2 * count * subject.options.steps),
+        )  # fmt: skip
+        placed += measured
+    rows = [
+        [str(one.objects), one.pictures, f"{one.accuracy:.4f}", f"{one.exact_match:.4f}",
+         "not known" if one.distance is None else f"{one.distance:.4f}"]
+        for one in placed
+    ]  # fmt: skip
+    head = ["objects", "pictures", "accuracy", "exact match", "distance, widths"]
+    title = f"{count} scenes with each number of objects"
+    return Report(title, head, rows, [asdict(one) for one in placed], png_bytes(grid(images)))
+
+
 def measure(
     denoiser: Denoiser, evaluator: Evaluator, options: SamplingOptions, *, objects: int, count: int, seed: int,
-    centre: float = 0.0, on_step: Callable[[Sequence[Row]], None] = lambda _: None,
+    centre: float = 0.0, advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[list[Placed], Tensor]:  # fmt: skip
     """Sample `count` random scenes with `objects` distinct objects each, at their places and at places of its own.
 
@@ -77,7 +101,7 @@ def measure(
     pictures: dict[str, tuple[Tensor, list[Points]]] = {}  # with the places of each picture's objects
     for what, positions in ((name, list(given)), (f"{name}, its own places", [None] * count)):
         rows = [stepper.new_row(targets[i], options, picture_seed(seed, i), positions[i]) for i in range(count)]
-        images = finish(stepper, rows, on_step)
+        images = finish(stepper, rows, lambda rows: advance(len(rows)))
         drawn = zip(rows, map(denoiser.vocabulary.encode, lists), strict=True)
         pictures[what] = images, [row.labels[indices, 1:3].tolist() for row, indices in drawn]
     sampled = pictures[name][0]

@@ -7,7 +7,7 @@ what it reaches is a lower bound of what can be told. Unlike scores it sees edge
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 from torch import Tensor, nn
@@ -17,10 +17,11 @@ from shared.device import autocast_dtype
 from shared.diffusion.denoise import finish
 from shared.diffusion.model import Denoiser
 from shared.options import SamplingOptions, picture_seed
-from shared.pictures import resized, to_uint8
-from trainer.data import Dataset, check_labelled, in_vocabulary, layouts_of, to_float
+from shared.pictures import grid, png_bytes, resized, to_uint8
+from trainer.data import Dataset, layouts_of, to_float
 from trainer.errors import TrainerError
-from trainer.full_size import Pictures, as_tensor
+from trainer.full_size import as_tensor
+from trainer.studies.study import Report, Subject
 
 FOLDS = 4  # a quarter is tested by a network that learnt from the others, so each crop is tested once
 SIDE, CROPS = 56, 4  # side of a crop in pixels, and crops of each picture
@@ -175,44 +176,44 @@ def generate(
     return torch.cat(made)
 
 
-def examine(
-    denoiser: Denoiser, dataset: Dataset, pictures: Pictures, options: SamplingOptions, *,
-    count: int, seed: int, noise: float = 0.0, upsampler_alone: bool = False,
-    advance: Callable[[int], None] = lambda _: None,
-) -> tuple[list[TwoSample], Tensor]:  # fmt: skip
-    """Compare `count` generated pictures with the folder's of the same labels, and those with `count` others.
+def run(subject: Subject) -> Report:
+    """Compare generated pictures with the data's of the same labels, and those with as many others.
 
-    `noise`: standard deviation, in levels of 256, of noise that is added to the crops of all of them.
-
-    `dataset` and `pictures` are of that folder, the latter at the size of the denoiser's finished pictures, which are
-    also compared at the size that the network samples. Also returns the crops at full size that gave most away: each
-    generated one is followed by one of the folder's, (2 SHOWN, 3, h, w) in [-1, 1].
+    With an upsampler, also at the size that the network samples. The report shows the crops at full size that gave most
+    away, each generated one before one of the data's.
     """
-    dataset = in_vocabulary(dataset, denoiser.vocabulary, denoiser.info.name)
-    check_labelled(dataset, "pictures")
+    denoiser, dataset, count, seed = subject.denoiser, subject.dataset, subject.count or 640, subject.seed
     chosen, others = choose(dataset, count)
-    device = next(denoiser.network.parameters()).device
-    generated = generate(denoiser, dataset, chosen, options, seed, upsampler_alone=upsampler_alone, advance=advance)
-    originals, rest = (torch.stack([as_tensor(pictures.read(i)) for i in one.tolist()]) for one in (chosen, others))
-    shown, found = torch.empty(0), list[TwoSample]()
-    small = denoiser.image_shape[1:]
+    advance = subject.advance("sampling", count)
+    generated = generate(
+        denoiser, dataset, chosen, subject.options, seed, upsampler_alone=subject.upsampler_alone, advance=advance
+    )
+    originals, rest = (
+        torch.stack([as_tensor(subject.pictures.read(i)) for i in one.tolist()]) for one in (chosen, others)
+    )
+    shown, found, small = torch.empty(0), list[TwoSample](), denoiser.image_shape[1:]
+    advance = subject.advance("telling apart")
     for size in dict.fromkeys([generated.shape[2:], torch.Size(small)]):
         sets = [crops(_at(size, one), torch.Generator().manual_seed(seed)) for one in (originals, generated, rest)]
-        if noise:
+        if subject.noise:
             generator = torch.Generator().manual_seed(seed)
-            sets = [with_noise(one, noise, generator) for one in sets]
-        for what, compared in (("upsampled" if upsampler_alone else "generated", sets[1]), ("the data's", sets[2])):
-            verdicts = tell_apart(sets[0], compared, device, seed, advance)
+            sets = [with_noise(one, subject.noise, generator) for one in sets]
+        what = "upsampled" if subject.upsampler_alone else "generated"
+        for name, compared in ((what, sets[1]), ("the data's", sets[2])):
+            verdicts = tell_apart(sets[0], compared, subject.device, seed, advance)
             error = float(verdicts.accuracies.std()) / FOLDS**0.5
-            name = f"{size[1]}x{size[0]}"
-            found.append(TwoSample(what, name, count, float(verdicts.accuracies.mean()), error))
+            found.append(TwoSample(name, f"{size[1]}x{size[0]}", count, float(verdicts.accuracies.mean()), error))
             if not len(shown):
-                worst, best = (
-                    verdicts.scores[1].topk(SHOWN).indices,
-                    verdicts.scores[0].topk(SHOWN, largest=False).indices,
-                )
+                worst = verdicts.scores[1].topk(SHOWN).indices
+                best = verdicts.scores[0].topk(SHOWN, largest=False).indices
                 shown = to_float(torch.stack([compared[worst], sets[0][best]], 1).flatten(0, 1))
-    return found, shown
+    return Report(
+        f"{count} pictures of {denoiser.info.name}",
+        ["size", "told from the folder's", "accuracy"],
+        [[one.size, one.what, f"{one.accuracy:.3f} ± {one.error:.3f}"] for one in found],
+        [asdict(one) for one in found],
+        png_bytes(grid(shown)),
+    )
 
 
 def _at(size: Sequence[int], pictures: Tensor) -> Tensor:
@@ -221,8 +222,3 @@ def _at(size: Sequence[int], pictures: Tensor) -> Tensor:
         return pictures
     parts = [resized(to_float(part), (size[0], size[1])) for part in torch.split(pictures, GENERATED_AT_ONCE)]
     return torch.cat([torch.from_numpy(to_uint8(part)).permute(0, 3, 1, 2) for part in parts])
-
-
-def rows_of(found: Sequence[TwoSample]) -> list[list[str]]:
-    """Return rows of a table: size, which pictures are compared with the data's, and the accuracy."""
-    return [[one.size, one.what, f"{one.accuracy:.3f} ± {one.error:.3f}"] for one in found]

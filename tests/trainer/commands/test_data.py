@@ -1,4 +1,4 @@
-"""`trainer render` and `trainer locate`."""
+"""`trainer render`, and `trainer import` of a data set that lacks positions."""
 
 import json
 from pathlib import Path
@@ -18,10 +18,11 @@ def test_scenes_are_rendered_at_random_or_from_a_train_file(command: Command) ->
 
 def test_positions_are_located_where_there_are_none(command: Command) -> None:
     assert command("render", "data", "--scenes", 8, "--size", 16)[0] == 0
-    refused(command("locate", "data"), r"data/positions\.json already exists")
+    refused(command("import", "data"), r"data/positions\.json already exists")
     Path("data/positions.json").unlink()
-    succeeded(command("locate", "data"))
+    succeeded(command("import", "data"))
     assert Path("data/positions.json").exists()
+    refused(command("import", "data/train.json"), "say where to: trainer import data/train.json FOLDER")
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from tests.toy_checkpoint import publish_toys
 from tests.trainer.command_line import TINY, Command, refused, succeeded
 from tests.trainer_fixtures import write_data_folder
 
-FIT = ("fit-evaluator", "--set", "batch=8")
+FIT = ("train", "evaluator", "--set", "batch=8")
 
 
 def test_the_evaluator_is_published_and_resumes(command: Command, data: Path) -> None:
@@ -31,7 +31,8 @@ def test_the_evaluator_is_published_and_resumes(command: Command, data: Path) ->
 def test_the_denoiser_is_scored_while_it_trains_and_resumes_by_the_same_command(command: Command, data: Path) -> None:
     publish_toys(Path("models"))
     Path("few.json").write_text(json.dumps([["red cube"], ["blue sphere", "gray cylinder"]]))
-    train = ["train", "--data", data, "--name", "tiny", "--evaluator", "toy-evaluator", "--tests", "few.json", *TINY]
+    train = ["train", "denoiser", "--data", data, "--name", "tiny", "--evaluator", "toy-evaluator"]
+    train += ["--tests", "few.json", *TINY]
     succeeded(command(*train, "--steps", 2))
     with Image.open("runs/denoiser/samples-0000002.png") as grid:
         assert grid.size == (2 + 2 * 18, 20)
@@ -45,7 +46,8 @@ def test_the_denoiser_is_scored_while_it_trains_and_resumes_by_the_same_command(
 
 def test_the_best_weights_are_published_beside_the_last_and_patience_ends_a_run(command: Command, data: Path) -> None:
     """With a rate that undoes what is learnt, the first evaluation is the best."""
-    train = ["train", "--data", data, "--held-out", data, "--name", "tiny", "--evaluate-minutes", "0", *TINY]
+    train = ["train", "denoiser", "--data", data, "--held-out", data, "--name", "tiny", "--evaluate-minutes", "0"]
+    train += [*TINY]
     train += ["--set", "publish=raw", "--set", "warmup_steps=0"]
     succeeded(command(*train, "--steps", 1))
     assert not Path("models/tiny-best.safetensors").exists()
@@ -56,10 +58,13 @@ def test_the_best_weights_are_published_beside_the_last_and_patience_ends_a_run(
     assert best["last"]["held_out_loss"] < last["last"]["held_out_loss"]
     spoilt_further = command(*spoiling, "--patience", 2)
     assert "the run was finished before" in spoilt_further[2]
-    refused(command("train", "--data", data, "--steps", 1, "--patience", 2), "--patience needs --held-out or --evalu")
+    refused(
+        command("train", "denoiser", "--data", data, "--steps", 1, "--patience", 2),
+        "--patience needs --held-out or --evalu",
+    )
     publish_toys(Path("models"))
     shutil.copy("models/toy-evaluator.safetensors", "models/other-best.safetensors")
-    other = ("train", "--data", data, "--name", "other", "--steps", 1)
+    other = ("train", "denoiser", "--data", data, "--name", "other", "--steps", 1)
     refused(command(*other), "other-best: exists and is of kind evaluator")
 
 
@@ -67,13 +72,15 @@ def test_two_test_files_of_one_name_are_refused(command: Command, data: Path) ->
     tests = ("--tests", data / "test.json", "--tests", data / "../other/test.json")
     Path("other").mkdir()
     Path("other/test.json").write_text('[["red cube"]]')
-    refused(command("train", "--data", data, *TINY, "--steps", 1, *tests), "several of --tests have one name")
+    refused(
+        command("train", "denoiser", "--data", data, *TINY, "--steps", 1, *tests), "several of --tests have one name"
+    )
     assert not Path("runs").exists()
 
 
 def test_the_loss_on_held_out_pictures_is_logged(command: Command, data: Path, tmp_path: Path) -> None:
     unseen = write_data_folder(tmp_path / "unseen", pictures=8)
-    train = ("train", "--data", data, "--held-out", data, "--held-out", unseen, "--name", "tiny", *TINY)
+    train = ("train", "denoiser", "--data", data, "--held-out", data, "--held-out", unseen, "--name", "tiny", *TINY)
     code, _, err = command(*train, "--steps", 2)
     assert code == 0, err
     last = json.loads(Path("runs/denoiser/log.jsonl").read_text().splitlines()[-1])
@@ -91,7 +98,7 @@ def test_the_loss_on_held_out_pictures_is_logged(command: Command, data: Path, t
 
 def test_labels_without_a_picture_are_noted(command: Command, data: Path) -> None:
     note = "note: no picture shows brown cube, purple cube, .*, yellow cylinder, so they cannot be learnt\n"
-    code, _, err = command("train", "--data", data, "--steps", 1, *TINY)
+    code, _, err = command("train", "denoiser", "--data", data, "--steps", 1, *TINY)
     assert (code, bool(re.search(note, err))) == (0, True), err
     code, _, err = command(*FIT, "--data", data, "--held-out", data, "--steps", 1)
     assert (code, bool(re.search(note, err))) == (0, True), err
@@ -109,13 +116,15 @@ def test_pictures_without_any_labels_are_refused_before_training(
     fit, message = (*FIT, "--steps", 1, "--run", "run"), "none of the {} pictures has labels"
     refused(command(*fit, "--data", empty, "--held-out", data), message.format("training"))
     refused(command(*fit, "--data", data, "--held-out", empty), message.format("held-out"))
-    refused(command("train", "--data", empty, "--steps", 1, "--run", "run", *TINY), message.format("training"))
+    refused(
+        command("train", "denoiser", "--data", empty, "--steps", 1, "--run", "run", *TINY), message.format("training")
+    )
     assert not Path("run").exists()
 
 
 def test_a_run_folder_of_the_other_network_is_refused(command: Command, data: Path) -> None:
     fit = (*FIT, "--data", data, "--held-out", data, "--steps", 1, "--run")
-    train = ("train", "--data", data, "--steps", 1, *TINY, "--run")
+    train = ("train", "denoiser", "--data", data, "--steps", 1, *TINY, "--run")
     assert command(*fit, "evaluator")[0] == command(*train, "denoiser")[0] == 0
     refused(command(*train, "evaluator"), r"evaluator holds the run of another kind \(evaluator, not denoiser\)")
     refused(command(*fit, "denoiser"), r"denoiser holds the run of another kind \(denoiser, not evaluator\)")
@@ -124,40 +133,33 @@ def test_a_run_folder_of_the_other_network_is_refused(command: Command, data: Pa
 def test_train_refuses_bad_labels(command: Command, data: Path) -> None:
     (data / "train.json").write_text('{"a.png": ["blu sphere"]}')
     message = 'entry "a.png": unknown label .* did you mean "blue sphere"'
-    refused(command("train", "--data", data, "--steps", 1), message)
-    refused(command("fit-evaluator", "--data", data, "--held-out", data, "--steps", 1), message)
+    refused(command("train", "denoiser", "--data", data, "--steps", 1), message)
+    refused(command("train", "evaluator", "--data", data, "--held-out", data, "--steps", 1), message)
     refused(command("render", "out", "--train", data / "train.json"), message)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message", "code"),
     [
-        (["train"], "Missing option '--data'", 2),
-        (["train", "--data", "missing", "--steps", "1"], "'missing' does not exist", 2),
-        (["train", "--data", ".", "--steps", "1"], r"error: \. is no data set, but data is one", 1),
-        (["train", "--data", "data"], "say how long: --minutes or --steps", 1),
-        (["train", "--data", "data", "--minutes", "nan"], "'--minutes'", 2),
-        (["train", "--data", "data", "--steps", "1", "--preset", "best"], 'no preset "best"; there are default', 1),
-        (["train", "--data", "data", "--steps", "1", "--set", "batchsize=4"], r"batchsize: unknown; .* batch\?", 1),
-        (["train", "--data", "data", "--steps", "1", "--set", "batch"], "not of the form field=value", 1),
-        (["train", "--data", "data", "--steps", "1", "--set", "batch=0"], "batch: .*, got 0", 1),
-        (["train", "--data", "data", "--steps", "1", "--set", f"seed={2**64 - 1}"], "seed: .*, got 1844674", 1),
-        (["fit-evaluator", "--data", "data", "--held-out", "data", "--seed", "9" * 20], "'--seed': .* 9007199", 2),
-        (["train", "--data", "data", "--steps", "1", "--set", "lr=NaN"], "lr: .*, got nan", 1),
-        (["train", "--data", "data", "--steps", "1", "--set", "network.block=3"], "error: image_size 64 must be", 1),
-        (["train", "--data", "data", "--steps", "1", "--set", "network.depth=3"], "depth: unknown; known are num_", 1),
-        (["train", "--data", "data", "--steps", "1", "--set", "network.num_labels=3"], "num_labels cannot be set", 1),
-        (
-            ["train", "--data", "data", "--steps", "1", "--set", "network=5", "--set", "network.block=1"],
-            "network: .*dictionary",
-            1,
-        ),
-        (["train", "--data", "data", "--steps", "1", "--name", "a/b"], "'a/b': not a checkpoint's name", 1),
-        (["train", "--data", "data", "--steps", "1", "--device", "tpu"], 'unknown device "tpu"; use auto', 1),
-        (["train", "--data", "data", "--steps", "1", "--evaluator", "nobody"], r"no folder /.*/models", 1),
-        (["train", "--data", "data", "--steps", "1", "--tests", "bad.json"], r'bad\.json: .*unknown label "x"', 1),
+        ([], "Missing option '--data'", 2),
+        (["--data", "missing", "--steps", "1"], "'missing' does not exist", 2),
+        (["--data", ".", "--steps", "1"], r"error: \. is no data set, but data is one", 1),
+        (["--data", "data"], "say how long: --minutes or --steps", 1),
+        (["--data", "data", "--minutes", "nan"], "'--minutes'", 2),
+        (["--data", "data", "--steps", "1", "--preset", "best"], 'no preset "best"; there are default', 1),
+        (["--data", "data", "--steps", "1", "--set", "batchsize=4"], r"batchsize: unknown; .* batch\?", 1),
+        (["--data", "data", "--steps", "1", "--set", "batch"], "not of the form field=value", 1),
+        (["--data", "data", "--steps", "1", "--set", "lr=NaN"], "lr: .*, got nan", 1),
+        (["--data", "data", "--steps", "1", "--set", "network.block=3"], "error: image_size 64 must be", 1),
+        (["--data", "data", "--steps", "1", "--set", "network.depth=3"], "depth: unknown; known are num_", 1),
+        (["--data", "data", "--steps", "1", "--set", "network.num_labels=3"], "num_labels cannot be set", 1),
+        (["--data", "data", "--steps", "1", "--set", "network=5", "--set", "network.block=1"], "network: .*dict", 1),
+        (["--data", "data", "--steps", "1", "--name", "a/b"], "'a/b': not a checkpoint's name", 1),
+        (["--data", "data", "--steps", "1", "--device", "tpu"], 'unknown device "tpu"; use auto', 1),
+        (["--data", "data", "--steps", "1", "--evaluator", "nobody"], r"no folder /.*/models", 1),
+        (["--data", "data", "--steps", "1", "--tests", "bad.json"], r'bad\.json: .*unknown label "x"', 1),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments_are_refused(command: Command, data: Path, arguments: list[str], message: str, code: int) -> None:
     Path("bad.json").write_text('[["x"]]')
-    refused(command(*arguments), message, code)
+    refused(command("train", "denoiser", *arguments), message, code)

@@ -141,7 +141,7 @@ def test_the_teacher_draws_the_folders_label_sets(command: Command, tmp_path: Pa
     (data / "train.json").write_text(json.dumps(dict(zip(names, lists, strict=True))))
     write_objects_file(data, ICLEVR.names[::-1])
     command_line = [
-        "distill", "--data", data, "--storage", storage, "--name", "x", "--steps", 1, "--trajectories", 1,
+        "train", "distilled", "--data", data, "--storage", storage, "--name", "x", "--steps", 1, "--trajectories", 1,
         "--set", "batch=4", "--run", tmp_path / "run",
     ]  # fmt: skip
     succeeded(command(*command_line))
@@ -157,7 +157,7 @@ def test_the_teacher_draws_the_folders_label_sets(command: Command, tmp_path: Pa
 def test_the_command_from_teacher_to_few_steps(command: Command, tmp_path: Path) -> None:
     data, storage = write_data_folder(tmp_path / "data", pictures=4), tmp_path / "models"
     publish_toys(storage)
-    common = ["distill", "--data", data, "--storage", storage, "--rank", 2, "--steps", 2, "--set", "batch=4"]
+    common = ["train", "distilled", "--data", data, "--storage", storage, "--rank", 2, "--steps", 2, "--set", "batch=4"]
     first = ["--run", tmp_path / "one", "--trajectories", 4]
     succeeded(command(*common, *first, "--name", "first"))
     assert read_info(storage / "first.safetensors").config["sampling"]["steps"] == 4
@@ -183,7 +183,9 @@ def test_a_teacher_with_an_upsampler_is_refused(command: Command, tmp_path: Path
     data, storage = write_data_folder(tmp_path / "data", pictures=4), tmp_path / "models"
     publish_toys(storage)
     publish_toy_upsampler(storage, "large", read_info(storage / "toy.safetensors"))
-    answer = command("distill", "--data", data, "--storage", storage, "--name", "x", "--steps", 1, "--teacher", "large")
+    answer = command(
+        "train", "distilled", "--data", data, "--storage", storage, "--name", "x", "--steps", 1, "--teacher", "large"
+    )
     refused(answer, "large enlarges the pictures of toy; distil that one: --teacher toy")
 
 
@@ -236,7 +238,7 @@ def test_a_run_starts_from_an_adapter_of_weights_that_have_learnt_on(teacher: De
 def test_bad_arguments_of_distill_are_refused(command: Command, tmp_path: Path) -> None:
     data, storage = write_data_folder(tmp_path / "data", pictures=4), tmp_path / "models"
     publish_toys(storage)
-    common = ["distill", "--data", data, "--storage", storage, "--name", "x"]
+    common = ["train", "distilled", "--data", data, "--storage", storage, "--name", "x"]
     refused(command(*common, "--steps", 1, "--set", "noise_levels=uniform"), "noise_levels: unknown; known are batch")
     refused(command(*common, "--steps", 1, "--patience", 1), "--patience needs --evaluator")
     refused(command(*common, "--steps", 1, "--teacher-steps", 7), "must be a multiple of --sampling-steps 4")
@@ -255,7 +257,7 @@ def test_a_refused_command_leaves_the_run_folder_as_it_was(command: Command, tmp
     data, storage, run = write_data_folder(tmp_path / "data", pictures=4), tmp_path / "models", tmp_path / "run"
     publish_toys(storage)
     publish_toy_denoiser(storage, "digits", 0, vocabulary=Vocabulary(("zero", "one")))
-    common = ["distill", "--data", data, "--storage", storage, "--name", "x", "--steps", 1, "--run", run]
+    common = ["train", "distilled", "--data", data, "--storage", storage, "--name", "x", "--steps", 1, "--run", run]
     refused(command(*common, "--teacher-steps", 4000), "steps: .*less than or equal to 1000, got 4000")
     refused(
         command(*common, "--teacher", "digits"),
@@ -276,7 +278,7 @@ def test_an_adapter_never_replaces_its_base(command: Command, tmp_path: Path, te
     publish_adapter(AdaptedNetwork(base.network, 2), base.info, storage, "fast", PATH, {"rank": 2})
     kept = (storage / "toy.safetensors").read_bytes()
     answer = command(
-        "distill", "--data", data, "--storage", storage, "--rank", 2, "--steps", 1, "--trajectories", 1,
+        "train", "distilled", "--data", data, "--storage", storage, "--rank", 2, "--steps", 1, "--trajectories", 1,
         "--run", tmp_path / "run", "--teacher", teacher, "--name", name,
     )  # fmt: skip
     refused(answer, "toy: is the checkpoint that the new one changes, so it must stay; choose another name")
@@ -290,7 +292,7 @@ def test_the_same_command_distils_the_same_weights(command: Command, tmp_path: P
     for name in ("a", "b"):
         torch.manual_seed(ord(name))
         code, _, err = command(
-            "distill", "--data", data, "--storage", storage, "--rank", 2, "--steps", 1, "--set", "batch=4",
+            "train", "distilled", "--data", data, "--storage", storage, "--rank", 2, "--steps", 1, "--set", "batch=4",
             "--trajectories", 4, "--name", name, "--run", tmp_path / name,
         )  # fmt: skip
         assert code == 0, err

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from shared.checkpoint import load, read_info
+from shared.diffusion.layout_draws import LayoutDrawer
 from shared.diffusion.layouts import LAYOUTS, OUTSIDE, LayoutNetwork
 from shared.diffusion.model import load_denoiser
 from shared.vocabulary import ICLEVR, Vocabulary
@@ -41,7 +42,8 @@ def test_the_layout_network_learns_which_label_stands_where(tmp_path: Path) -> N
     heights = torch.rand(count, 2, generator=generator).sort(1).values  # y from the top: the sky's is the smaller
     positions = torch.stack([torch.rand(count, 2, generator=generator), heights], -1)
     network, training = fitted(positions, vocabulary, tmp_path, 100, 16)
-    drawn = torch.stack([network.draw(torch.ones(2), generator) for _ in range(300)])
+    drawer = LayoutDrawer(network)
+    drawn = torch.stack([drawer.draw(torch.ones(2), generator) for _ in range(300)])
     assert float((drawn[:, 0, 1] < drawn[:, 1, 1]).float().mean()) >= 0.75
     losses = {one["step"]: one["held_out_loss"] for one in read_log(tmp_path / "log.jsonl") if "held_out_loss" in one}
     assert list(losses) == list(range(5, 101, 5))
@@ -109,7 +111,8 @@ def test_a_checkpoint_gets_other_layouts(tmp_path: Path, command: Command) -> No
     adapter = read_info(storage / "adapter.safetensors")
     assert command("render", tmp_path / "places", "--scenes", "20", "--no-pictures")[0] == 0
     assert not (tmp_path / "places/iclevr").exists()
-    fit = ["fit-layouts", "positioned", "--data", tmp_path / "places", "--storage", storage, "--run", tmp_path / "run"]
+    fit = ["train", "layouts", "--name", "positioned", "--data", tmp_path / "places", "--storage", storage]
+    fit += ["--run", tmp_path / "run"]
     refused(command(*fit, "--set", "network.width=30"), "width 30 must be a multiple of the 4 heads")
     refused(command(*fit, "--set", "most=9"), "network.most cannot be set: it follows from the data")
     refused(command(*fit, "--set", "depth=9"), "depth: unknown; known are batch")

@@ -19,10 +19,11 @@ from shared.vocabulary import ICLEVR, Vocabulary
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler, publish_toys
 from tests.trainer.command_line import Command, refused, succeeded
 from tests.trainer_fixtures import write_data_folder, write_objects_file
+from trainer.config import with_changes
 from trainer.data import load_dataset, to_float
 from trainer.errors import TrainerError
 from trainer.full_size import as_tensor, find_pictures
-from trainer.stages.upsample import Upsampling, make_config, make_upsampler
+from trainer.stages.upsample import UpsampleConfig, Upsampling, make_upsampler
 
 CHANGES = ["crop=4", "squares=2", "batch=3", "network.channels=8", "network.blocks=1"]
 SET = [part for change in CHANGES for part in ("--set", change)]
@@ -46,7 +47,7 @@ def base(tmp_path: Path) -> Denoiser:
 
 def objective(tmp_path: Path, base: Denoiser, *changes: str) -> Upsampling:
     folder = tmp_path / "data" if (tmp_path / "data").exists() else write_folder(tmp_path / "data")
-    pictures, config = find_pictures([folder], None), make_config([*CHANGES, *changes])
+    pictures, config = find_pictures([folder], None), with_changes(UpsampleConfig(), [*CHANGES, *changes])
     network = make_upsampler(base, pictures.size, config)
     return Upsampling(load_dataset(folder, size=16), pictures, base, network.config, config)
 
@@ -174,7 +175,7 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path, base: Denoiser) -> No
 def test_the_command_trains_publishes_and_resumes(command: Command, tmp_path: Path) -> None:
     data, storage, run = write_folder(tmp_path / "data"), tmp_path / "models", tmp_path / "run"
     publish_toys(storage)
-    common = ["upsample", "--data", data, "--storage", storage, "--base", "toy", "--name", "large", *SET]
+    common = ["train", "upsampler", "--data", data, "--storage", storage, "--base", "toy", "--name", "large", *SET]
     succeeded(command(*common, "--run", run, "--steps", 2))
     info = read_info(storage / "large.safetensors")
     assert info.config["base"] == {"name": "toy", "digest": read_info(storage / "toy.safetensors").digest}
@@ -198,10 +199,11 @@ def test_the_command_trains_publishes_and_resumes(command: Command, tmp_path: Pa
 def test_the_command_refuses_bad_arguments(command: Command, tmp_path: Path) -> None:
     data, storage = write_folder(tmp_path / "data"), tmp_path / "models"
     publish_toys(storage)
-    common = ["upsample", "--data", data, "--storage", storage, "--name", "large", "--run", tmp_path / "run", *SET]
+    common = ["train", "upsampler", "--data", data, "--storage", storage, "--name", "large"]
+    common += ["--run", tmp_path / "run", *SET]
     refused(command(*common, "--base", "toy"), "say how long")
     useless = command(*common, "--base", "toy", "--steps", 1, "--set", "loss_weight=edm")
-    refused(useless, "--set loss_weight: it has no effect here; fields are batch, betas")
+    refused(useless, "loss_weight: unknown; did you mean patch_weight")
     refused(command(*common, "--base", "nobody", "--steps", 1), "nobody: no such denoiser")
     refused(command(*common, "--base", "toy", "--steps", 1, "--size", "30x24"), "must be a multiple of the block, 4")
     publish_toy_upsampler(storage, "large", read_info(storage / "toy.safetensors"))
@@ -210,7 +212,7 @@ def test_the_command_refuses_bad_arguments(command: Command, tmp_path: Path) -> 
     refused(command(*common, "--base", "toy", "--name", "toy", "--steps", 1), "toy: is the checkpoint that the new one")
     refused(command(*common, "--base", "toy", "--name", "toy-evaluator", "--steps", 1), "is of kind evaluator")
     refused(command(*common, "--base", "toy", "--set", "crop=7", "--steps", 1), "smaller than crop=7 blocks")
-    onto_itself = ("move-upsampler", "large", "--base", "toy", "--name", "toy", "--storage", storage)
+    onto_itself = ("configure", "large", "--base", "toy", "--as", "toy", "--storage", storage)
     refused(command(*onto_itself), "toy: is the checkpoint that the new one changes")
     assert {path: path.read_bytes() for path in storage.iterdir()} == kept
     assert not (tmp_path / "run").exists()
@@ -223,8 +225,9 @@ def test_only_the_first_of_several_processes_publishes(
     data, storage = write_folder(tmp_path / "data"), tmp_path / "models"
     publish_toys(storage)
     monkeypatch.setattr("trainer.commands.terminal.MAIN_PROCESS", False)
-    upsample = ["upsample", "--base", "toy", "--run", tmp_path / "upsample", *SET]
-    distill = ["distill", "--teacher", "toy", "--trajectories", 1, "--run", tmp_path / "distill", "--set", "batch=4"]
+    upsample = ["train", "upsampler", "--base", "toy", "--run", tmp_path / "train", "upsampler", *SET]
+    distill = ["train", "distilled", "--teacher", "toy", "--trajectories", 1, "--run", tmp_path / "train"]
+    distill += ["distilled", "--set", "batch=4"]
     for one in (upsample, distill):
         code, _, err = command(*one, "--data", data, "--storage", storage, "--name", "new", "--steps", 1)
         assert code == 0, err
@@ -236,7 +239,7 @@ def test_a_run_starts_from_a_published_upsampler(command: Command, tmp_path: Pat
     data, storage = write_folder(tmp_path / "data"), tmp_path / "models"
     publish_toys(storage)
     publish_toy_upsampler(storage, "large", read_info(storage / "toy.safetensors"))
-    common = ["upsample", "--data", data, "--storage", storage, "--base", "other", "--name", "next", *SET]
+    common = ["train", "upsampler", "--data", data, "--storage", storage, "--base", "other", "--name", "next", *SET]
     common += ["--steps", 1, "--set", "lr=1e-9", "--set", "weight_decay=0"]
     succeeded(command(*common, "--start-from", "large", "--run", tmp_path / "run"))
     assert read_info(storage / "next.safetensors").training["started_from"] == "large"
@@ -251,11 +254,11 @@ def test_an_upsampler_moves_to_another_base(command: Command, tmp_path: Path) ->
     storage = tmp_path
     publish_toys(storage)
     source = publish_toy_upsampler(storage, "large", read_info(storage / "toy.safetensors"))
-    succeeded(command("move-upsampler", "large", "--base", "other", "--name", "moved", "--storage", storage))
+    succeeded(command("configure", "large", "--base", "other", "--as", "moved", "--storage", storage))
     moved, other = (load_denoiser(storage / f"{name}.safetensors") for name in ("moved", "other"))
     assert moved.info.config["upsampler"] == source.config["upsampler"]
     assert all(torch.equal(a, b) for a, b in zip(moved.network.parameters(), other.network.parameters(), strict=True))
     before, after = (load(storage / f"{name}.safetensors")[1] for name in ("large", "moved"))
     assert all(torch.equal(before[name].bfloat16(), after[name]) for name in before)
-    refused(command("move-upsampler", "toy", "--base", "other", "--storage", storage), "toy has no upsampler")
-    refused(command("move-upsampler", "moved", "--base", "large", "--storage", storage), "large is an adapter")
+    refused(command("configure", "toy", "--base", "other", "--storage", storage), "toy has no upsampler")
+    refused(command("configure", "moved", "--base", "large", "--storage", storage), "large is an adapter")

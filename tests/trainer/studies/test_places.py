@@ -12,7 +12,7 @@ from shared.diffusion.model import load_denoiser
 from shared.evaluator import Evaluator
 from shared.vocabulary import ICLEVR, Vocabulary
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
-from tests.trainer.command_line import Command, refused, succeeded
+from tests.trainer.command_line import Command, succeeded
 from trainer.errors import TrainerError
 from trainer.studies.places import judge_places, measure
 
@@ -63,18 +63,18 @@ def test_an_evaluator_without_a_position_head() -> None:
 def test_the_command(command: Command) -> None:
     publish_toys(Path("models"))
     publish_toy_denoiser(Path("models"), "placing", 0, positions=True, rotations=True)
-    at = ("places", "--objects", 1, "--objects", 4, "--count", 3)
-    out = succeeded(command(*at, "--model", "placing", "--json", "a.json", "--grid", "a.png"))
-    figures = json.loads(Path("a.json").read_text())
+    at = ("evaluate", "placing", "--only", "places", "--count", 3, "--out", ".")
+    out = succeeded(command(*at, "--objects", 1, "--objects", 4))
+    figures = json.loads(Path("places.json").read_text())
     assert [(one["objects"], one["pictures"]) for one in figures] == [
         (objects, pictures)
         for objects in (1, 4)
         for pictures in ("placing", "placing, its own places", "fresh renders")
     ]  # fmt: skip
     assert "fresh renders" in out
-    assert Path("a.png").stat().st_size > 100
-    refused(command(*at, "--model", "toy"), "toy takes no positions")
-    refused(command("places", "--model", "placing"), "Missing option '--objects'", 2)
+    publish_toy_denoiser(Path("models"), "placing", 0, positions=True, support={"objects": [2, 3]})
+    succeeded(command(*at))
+    assert [one["objects"] for one in json.loads(Path("places.json").read_text())[::3]] == [2, 3]
 
 
 class Reordered(Evaluator):

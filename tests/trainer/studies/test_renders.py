@@ -1,4 +1,4 @@
-"""`trainer limit`: fresh renders are scored as samples are, with new placements in every run."""
+"""`trainer score --renders`: fresh renders are scored as samples are, with new placements in every run."""
 
 import json
 from pathlib import Path
@@ -9,7 +9,7 @@ import numpy as np
 from shared.vocabulary import ICLEVR, Vocabulary
 from tests.toy_checkpoint import publish_toy_evaluator, publish_toys
 from tests.trainer.command_line import Command, refused
-from trainer.studies.limit import fresh_renders
+from trainer.studies.renders import fresh_renders
 
 
 def test_renders_are_scored_and_follow_from_the_seed(command: Command, tmp_path: Path) -> None:
@@ -19,7 +19,7 @@ def test_renders_are_scored_and_follow_from_the_seed(command: Command, tmp_path:
     figures = []
     for seed, name in ((0, "a"), (0, "b"), (1, "c")):
         code, out, err = command(
-            "limit", file, "--storage", tmp_path / "models", "--repeats", 2, "--seed", seed,
+            "score", file, "--renders", "--storage", tmp_path / "models", "--repeats", 2, "--seed", seed,
             "--json", tmp_path / f"{name}.json", "--grid", tmp_path / f"{name}.png",
         )  # fmt: skip
         assert code == 0, err
@@ -37,14 +37,14 @@ def test_padded_renders_are_judged_with_or_without_their_padding(command: Comman
 
     def found(*options: object) -> dict[str, Any]:
         file, to = tmp_path / "lists.json", ("--storage", tmp_path / "models", "--json", tmp_path / "a.json")
-        code, _, err = command("limit", file, *to, "--repeats", 1, "--size", 32, *options)
+        code, _, err = command("score", file, "--renders", *to, "--repeats", 1, "--size", 32, *options)
         assert code == 0, err
         return cast(dict[str, Any], json.loads((tmp_path / "a.json").read_text()))
 
     figures = [found(), found("--fit", "pad"), found("--fit", "pad", "--keep-padding")]
     assert {one["evaluator"] for one in figures} == {"toy-evaluator"}
     assert [(one["size"], one["padding"]) for one in figures] == [(32, "none"), (32, "cut"), (32, "kept")]
-    refused(command("limit", tmp_path / "lists.json", "--fit", "crop"), "crop", code=2)
+    refused(command("score", tmp_path / "lists.json", "--renders", "--fit", "crop"), "crop", code=2)
 
 
 def test_scenes_without_a_central_object() -> None:
@@ -59,7 +59,7 @@ def test_more_objects_than_the_task_has(command: Command, tmp_path: Path) -> Non
     publish_toys(tmp_path / "models")
     (tmp_path / "lists.json").write_text(json.dumps([list(ICLEVR.names[:8])]))
     to = ("--storage", tmp_path / "models", "--json", tmp_path / "a.json")
-    code, _, err = command("limit", tmp_path / "lists.json", *to, "--repeats", 1, "--centre", 0)
+    code, _, err = command("score", tmp_path / "lists.json", "--renders", *to, "--repeats", 1, "--centre", 0)
     assert code == 0, err
     figures = json.loads((tmp_path / "a.json").read_text())
     assert figures["centre"] == 0
@@ -70,7 +70,17 @@ def test_an_evaluator_may_know_more_than_renders_show(command: Command, tmp_path
     publish_toy_evaluator(tmp_path, "more", Vocabulary(("pink cube", *ICLEVR.names[::-1])))
     publish_toy_evaluator(tmp_path, "digits", Vocabulary(("zero", "one")))
     (tmp_path / "lists.json").write_text(json.dumps([["red cube", "blue sphere"]]))
-    at = ("limit", tmp_path / "lists.json", "--storage", tmp_path, "--repeats", 1, "--json", tmp_path / "a.json")
+    at = (
+        "score",
+        tmp_path / "lists.json",
+        "--renders",
+        "--storage",
+        tmp_path,
+        "--repeats",
+        1,
+        "--json",
+        tmp_path / "a.json",
+    )
     code, _, err = command(*at, "--evaluator", "more")
     assert code == 0, err
     recall = json.loads((tmp_path / "a.json").read_text())["runs"][0]["per_label_recall"]
@@ -81,4 +91,4 @@ def test_an_evaluator_may_know_more_than_renders_show(command: Command, tmp_path
 def test_a_label_that_cannot_be_rendered_is_refused(command: Command, tmp_path: Path) -> None:
     publish_toys(tmp_path / "models")
     (tmp_path / "lists.json").write_text(json.dumps([["red cone"]]))
-    refused(command("limit", tmp_path / "lists.json", "--storage", tmp_path / "models"), "red cone")
+    refused(command("score", tmp_path / "lists.json", "--renders", "--storage", tmp_path / "models"), "red cone")

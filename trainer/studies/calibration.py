@@ -6,9 +6,10 @@ are numbered in the order of the conditions file.
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import StatisticsError, correlation, fmean
 from typing import Any
@@ -17,12 +18,13 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from shared.evaluator import Evaluator, score_set
+from shared.evaluator import Evaluator, load_evaluator, score_set
 from shared.pictures import to_images
 from shared.rgb import to_rgb
 from shared.vocabulary import read_test_file
 from trainer.errors import TrainerError
 from trainer.score import targets_of
+from trainer.studies.study import Report, Subject
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,30 @@ def calibrate(
         raise TrainerError(f"{folder / 'sets.json'}: {error}") from error
 
 
-def plot(agreement: Agreement, path: Path) -> None:
-    """Plot the evaluator's accuracy over the published one, one dot a set."""
+def plot(agreement: Agreement) -> bytes:
+    """Plot the evaluator's accuracy over the published one, one dot a set; return the PNG."""
     figure = Figure(figsize=(4.5, 4.5), layout="constrained")
     axes = figure.subplots()
     axes.plot([0, 1], [0, 1], color="tab:gray", linewidth=1)
     axes.scatter([one.published for one in agreement.sets], [one.accuracy for one in agreement.sets], s=14)
     title = f"correlation {agreement.correlation:.3f}, mean absolute error {agreement.mean_absolute_error:.3f}"
     axes.set(xlabel="published accuracy", ylabel="this evaluator's", title=title, xlim=(0, 1), ylim=(0, 1))
-    figure.savefig(path, dpi=110)
+    figure.savefig(file := io.BytesIO(), format="png", dpi=110)
+    return file.getvalue()
+
+
+def run(subject: Subject) -> Report:
+    evaluator, (folder, *_) = load_evaluator(subject.path, subject.device), subject.data
+    assert subject.conditions is not None
+    advance = subject.advance("scoring sets")
+    agreement = calibrate(folder, subject.conditions, evaluator, lambda: advance(1))
+    rows = [
+        [one.folder, f"{one.published:.3f}", f"{one.accuracy:.3f}", f"{one.accuracy - one.published:+.3f}"]
+        for one in agreement.sets
+    ]
+    title = (
+        f"{len(rows)} published sets: correlation {agreement.correlation:.4f}, mean absolute error "
+        f"{agreement.mean_absolute_error:.4f}, bias {agreement.bias:+.4f}"
+    )
+    head = ["set", "published", "this evaluator's", "difference"]
+    return Report(title, head, rows, asdict(agreement), plot(agreement))

@@ -1,5 +1,6 @@
 """Comparing an evaluator with published scores."""
 
+import io
 import json
 from pathlib import Path
 
@@ -11,8 +12,11 @@ from torch import Tensor
 
 from shared.evaluator import Evaluator
 from shared.vocabulary import ICLEVR
+from tests.toy_checkpoint import publish_toys
+from tests.trainer.command_line import Command, succeeded
 from trainer.errors import TrainerError
-from trainer.studies.calibrate import calibrate, plot, read_pictures
+from trainer.studies import calibration
+from trainer.studies.calibration import calibrate, plot, read_pictures
 
 
 class Reader(Evaluator):
@@ -47,8 +51,16 @@ def test_pictures_are_scored_in_the_order_of_their_numbers(sets: Path) -> None:
     assert found.mean_absolute_error == pytest.approx(0.2 / 3)
     assert found.bias == pytest.approx(0)
     assert found.correlation == pytest.approx(np.corrcoef([1.0, 0.5, 0.25], [1.0, 0.4, 0.35])[0, 1])
-    plot(found, sets / "plot.png")
-    assert (sets / "plot.png").stat().st_size > 1000
+    with Image.open(io.BytesIO(plot(found))) as shown:
+        assert min(shown.size) > 100
+
+
+def test_the_command(command: Command, sets: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    publish_toys(Path("models"))
+    monkeypatch.setattr(calibration, "load_evaluator", lambda *_: Reader(ICLEVR))
+    at = ("evaluate", "toy-evaluator", "--conditions", sets, "--data", sets, "--out", ".")
+    assert "3 published sets: correlation" in succeeded(command(*at))
+    assert [one["folder"] for one in json.loads(Path("calibration.json").read_text())["sets"]] == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("content", ["{", "[]", '[{"folder": "a"}]', '{"a": 1}', "[1, 2]"])

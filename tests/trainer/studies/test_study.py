@@ -1,0 +1,119 @@
+"""The contract of all studies: `trainer evaluate` runs each of them alike, on a toy."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from shared.checkpoint import read_info
+from shared.vocabulary import ICLEVR, Vocabulary
+from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler, publish_toys
+from tests.trainer.command_line import Command, Result, refused, succeeded
+from tests.trainer_fixtures import write_data_folder, write_objects_file
+from trainer.studies import two_sample
+from trainer.studies.study import STUDIES
+
+PICTURES = 60
+OF_DENOISERS = [name for name, study in STUDIES.items() if study.kind == "denoiser"]
+OF_PICTURES = ["coverage", "memorisation", "spectrum", "two-sample"]
+NEEDS = [(name, need) for name, study in STUDIES.items() for need in study.needs]
+
+
+@pytest.fixture(autouse=True)
+def _files(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write a denoiser that takes positions, two evaluators, and a folder of pictures with positions."""
+    monkeypatch.setattr(two_sample, "STEPS", 3)
+    publish_toys(Path("models"))
+    publish_toy_denoiser(Path("models"), "placing", 0, positions=True)
+    names = list(json.loads((write_data_folder(Path("data"), PICTURES) / "train.json").read_text()))
+    places = np.random.default_rng(0).random((PICTURES, 1, 2)).tolist()
+    Path("data/positions.json").write_text(json.dumps(dict(zip(names, places, strict=True))))
+
+
+def evaluate(command: Command, study: str, *options: object, model: str = "placing", without: str = "") -> Result:
+    needed = [f"--{need.replace('_', '-')}" for need in STUDIES[study].needs if need != without]
+    given = [part for option in needed for part in (option, "data")]
+    few = ("--count", 8, "--seed", 3, "--label-sets", 1, "--objects", 2)
+    return command("evaluate", model, "--only", study, *given, *few, "--out", "out", *options)
+
+
+def figures_of(study: str) -> Any:
+    return json.loads(Path(f"out/{study}.json").read_text())
+
+
+@pytest.mark.parametrize("study", OF_DENOISERS)
+def test_a_table_is_printed_and_figures_are_written_that_follow_from_the_seed(command: Command, study: str) -> None:
+    enough = ("--count", PICTURES) if study == "arrangements" else ()
+    assert f"{study}: " in succeeded(evaluate(command, study, *enough))
+    found = figures_of(study)
+    assert found
+    succeeded(evaluate(command, study, *enough))
+    assert figures_of(study) == found
+
+
+@pytest.mark.parametrize("study", ["memorisation", "spectrum", "two-sample", "places"])
+def test_a_picture_shows_what_was_found(command: Command, study: str) -> None:
+    publish_toy_upsampler(Path("models"), "large", read_info(Path("models/placing.safetensors")))
+    succeeded(evaluate(command, study, model="large"))
+    with Image.open(f"out/{study}.png") as shown:
+        assert min(shown.size) > 16
+
+
+@pytest.mark.parametrize("study", OF_PICTURES)
+def test_the_order_of_the_folders_labels_does_not_matter(command: Command, study: str) -> None:
+    found = []
+    for names in (ICLEVR.names, ["pink cube", *ICLEVR.names[::-1]]):  # pink is in no picture
+        write_objects_file(Path("data"), names)
+        succeeded(evaluate(command, study))
+        found.append(figures_of(study))
+    assert found[0] == found[1]
+
+
+@pytest.mark.parametrize("study", OF_PICTURES)
+def test_pictures_without_labels_and_with_unknown_ones(command: Command, study: str) -> None:
+    publish_toy_denoiser(Path("models"), "two", 0, vocabulary=Vocabulary(ICLEVR.names[:2]))
+    refused(evaluate(command, study, model="two"), "two does not know labels of the folder: blue cube, green cube, b")
+    paths = [Path("data/train.json"), Path("data/positions.json")]
+    whole = [json.loads(path.read_text()) for path in paths]
+    for labelled in (16, 0):  # 2 x 8 are compared
+        for path, content in zip(paths, whole, strict=True):
+            path.write_text(json.dumps({name: one[: i < labelled] for i, (name, one) in enumerate(content.items())}))
+        result = evaluate(command, study)
+        succeeded(result) if labelled else refused(result, "none of the pictures has labels")
+
+
+@pytest.mark.parametrize(("study", "need"), NEEDS)
+def test_what_a_study_needs_is_asked_for(command: Command, study: str, need: str) -> None:
+    model = "placing" if STUDIES[study].kind == "denoiser" else "toy-evaluator"
+    refused(evaluate(command, study, model=model, without=need), f"{study} needs --{need.replace('_', '-')}$")
+
+
+def test_without_only_all_possible_studies_run_and_others_are_noted(command: Command) -> None:
+    code, out, err = command("evaluate", "toy", "--data", "data", "--count", 8, "--out", "out")
+    assert code == 0, err
+    assert {path.stem for path in Path("out").glob("*.json")} == {"coverage", "spectrum", "two-sample"}
+    assert "note: arrangements is left out: toy takes no positions" in err
+    assert "memorisation" not in out + err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nobody"], "nobody: no such checkpoint in the storage; available: other, placing, "),
+        (["placing", "--only", "beauty"], 'no study "beauty"; there are coverage, memorisation'),
+        (
+            ["toy-evaluator", "--only", "places"],
+            "places is for a checkpoint of kind denoiser; toy-evaluator is",
+        ),
+        (["placing", "--only", "places", "--out", "file"], "--out file: file is a file, not a folder"),
+        (["placing", "--only", "places", "--evaluator", "toy"], "is of kind denoiser, not evaluator"),
+        (["toy", "--only", "places"], "toy takes no positions"),
+        (["toy-evaluator"], "say what to compare with: --data FOLDER"),
+    ],
+)
+def test_bad_arguments_are_refused(command: Command, arguments: list[str], message: str) -> None:
+    Path("file").touch()
+    refused(command("evaluate", *arguments), message)

@@ -1,0 +1,126 @@
+"""What a study is: a measurement that says more about a checkpoint than its scores. `trainer evaluate` runs them.
+
+A study is an entry of STUDIES and a module of this package, whose `run` measures a Subject and returns a Report.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from rich.progress import Progress
+
+from shared.checkpoint import CheckpointKind
+from shared.diffusion.model import Denoiser, load_denoiser
+from shared.evaluator import Evaluator, load_evaluator
+from shared.options import SamplingOptions
+from shared.storage import Location
+from trainer.data import Dataset, check_labelled, in_vocabulary, read_folders
+from trainer.full_size import Pictures, find_pictures
+from trainer.score import evaluator_path, make_options
+
+
+@dataclass
+class Subject:
+    """A checkpoint, with what `trainer evaluate` was given to study it. Whatever is loaded is loaded once."""
+
+    storage: Location
+    path: Location
+    device: torch.device
+    progress: Progress
+    data: list[Path] = field(default_factory=list)
+    trained_on: list[Path] = field(default_factory=list)
+    conditions: Path | None = None
+    evaluators: list[str] = field(default_factory=list)
+    preset: str = "default"
+    count: int | None = None
+    seed: int = 0
+    objects: list[int] = field(default_factory=list)
+    centre: float = 0.0
+    label_sets: int = 32
+    noise: float = 0.0
+    upsampler_alone: bool = False
+
+    @cached_property
+    def denoiser(self) -> Denoiser:
+        return load_denoiser(self.path, device=self.device)
+
+    @cached_property
+    def options(self) -> SamplingOptions:
+        return make_options(self.preset, {}, self.denoiser.info)
+
+    @cached_property
+    def judges(self) -> dict[str, Evaluator]:
+        """The evaluators that were named, or the one that judges the denoiser; by name."""
+        names: list[str | None] = [*self.evaluators] or [None]
+        paths = {name: evaluator_path(self.storage, name, self.denoiser.info) for name in names}
+        return {name or path.stem: load_evaluator(path, self.device) for name, path in paths.items()}
+
+    @property
+    def judge(self) -> Evaluator:
+        return next(iter(self.judges.values()))
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        """The pictures of `data`, at the size that the network samples."""
+        return self.read(self.data)
+
+    @cached_property
+    def pictures(self) -> Pictures:
+        """The same pictures at the size of the denoiser's finished ones."""
+        _, height, width = self.denoiser.picture_shape
+        return find_pictures(self.data, f"{width}x{height}")
+
+    def read(self, folders: Sequence[Path]) -> Dataset:
+        size = self.denoiser.image_shape[-1]
+        dataset = read_folders(folders, self.progress, size=size, fit=self.denoiser.fit)
+        dataset = in_vocabulary(dataset, self.denoiser.vocabulary, self.denoiser.info.name)
+        check_labelled(dataset, "pictures")
+        return dataset
+
+    def advance(self, what: str, total: int | None = None) -> Callable[[int], None]:
+        """Show a progress bar; return what moves it."""
+        task = self.progress.add_task(what, total=total)
+        return lambda n: self.progress.advance(task, n)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a study found: a table, all figures, and a picture."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    figures: Any  # for JSON
+    png: bytes | None = None
+
+
+@dataclass(frozen=True)
+class Study:
+    """What a study needs: options, by their names in Subject, and a checkpoint of a kind."""
+
+    needs: tuple[str, ...] = ("data",)
+    kind: CheckpointKind = "denoiser"
+
+
+STUDIES: Final = {
+    "coverage": Study(),
+    "memorisation": Study(("data", "trained_on")),
+    "spectrum": Study(),
+    "two-sample": Study(),
+    "arrangements": Study(),
+    "places": Study(()),
+    "calibration": Study(("data", "conditions"), kind="evaluator"),
+}
+
+
+def run(name: str, subject: Subject) -> Report:
+    """Run a study, whose module is loaded only now. TrainerError if the subject or its data do not suit it."""
+    module = importlib.import_module(f"trainer.studies.{name.replace('-', '_')}")
+    report: Report = module.run(subject)
+    return report
