@@ -26,6 +26,7 @@ from trainer.config import RunConfig
 from trainer.errors import TrainerError
 from trainer.processes import processes
 from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, rate_share, run_log, save_state, step_seed
+from trainer.trackers import TrackerName
 
 
 class Objective(Protocol):
@@ -174,13 +175,15 @@ def train(
     evaluations: int = 1,
     patience: int | None = None,
     grad_accumulation: int = 1,
+    tracker: TrackerName | None = None,
 ) -> Training:
     """Train `network` until the budget is spent; state, log and TensorBoard events go to `folder`.
 
     `start_from`: the name of the checkpoint whose weights the network has. A resumed run continues from its own state
     instead. The first process evaluates (`objective.show`) every `evaluate_every_s` seconds, and at `evaluations` equal
     shares of the budget, the last of which is its end. `patience`: stop after so many evaluations in a row that are
-    worse than the best. `grad_accumulation`: backward passes in a step, each of its part of the batch.
+    worse than the best. `grad_accumulation`: backward passes in a step, each of its part of the batch. `tracker`: where
+    figures go besides.
 
     Raises TrainerError for another run's `folder` and for a batch that cannot be divided, FloatingPointError where the
     loss diverges.
@@ -194,14 +197,14 @@ def train(
         state = load_state(state_path, objective.kind, recipe, network) if state_path.exists() else None
         training = Training(network, config, device, state)
         config, run, averages = training.config, training.run, training.averages
-        described = {"kind": objective.kind, "config": {**recipe, "optimizer": config.optimizer}}
+        described: dict[str, Any] = {"kind": objective.kind, "config": {**recipe, "optimizer": config.optimizer}}
         if (step := group.agreed(run.step)) != run.step:
             problem = f"is at step {run.step} here, and at step {step:.0f} for the first process"
             raise TrainerError(f"{folder}: {problem}; all processes must resume from the same folder")
         wrapper = DistributedDataParallel(network) if group.size > 1 else None
         dtype = autocast_dtype(device)
 
-        with run_log(folder if is_first else None) as record:
+        with run_log(folder if is_first else None, tracker, described["config"]) as record:
 
             def save() -> None:
                 check_finite(sums)

@@ -23,6 +23,7 @@ from shared.options import WITH_POSITIONS
 from shared.registry import resolve
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
+from trainer.trackers import TrackerName, check_tracker
 
 if TYPE_CHECKING:  # these import torch, and make `--help` slow
     import torch
@@ -55,6 +56,9 @@ class Plan:
     grad_accumulation: Annotated[
         int, typer.Option(min=1, help="Backward passes in a step, each of a part of the batch, to save memory.")
     ] = 1
+    tracker: Annotated[
+        TrackerName | None, typer.Option(help="Send figures to this tracker besides. Needs its package.")
+    ] = None
     device: options.DeviceName = "auto"
 
     @property
@@ -67,6 +71,7 @@ class Plan:
         for name in (self.name, f"{self.name}-best"):
             terminal.check_publishes(self.storage, name, kind, base)
         terminal.check_folder(self.run, "--run")
+        check_tracker(self.tracker)
 
     def train(
         self, progress: Progress, what: str, objective: Objective, network: torch.nn.Module, config: RunConfig,
@@ -79,7 +84,7 @@ class Plan:
             objective, network, config, self.run, Budget(self.minutes, self.steps), device=device,
             start_from=self.start_from, on_step=show_progress(progress, what, config.batch),
             evaluate_every_s=60 * self.evaluate_minutes, patience=self.patience,
-            grad_accumulation=self.grad_accumulation,
+            grad_accumulation=self.grad_accumulation, tracker=self.tracker,
         )  # fmt: skip
 
     def publish(self, title: str, objective: Objective, training: Training, **details: Any) -> None:
