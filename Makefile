@@ -41,7 +41,7 @@ test-browser: $(VENV)/.browser  ## Test the page in Chromium
 	BIN=$(BIN) sh tests_browser/setup.sh
 	$(BIN)/python -m pytest tests_browser
 
-compose-test: $(VENV)/.dev  ## Test docker compose: build, start, kill a worker, check what containers may do (three minutes)
+compose-test: $(VENV)/.dev  ## Test docker compose: build, start, kill a worker, check what containers may do, recovery (eight minutes)
 	$(BIN)/python -m pytest --override-ini timeout=900 deploy/compose_test.py
 
 scaling-out-test: $(VENV)/.dev  ## Test workers on two hosts with one Redis, TLS and s3://, in network namespaces (two minutes)
@@ -101,7 +101,7 @@ wheel-test: wheel  ## Install the wheel into an empty environment and draw a pic
 	sh deploy/wheel_test.sh $(PYTHON) dist/labelgrid-*.whl
 
 MINUTES ?= 60
-flood: $(VENV)/.dev  ## Send the worst of each route in parallel from one key, and print the memory of API and worker (two minutes)
+flood: $(VENV)/.dev  ## Send the worst of each route in parallel from one key: the memory of API and worker has limits (five minutes)
 	$(BIN)/python -m soak.flood
 
 soak: $(VENV)/.dev  ## Keep a service under load and random faults for MINUTES=60, check that memory is flat, write docs/reliability.md

@@ -124,6 +124,12 @@ def test_a_workers_cache_of_checkpoints_fits_its_memory() -> None:
 
 
 @pytest.mark.parametrize("image", ["api", "worker"])
+def test_threads_share_a_few_heaps(image: str) -> None:
+    """`make flood` measures their memory so, by the same setting in `supervisor.py`."""
+    assert "MALLOC_ARENA_MAX=2" in (ROOT / f"Dockerfile.{image}").read_text()
+
+
+@pytest.mark.parametrize("image", ["api", "worker"])
 def test_no_image_mixes_package_indexes(image: str) -> None:
     commands = [line for line in (ROOT / f"Dockerfile.{image}").read_text().splitlines() if not line.startswith("#")]
     assert not [line for line in commands if "--extra-index-url" in line]

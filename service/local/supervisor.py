@@ -88,6 +88,7 @@ class Supervisor:
     def _start(self) -> None:
         environment = {**os.environ, "LABELGRID_DRAIN_S": str(self.drain_s)}
         environment.setdefault("LABELGRID_PICTURES", str(self.state / "pictures"))
+        environment.setdefault("MALLOC_ARENA_MAX", "2")  # as in the images
         if self.redis_url is None:
             server = RedisServer(self.state)
             self.children.append(Child("Redis server", server.start))

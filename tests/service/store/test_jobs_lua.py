@@ -298,6 +298,21 @@ def test_an_early_end_takes_the_jobs_pictures_and_grid_out_of_queue_and_stream(l
     assert {f"labelgrid:job:{A}:waiting", f"{OWNERS}:ann", COUNTS}.isdisjoint(library.names())
 
 
+def test_an_attempt_of_a_webhook_that_took_longer_than_its_lease_ends_no_later_one(library: Library) -> None:
+    message = f"{A} running"
+    library.connection.zadd("labelgrid:webhooks", {message: 0})
+    assert library("take_webhook", message, 60) == [1, None]
+    assert library("take_webhook", message, 60) is None
+    library.connection.zadd("labelgrid:webhooks", {message: 0})  # the lease is over
+    assert library("take_webhook", message, 60) == [2, None]
+    before = library.dump()
+    for wait_s in (-1, 0):
+        library("end_webhook", message, 1, wait_s)
+        assert library.dump() == before
+    library("end_webhook", message, 2, -1)
+    assert library.names() == set()
+
+
 def test_delete_gives_an_owners_stored_pictures_back(library: Library) -> None:
     for job, pictures in ((A, 1), (B, 4)):
         library.create(job, pictures, "ann", most_stored=9, lifetime_s=10**9)
