@@ -33,7 +33,7 @@ from shared.pictures import png_bytes
 from tests.service.api.uploads.zips import chunk
 
 ROOT: Final = Path(__file__).parents[1]
-MOST_MIB: Final = {"api": 400, "worker": 2048}
+MOST_MIB: Final = {"api": 400, "worker": 2560}
 READY_S, EACH_S, WORK_S = 120, 240.0, 900.0
 UNREAD_S: Final = 30.0
 JOBS: Final = "work:"  # begins the names of requests that must be accepted
@@ -42,7 +42,7 @@ HEADERS: Final = {"authorization": f"Bearer {KEY}"}
 ASYNC: Final = {"prefer": "respond-async"}
 JSON: Final = {"content-type": "application/json"}
 LISTS: Final = [["red cube"]] * LIMITS.max_pictures_per_request
-LABELS: Final = {"emoji-64": ["dark skin", "woman", "surfer"]}  # of models that do not know a red cube
+LABELS: Final = {"emoji-64": ["dark skin", "woman", "surfing"]}  # of models that do not know a red cube
 PROMPT: Final = {"prompt": "red cube", "steps": 1}
 ENVIRONMENT: Final = {
     "LABELGRID_API_KEYS": f"flood:{hash_of(KEY)}",
@@ -82,8 +82,8 @@ def post(path: str, **options: object) -> Request:
     return send
 
 
-def work(path: str, **options: object) -> Request:
-    """Send a request for a job until it is accepted: one owner may not upload everything at the same time."""
+def patient(path: str, **options: object) -> Request:
+    """Send a request until there is room for it: one owner may not upload everything at the same time."""
 
     async def send(client: httpx.AsyncClient) -> str:
         while (answer := await client.post(path, headers=ASYNC, **options)).status_code == 429:  # type: ignore[arg-type]
@@ -133,7 +133,7 @@ def requests(job: str, models: list[str]) -> dict[str, tuple[int, Request]]:
 
     def every_model(**options: object) -> dict[str, tuple[int, Request]]:
         asked = {name: {"labels": [LABELS.get(name, LISTS[0])] * len(LISTS), "model": name} for name in models}
-        return {f"{JOBS} {name}": (1, work("/generate", json={**body, **options})) for name, body in asked.items()}
+        return {f"{JOBS} {name}": (1, patient("/generate", json={**body, **options})) for name, body in asked.items()}
 
     return {
         "/v1/images/generations, ten large": (12, post("/v1/images/generations", content=generation, headers=JSON)),
@@ -144,11 +144,11 @@ def requests(job: str, models: list[str]) -> dict[str, tuple[int, Request]]:
         "/generate, a long label": (40, post("/generate", content=flat, headers=JSON)),
         "/generate, half a body": (40, unread("POST /generate", flat[:900_000], len(flat))),
         "/generate, a packed recipe": (40, post("/generate/png", files={"file": recipe})),
-        "/generate, a long PNG": (24, post("/generate/png", files={"file": recipe + bytes(31 << 20)})),
+        "/generate, a long PNG": (24, patient("/generate/png", files={"file": recipe + bytes(31 << 20)})),
         **every_model(steps=1),
-        f"{JOBS} trajectories": (4, work("/generate", json={"labels": LISTS[:32], "steps": 31, "trajectory": 32})),
-        f"{JOBS} a long zip": (12, work("/score", **scored(noise, count))),
-        f"{JOBS} a zip of many pixels": (12, work("/score", **scored(unpacked, many))),
+        f"{JOBS} trajectories": (4, patient("/generate", json={"labels": LISTS[:32], "steps": 31, "trajectory": 32})),
+        f"{JOBS} a long zip": (12, patient("/score", **scored(noise, count))),
+        f"{JOBS} a zip of many pixels": (12, patient("/score", **scored(unpacked, many))),
         "/jobs": (40, get("/jobs?limit=100")),
         "/jobs/ID": (40, get(f"/jobs/{job}")),
         "/jobs/ID/events, unread": (100, unread(f"GET /jobs/{job}/events")),

@@ -84,7 +84,7 @@ def compose(
     found = {index: at_hand[record.id, index] for index in indices if (record.id, index) in at_hand}
     missing = [index for index in indices if index not in found]
     found |= zip(missing, map(_decoded, read(missing)), strict=True)
-    pictures = np.stack([found[index] for index in indices])  # (n, H, W, 3)
+    pictures = np.stack([found.pop(index) for index in indices])  # (n, H, W, 3)
     columns = min(record.columns, len(shown))
     if record.sent:
         return png_bytes(marked_grid(pictures, [verdict.exact for verdict in shown], columns))
