@@ -33,7 +33,7 @@ from shared.pictures import png_bytes
 from tests.service.api.uploads.zips import chunk
 
 ROOT: Final = Path(__file__).parents[1]
-MOST_MIB: Final = {"api": 400, "worker": 2560}
+MOST_MIB: Final = {"api": 400, "worker": 3584}
 READY_S, EACH_S, WORK_S = 120, 240.0, 900.0
 UNREAD_S: Final = 30.0
 JOBS: Final = "work:"  # begins the names of requests that must be accepted

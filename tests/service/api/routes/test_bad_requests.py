@@ -1,17 +1,21 @@
 """What POST /generate and POST /score refuse: the answer names the fault, and nothing is queued."""
 
+import gc
 import json
+import weakref
 from typing import Any
 
 import httpx
 import pytest
 
+from service.api.uploads.png import PngError
 from service.contract.errors import MAX_LISTED, BadRequest
 from service.contract.recipe import example
 from service.store.jobs import JobStore
 from shared.options import LIMITS
 from shared.vocabulary import ICLEVR
 from tests.service.api.answers import JSON, LISTS, Body, nothing_is_queued, problem
+from tests.service.processes import until
 
 BAD_LISTS = [
     ([["red cube"], ["red kube"]], 'unknown label "red kube"; did you mean "red cube"?', 1),
@@ -225,3 +229,21 @@ def test_an_unknown_model_is_reported_where_the_request_names_it(client: httpx.C
     assert found["errors"][0]["loc"] == ["query", "model"]
     found = problem(client.post("/generate", json={"labels": LISTS, "model": "zz"}), 422, "invalid-request")
     assert found["errors"][0]["loc"] == ["body", "model"]
+
+
+def test_what_a_refused_request_held_is_free_at_once(client: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An upload has 32 MiB, and the API's garbage collector comes late."""
+    held = list[weakref.ref[PngError]]()
+
+    def refuse(content: bytes) -> None:
+        upload = PngError("in place of what is large")
+        held.append(weakref.ref(upload))
+        raise PngError("no PNG")
+
+    monkeypatch.setattr("service.api.routes.generate.recipe_of", refuse)
+    gc.disable()
+    try:
+        assert client.post("/generate/png", files={"file": b"x"}).status_code == 422
+        until(lambda: held[0]() is None)
+    finally:
+        gc.enable()
