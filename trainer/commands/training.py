@@ -241,7 +241,7 @@ def layouts(
     from trainer.studies.card import write_card
 
     objectives.check_own_layouts(info := read_info(resolve(plan.storage, name, "denoiser")))
-    terminal.check_folder(plan.run, "--run")
+    plan.check("denoiser")
     # the network's own fields may be named without `network.`
     changes = [f"network.{one}" if one.split("=")[0] in LayoutConfig.model_fields else one for one in plan.set_ or []]
     config = with_changes(objectives.LayoutsConfig(), changes)
@@ -255,7 +255,7 @@ def layouts(
         fitted, training = objectives.fit_layouts(
             objective, network, plan.run, budget, start_from=plan.start_from, patience=plan.patience,
             grad_accumulation=plan.grad_accumulation, on_step=show_progress(progress, "layouts"),
-            evaluate_every_s=60 * plan.evaluate_minutes,
+            evaluate_every_s=60 * plan.evaluate_minutes, tracker=plan.tracker,
         )  # fmt: skip
     step = training.best.step if training.best else training.run.step
     details = {"data": plan.folders, "pictures": len(positions), "steps": step}

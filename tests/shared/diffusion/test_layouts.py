@@ -176,7 +176,7 @@ def test_positions_change_the_prediction_unless_labels_are_dropped() -> None:
 
 
 def test_a_seed_determines_noise_and_layout_and_the_noise_does_not_depend_on_layouts() -> None:
-    ab, layouts, options = alpha_bar("cosine", 50), layout_network(), SamplingOptions(steps=2)
+    ab, layouts, options = alpha_bar("cosine", 50), LayoutDrawer(layout_network()), SamplingOptions(steps=2)
     with_layouts, without = Stepper(network(), ab, "v", layouts=layouts), Stepper(network(False), ab, "v")
     one, again, other = (with_layouts.new_row([1, 1, 0], options, seed) for seed in (5, 5, 6))
     assert torch.equal(one.labels, again.labels)

@@ -84,8 +84,9 @@ def test_a_run_starts_from_a_former_layout_network_of_other_numbers_of_objects(t
     publish_toy_denoiser(tmp_path, "former", 0, positions=True)
     publish_toy_denoiser(tmp_path, "plain", 0)
     shape = {"cells": 4, "width": 8, "layers": 1, "heads": 1}
-    former = load_denoiser(tmp_path / "former.safetensors").layouts
-    assert isinstance(former, LayoutNetwork)
+    drawer = load_denoiser(tmp_path / "former.safetensors").layouts
+    assert drawer is not None
+    former = drawer.network
     for most in (2, 3, 5):
         positions = torch.full((1, len(ICLEVR), 2), OUTSIDE)
         positions[0, :most] = 0.5
@@ -125,9 +126,9 @@ def test_a_checkpoint_gets_other_layouts(tmp_path: Path, command: Command) -> No
     assert all(torch.equal(weights[key], changed[key]) for key in others)
     assert len(others) < len(weights)
     adapted = load_denoiser(storage / "adapter.safetensors")  # refuses a base of another digest
-    assert isinstance(adapted.layouts, LayoutNetwork)
+    assert adapted.layouts is not None
     assert adapted.info.digest != adapter.digest  # its pictures have changed
-    assert torch.equal(adapted.layouts.label.weight, changed[f"{LAYOUTS}label.weight"].float())
+    assert torch.equal(adapted.layouts.network.label.weight, changed[f"{LAYOUTS}label.weight"].float())
     onward = ["--start-from", "positioned", "--steps", "1", "--set", "width=32", "--set", "lr=1e-9"]
     assert command(*fit, *onward, "--run", tmp_path / "onward")[0] == 0
     info, again = load(storage / "positioned.safetensors")
