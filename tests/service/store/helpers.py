@@ -9,7 +9,10 @@ from redis import Redis
 
 from service.contract.job_ids import new_job_id
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
+from service.store import creation, functions
 from service.store.claims import Claim, PictureStream
+from service.store.creation import IdempotentRequest
+from service.store.doorbell import ModelName
 from service.store.jobs import JobStore
 from shared.options import SamplingOptions
 
@@ -31,6 +34,14 @@ def record(n: int = 2, owner: str = "", **about: Any) -> JobRecord:
         "options": SamplingOptions(steps=4),
     }
     return JobRecord(owner=owner, **{**usual, **about})
+
+
+def add_job(store: JobStore, job: JobRecord, request: IdempotentRequest | None = None) -> str:
+    """Create a job as `creation.JobCreator` does, for tests that may block."""
+    given = job, request, store.settings
+    answer = functions.call(store.connection, "create", *creation.arguments(*given))
+    store.doorbell.ring([ModelName(name=job.model, digest=job.digest, is_evaluator=job.sent)])
+    return creation.outcome(answer, *given)
 
 
 def done(claim: Claim, png: bytes = b"png") -> tuple[str, FinishedPicture]:
