@@ -56,6 +56,10 @@ def _hash(value: str) -> str:
     return hashlib.sha256(value.encode()).hexdigest()
 
 
+def model_of(record: JobRecord) -> ModelName:
+    return ModelName(name=record.model, digest=record.digest, is_evaluator=record.sent)
+
+
 def arguments(record: JobRecord, request: IdempotentRequest | None, settings: Settings) -> list[Any]:
     """Return the arguments of `create` in `jobs.lua`."""
     fields: dict[str, Any] = {"record": record.write(), "total": record.total, "status": "queued"}
@@ -64,19 +68,20 @@ def arguments(record: JobRecord, request: IdempotentRequest | None, settings: Se
         fields["webhook_events"] = " ".join(record.webhook_events)
     if request is not None:
         fields["request_key"] = request.redis_key
+    own = settings.has_keys
     about = {
         "id": record.id,
         "owner": record.owner,
         "digest": record.digest,
-        "model": ModelName(name=record.model, digest=record.digest, is_evaluator=record.sent).write(),
+        "model": model_of(record).write(),
         "total": record.total,
         "fields": 2 * len(fields),
         "timeout_s": settings.job_timeout_s,
         "lifetime_s": settings.job_timeout_s + settings.keep_s,
         "idempotent_s": settings.idempotent_s,
         "most_queued": settings.max_queued_pictures,
-        "most_own": settings.max_queued_pictures_per_owner if settings.has_keys else 0,
-        "most_stored": settings.max_stored_pictures_per_owner if settings.has_keys else 0,
+        "most_own": settings.max_queued_pictures_per_owner if own else 0,
+        "most_stored": settings.max_stored_pictures_per_owner if own else 0,
     }
     if request is not None:
         about |= {"request_key": request.redis_key, "request_hash": _hash(request.request)}
@@ -84,13 +89,11 @@ def arguments(record: JobRecord, request: IdempotentRequest | None, settings: Se
     return [json.dumps(about), *functions.flat(fields), *pictures]
 
 
-def outcome(answer: Any, record: JobRecord, request: IdempotentRequest | None, settings: Settings) -> str:
-    """Return the job's id, given the answer of `create`, or that of the job that the same request created before.
+def before(answer: Any, request: IdempotentRequest | None, settings: Settings) -> str:
+    """Return the job that the same request created before, if `create` answers so instead of creating one.
 
     KeyReuse if its key stands for another request, NoRoom if the job does not fit.
     """
-    if answer is None:
-        return record.id
     what, found = map(text, answer)
     if what == "request":
         assert request is not None
@@ -123,18 +126,17 @@ class JobCreator:
     async def create(self, record: JobRecord, request: IdempotentRequest | None = None) -> str:
         """Write a job and its pending pictures in one command, and return the job's id.
 
-        If the same request created a job before, write nothing and return that job's id. KeyReuse, NoRoom as `outcome`.
+        If the same request created a job before, write nothing and return that job's id. KeyReuse, NoRoom as `before`.
         """
         given = record, request, self.settings
-        few = record.total <= FEW
-        answer = await self.redis.call(
-            "create", *(arguments(*given) if few else await asyncio.to_thread(arguments, *given))
-        )
-        job_id = outcome(answer, *given)
-        self._unrung.add(ModelName(name=record.model, digest=record.digest, is_evaluator=record.sent))
+        about = arguments(*given) if record.total <= FEW else await asyncio.to_thread(arguments, *given)
+        answer = await self.redis.call("create", *about)
+        if answer is not None:
+            return before(answer, request, self.settings)
+        self._unrung.add(model_of(record))
         if len(self._unrung) == 1:
             asyncio.get_running_loop().call_soon(self._ring)
-        return job_id
+        return record.id
 
     def _ring(self) -> None:
         """Wake workers for new jobs. Nobody waits for it: a worker that is not woken looks a second later."""

@@ -64,12 +64,12 @@ class Pipeline:
         """Call a function of `jobs.lua`. Load the library first if Redis does not have it."""
         command = ("FCALL", f"{functions.LIBRARY}_{function}", 0, *arguments)
         (answer,) = await self.ask(command)
-        if functions.is_missing(answer):
-            await self("FUNCTION LOAD", "REPLACE", functions.SOURCE)
-            (answer,) = await self.ask(command)
-        if isinstance(answer, Exception):
+        if not isinstance(answer, Exception):
+            return answer
+        if not functions.is_missing(answer):
             raise answer
-        return answer
+        await self("FUNCTION LOAD", "REPLACE", functions.SOURCE)
+        return await self(*command)
 
     async def now(self) -> float:
         """Return the time by Redis's clock, in seconds since 1970. Jobs are dated by it: ours may be wrong."""

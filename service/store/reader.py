@@ -40,10 +40,10 @@ class JobReader:
         if not pairs:
             raise await self._gone(job_id)
         fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
-        record = _record(job_id, fields[b"record"])
+        record, state = _parsed(job_id, fields)
         result = JobResult.read(fields[b"result"]) if b"result" in fields else None
         done = verdicts if result is None else record.total
-        return answers.whole(record, _state(fields), done, result, read_verdicts(filter(None, shown)))
+        return answers.whole(record, state, done, result, read_verdicts(filter(None, shown)))
 
     async def _gone(self, job_id: str) -> ServiceError:
         """Return the error for a job that is not in Redis."""
@@ -73,7 +73,7 @@ class JobReader:
         for job_id, fields, done in zip(ids, stored, counts, strict=True):
             if fields:  # otherwise the job has expired
                 with contextlib.suppress(Unavailable):  # the list is of use without a job of another version
-                    heads.append(answers.head(_record(job_id, fields[b"record"]), _state(fields), done))
+                    heads.append(answers.head(*_parsed(job_id, fields), done))
         return JobPage(jobs=heads, next=members[limit - 1] if len(members) > limit else None)
 
     async def wait(self, job_id: str, timeout_s: float, gone: asyncio.Future[None], is_new: bool = False) -> Job:
@@ -119,7 +119,7 @@ class JobReader:
         raw = await self.redis("HGET", keys.job(job_id), "record")
         if raw is None:
             raise await self._gone(job_id)
-        return _record(job_id, raw)
+        return _parsed(job_id, {b"record": raw})[0]
 
     async def longest_wait_s(self, digest: str) -> float:
         """Return the age of the oldest job that is next for its owner; 0 if none is pending."""
@@ -130,15 +130,12 @@ class JobReader:
         return max([0.0, *(now - float(at) for at in asked if at)])
 
 
-def _record(job_id: str, raw: bytes | str) -> JobRecord:
-    """Parse a job's record. Unavailable if another version of the service wrote it and this one cannot read it."""
+def _parsed(job_id: str, fields: Mapping[bytes, bytes]) -> tuple[JobRecord, dict[str, str]]:
+    """Parse a job's record, and its other fields. Unavailable if another version of the service wrote it and this one
+    cannot read it."""
     try:
-        return JobRecord.read(raw)
+        return JobRecord.read(fields[b"record"]), {name.decode(): value.decode() for name, value in fields.items()}
     except ValueError as error:
         log.warning("job record cannot be read", job_id=job_id, reason=str(error))
         detail = f"job {job_id!r} was created by a newer version of the service than this process; try again"
         raise Unavailable(detail, headers={"Retry-After": "2"}) from error
-
-
-def _state(fields: Mapping[bytes, bytes]) -> dict[str, str]:
-    return {name.decode(): value.decode() for name, value in fields.items()}

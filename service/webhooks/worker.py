@@ -135,10 +135,8 @@ class Sender:
         """Start a task for each message that is due and has none."""
         due = map(text, await self.reader.redis.call("due_webhooks"))
         new = [member for member in due if member not in self._tasks]
-        async with self.connection.pipeline(transaction=False) as pipe:
-            for member in new:
-                pipe.hget(keys.job(member.partition(" ")[0]), "record")
-            found = await pipe.execute()
+        ids = (member.partition(" ")[0] for member in new)
+        found = await self.reader.redis.ask(*(("HGET", keys.job(job_id), "record") for job_id in ids))
         held = []
         for member, raw in zip(new, found, strict=True):
             try:

@@ -12,7 +12,6 @@ from service.contract.records import FinishedPicture, JobRecord, JobResult, Scor
 from service.store import creation, functions
 from service.store.claims import Claim, PictureStream
 from service.store.creation import IdempotentRequest
-from service.store.doorbell import ModelName
 from service.store.jobs import JobStore
 from shared.options import SamplingOptions
 
@@ -38,10 +37,11 @@ def record(n: int = 2, owner: str = "", **about: Any) -> JobRecord:
 
 def add_job(store: JobStore, job: JobRecord, request: IdempotentRequest | None = None) -> str:
     """Create a job as `creation.JobCreator` does, for tests that may block."""
-    given = job, request, store.settings
-    answer = functions.call(store.connection, "create", *creation.arguments(*given))
-    store.doorbell.ring([ModelName(name=job.model, digest=job.digest, is_evaluator=job.sent)])
-    return creation.outcome(answer, *given)
+    about = creation.arguments(job, request, store.settings)
+    if (answer := functions.call(store.connection, "create", *about)) is not None:
+        return creation.before(answer, request, store.settings)
+    store.doorbell.ring([creation.model_of(job)])
+    return job.id
 
 
 def done(claim: Claim, png: bytes = b"png") -> tuple[str, FinishedPicture]:
