@@ -18,6 +18,9 @@ from redis.exceptions import RedisError
 
 from service.store import keys
 from service.store.connection import text
+from service.telemetry.logs import get_logger
+
+log = get_logger(__name__)
 
 RECENT = 1000  # ended jobs, for requests that begin to wait just after their job's end
 KEPT = 4  # previews for a slow client: only the newest matter, but several workers may share a job
@@ -54,7 +57,6 @@ class Hub:
         self.connection = connection
         self.stopping = False  # the server is shutting down
         self.deadline = math.inf  # when, in monotonic seconds, waiting clients must have their answer
-        self.lost_at = time.monotonic()  # since when Redis does not send; infinite while it does
         self._watches = defaultdict[str, set[Watch]](set)  # by job
         self._ended = dict[str, None]()  # the jobs that ended last, in order
         self._task: asyncio.Task[None] | None = None
@@ -97,13 +99,14 @@ class Hub:
                     await messages.subscribe(keys.CHANGES, keys.PREVIEWS)
                     async for message in messages.listen():
                         self._hear(message)
-            except RedisError:
-                self.lost_at = min(self.lost_at, time.monotonic())
+            except RedisError:  # those who wait see for themselves whether it is away
+                pass
+            except Exception:
+                log.exception("a message of jobs cannot be read")
             await asyncio.sleep(RECONNECT_S)
 
     def _hear(self, message: dict[str, Any]) -> None:
         if message["type"] != "message":  # subscribed, perhaps again
-            self.lost_at = math.inf
             self._wake_all()
         elif text(message["channel"]) == keys.PREVIEWS:
             job_id, _, previews = text(message["data"]).partition(" ")

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import math
 import time
 from collections.abc import Mapping
 
@@ -81,7 +82,7 @@ class JobReader:
 
         Return the job. `is_new`: it was created a moment ago, so that it need not be looked at first.
         """
-        deadline = time.monotonic() + timeout_s
+        deadline, away_since = time.monotonic() + timeout_s, math.inf
         with self.hub.watch(job_id, end_only=True) as watch:
             gone.add_done_callback(lambda _: watch.heard.set())
             has_ended = watch.has_ended or not (is_new or await self._is_open(job_id))
@@ -90,17 +91,17 @@ class JobReader:
                 if left_s <= 0:
                     break
                 await watch.wait(min(left_s, LOOK_AGAIN_S))
-                has_ended = watch.has_ended or not (gone.done() or await self._is_open(job_id))
+                try:
+                    has_ended = watch.has_ended or not (gone.done() or await self._is_open(job_id))
+                    away_since = math.inf
+                except RedisError:  # perhaps for a moment only
+                    away_since = min(away_since, time.monotonic())
+                    if time.monotonic() - away_since >= LOOK_AGAIN_S:
+                        raise
         return await self.job(job_id)
 
     async def _is_open(self, job_id: str) -> bool:
-        """Return whether the job has not ended; True also while Redis is away for a moment."""
-        try:
-            status = await self.redis("HGET", keys.job(job_id), "status")
-        except RedisError:
-            if time.monotonic() - self.hub.lost_at > LOOK_AGAIN_S:
-                raise
-            return True
+        status = await self.redis("HGET", keys.job(job_id), "status")
         return status is not None and text(status) not in TERMINAL
 
     async def check_picture(self, job_id: str, index: int) -> None:
