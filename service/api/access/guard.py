@@ -141,10 +141,8 @@ class Guard:
         if not self.keys.enabled:
             if not self.settings.allow_no_keys and scope["path"] != METRICS:
                 self._check_local(scope, headers.get("host", ""))
-            from_page = (
-                "origin" in headers or "sec-fetch-site" in headers
-            )  # browsers set them; other clients send neither
-            if from_page and scope["method"] not in SAFE_METHODS:
+            is_from_page = "origin" in headers or "sec-fetch-site" in headers
+            if is_from_page and scope["method"] not in SAFE_METHODS:
                 _check_site(headers, self.origins)
             return NOBODY
         scheme, _, key = headers.get("authorization", "").partition(" ")
