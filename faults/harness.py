@@ -6,6 +6,7 @@ Restarts a process that dies, as `python -m service` and containers do. Knows no
 import contextlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -207,9 +208,12 @@ class Stack:
         found = self.connection.xpending(keys.stream(self.digest), GROUP)["consumers"]
         return sum(int(one["pending"]) for one in found if text(one["name"]) == consumer)
 
-    def blocked_reads(self) -> int:
-        """Return how many reads of the API wait for a job."""
-        return sum(one["cmd"] == "xread" and "b" in one["flags"] for one in self.connection.client_list())
+    def requests_in_work(self) -> int:
+        """Return how many requests and streams the API has in progress, this question included."""
+        metrics = httpx.get(f"{self.address}/metrics", timeout=30).raise_for_status().text
+        found = re.search(r"^labelgrid_http_requests_in_work (\d+)", metrics, re.MULTILINE)
+        assert found is not None
+        return int(found[1])
 
 
 Beside = Callable[[Stack], contextlib.AbstractContextManager[Any]]  # what it needs beside a service, from its start on

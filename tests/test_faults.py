@@ -16,7 +16,7 @@ from service.store import keys
 from service.store.claims import Claim, PictureStream
 from service.store.connection import connect
 from service.store.jobs import JobStore
-from tests.service.store.helpers import DIGEST, RESULT, done, record
+from tests.service.store.helpers import DIGEST, RESULT, add_job, done, record
 
 
 def png(shade: int, *, compress_level: int = 1) -> bytes:
@@ -48,7 +48,7 @@ def store(server: RedisServer, tmp_path: Path) -> Iterator[JobStore]:
 
 
 def create(store: JobStore, pictures: int = 2) -> JobRecord:
-    store.create(job := record(pictures))
+    add_job(store, job := record(pictures))
     return job
 
 
@@ -77,7 +77,7 @@ def problems(
 
 def good(store: JobStore) -> JobRecord:
     job = create(store)
-    store.begin(job.id)
+    store.unfinished([(job.id, 0)])
     finish(store, commit(store, job, 0, 1))
     return job
 
@@ -90,7 +90,7 @@ def test_a_correct_job_has_no_problems(store: JobStore, server: RedisServer) -> 
 
 def test_a_job_that_ends_with_its_only_picture_has_no_problems(store: JobStore, server: RedisServer) -> None:
     job = create(store, pictures=1)
-    store.begin(job.id)
+    store.unfinished([(job.id, 0)])
     made = done(Claim("1-1", job.id, next(job.pictures())), FIRST)
     store.commit(stream(store), [made], results={(job.id, 0): RESULT})
     found, alone = history.read(server.folder)[job.id], Fetched([FIRST], FIRST)
@@ -111,7 +111,7 @@ def test_a_job_without_a_terminal_state_or_with_one_after_it_is_found(
     store: JobStore, server: RedisServer, state: str
 ) -> None:
     begun, back = create(store), good(store)
-    store.begin(begun.id)
+    store.unfinished([(begun.id, 0)])
     store.connection.hset(keys.job(back.id), "status", state)
     assert "its states were queued -> running" in problems(store, server, begun)
     assert f"finished -> {state}" in problems(store, server, back)
@@ -119,7 +119,7 @@ def test_a_job_without_a_terminal_state_or_with_one_after_it_is_found(
 
 def test_a_lost_picture_is_found(store: JobStore, server: RedisServer) -> None:
     job = create(store)
-    store.begin(job.id)
+    store.unfinished([(job.id, 0)])
     commit(store, job, 0)
     store.connection.hset(keys.job(job.id), "status", "finished")
     found = problems(store, server, job, Fetched(UNDISTURBED.pictures[:1], UNDISTURBED.grid))

@@ -136,7 +136,7 @@ def test_a_client_that_does_not_read_its_answer_loses_it(
     async def image(*arguments: object) -> bytes:
         return large
 
-    monkeypatch.setattr("service.api.downloads.reader.ResultReader.image", image)
+    monkeypatch.setattr("service.api.results.ResultReader.image", image)
     body, headers = {"labels": [["red cube"]]}, {"prefer": "respond-async"}
     job_id = proxy.client.post("/generate", json=body, headers=headers).json()["id"]
     with proxy.connect() as client:

@@ -23,7 +23,7 @@ from shared.storage import Location, open_storage
 from tests.conftest import serving
 from tests.s3 import BUCKET
 from tests.service.api.fresh import Fresh
-from tests.service.store.helpers import record
+from tests.service.store.helpers import add_job, record
 from tests.service.worker.conftest import pngs, run
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toys
 
@@ -218,7 +218,7 @@ def test_remote_and_local_storage_give_equal_pictures(
             assert client.get("/models").json()["problems"] == {}
             digest = next(m["digest"] for m in client.get("/models").json()["models"] if m["promoted"])
         store = JobStore(connection, own)
-        store.create(job := record(digest=digest, labels=LISTS, columns=2))
+        add_job(store, job := record(digest=digest, labels=LISTS, columns=2))
         run(Runner(connection, own, "w"), job.id)
         drawn.append(pngs(store, job.id, range(2)))
     assert drawn[0] == drawn[1]

@@ -33,6 +33,7 @@ from shared.diffusion.denoise import sample
 from shared.options import SamplingOptions
 from shared.pictures import png_bytes, to_uint8
 from shared.registry import resolve
+from tests.service.store.helpers import add_job
 
 LIMIT_S = 220.0  # of the section
 STORE_S = 60.0  # of that, for stored results; the queue is measured last and takes the rest
@@ -67,7 +68,7 @@ class Filler:
         job_id, count, begun, held = "", 0, deadline.spent, self.memory()
         while (lacking := jobs - self.queued) > 0 and (not job_id or deadline.allows(0)):
             for _ in range(min(LOT, lacking)):
-                job_id = self.store.create(self.record(1))
+                job_id = add_job(self.store, self.record(1))
                 count += 1
         return job_id, (deadline.spent - begun) / count, (self.memory() - held) / count
 
@@ -87,12 +88,12 @@ class Filler:
         job_id = ""
         stream = PictureStream(self.connection, self.settings, self.info.digest, "benchmark")
         for _ in range(jobs):
-            job_id = self.store.create(self.record(1))
+            job_id = add_job(self.store, self.record(1))
             (claim,) = stream.claim_new(1)
             assert claim.picture is not None
             about = {"index": 0, "labels": claim.picture.labels, "seed": claim.picture.seed}
             verdict = Verdict(**about, accuracy=1, f1=1, exact=True, probabilities=probabilities)
-            self.store.begin(job_id)
+            self.store.unfinished([(job_id, 0)])
             made = FinishedPicture(claim.picture, verdict, png)
             self.store.commit(stream, [(claim.entry, made)], results={made.picture.key: result})
         self.files.write(job_id, pictures.picture(0), png)  # of the one that is read
@@ -222,7 +223,7 @@ def stream_growth(sizes: Sequence[int], looks: int) -> list[Data]:
     for size in sizes:
         with stack(workers=0) as running:
             filler = Filler(connect(running.redis.url), Settings(redis_url=running.redis.url))
-            job_id = filler.store.create(filler.record(1))
+            job_id = add_job(filler.store, filler.record(1))
             about = asyncio.run(_with_streams(running.address, job_id, size, looks))
             assert running.api is not None
             found.append({**about, "api_mib": memory_mib(running.api)})

@@ -69,5 +69,5 @@ def clients_leave(trial: Trial) -> None:
     trial.submit(*LARGE)
     trial.begin()
     trial.strike(lambda: connect_and_reset(trial, 50))
-    until(lambda: trial.stack.blocked_reads() == 0 and not watched(trial), "the API to wait for no job", 30)
+    until(lambda: trial.stack.requests_in_work() == 1 and not watched(trial), "the API to wait for no job", 30)
     trial.recover()

@@ -9,40 +9,34 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from service.api import problems
-from service.api.access.body_limit import BodyLimit
 from service.api.access.guard import Guard
-from service.api.access.head_requests import HeadRequests
 from service.api.access.keys import KeyRing
+from service.api.access.observe import QUIET_PATHS, ObserveRequests
 from service.api.access.rate_limit import RateLimiter, read_limit
-from service.api.access.security_headers import SecurityHeaders
 from service.api.catalog import Catalog
-from service.api.downloads.reader import ResultReader
-from service.api.event_feed import Feeds
+from service.api.dependencies import MAX_UPLOADS, Service
 from service.api.openapi import DocumentedAPI
+from service.api.results import ResultReader, Slots
 from service.api.routes import generate, jobs, meta, metrics, page, score
-from service.api.slots import Slots
 from service.contract.errors import Unavailable
 from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store.connection import connect, connect_async
 from service.store.creation import JobCreator
 from service.store.jobs import JobStore
+from service.store.pipeline import Pipeline
 from service.store.reader import JobReader
-from service.store.workers import ReadyWorkers
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
-from service.telemetry.middleware import QUIET_PATHS, ObserveRequests
 
 log = get_logger(__name__)
 
 SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
 LOOK_S = 1.0  # for the look at Redis's settings at the start
 MAX_CONNECTIONS = 2000
-MAX_UPLOADS = 2  # sets of uploaded pictures in memory; each may take some 200 MB
 CROSS_ORIGIN: dict[str, Any] = {  # what pages of the origins in `cors_origins` may send and read
     "allow_methods": ["GET", "POST", "DELETE"],
     "allow_headers": ["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer", "X-Request-ID"],
@@ -65,12 +59,12 @@ def _telemetry() -> dict[str, Any]:
     }
 
 
-async def _look_at_redis(connection: Redis) -> None:
+async def _look_at_redis(redis: Pipeline) -> None:
     """Say at the start what /readyz will say. The API also starts without Redis."""
     with contextlib.suppress(RedisError, TimeoutError):
         async with asyncio.timeout(LOOK_S):
             try:
-                await meta.check_redis_keeps(connection)
+                await meta.check_redis_keeps(redis)
             except Unavailable as error:
                 log.error("Redis is not configured for this service", reason=error.detail)
 
@@ -83,15 +77,21 @@ def create_app(settings: Settings) -> DocumentedAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         connection = connect(settings.redis_url)
         reading = connect_async(settings.redis_url, timeout_s=SOCKET_TIMEOUT_S, max_connections=MAX_CONNECTIONS)
-        app.state.store, app.state.workers = JobStore(connection, settings), ReadyWorkers(reading)
-        app.state.creator = JobCreator(reading, settings, app.state.store.doorbell)
-        app.state.reader = JobReader(reading, settings.keep_s)
-        app.state.results = ResultReader(app.state.reader, PictureFiles(settings.pictures), app.state.workers)
-        app.state.feeds = Feeds(reading)
+        store, reader = JobStore(connection, settings), JobReader(reading, settings.keep_s)
+        app.state.service = Service(
+            settings=settings,
+            store=store,
+            creator=JobCreator(reader.redis, settings, store.doorbell),
+            jobs=reader,
+            results=ResultReader(reader, PictureFiles(settings.pictures)),
+            catalog=Catalog(settings.storage, settings.storage_every_s),
+            uploads=Slots(MAX_UPLOADS),
+        )
         app.state.rate_limiter = RateLimiter(reading, limit) if limit else None
-        await _look_at_redis(reading)
+        await _look_at_redis(reader.redis)
+        reader.hub.start()
         yield
-        await app.state.reader.endings.close()
+        await reader.hub.close()
         await reading.aclose()
         connection.close()
         tracing.stop()  # here, because uvicorn then raises its signal again, which ends the process
@@ -108,16 +108,11 @@ def create_app(settings: Settings) -> DocumentedAPI:
         **_telemetry(),
     )
     app.state.settings = settings
-    app.state.catalog = Catalog(settings.storage, settings.storage_every_s)
-    app.state.uploads = Slots(MAX_UPLOADS)
-    app.add_middleware(HeadRequests)
-    app.add_middleware(BodyLimit, limit=settings.body_limit_bytes, form_limit=settings.upload_limit_bytes)
     origins = settings.cors_origins.replace(",", " ").split()
     keys = KeyRing(settings.api_keys, settings.api_keys_file)
     app.add_middleware(Guard, keys=keys, settings=settings, origins=origins)
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, **CROSS_ORIGIN)
-    app.add_middleware(SecurityHeaders)
     app.add_middleware(ObserveRequests)
     problems.install(app)
     for route in (generate, score, jobs, meta, metrics, page):

@@ -77,17 +77,27 @@ class Models:
         wanted = self.defaults.get(kind) if name is None else name
         if wanted is None:
             raise self.problem or CheckpointError(str(self.storage), f"no {kind} is promoted; {self._available(kind)}")
-        check_name(wanted)
-        found = self.checkpoints.get(wanted)
+        found = self._checked.get(wanted)
         if found is None:
+            check_name(wanted)
             raise CheckpointError(wanted, f"no such {kind} in the storage; {self._available(kind)}")
         if isinstance(found, CheckpointError):
-            raise CheckpointError(wanted + SUFFIX, f"{found.reason}; {ADVICE}")
+            raise CheckpointError(found.subject, found.reason)
         if found.kind != kind:
             raise CheckpointError(wanted, f"is of kind {found.kind}, not {kind}; {self._available(kind)}")
-        if conflict := self._conflict(found):
-            raise CheckpointError(wanted + SUFFIX, conflict)
         return found
+
+    @cached_property
+    def _checked(self) -> dict[str, Found]:
+        """The checkpoints that fit the others, and why the rest cannot be used."""
+        checked = dict[str, Found]()
+        for name, found in self.checkpoints.items():
+            if isinstance(found, CheckpointError):
+                checked[name] = CheckpointError(name + SUFFIX, f"{found.reason}; {ADVICE}")
+            else:
+                conflict = self._conflict(found)
+                checked[name] = CheckpointError(name + SUFFIX, conflict) if conflict else found
+        return checked
 
     def _available(self, kind: CheckpointKind) -> str:
         names = [info.name for info in self._of_kind(kind)]
@@ -117,7 +127,7 @@ class Models:
     @cached_property
     def denoisers(self) -> list[CheckpointInfo]:
         """The denoisers that fit the other checkpoints."""
-        return [info for info in self._of_kind("denoiser") if self._conflict(info) is None]
+        return [one for one in self._checked.values() if isinstance(one, CheckpointInfo) and one.kind == "denoiser"]
 
     @property
     def promoted(self) -> str | None:
@@ -141,11 +151,10 @@ class Models:
     def problems(self) -> dict[str, str]:
         """The files that cannot be used -> the reason."""
         found = {
-            name + SUFFIX: one.reason for name, one in self.checkpoints.items() if isinstance(one, CheckpointError)
+            name + SUFFIX: one.reason.removesuffix(f"; {ADVICE}")
+            for name, one in self._checked.items()
+            if isinstance(one, CheckpointError)
         }
-        for info in self._of_kind("denoiser"):
-            if conflict := self._conflict(info):
-                found[info.name + SUFFIX] = conflict
         problem = self.problem
         if problem is None and "denoiser" in self.defaults:
             try:
@@ -210,6 +219,8 @@ def look(before: Models) -> Models:
             known = _read(storage, name)
         checkpoints[name] = known
     found = Models(storage, versions, checkpoints, defaults, problem)
+    if found == before:
+        return before  # with what it has computed
     _ = found.cards  # read here, where reading may take a while
     return found
 

@@ -1,10 +1,7 @@
-"""The dependencies of routes as Annotated aliases. `app.py` creates the objects behind them, once.
+"""What routes depend on. `app.py` creates it once; FastAPI takes some tens of microseconds for each dependency."""
 
-All functions are `async`: FastAPI calls others in a thread, which would cost more than their work. FastAPI takes some
-tens of microseconds for each dependency of a request, so the busy routes have few.
-"""
-
-from typing import Annotated, Any
+from dataclasses import dataclass
+from typing import Annotated
 
 from fastapi import Depends, Path, Request, Security
 from fastapi.openapi.models import HTTPBearer
@@ -12,33 +9,43 @@ from fastapi.security.base import SecurityBase
 from structlog.contextvars import bind_contextvars
 
 from service.api.catalog import Catalog, Models
-from service.api.downloads.reader import ResultReader
-from service.api.event_feed import Feeds
+from service.api.results import ResultReader, Slots
 from service.contract.schemas import EXAMPLE_ID
 from service.settings import Settings
+from service.store.creation import JobCreator
 from service.store.jobs import JobStore
 from service.store.reader import JobReader
 
-
-def _created(name: str) -> Any:
-    """Depend on an object that `app.py` created."""
-
-    async def read(request: Request) -> Any:
-        return getattr(request.app.state, name)
-
-    return Depends(read)
+MAX_UPLOADS = 2  # sets of uploaded pictures in memory; each may take some 200 MB
 
 
-SettingsDep = Annotated[Settings, _created("settings")]
-StoreDep = Annotated[JobStore, _created("store")]  # blocking: call it in a thread
-ReaderDep = Annotated[JobReader, _created("reader")]
-ResultsDep = Annotated[ResultReader, _created("results")]
-FeedsDep = Annotated[Feeds, _created("feeds")]
+@dataclass(frozen=True)
+class Service:
+    """All that the routes share. `store` blocks: call it in a thread.
+
+    uploads: held by a request with uploaded pictures until they are in storage. A small zip may unpack to a lot.
+    """
+
+    settings: Settings
+    store: JobStore
+    creator: JobCreator
+    jobs: JobReader
+    results: ResultReader
+    catalog: Catalog
+    uploads: Slots
+
+
+async def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+ServiceDep = Annotated[Service, Depends(_service)]
 
 
 async def _models(request: Request) -> Models:
-    catalog: Catalog = request.app.state.catalog
-    return await catalog.models()
+    service: Service = request.app.state.service
+    return await service.catalog.models()
 
 
 ModelsDep = Annotated[Models, Depends(_models)]
@@ -65,9 +72,9 @@ OwnerDep = Annotated[str, NEEDS_KEY]  # who sent the request
 async def _own_job(
     job_id: Annotated[str, Path(max_length=64, description="a job's id", examples=[EXAMPLE_ID])],
     owner: OwnerDep,
-    reader: ReaderDep,
+    service: ServiceDep,
 ) -> str:
-    await reader.check_owner(job_id, owner)
+    await service.jobs.check_owner(job_id, owner)
     bind_contextvars(job_id=job_id)
     return job_id
 

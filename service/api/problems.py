@@ -134,8 +134,10 @@ async def _redis_error(request: Request, error: Exception) -> JSONResponse:
 
 async def _drop_connections(app: FastAPI) -> None:
     """Drop all idle connections to Redis: after a failover, those still open lead to what is a replica now."""
-    app.state.store.connection.connection_pool.disconnect(inuse_connections=False)
-    await app.state.reader.connection.connection_pool.disconnect(inuse_connections=False)
+    service = app.state.service
+    service.store.connection.connection_pool.disconnect(inuse_connections=False)
+    await service.jobs.redis.connection.connection_pool.disconnect(inuse_connections=False)
+    service.jobs.hub.start()
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

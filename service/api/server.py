@@ -43,5 +43,5 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("draining", requests=len(self.server_state.tasks), within_s=self.drain_s)
-        self.app.state.reader.stop(within_s=self.drain_s - GRACE_S)
+        self.app.state.service.jobs.hub.stop(within_s=self.drain_s - GRACE_S)
         await super().shutdown(sockets)

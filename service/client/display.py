@@ -8,8 +8,16 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 from service.client.messages import Event, Retry
-from service.contract.events import PictureEvent, StatusEvent, StepsEvent
-from service.contract.schemas import Job, JobHead, ModelList, PictureResult, ScoreResult
+from service.contract.schemas import (
+    Job,
+    JobHead,
+    ModelList,
+    PictureEvent,
+    PictureResult,
+    ScoreResult,
+    StatusEvent,
+    StepsEvent,
+)
 
 UNCUT = 10_000  # width in characters: wider than any table, so that ids and names can be copied
 FOUND = 0.5  # probability above which an object counts as present, as in `exact`

@@ -15,9 +15,8 @@ from httpx_sse import ServerSentEvent
 from pydantic import BaseModel, HttpUrl, TypeAdapter, ValidationError
 
 from service.client.errors import ClientError, Unreachable
-from service.contract.events import EVENTS, PictureEvent, StatusEvent, StepsEvent
 from service.contract.records import Point
-from service.contract.schemas import Job
+from service.contract.schemas import EVENTS, Job, PictureEvent, StatusEvent, StepsEvent
 from shared.options import IGNORE_UNKNOWN, SamplerName, SpacingName
 
 Body = TypeVar("Body", bound=BaseModel)

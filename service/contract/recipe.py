@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import ConfigDict, Field, PlainValidator, field_validator, model_validator
 
 from service.contract.records import MAX_STAGES, JobRecord, Layouts, Picture, Verdict
-from shared.options import LIMITS, MAX_SEED, THRESHOLD, SamplingOptions, Strict
+from shared.options import LIMITS, MAX_SEED, SamplingOptions, Strict
 
 MAX_POSITION = 2**31  # of a picture in its request, from 0
 KEYWORD = "labelgrid"  # of the PNG's text chunk
-SHOWN_SCORES = 5  # of the most probable labels, and of those that were found and not requested
 # The last digits of a score depend on the batch that a picture was judged in. These do not, so that the same picture
 # has the same bytes.
 SCORE_DIGITS = 2
@@ -111,32 +110,8 @@ class JudgedRecipe(Recipe):
     verdicts: list[RecipeVerdict] = Field(default=[])
 
 
-def shown_scores(verdict: Verdict, digits: int) -> dict[str, float]:
-    """Return the probabilities, highest first, of the requested labels, the most probable ones, and others found."""
-    ranked = sorted(verdict.probabilities.items(), key=lambda item: -item[1])
-    found = [name for name, p in ranked if p > THRESHOLD and name not in verdict.labels]
-    shown = {*verdict.labels, *found[:SHOWN_SCORES], *(name for name, _ in ranked[:SHOWN_SCORES])}
-    return {name: round(p, digits) for name, p in ranked if name in shown}
-
-
-def shown_distances(verdict: Verdict, digits: int) -> list[float | None] | None:
-    """Return the distances of the requested labels' objects from their places, in the labels' order."""
-    if verdict.distances is None:
-        return None
-    return [None if away is None else round(away, digits) for away in verdict.distances]
-
-
-def _verdicts(verdicts: Sequence[Verdict]) -> list[RecipeVerdict]:
-    return [
-        RecipeVerdict(
-            accuracy=one.accuracy,
-            exact=one.exact,
-            f1=one.f1,
-            scores=shown_scores(one, SCORE_DIGITS),
-            distances=shown_distances(one, DISTANCE_DIGITS),
-        )
-        for one in verdicts
-    ]
+def _shown(verdict: Verdict) -> RecipeVerdict:
+    return RecipeVerdict.model_validate(verdict.shown(SCORE_DIGITS, DISTANCE_DIGITS))
 
 
 def of_picture(picture: Picture, verdict: Verdict, model: MadeWith, evaluator: MadeWith | None) -> JudgedRecipe | None:
@@ -152,7 +127,7 @@ def of_picture(picture: Picture, verdict: Verdict, model: MadeWith, evaluator: M
         first=picture.position,
         options=picture.options,
         evaluator=evaluator,
-        verdicts=_verdicts([verdict]),
+        verdicts=[_shown(verdict)],
     )
 
 
@@ -168,7 +143,7 @@ def of_grid(record: JobRecord, repeat: int, verdicts: Sequence[Verdict], evaluat
         options=record.options,
         columns=record.columns,
         evaluator=evaluator,
-        verdicts=_verdicts(verdicts),
+        verdicts=[_shown(verdict) for verdict in verdicts],
     )
 
 

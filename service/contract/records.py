@@ -7,10 +7,11 @@ from typing import Annotated, Any, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.contract.breakdown import LabelScore, ObjectsScore
-from shared.options import IGNORE_UNKNOWN, LIMITS, Fraction, SamplingOptions, Strict, picture_seed
+from shared.options import IGNORE_UNKNOWN, LIMITS, THRESHOLD, Fraction, SamplingOptions, Strict, picture_seed
 
 MAX_STAGES = 32  # of a trajectory
 MAX_STAGES_PER_REQUEST = 1024  # of all trajectories: a stage is some 16 KB of noise, which PNG cannot compress
+SHOWN_SCORES = 5  # of the most probable labels, and of those that were found and not requested
 
 JobKind = Literal["generate", "score"]
 JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
@@ -155,6 +156,22 @@ class Verdict(Stored):
     probabilities: dict[str, float]  # of all labels
     # How far each label's object is from its place in the layout, in widths of the picture; None for one not found.
     distances: tuple[float | None, ...] | None = None  # None without a layout, or if the evaluator finds no places
+
+    def shown(self, score_digits: int, distance_digits: int) -> dict[str, Any]:
+        """Return what recipes and answers show of it, rounded: of the probabilities, highest first, those of the
+        requested labels, of the most probable ones, and of others that were found.
+        """
+        ranked = sorted(self.probabilities.items(), key=lambda item: -item[1])
+        found = [name for name, p in ranked if p > THRESHOLD and name not in self.labels]
+        shown = {*self.labels, *found[:SHOWN_SCORES], *(name for name, _ in ranked[:SHOWN_SCORES])}
+        distances = self.distances and [away and round(away, distance_digits) for away in self.distances]
+        return {
+            "accuracy": self.accuracy,
+            "exact": self.exact,
+            "f1": self.f1,
+            "scores": {name: round(p, score_digits) for name, p in ranked if name in shown},
+            "distances": distances,
+        }
 
 
 class Scores(BaseModel):

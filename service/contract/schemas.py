@@ -3,7 +3,7 @@
 Imports pydantic only, because clients read them too. The routes check labels against a model's vocabulary.
 """
 
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, Final, Literal, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -244,6 +244,45 @@ class Job(JobHead):
     columns: int = Field(8, description="columns of the grid, as requested")
     delay: str | None = Field(None, description="why an open job does not move on: workers cannot store pictures")
     result: GenerateResult | ScoreResult | None
+
+
+class StatusEvent(BaseModel):
+    """Event `status` of GET /jobs/{id}/events (docs/api.md)."""
+
+    status: JobStatus
+
+
+class PictureEvent(BaseModel):
+    """Event `picture`: it is finished and can be fetched."""
+
+    index: int
+    url: str
+
+
+class PictureSteps(BaseModel):
+    """The progress of one picture: `step` of `steps` are done."""
+
+    index: int
+    step: int
+    steps: int
+    preview: str | None = Field(
+        None, description="x0_hat as a data URL of a PNG, in the picture's proportions, at most 64 pixels a side"
+    )
+
+
+class StepsEvent(BaseModel):
+    """Event `steps`: the progress of the pictures being sampled."""
+
+    pictures: list[PictureSteps]
+
+
+EVENTS: Final[dict[str, type[Job | StatusEvent | PictureEvent | StepsEvent]]] = {
+    "job": Job,
+    "status": StatusEvent,
+    "picture": PictureEvent,
+    "steps": StepsEvent,
+    "end": Job,
+}
 
 
 class WhatItDraws(BaseModel):

@@ -12,12 +12,12 @@ from fastapi.concurrency import run_in_threadpool
 
 from service.api.access.guard import charge
 from service.api.catalog import Models
-from service.api.dependencies import Index, ModelsDep, OwnerDep, OwnJob, ResultsDep
-from service.api.jobs.spec import JobSpec
-from service.api.jobs.submitter import ERRORS, Submitter, SubmitterDep, check_finished
+from service.api.dependencies import Index, ModelsDep, OwnerDep, OwnJob, ServiceDep
 from service.api.openapi import PICTURE_RESPONSES, DocumentedAPI, problems
 from service.api.problems import Dialect
-from service.api.slots import Slots
+from service.api.results import Slots
+from service.api.spec import JobSpec
+from service.api.submit import ERRORS, Submitter, SubmitterDep, why_unfinished
 from service.contract.errors import BadRequest, NotFound, NotInTime
 from service.contract.records import TERMINAL
 from service.contract.schemas import Job
@@ -47,12 +47,13 @@ async def generate_images(request: Request, body: ImagesRequest, submitter: Subm
     """Reads the labels from the prompt; for a word that is no label, the error suggests the nearest one."""
     await charge(request.scope, cost_of_scaling(_scaled_pixels(body)))
     accepted = await submitter.submit("generate", body, [], partial(_check, body))  # the prompt has the labels
-    wait_s = submitter.settings.wait_s
+    wait_s = submitter.service.settings.wait_s
     job = await submitter.wait(accepted, wait_s)
     if job.status not in TERMINAL:
         detail = f"not finished within {wait_s:.0f} s; the job goes on"
         raise NotInTime(detail, headers=NO_RETRY, job=f"/jobs/{accepted.job_id}")
-    check_finished(job, NO_RETRY)
+    if job.result is None:
+        raise why_unfinished(job, NO_RETRY)
     async with request.app.state.scaling.of(submitter.owner):
         images = await _images(request, body, submitter, job)
         return Response(images.model_dump_json(exclude_none=True), media_type="application/json")
@@ -61,7 +62,7 @@ async def generate_images(request: Request, body: ImagesRequest, submitter: Subm
 async def _images(request: Request, body: ImagesRequest, submitter: Submitter, job: Job) -> Images:
     """Return a finished job's pictures as the client wants them."""
     job_id = job.id
-    pngs = [await submitter.results.image(job_id, submitter.owner, i) for i in range(len(job.labels))]
+    pngs = [await submitter.service.results.image(job_id, submitter.owner, i) for i in range(len(job.labels))]
     own: Size = struct.unpack(">II", pngs[0][16:24])  # from the PNG's header
     size = own if body.size in (None, "auto") else fitted(own, parse_size(body.size))
     data = []
@@ -89,7 +90,7 @@ async def _images(request: Request, body: ImagesRequest, submitter: Submitter, j
     summary="Read a picture at another size",
 )
 async def read_scaled_image(
-    request: Request, job_id: OwnJob, owner: OwnerDep, index: Index, results: ResultsDep,
+    request: Request, job_id: OwnJob, owner: OwnerDep, index: Index, service: ServiceDep,
     size: Annotated[str, Path(
             max_length=20, description="width and height in pixels", examples=["1024x768"],
             json_schema_extra={"pattern": f"^{PATTERN}$"},
@@ -102,7 +103,7 @@ async def read_scaled_image(
         raise BadRequest.at(("path", "size"), str(error)) from error
     await charge(request.scope, cost_of_scaling(math.prod(wanted)))
     async with request.app.state.scaling.of(owner):
-        png = await run_in_threadpool(scaled, await results.image(job_id, owner, index), wanted)
+        png = await run_in_threadpool(scaled, await service.results.image(job_id, owner, index), wanted)
     return Response(png, media_type="image/png")
 
 

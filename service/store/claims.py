@@ -69,12 +69,7 @@ class PictureStream:
 
     def claim_new(self, room: int) -> list[Claim]:
         """Claim up to `room` pending pictures, in the fair queue's order."""
-        found = functions.call(self.connection, "claim", self.digest, self.consumer, room)
-        return self.read(found)
-
-    def read(self, leased: Sequence[Any]) -> list[Claim]:
-        """Parse the entries that a function has leased to this worker."""
-        return self._claims([(entry, dict(zip(pairs[::2], pairs[1::2], strict=True))) for entry, pairs in leased])
+        return self.read(functions.call(self.connection, "claim", self.digest, self.consumer, room))
 
     def claim_stale(
         self, room: int, *, may_be_alone: bool, held: Container[str] = ()
@@ -100,8 +95,12 @@ class PictureStream:
         lease_ms = int(self.settings.lease_s * 1000)
         functions.call(self.connection, "drop_consumers", self.digest, lease_ms)
         most_seen = 100 + len(self._unreadable)  # which must not hide the entries behind them
-        stale = expired_leases(self.connection, self.key, lease_ms, most_seen)
-        gone = self._unread(dict(stale))
+        try:
+            late: Any = self.connection.xpending_range(self.key, GROUP, "-", "+", count=most_seen, idle=lease_ms)
+        except ResponseError:  # NOGROUP: somebody emptied Redis
+            late = []
+        stale = [(text(one["message_id"]), one["times_delivered"]) for one in late]
+        gone = self._unread(dict(stale)) if self._unreadable else []
         pending = [(entry, count) for entry, count in stale if entry not in held and entry not in self._unreadable]
         innocent = [entry for entry, count in pending if count < in_batches]
         suspect = [one for one in pending if in_batches <= one[1] < most]
@@ -133,12 +132,17 @@ class PictureStream:
         """Claim entries unless another worker was faster: XCLAIM takes only those that are still idle."""
         if not entries:
             return []
-        return self._claims(self.connection.xclaim(self.key, GROUP, self.consumer, idle_ms, list(entries)))
+        found: Any = self.connection.xclaim(self.key, GROUP, self.consumer, idle_ms, list(entries))
+        return self.read([(entry, functions.flat(fields)) for entry, fields in found])
 
-    def _claims(self, entries: Sequence[Any]) -> list[Claim]:
-        """Parse entries. One that this version of the service cannot read is left to other workers."""
+    def read(self, leased: Sequence[Any]) -> list[Claim]:
+        """Parse entries that were leased to this worker, each with its fields and values in turn.
+
+        One that this version of the service cannot read is left to other workers.
+        """
         claims = []
-        for entry, fields in entries:
+        for entry, pairs in leased:
+            fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
             try:
                 if b"job" in fields:
                     claims.append(Claim(text(entry), text(fields[b"job"])))
@@ -190,12 +194,3 @@ class PictureStream:
         """Delete entries whose pictures are not needed."""
         if entries:
             functions.call(self.connection, "discard", self.digest, *entries)
-
-
-def expired_leases(connection: Redis, stream: str, lease_ms: int, count: int) -> list[tuple[str, int]]:
-    """Return up to `count` entries whose lease was not renewed for `lease_ms`, with how often each was delivered."""
-    try:
-        found: Any = connection.xpending_range(stream, GROUP, "-", "+", count=count, idle=lease_ms)
-    except ResponseError:  # NOGROUP: no worker has claimed one yet
-        return []
-    return [(text(one["message_id"]), one["times_delivered"]) for one in found]

@@ -1,13 +1,12 @@
-"""The functions of `jobs.lua`: how they come into Redis, and how they are called. Knows no keys and no jobs."""
+"""The functions of `jobs.lua`: how they come into Redis, and how they are called by code that may block; `pipeline.py`
+calls them for the event loop. Knows no keys and no jobs."""
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
-from redis.asyncio.client import Pipeline
 from redis.exceptions import ResponseError
 
 from service.store.connection import text
@@ -31,25 +30,14 @@ def call(connection: Redis, function: str, *arguments: Any) -> Any:
     return connection.fcall(f"{LIBRARY}_{function}", 0, *arguments)
 
 
-async def call_async(connection: AsyncRedis, function: str, *arguments: Any) -> Any:
-    """The same without blocking."""
-    try:
-        return await connection.fcall(f"{LIBRARY}_{function}", 0, *arguments)
-    except ResponseError as error:
-        if not is_missing(error):
-            raise
-    await connection.function_load(SOURCE, replace=True)
-    return await connection.fcall(f"{LIBRARY}_{function}", 0, *arguments)
-
-
-def add_call(pipe: Pipeline, function: str, *arguments: Any) -> None:
-    """Add a call to a pipeline. Its answer may be an error for which `is_missing` is true."""
-    pipe.fcall(f"{LIBRARY}_{function}", 0, *arguments)
-
-
-def is_missing(error: Exception) -> bool:
+def is_missing(error: object) -> bool:
     """Whether Redis does not have the function: it is new, was emptied by FUNCTION FLUSH, or lost its last writes."""
     return isinstance(error, ResponseError) and "Function not found" in str(error)
+
+
+def flat(fields: Mapping[str, Any]) -> list[Any]:
+    """Return names and values in turn, as HSET takes them."""
+    return [part for pair in fields.items() for part in pair]
 
 
 def drop_others(connection: Redis, in_use: Collection[str]) -> None:

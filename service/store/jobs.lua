@@ -12,12 +12,11 @@
 local VERSION = 'development'
 
 local GROUP = 'workers' -- the consumer group of every stream of pictures
-local KEPT_ENDINGS = 1000 -- of all jobs; a client whose job's end it missed looks at the job itself after seconds
 local KEPT_EVENTS = 1000 -- per job; a client that missed older ones reads the job itself
 local MOST_ARGUMENTS = 1000 -- of one command; Lua's `unpack` returns some thousand values at most
 
 local OPEN = 'labelgrid:deadlines'
-local ENDED = 'labelgrid:ended'
+local CHANGES = 'labelgrid:changes'
 local WEBHOOKS = 'labelgrid:webhooks'
 local MODELS = 'labelgrid:models'
 local ATTEMPTS = 'labelgrid:webhook-attempts'
@@ -56,6 +55,16 @@ end
 
 local function is_open(status)
   return status == 'queued' or status == 'running'
+end
+
+-- The jobs that the running function has changed, each with whether it has ended. What runs the function publishes them
+-- in one message, for APIs whose clients wait for jobs or follow them.
+local changed = {}
+
+-- Adds to the events of a job, for clients that follow it.
+local function add_event(id, ...)
+  redis.call('XADD', keys_of_job(id).events, 'MAXLEN', '~', KEPT_EVENTS, '*', ...)
+  changed[id] = changed[id] or false
 end
 
 -- Webhooks
@@ -366,7 +375,7 @@ local function begin(args)
     local answer = false
     if status == 'queued' then
       redis.call('HSET', keys.job, 'status', 'running', 'started_at', time)
-      redis.call('XADD', keys.events, 'MAXLEN', '~', KEPT_EVENTS, '*', 'status', 'running')
+      add_event(id, 'status', 'running')
       add_webhook(id, 'running', wanted)
       answer = {1, record, {}}
     elseif status == 'running' then
@@ -405,8 +414,8 @@ local function move_to_end(keep_s, id, state, status, fields, event)
   local keys = keys_of_job(id)
   redis.call('ZREM', OPEN, id)
   redis.call('HSET', keys.job, 'status', status, unpack(fields))
-  redis.call('XADD', keys.events, 'MAXLEN', '~', KEPT_EVENTS, '*', 'status', status, unpack(event))
-  redis.call('XADD', ENDED, 'MAXLEN', '~', KEPT_ENDINGS, '*', 'job', id)
+  add_event(id, 'status', status, unpack(event))
+  changed[id] = true
   for _, key in ipairs({keys.job, keys.verdicts, keys.events}) do
     redis.call('EXPIRE', key, keep_s)
   end
@@ -432,7 +441,7 @@ local function commit_picture(keep_s, stream, time, id, index, verdict, result)
     local fields = {'finished_at', time, 'result', result}
     return move_to_end(keep_s, id, state, 'finished', fields, {'last_picture', index})
   end
-  redis.call('XADD', keys.events, 'MAXLEN', '~', KEPT_EVENTS, '*', 'picture', index)
+  add_event(id, 'picture', index)
   if redis.call('HLEN', keys.verdicts) >= tonumber(state.total) then
     redis.call('XADD', stream, '*', 'job', id, 'asked_at', '')
   end
@@ -486,8 +495,8 @@ end
 -- Ends jobs with their results, once their grids are in storage, and removes the grids' entries from the stream. A job
 -- without all of its pictures does not finish: a Redis that came back from a crash, or a former replica, may have lost
 -- some since the caller saw them; the last one to be stored again adds an entry.
--- Reads the jobs and their verdicts; writes the jobs, their verdicts and events, the stream, the open jobs, the stream of
--- ended ones and the outbox of webhooks.
+-- Reads the jobs and their verdicts; writes the jobs, their verdicts and events, the stream, the open jobs and the outbox
+-- of webhooks.
 -- Returns for each job its record; nil for one that does not finish.
 local function finish(args)
   local keep_s, digest, time = unpack(args, 1, 3)
@@ -713,7 +722,12 @@ local function register(name, run, flags)
   redis.register_function{
     function_name = 'labelgrid_' .. VERSION .. '_' .. name,
     callback = function(_, args)
-      return run(args)
+      changed = {}
+      local answer = run(args)
+      if next(changed) then
+        redis.call('PUBLISH', CHANGES, cjson.encode(changed))
+      end
+      return answer
     end,
     flags = flags,
   }

@@ -6,24 +6,22 @@ and no files; `keys.py` lists the keys.
 
 import time
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from redis import Redis
 
 from service.contract.records import TERMINAL, FinishedPicture, JobRecord, JobResult, JobStatus, Verdict
 from service.settings import Settings
-from service.store import creation, functions, keys
+from service.store import functions, keys
 from service.store.claims import Claim, PictureStream
 from service.store.connection import text
 from service.store.doorbell import Doorbell, ModelName
-from service.store.idempotency import IdempotentRequest
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import JOBS_ENDED
 
 log = get_logger(__name__)
-KEPT_EVENTS = 1000  # per job, as in `jobs.lua`
 
 
 class JobStore:
@@ -33,19 +31,6 @@ class JobStore:
         self.connection, self.settings = connection, settings
         self.doorbell = Doorbell(connection, settings.queue)
 
-    def create(self, record: JobRecord, request: IdempotentRequest | None = None) -> str:
-        """Create a job, as `creation.JobCreator` does."""
-        new = creation.NewJob(record, request)
-        answer = functions.call(self.connection, "create", *new.arguments(self.settings))
-        job_id = new.outcome(answer, self.settings)
-        self.doorbell.ring([new.model])
-        return job_id
-
-    def begin(self, *job_ids: str) -> bool:
-        """Mark jobs as running. False if none of them was queued."""
-        answers = self._begin(dict.fromkeys(job_ids, ()))
-        return any(answer is not None and answer[0] for answer in answers.values())
-
     def unfinished(self, pictures: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
         """Mark queued jobs as running. Return those of the pictures, given by job and index, that are still to be made.
 
@@ -54,22 +39,21 @@ class JobStore:
         asked = defaultdict[str, set[int]](set)
         for job_id, index in pictures:
             asked[job_id].add(index)
-        answers = {job_id: answer for job_id, answer in self._begin(asked).items() if answer is not None}
-        return {(i, index) for i, (*_, done) in answers.items() for index in asked[i].difference(map(int, done))}
-
-    def _begin(self, indices: Mapping[str, Collection[int]]) -> dict[str, Any]:
-        """Mark jobs, given with indices of pictures, as running. Return the answer of `begin` for each."""
-        if not indices:
-            return {}
+        if not asked:
+            return set()
         arguments: list[Any] = []
-        for job_id, of_job in indices.items():
-            arguments += [job_id, len(of_job), *of_job]
+        for job_id, indices in asked.items():
+            arguments += [job_id, len(indices), *indices]
         answers = functions.call(self.connection, "begin", time.time(), *arguments)
-        found = dict(zip(indices, answers, strict=True))
-        for job_id, answer in found.items():
-            if answer is not None and answer[0]:
-                self._moved(job_id, "running", {}, answer[1])
-        return found
+        left = set[tuple[str, int]]()
+        for (job_id, indices), answer in zip(asked.items(), answers, strict=True):
+            if answer is None:
+                continue
+            has_moved, record, finished = answer
+            if has_moved:
+                self._moved(job_id, "running", {}, record)
+            left |= {(job_id, index) for index in indices.difference(map(int, finished))}
+        return left
 
     def fail(self, job_id: str, reason: str) -> bool:
         """End the job; clients read `reason`. False if it had ended before."""
@@ -82,7 +66,7 @@ class JobStore:
     def _end_early(self, job_id: str, status: JobStatus, about: dict[str, Any]) -> bool:
         fields = {"finished_at": time.time(), **about}
         answer = functions.call(
-            self.connection, "end_early", self.settings.keep_s, job_id, status, *creation.flat(fields)
+            self.connection, "end_early", self.settings.keep_s, job_id, status, *functions.flat(fields)
         )
         if answer is None:
             return False
@@ -125,12 +109,18 @@ class JobStore:
                 ended.add(claim.job)
         return ended
 
-    def _moved(self, job_id: str, status: JobStatus, about: dict[str, Any], raw: Any) -> None:
-        """Log and count a move, given the function's answer. An `error` in `about` is the reason."""
-        record = _readable(job_id, raw)
-        _log(f"job {status}", job_id, record, **({"reason": about["error"]} if "error" in about else {}))
-        if status == "running" and record is not None:
-            tracing.record("queue", record.traceparent, {"job_id": job_id}, record.created_at)
+    def _moved(self, job_id: str, status: JobStatus, about: dict[str, Any], raw: bytes | None) -> None:
+        """Log and count a move, given the job's record as the function returned it. `error` in `about`: the reason."""
+        known: dict[str, Any] = {"job_id": job_id}
+        try:
+            if raw is not None:
+                record = JobRecord.read(raw)
+                known |= {**record.log_ids, "age_s": round(time.time() - record.created_at, 3)}
+                if status == "running":
+                    tracing.record("queue", record.traceparent, {"job_id": job_id}, record.created_at)
+        except ValueError as error:  # another version wrote it, and this one cannot read it
+            log.warning("job record cannot be read", job_id=job_id, reason=str(error))
+        log.info(f"job {status}", **known, **({"reason": about["error"]} if "error" in about else {}))
         if status in TERMINAL:
             JOBS_ENDED.labels(status).inc()
 
@@ -201,18 +191,3 @@ class JobStore:
 def read_verdicts(raw: Iterable[bytes | str]) -> list[Verdict]:
     """Parse verdicts as stored, sorted by index."""
     return sorted((Verdict.read(one) for one in raw), key=lambda verdict: verdict.index)
-
-
-def _readable(job_id: str, raw: bytes | str | None) -> JobRecord | None:
-    """Parse a job's record; None if it is gone, or if another version wrote it and this one cannot read it."""
-    try:
-        return None if raw is None else JobRecord.read(raw)
-    except ValueError as error:
-        log.warning("job record cannot be read", job_id=job_id, reason=str(error))
-        return None
-
-
-def _log(event: str, job_id: str, record: JobRecord | None, **about: Any) -> None:
-    """Log an event with the ids of the job and, if its record can be read, of the request that created it."""
-    known = {} if record is None else {**record.log_ids, "age_s": round(time.time() - record.created_at, 3)}
-    log.info(event, **{"job_id": job_id, **known, **about})

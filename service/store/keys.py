@@ -5,10 +5,8 @@ job:ID                hash        record (JSON, never changes), total, status, s
 job:ID:waiting        list        pending pictures (JSON), which no worker has claimed yet
 job:ID:verdicts       hash        index -> verdict (JSON); a picture is finished once it has one
 job:ID:events         stream      status changes and finished pictures, for clients that follow the job
-job:ID:live           stream      current steps and previews, while somebody watches
 job:ID:watched        string      exists while somebody watches; expires seconds later
 deadlines             sorted set  ids of the jobs that have not ended; score: when they must have (Unix seconds)
-ended                 stream      ids of the last jobs that ended, for APIs whose clients wait for one
 jobs:OWNER            sorted set  MILLISECONDS-ID of each of the owner's jobs, all with score 0: sorted by time
 key:HASH              string      the job and request that belong to an owner's Idempotency-Key
 stored:OWNER          hash        hour (Unix time / 3600) -> pictures of the owner's jobs that were created in it
@@ -28,13 +26,19 @@ webhooks              sorted set  "ID EVENT" of each webhook to send; score: whe
 webhook-attempts      hash        "ID EVENT" -> number of attempts so far, of those that are not sent yet
 webhook-sender:HOST   string      exists while a process on that host sends webhooks; expires seconds later
 rate:...              strings     counts of the rate limit; the library `limits` names them
+
+Two pub/sub channels tell APIs whose clients wait for a job or follow it:
+
+changes               JSON: id -> whether it has ended, of the jobs that a function has moved
+previews              "ID JSON": the current steps and previews of a job, while somebody watches
 """
 
 from typing import Final
 
 PREFIX: Final = "labelgrid"
 OPEN: Final = "labelgrid:deadlines"
-ENDED: Final = "labelgrid:ended"
+CHANGES: Final = "labelgrid:changes"
+PREVIEWS: Final = "labelgrid:previews"
 WORKERS: Final = "labelgrid:workers"
 PRUNED: Final = "labelgrid:pruned"
 WEBHOOKS: Final = "labelgrid:webhooks"
@@ -44,7 +48,6 @@ job = "labelgrid:job:{}".format
 pending = "labelgrid:job:{}:waiting".format
 verdicts = "labelgrid:job:{}:verdicts".format
 events = "labelgrid:job:{}:events".format
-previews = "labelgrid:job:{}:live".format
 watched = "labelgrid:job:{}:watched".format
 # Of an owner, the hash of an idempotency key, a worker's name, and a host.
 index = "labelgrid:jobs:{}".format

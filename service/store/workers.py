@@ -6,10 +6,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
 
 from service.store import functions, keys
 from service.store.connection import best_effort, text
+from service.store.pipeline import Pipeline
 
 LOADS_COUNT_S = 600  # how long a worker's death while it loaded a model counts
 FRESH_S = 1.0  # how long `ReadyWorkers` are taken to be as they were
@@ -33,12 +33,7 @@ def is_alive(connection: Redis, name: str) -> bool:
 
 def list_live(connection: Redis) -> list[dict[str, Any]]:
     """Return what each live worker says about itself, draining ones included."""
-    return _descriptions(functions.call(connection, "live_workers"))
-
-
-async def list_live_async(connection: AsyncRedis) -> list[dict[str, Any]]:
-    """The same without blocking."""
-    return _descriptions(await functions.call_async(connection, "live_workers"))
+    return [json.loads(raw) for raw in functions.call(connection, "live_workers")]
 
 
 def libraries(connection: Redis) -> set[str]:
@@ -77,8 +72,8 @@ def end_loading(connection: Redis, digest: str, name: str) -> None:
 class ReadyWorkers:
     """What the workers say that neither shut down nor hang, asked for once a second at most."""
 
-    def __init__(self, connection: AsyncRedis, clock: Callable[[], float] = time.monotonic) -> None:
-        self.connection, self._clock = connection, clock
+    def __init__(self, redis: Pipeline, clock: Callable[[], float] = time.monotonic) -> None:
+        self.redis, self._clock = redis, clock
         self._asked_at, self._found = clock(), list[dict[str, Any]]()
 
     async def __call__(self) -> list[dict[str, Any]]:
@@ -86,7 +81,7 @@ class ReadyWorkers:
         now = self._clock()
         if not self._found or now - self._asked_at >= FRESH_S:
             self._asked_at = now  # first, so that other requests do not ask, too
-            self._found = ready(await list_live_async(self.connection))
+            self._found = ready(map(json.loads, await self.redis.call("live_workers")))
         return self._found
 
 
@@ -94,7 +89,3 @@ def forget_dead(connection: Redis) -> None:
     """Remove the names of workers whose key has expired."""
     if dead := [name for name in connection.smembers(keys.WORKERS) if not is_alive(connection, text(name))]:
         connection.srem(keys.WORKERS, *dead)
-
-
-def _descriptions(found: Iterable[Any]) -> list[dict[str, Any]]:
-    return [json.loads(raw) for raw in found]

@@ -26,7 +26,7 @@ from service import alive_file
 from service.contract.errors import ServiceError
 from service.contract.records import JobRecord
 from service.settings import Settings
-from service.store import functions, keys
+from service.store import keys
 from service.store.connection import WARN_EVERY_S, connect_async, is_temporary, text
 from service.store.reader import JobReader
 from service.telemetry import tracing
@@ -133,12 +133,10 @@ class Sender:
 
     async def take_due(self) -> None:
         """Start a task for each message that is due and has none."""
-        due = map(text, await functions.call_async(self.connection, "due_webhooks"))
+        due = map(text, await self.reader.redis.call("due_webhooks"))
         new = [member for member in due if member not in self._tasks]
-        async with self.connection.pipeline(transaction=False) as pipe:
-            for member in new:
-                pipe.hget(keys.job(member.partition(" ")[0]), "record")
-            found = await pipe.execute()
+        ids = (member.partition(" ")[0] for member in new)
+        found = await self.reader.redis.ask(*(("HGET", keys.job(job_id), "record") for job_id in ids))
         held = []
         for member, raw in zip(new, found, strict=True):
             try:
@@ -154,7 +152,7 @@ class Sender:
                 held.append(member)
         if held:
             await self.connection.zadd(
-                keys.WEBHOOKS, dict.fromkeys(held, await self.reader.clock.now() + HELD_S), xx=True
+                keys.WEBHOOKS, dict.fromkeys(held, await self.reader.redis.now() + HELD_S), xx=True
             )
 
     async def _wait_and_attempt(self, member: str, lane: Lane) -> None:
@@ -173,7 +171,7 @@ class Sender:
     async def attempt(self, job_id: str, event: str) -> None:
         """Send the message unless another process has taken it; put it off if that fails."""
         member = f"{job_id} {event}"
-        taken = await functions.call_async(self.connection, "take_webhook", member, LEASE_S)
+        taken = await self.reader.redis.call("take_webhook", member, LEASE_S)
         if taken is None:
             return
         number, raw = taken
@@ -182,7 +180,7 @@ class Sender:
         wait_s = await self._wait_after(record, event, number)
         while True:  # what was sent must not be sent again because Redis is away
             try:
-                await functions.call_async(self.connection, "end_webhook", member, number, wait_s)
+                await self.reader.redis.call("end_webhook", member, number, wait_s)
                 return
             except RedisError as error:
                 self._check_temporary(error)

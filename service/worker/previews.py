@@ -21,8 +21,6 @@ from shared.pictures import png_bytes, resized, to_uint8
 
 PREVIEWS_AT_ONCE = 16  # of all jobs together; the rest of a larger batch follows the next time
 PREVIEW_SIDE = 64  # pixels at most
-KEPT = 4  # entries per job: only the newest matters, but several workers may share a job
-KEPT_FOR_S = 60
 InProgress = tuple[Picture, Row, tuple[int, int, int]]  # with the shape (C, H, W) of the finished picture
 
 
@@ -53,8 +51,7 @@ class Previews:
             reports[picture.job].append({**report, **preview})
         with best_effort(), self.connection.pipeline(transaction=False) as pipe:
             for job_id, pictures in reports.items():
-                pipe.xadd(keys.previews(job_id), {"pictures": json.dumps(pictures)}, maxlen=KEPT, approximate=False)
-                pipe.expire(keys.previews(job_id), KEPT_FOR_S)
+                pipe.publish(keys.PREVIEWS, f"{job_id} {json.dumps(pictures)}")
             pipe.execute()
 
     def _previews(self, rows: Sequence[InProgress]) -> dict[tuple[str, int], str]:

@@ -1,4 +1,5 @@
-"""In front of every route: who may use the API and how much (keys, guard, limits), headers for browsers, HEAD.
+"""In front of every route: who may use the API and how much (`guard.py`), and what is known of each request
+(`observe.py`: its id, log line and metrics).
 
-Start reading in `guard.py`. Of the API it imports `problems` only.
+Of the API it imports `problems` only.
 """

@@ -8,22 +8,26 @@ import asyncio
 import functools
 import ipaddress
 import re
+from collections import Counter
 from collections.abc import Collection
 
-from fastapi import FastAPI
 from redis.exceptions import RedisError
 from starlette.datastructures import Headers
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.access.keys import NOBODY, KeyRing
 from service.api.access.rate_limit import RateLimiter
 from service.api.problems import SAFE_METHODS, error_response
 from service.contract.errors import CrossSite, NoKey, NotFound, NotLocal, ServiceError, TooManyRequests
 from service.settings import Settings, StartError
+from shared.options import LIMITS
 
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
 METRICS = "/metrics"  # figures only: without keys Prometheus may read them under any name of this host
 COUNTED_WITHIN_S = 0.5  # Redis takes a millisecond; one that hangs must not delay what does not need it
+BYTES_A_REQUEST = 100_000  # of a body that takes as long as one usual request
+LARGE_BODIES = 2  # of one owner at the same time, of the largest size
 CHALLENGE = 'Bearer realm="labelgrid"'
 
 
@@ -53,10 +57,6 @@ def check_listening(settings: Settings, host: str) -> None:
     )
 
 
-def is_public(path: str) -> bool:
-    return path in PUBLIC or path.startswith("/static/")
-
-
 def _check_site(headers: Headers, origins: Collection[str]) -> None:
     """Raise CrossSite for a request that a browser sends for a page of another site, such as a form without preflight.
 
@@ -77,13 +77,14 @@ def _check_site(headers: Headers, origins: Collection[str]) -> None:
         )
 
 
-async def _check_rate(app: FastAPI, owner: str, cost: int, counted: int = 0) -> None:
-    """Count a request as `cost` of them, of which `counted` are counted already. Raises TooManyRequests.
+async def charge(scope: Scope, cost: int, counted: int = 1) -> None:
+    """Count a request as `cost` requests, once it is known what it takes. `counted` of them are counted already.
 
-    While Redis does not answer nothing is counted: a route that needs it answers 503 itself.
+    Raises TooManyRequests. While Redis does not answer nothing is counted: a route that needs it answers 503 itself.
     """
-    limiter: RateLimiter | None = app.state.rate_limiter
-    if limiter is None or owner == NOBODY:
+    limiter: RateLimiter | None = scope["app"].state.rate_limiter
+    owner = scope["state"].get("owner", NOBODY)
+    if limiter is None or owner == NOBODY or cost <= counted:
         return
     try:
         async with asyncio.timeout(COUNTED_WITHIN_S):
@@ -95,39 +96,53 @@ async def _check_rate(app: FastAPI, owner: str, cost: int, counted: int = 0) -> 
         raise TooManyRequests(detail, headers={"Retry-After": str(wait_s)})
 
 
-async def charge(scope: Scope, cost: int) -> None:
-    """Count a request as `cost` requests, once it is known what it takes. Raises TooManyRequests."""
-    if cost > 1 and (owner := scope.get("state", {}).get("owner")):
-        await _check_rate(scope["app"], owner, cost, counted=1)
-
-
 class Guard:
-    """ASGI middleware: stores the owner of the request's key in its state, or answers with a problem."""
+    """ASGI middleware: stores the owner of the request's key in its state, or answers with a problem.
+
+    It also limits bodies, and answers HEAD as GET without the body (RFC 9110, 9.3.2).
+    """
 
     def __init__(self, app: ASGIApp, keys: KeyRing, settings: Settings, origins: Collection[str]) -> None:
         """`origins`: those of other sites whose pages may use the API."""
         self.app, self.keys, self.settings, self.origins = app, keys, settings, origins
+        self._held = Counter[str]()  # bytes that the requests in progress have sent, by owner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            path = scope["path"]
-            try:
-                if not path.isprintable():  # routes and log lines would each read it in a way of their own
-                    raise NotFound("nothing has an address with control characters")
-                if not is_public(path):
-                    scope.setdefault("state", {})["owner"] = owner = self._owner(scope)
-                    await _check_rate(scope["app"], owner, cost=1)
-            except ServiceError as error:
-                await error_response(scope, error)(scope, receive, send)
-                return
-        await self.app(scope, receive, send)
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        path, headers = scope["path"], Headers(scope=scope)
+        scope.setdefault("state", {})
+        try:
+            if not path.isprintable():  # routes and log lines would each read it in a way of their own
+                raise NotFound("nothing has an address with control characters")
+            if path not in PUBLIC and not path.startswith("/static/"):
+                scope["state"]["owner"] = self._owner(scope, headers)
+                await charge(scope, cost=1, counted=0)
+        except ServiceError as error:
+            await error_response(scope, error)(scope, receive, send)
+            return
 
-    def _owner(self, scope: Scope) -> str:
-        headers = Headers(scope=scope)
+        async def send_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                await send(message)
+                await send({"type": "http.response.body"})  # a stream ends with its headers
+
+        body = _Body(scope, headers, receive, self.settings, self._held)
+        try:
+            if scope["method"] == "HEAD":  # uvicorn sends no body
+                await self.app({**scope, "method": "GET"}, body.receive, send_headers)
+            else:
+                await self.app(scope, body.receive, send)
+        finally:
+            body.forget()
+
+    def _owner(self, scope: Scope, headers: Headers) -> str:
         if not self.keys.enabled:
             if not self.settings.allow_no_keys and scope["path"] != METRICS:
                 self._check_local(scope, headers.get("host", ""))
-            if scope["method"] not in SAFE_METHODS:
+            is_from_page = "origin" in headers or "sec-fetch-site" in headers
+            if is_from_page and scope["method"] not in SAFE_METHODS:
                 _check_site(headers, self.origins)
             return NOBODY
         scheme, _, key = headers.get("authorization", "").partition(" ")
@@ -151,3 +166,48 @@ class Guard:
         name = re.sub(r":\d*$", "", host)
         if name and not is_loopback(name):
             raise NotLocal(f"without API keys the service answers as localhost only, not as {name!r}")
+
+
+class _Body:
+    """The body of one request. Reading one that is too large, announced or not, raises a 413.
+
+    Forms may have `upload_limit_bytes`, because they contain pictures; others `body_limit_bytes`. What the requests in
+    progress of one owner have sent, `held`, may be LARGE_BODIES times as much in all; beyond it there is a 429. The
+    route passes the errors on, so that they become problems as any other error.
+    """
+
+    def __init__(
+        self, scope: Scope, headers: Headers, receive: Receive, settings: Settings, held: Counter[str]
+    ) -> None:
+        self._scope, self._receive, self._held = scope, receive, held
+        self._is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
+        self._most, self._most_held = settings.body_limit_bytes, LARGE_BODIES * settings.upload_limit_bytes
+        if self._is_form:
+            self._most = settings.upload_limit_bytes
+        self._announced = int(headers.get("content-length", 0))  # the HTTP server refuses other values
+        self._owner = scope["state"].get("owner", NOBODY)
+        self._received = self._parts = 0
+
+    async def receive(self) -> Message:
+        message = await self._receive()
+        body = message.get("body", b"")
+        self._received += len(body)
+        self._held[self._owner] += len(body)
+        if max(self._received, self._announced) > self._most:
+            raise _too_large(f"the body has more than {self._most} bytes")
+        if not self._is_form:
+            self._parts += body.count(b"[") + body.count(b"{")
+        if self._parts > LIMITS.max_parts:  # before Python creates an object for each
+            raise _too_large(f"the body has more than {LIMITS.max_parts} lists and objects")
+        if self._held[self._owner] > self._most_held:
+            raise HTTPException(429, "your other requests are too large; try again", {"Retry-After": "1"})
+        if message["type"] == "http.request" and not message.get("more_body"):
+            await charge(self._scope, 1 + self._received // BYTES_A_REQUEST)
+        return message
+
+    def forget(self) -> None:
+        self._held -= Counter({self._owner: self._received})  # drops owners without bytes
+
+
+def _too_large(detail: str) -> HTTPException:
+    return HTTPException(413, detail, {"Connection": "close"})

@@ -9,10 +9,9 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import Field
 
 from service.api.catalog import Models, knows_positions
-from service.api.jobs.preferences import PreferencesDep
-from service.api.jobs.spec import JobSpec
-from service.api.jobs.submitter import ERRORS, RESPONSES, Accepted, Submitter, SubmitterDep
 from service.api.openapi import problems
+from service.api.spec import JobSpec
+from service.api.submit import ERRORS, RESPONSES, PreferencesDep, SubmitterDep
 from service.api.uploads.png import PngError, recipe_of
 from service.contract.errors import BadForm, BadRequest, UnknownCheckpoint
 from service.contract.records import MAX_STAGES, Layout, WebhookEvent
@@ -35,7 +34,8 @@ async def generate(body: GenerateRequest, submitter: SubmitterDep, preferences: 
 
     A recipe generates the same pictures again.
     """
-    return await submitter.answer(await _submit(body, submitter), preferences)
+    labels = (body.recipe or body).labels
+    return await submitter.answer(await submitter.submit("generate", body, labels, partial(_check, body)), preferences)
 
 
 class PngForm(NoOtherFields):
@@ -63,7 +63,7 @@ async def generate_from_png(
     preferences: PreferencesDep,
 ) -> Response:
     """Generates the pictures of the recipe in a PNG of this service, as `POST /generate` does with `recipe`."""
-    async with submitter.uploads.of(submitter.owner):
+    async with submitter.service.uploads.of(submitter.owner):
         try:
             recipe = await run_in_threadpool(recipe_of, await form.file.read())
         except PngError as error:
@@ -71,11 +71,7 @@ async def generate_from_png(
     await form.file.close()
     beside = form.model_dump(exclude={"file"}, exclude_unset=True)
     body = GenerateRequest.model_validate({**beside, "recipe": recipe})
-    return await submitter.answer(await _submit(body, submitter), preferences)
-
-
-async def _submit(body: GenerateRequest, submitter: Submitter) -> Accepted:
-    return await submitter.submit("generate", body, (body.recipe or body).labels, partial(_check, body))
+    return await generate(body, submitter, preferences)
 
 
 def _check(body: GenerateRequest, models: Models) -> JobSpec:

@@ -8,13 +8,11 @@ from fastapi.responses import StreamingResponse
 from redis.exceptions import RedisError
 from starlette.types import Receive, Scope, Send
 
-from service.api.dependencies import FeedsDep, Index, OwnerDep, OwnJob, ReaderDep, ResultsDep, StoreDep
-from service.api.downloads.zip_stream import zip_stream
-from service.api.event_feed import FROM_START, is_complete, job_events, only_the_end
-from service.api.jobs.preferences import PreferencesDep
-from service.api.jobs.submitter import ERRORS as SUBMIT_ERRORS
-from service.api.jobs.submitter import RESPONSES, SubmitterDep
+from service.api.dependencies import Index, OwnerDep, OwnJob, ServiceDep
+from service.api.events import FROM_START, is_complete, job_events, only_the_end
 from service.api.openapi import PICTURE_RESPONSES, ZIP_RESPONSES, problems
+from service.api.submit import ERRORS as SUBMIT_ERRORS
+from service.api.submit import RESPONSES, PreferencesDep, SubmitterDep
 from service.contract.errors import (
     ExpiredJob,
     JobEnded,
@@ -50,7 +48,7 @@ EVENT: dict[str, Any] = {
 @router.get("", responses=problems(Unavailable), summary="List your jobs, newest first")
 async def list_jobs(
     owner: OwnerDep,
-    reader: ReaderDep,
+    service: ServiceDep,
     limit: Annotated[int, Query(ge=1, le=LONGEST_PAGE, description="jobs on a page", examples=[20])] = 20,
     cursor: Annotated[
         str | None,
@@ -62,13 +60,13 @@ async def list_jobs(
     ] = None,
 ) -> JobPage:
     """A page of jobs without their results. New jobs do not shift the following pages."""
-    return await reader.page(owner, limit, cursor)
+    return await service.jobs.page(owner, limit, cursor)
 
 
 @router.get("/{job_id}", responses=problems(*ERRORS), summary="Read a job")
-async def read_job(job_id: OwnJob, results: ResultsDep) -> Job:
+async def read_job(job_id: OwnJob, service: ServiceDep) -> Job:
     """Its status and progress; its result once it is finished, or its error once it has failed."""
-    return await results.job(job_id)
+    return await service.results.job(job_id)
 
 
 @router.delete(
@@ -78,8 +76,7 @@ async def read_job(job_id: OwnJob, results: ResultsDep) -> Job:
 )
 async def cancel_job(
     job_id: OwnJob,
-    results: ResultsDep,
-    store: StoreDep,
+    service: ServiceDep,
     cancel_only: Annotated[
         bool,
         Query(description="refuse to delete a job that has ended, which it may have done just now", examples=[True]),
@@ -89,13 +86,13 @@ async def cancel_job(
 
     A job that has ended is deleted with its results, and answered with a last time.
     """
-    cancelled = await run_in_threadpool(store.cancel, job_id)
-    job = await results.job(job_id)
+    cancelled = await run_in_threadpool(service.store.cancel, job_id)
+    job = await service.results.job(job_id)
     if not cancelled:
         if cancel_only:
             raise JobEnded(f"the job is {job.status} and cannot be cancelled", job_status=job.status)
-        await results.remove(job_id)  # first: if it fails, the job is still there to be deleted again
-        await run_in_threadpool(store.delete, job_id)  # a worker that writes a picture now finds that the job is gone
+        await service.results.remove(job_id)  # first: if it fails, the job is still there to be deleted again
+        await run_in_threadpool(service.store.delete, job_id)  # a worker that still writes a picture will see it
     return job
 
 
@@ -136,13 +133,11 @@ class _Stream(StreamingResponse):
     },
     summary="Follow a job",
 )
-async def read_events(
-    job_id: OwnJob, results: ResultsDep, reader: ReaderDep, feeds: FeedsDep, last_event_id: LastEventId = FROM_START
-) -> Response:
+async def read_events(job_id: OwnJob, service: ServiceDep, last_event_id: LastEventId = FROM_START) -> Response:
     """Events `job`, `status`, `picture`, `steps` (with previews) and `end`; docs/api.md says what they hold."""
-    job = await results.job(job_id)
-    if not await is_complete(reader, job, last_event_id):
-        events = job_events(feeds, reader, job, last_event_id)
+    job = await service.results.job(job_id)
+    if not await is_complete(service.jobs, job, last_event_id):
+        events = job_events(service.jobs, job, last_event_id)
     elif last_event_id == FROM_START:
         events = only_the_end(job)
     else:
@@ -154,30 +149,30 @@ async def read_events(
 @router.get(
     "/{job_id}/grid.png", response_class=Response, responses=PICTURE_RESPONSES, summary="Read the grid of all pictures"
 )
-async def read_grid(job_id: OwnJob, owner: OwnerDep, results: ResultsDep) -> Response:
+async def read_grid(job_id: OwnJob, owner: OwnerDep, service: ServiceDep) -> Response:
     """The grid of a finished job; for a /score job, the grid of the best repeat."""
-    return Response(await results.grid(job_id, owner), media_type="image/png")
+    return Response(await service.results.grid(await service.jobs.job(job_id), owner), media_type="image/png")
 
 
 @router.get(
     "/{job_id}/pictures.zip", response_class=Response, responses=ZIP_RESPONSES, summary="Read all pictures as a zip"
 )
-async def read_zip(job_id: OwnJob, owner: OwnerDep, results: ResultsDep) -> Response:
+async def read_zip(job_id: OwnJob, owner: OwnerDep, service: ServiceDep) -> Response:
     """The pictures of a finished job in the order of its result, 0.png, 1.png, ...; for /score, those of the best run.
 
     `POST /score` takes the zip as `pictures`.
     """
-    pictures = await results.images(job_id, owner)
+    parts = await service.results.zipped(job_id, owner)
     headers = {"Content-Disposition": f'attachment; filename="{job_id[:8]}.zip"'}
-    return _Stream(zip_stream(pictures), media_type="application/zip", headers=headers)
+    return _Stream(parts, media_type="application/zip", headers=headers)
 
 
 @router.get(
     "/{job_id}/images/{index}.png", response_class=Response, responses=PICTURE_RESPONSES, summary="Read a picture"
 )
-async def read_image(job_id: OwnJob, owner: OwnerDep, index: Index, results: ResultsDep) -> Response:
+async def read_image(job_id: OwnJob, owner: OwnerDep, index: Index, service: ServiceDep) -> Response:
     """A picture, as soon as it is finished, also while the job is running."""
-    return Response(await results.image(job_id, owner, index), media_type="image/png")
+    return Response(await service.results.image(job_id, owner, index), media_type="image/png")
 
 
 @router.get(
@@ -186,6 +181,6 @@ async def read_image(job_id: OwnJob, owner: OwnerDep, index: Index, results: Res
     responses=PICTURE_RESPONSES,
     summary="Read the trajectory of a picture",
 )
-async def read_trajectory(job_id: OwnJob, owner: OwnerDep, index: Index, results: ResultsDep) -> Response:
+async def read_trajectory(job_id: OwnJob, owner: OwnerDep, index: Index, service: ServiceDep) -> Response:
     """The stages of a picture from noise to the finished picture, if the job was requested with `trajectory`."""
-    return Response(await results.trajectory(job_id, owner, index), media_type="image/png")
+    return Response(await service.results.trajectory(job_id, owner, index), media_type="image/png")

@@ -1,21 +1,21 @@
 """The labels and models that requests may use, and the health of the service."""
 
-from typing import Annotated, Any
+from typing import Annotated
 
 from fastapi import APIRouter, Query
-from redis.asyncio import Redis
 
 from service.api.catalog import knows_positions
-from service.api.dependencies import NEEDS_KEY, ModelsDep, ReaderDep
+from service.api.dependencies import NEEDS_KEY, ModelsDep, ServiceDep
 from service.api.openapi import problems
 from service.contract.errors import NoModel, NoWorker, Unavailable
 from service.contract.schemas import Health, Labels, Model, ModelList, Ready
+from service.store.pipeline import Pipeline
 from shared.support import picture_size
 
 
-async def check_redis_keeps(connection: Redis) -> None:
+async def check_redis_keeps(redis: Pipeline) -> None:
     """Raise Unavailable if Redis would drop jobs and their results to make room for others."""
-    memory: Any = await connection.info("memory")
+    memory = await redis("INFO", "memory")
     if memory.get("maxmemory") and (policy := memory.get("maxmemory_policy")) != "noeviction":
         raise Unavailable(f"Redis has maxmemory-policy {policy}, which loses jobs; set it to noeviction")
 
@@ -77,11 +77,11 @@ async def read_health() -> Health:
     responses=problems(NoModel, NoWorker, Unavailable),
     summary="Check that the service can generate pictures",
 )
-async def read_ready(models: ModelsDep, reader: ReaderDep) -> Ready:
+async def read_ready(models: ModelsDep, service: ServiceDep) -> Ready:
     """For a load balancer: ready if Redis answers and evicts no jobs, a model is promoted and a worker is running."""
-    await check_redis_keeps(reader.connection)
+    await check_redis_keeps(service.jobs.redis)
     info = models.find(None)
-    workers = await reader.workers()
+    workers = await service.jobs.workers()
     if not workers:
         raise NoWorker("no worker is running; start one", headers={"Retry-After": "2"})
     problems = [about.get("storage_problem") for about in workers]

@@ -8,7 +8,7 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.exceptions import RedisError
 
-from service.api.dependencies import NEEDS_KEY, ModelsDep, ReaderDep
+from service.api.dependencies import NEEDS_KEY, ModelsDep, ServiceDep
 from service.store import keys
 from service.telemetry import metrics
 
@@ -24,18 +24,18 @@ REDIS_WITHIN_S = 5.0  # Prometheus waits for 10 s, unless told otherwise, and wo
     responses={200: {"content": {"text/plain": {"example": "labelgrid_workers 2.0\n"}}}},
     summary="Metrics for Prometheus",
 )
-async def read_metrics(models: ModelsDep, reader: ReaderDep) -> PlainTextResponse:
+async def read_metrics(models: ModelsDep, service: ServiceDep) -> PlainTextResponse:
     """The API's metrics and the state of the queue. Each worker serves its own metrics on a port of its own."""
-    names = models.names
+    names, jobs = models.names, service.jobs
     pending, oldest_s, claimed = Counter[str](), defaultdict[str, float](float), 0
     try:
         async with asyncio.timeout(REDIS_WITHIN_S):
-            workers, open_jobs = await reader.workers(), int(await reader.connection.zcard(keys.OPEN))
+            workers, open_jobs = await jobs.workers(), await jobs.redis("ZCARD", keys.OPEN)
             loaded = {model["digest"]: model["name"] for about in workers for model in about.get("models", ())}
             for digest, name in {**loaded, **names}.items():  # storage may have replaced what workers still sample from
-                pending[name] += sum((await reader.pending_by_owner(digest)).values())
-                oldest_s[name] = max(oldest_s[name], await reader.longest_wait_s(digest))
-                claimed += int(await reader.connection.xlen(keys.stream(digest)))
+                pending[name] += sum(map(int, await jobs.redis("HVALS", keys.pending_counts(digest))))
+                oldest_s[name] = max(oldest_s[name], await jobs.longest_wait_s(digest))
+                claimed += await jobs.redis("XLEN", keys.stream(digest))
     except (RedisError, TimeoutError):
         metrics.REDIS_UP.set(0)
     else:

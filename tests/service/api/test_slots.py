@@ -3,7 +3,7 @@
 import asyncio
 import gc
 
-from service.api.slots import Slots
+from service.api.results import Slots
 
 
 def test_an_owner_takes_one_slot_however_much_they_send() -> None:

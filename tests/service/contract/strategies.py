@@ -2,8 +2,8 @@
 
 from hypothesis import strategies as st
 
-from service.contract.recipe import SHOWN_SCORES, JudgedRecipe, MadeWith, RecipeVerdict
-from service.contract.records import MAX_STAGES, Point
+from service.contract.recipe import JudgedRecipe, MadeWith, RecipeVerdict
+from service.contract.records import MAX_STAGES, SHOWN_SCORES, Point
 from shared.options import LIMITS, MAX_SEED
 from tests.shared.test_options import fractions, sampling_options
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from service.contract.recipe import SHOWN_SCORES, JudgedRecipe, Recipe, example, shown_scores
-from service.contract.records import Verdict
+from service.contract.recipe import JudgedRecipe, Recipe, example
+from service.contract.records import SHOWN_SCORES, Verdict
 from shared.options import SamplingOptions
 from tests.paths import ROOT
 
@@ -37,6 +37,6 @@ def test_a_request_may_say_anything_as_verdicts(ignored: object) -> None:
 def test_the_scores_shown_explain_the_verdict(labels: str, probabilities: str, shown: str) -> None:
     of = {name: int(tenths) / 10 for name, tenths in probabilities.split()}
     verdict = Verdict(index=0, labels=list(labels), seed=0, accuracy=1, f1=1, exact=False, probabilities=of)
-    found = shown_scores(verdict, 2)
+    found = verdict.shown(2, 2)["scores"]
     assert found == {name: of[name] for name in shown}
     assert len(found) <= SHOWN_SCORES + len(labels)

@@ -9,7 +9,9 @@ from redis import Redis
 
 from service.contract.job_ids import new_job_id
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
+from service.store import creation, functions
 from service.store.claims import Claim, PictureStream
+from service.store.creation import IdempotentRequest
 from service.store.jobs import JobStore
 from shared.options import SamplingOptions
 
@@ -31,6 +33,15 @@ def record(n: int = 2, owner: str = "", **about: Any) -> JobRecord:
         "options": SamplingOptions(steps=4),
     }
     return JobRecord(owner=owner, **{**usual, **about})
+
+
+def add_job(store: JobStore, job: JobRecord, request: IdempotentRequest | None = None) -> str:
+    """Create a job as `creation.JobCreator` does, for tests that may block."""
+    about = creation.arguments(job, request, store.settings)
+    if (answer := functions.call(store.connection, "create", *about)) is not None:
+        return creation.before(answer, request, store.settings)
+    store.doorbell.ring([creation.model_of(job)])
+    return job.id
 
 
 def done(claim: Claim, png: bytes = b"png") -> tuple[str, FinishedPicture]:

@@ -8,7 +8,6 @@ from redis import Redis
 from service.store import keys
 from service.store.claims import GROUP
 from service.store.connection import text
-from service.store.creation import id_of
 from service.store.jobs import JobStore
 from tests.service.store.job_model import DIGESTS, OWNERS, Job, Model
 
@@ -22,16 +21,13 @@ def check_jobs(connection: Redis, model: Model) -> None:
             pipe.hget(keys.job(job_id), "status")
             pipe.hkeys(keys.verdicts(job_id))
             pipe.xrange(keys.events(job_id))
-        pipe.xrange(keys.ENDED)
         for owner in OWNERS:
             pipe.hgetall(keys.stored(owner))
             pipe.zrange(keys.index(owner), 0, -1)
         opened, *found = pipe.execute()
-    of_owners, ended, found = found[-2 * len(OWNERS) :], found[-2 * len(OWNERS) - 1], found[: -2 * len(OWNERS) - 1]
+    of_owners, found = found[-2 * len(OWNERS) :], found[: -2 * len(OWNERS)]
     jobs = model.jobs
     assert {text(raw): score for raw, score in opened} == {i: job.overdue_at for i, job in jobs.items() if job.is_open}
-    told = sorted(text(fields[b"job"]) for _, fields in ended)  # those who wait for one
-    assert told == sorted(job_id for job_id, job in jobs.items() if not job.is_open)
     for job, pending, *results in zip(jobs.values(), *(found[i::4] for i in range(4)), strict=True):
         assert pending == len(job.pending)
         if model.exists(job.record.id):
@@ -41,7 +37,7 @@ def check_jobs(connection: Redis, model: Model) -> None:
     for owner, stored, listed in zip(OWNERS, of_owners[::2], of_owners[1::2], strict=True):
         assert {int(hour): int(count) for hour, count in stored.items()} == model.stored[owner]
         own = {job_id for job_id, job in jobs.items() if job.record.owner == owner and not job.is_deleted}
-        assert {id_of(text(member)) for member in listed} <= own
+        assert {text(member).partition("-")[2] for member in listed} <= own
 
 
 def _check_results(job: Job, status: Any, verdicts: Any, events: Any) -> None:

@@ -9,10 +9,10 @@ from service.contract.job_ids import new_job_id
 from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import keys
-from service.store.admission import Full, NoRoom
 from service.store.claims import PictureStream
+from service.store.creation import NoRoom
 from service.store.jobs import JobStore
-from tests.service.store.helpers import DIGEST, record
+from tests.service.store.helpers import DIGEST, add_job, record
 
 
 @pytest.fixture
@@ -21,12 +21,15 @@ def limited(settings: Settings) -> Settings:
     return settings.model_copy(update={"api_keys": "a:x", **limits})
 
 
+Full = tuple[str, int, int]  # what is full, how much is taken, and the limit
+
+
 def full_of(connection: Redis, settings: Settings, job: JobRecord) -> Full | None:
     """Return why a job does not fit, or create it."""
     try:
-        JobStore(connection, settings).create(job)
+        add_job(JobStore(connection, settings), job)
     except NoRoom as error:
-        return error.full
+        return error.what, error.taken, error.most
     return None
 
 
@@ -42,33 +45,33 @@ def test_simultaneous_requests_cannot_exceed_the_limit_together(connection: Redi
 def test_a_job_that_does_not_fit_leaves_nothing(connection: Redis, limited: Settings) -> None:
     assert full_of(connection, limited, record(4, "a")) is None
     before = {key: connection.dump(key) for key in connection.scan_iter("labelgrid:*")}
-    assert full_of(connection, limited, record(2, "a")) == Full("owner", 4, 5)
-    assert full_of(connection, limited, record(7, "b")) == Full("queue", 4, 10)
+    assert full_of(connection, limited, record(2, "a")) == ("owner", 4, 5)
+    assert full_of(connection, limited, record(7, "b")) == ("queue", 4, 10)
     assert {key: connection.dump(key) for key in connection.scan_iter("labelgrid:*")} == before
 
 
 def test_pictures_in_progress_count_for_the_queue_and_not_for_their_owner(
     store: JobStore, a: PictureStream, connection: Redis, limited: Settings
 ) -> None:
-    store.create(record(6, "a"))
+    add_job(store, record(6, "a"))
     a.claim_new(4)
-    assert full_of(connection, limited, record(4, "a")) == Full("owner", 2, 5)
-    assert full_of(connection, limited, record(5, "b")) == Full("queue", 6, 10)
+    assert full_of(connection, limited, record(4, "a")) == ("owner", 2, 5)
+    assert full_of(connection, limited, record(5, "b")) == ("queue", 6, 10)
     assert full_of(connection, limited, record(4, "b")) is None
 
 
 def test_a_job_larger_than_its_owners_share_leaves_the_others_theirs(connection: Redis, limited: Settings) -> None:
     assert full_of(connection, limited, record(30, "a")) is None  # an empty queue takes it
-    assert full_of(connection, limited, record(1, "a")) == Full("owner", 30, 5)
-    assert full_of(connection, limited, record(6, "b")) == Full("queue", 5, 10)
+    assert full_of(connection, limited, record(1, "a")) == ("owner", 30, 5)
+    assert full_of(connection, limited, record(6, "b")) == ("queue", 5, 10)
     assert full_of(connection, limited, record(5, "b")) is None
-    assert full_of(connection, limited, record(1, "c")) == Full("queue", 10, 10)
+    assert full_of(connection, limited, record(1, "c")) == ("queue", 10, 10)
 
 
 def test_without_keys_a_large_job_fills_the_queue(connection: Redis, limited: Settings) -> None:
     open_to_all = limited.model_copy(update={"api_keys": ""})
     assert full_of(connection, open_to_all, record(30)) is None
-    assert full_of(connection, open_to_all, record(1)) == Full("queue", 30, 10)
+    assert full_of(connection, open_to_all, record(1)) == ("queue", 30, 10)
 
 
 def stored(connection: Redis, owner: str = "a") -> int:
@@ -82,10 +85,10 @@ def test_stored_pictures_count_from_creation_whatever_becomes_of_the_job_until_i
     for one in (job, other):
         assert full_of(connection, limited, one) is None
     one_more = record(1, "a", digest="f" * 64)
-    assert full_of(connection, limited, one_more) == Full("stored", 100, 100)
+    assert full_of(connection, limited, one_more) == ("stored", 100, 100)
     assert full_of(connection, limited, record(1, "b", digest="f" * 64)) is None
     store.cancel(other.id)
-    assert full_of(connection, limited, one_more) == Full("stored", 100, 100)
+    assert full_of(connection, limited, one_more) == ("stored", 100, 100)
     assert [store.delete(one.id) for one in (job, other, other)] == [False, True, False]  # the first one is open
     assert stored(connection) == 60
     assert full_of(connection, limited, one_more) is None
@@ -100,7 +103,7 @@ def test_pictures_no_longer_count_once_the_hour_of_their_job_has_expired(connect
     young = record(100, "a", id=new_job_id(now - lifetime_s + 60), digest="e" * 64)
     assert full_of(connection, limited, young) is None
     assert stored(connection) == 100
-    assert full_of(connection, limited, record(1, "a", digest="f" * 64)) == Full("stored", 100, 100)
+    assert full_of(connection, limited, record(1, "a", digest="f" * 64)) == ("stored", 100, 100)
     assert 0 <= lifetime_s + 3600 - connection.ttl(keys.stored("a")) < 60
 
 

@@ -12,7 +12,7 @@ from service.store.claims import GROUP, PictureStream
 from service.store.connection import text
 from service.store.jobs import JobStore
 from tests.service.store.ageing import MINUTE_S, age
-from tests.service.store.helpers import DIGEST, RESULT, commands, commit_all, full, record
+from tests.service.store.helpers import DIGEST, RESULT, add_job, commands, commit_all, full, record
 
 
 def two_workers(connection: Redis, settings: Settings, lease_s: float) -> tuple[PictureStream, PictureStream]:
@@ -22,7 +22,7 @@ def two_workers(connection: Redis, settings: Settings, lease_s: float) -> tuple[
 
 
 def test_a_picture_is_claimed_once_and_in_order(store: JobStore, a: PictureStream, b: PictureStream) -> None:
-    store.create(record(3))
+    add_job(store, record(3))
     assert [claim.picture.index for claim in a.claim_new(2)] == [0, 1]
     assert [claim.picture.index for claim in b.claim_new(5)] == [2]
     assert a.claim_new(5) == []
@@ -32,7 +32,7 @@ def test_a_renewed_lease_is_kept_and_an_expired_one_is_taken_over(
     connection: Redis, settings: Settings, store: JobStore
 ) -> None:
     a, b = two_workers(connection, settings, lease_s=50)
-    store.create(record(2))
+    add_job(store, record(2))
     kept, lost = a.claim_new(5)
     for _ in range(4):
         age(connection, MINUTE_S)
@@ -46,19 +46,19 @@ def test_leases_of_a_stream_that_redis_has_lost_are_renewed_and_released_in_vain
     connection: Redis, store: JobStore, a: PictureStream
 ) -> None:
     """A heartbeat goes on with the leases of other models."""
-    store.create(record(2))
+    add_job(store, record(2))
     held = [claim.entry for claim in a.claim_new(5)]
     connection.flushall()
     a.renew(held)
     a.release(held)
-    store.create(record(1))
+    add_job(store, record(1))
     assert len(a.claim_new(5)) == 1
 
 
 def test_new_pictures_do_not_take_the_places_of_those_with_expired_leases(
     connection: Redis, store: JobStore, a: PictureStream, b: PictureStream
 ) -> None:
-    store.create(record(3))
+    add_job(store, record(3))
     a.claim_new(5)
     age(connection, MINUTE_S)
     assert b.claim_stale(0, may_be_alone=False) == ([], [])  # its batch is full
@@ -75,7 +75,7 @@ def test_idle_consumers_are_dropped_unless_they_have_pictures(
     def names() -> list[bytes]:
         return sorted(one["name"] for one in connection.xinfo_consumers(first.key, GROUP))
 
-    store.create(record(4))
+    add_job(store, record(4))
     busy.claim_new(1)
     for done_with in (first, idle):
         done_with.discard([claim.entry for claim in done_with.claim_new(1)])
@@ -93,7 +93,7 @@ def test_idle_consumers_are_dropped_unless_they_have_pictures(
 def test_a_released_picture_is_claimed_at_once_and_counts_as_new(
     store: JobStore, a: PictureStream, b: PictureStream
 ) -> None:
-    store.create(record(1))
+    add_job(store, record(1))
     for mine, other in ((a, b), (b, a)) * 3:
         claims = mine.claim_new(1) or mine.claim_stale(1, may_be_alone=True)[0]
         mine.release([claim.entry for claim in claims])
@@ -107,7 +107,7 @@ def test_a_picture_whose_workers_die_is_sampled_with_few_then_alone_and_then_giv
     quick = settings.model_copy(update={"lease_s": 0.05, "max_deliveries": 4})
     a = PictureStream(connection, quick, DIGEST, "a")
     job = record(5)
-    store.create(job)
+    add_job(store, job)
     a.claim_new(5)
     seen = []
     for _ in range(5):
@@ -130,7 +130,7 @@ def test_a_worker_that_samples_others_leaves_a_suspect_alone(
     """It would wait there for its turn, and the death of that worker would count against it."""
     quick = settings.model_copy(update={"lease_s": 0.05})
     a = PictureStream(connection, quick, DIGEST, "a")
-    store.create(record(2))
+    add_job(store, record(2))
     entries = [claim.entry for claim in a.claim_new(5)]
     connection.xclaim(a.key, GROUP, "dead", 0, entries[:1], idle=1000, retrycount=2, justid=True)
     time.sleep(0.08)
@@ -143,7 +143,7 @@ def test_one_worker_samples_suspects_and_the_others_go_on(
     connection: Redis, settings: Settings, store: JobStore
 ) -> None:
     a, b = two_workers(connection, settings, lease_s=50)
-    store.create(record(6))
+    add_job(store, record(6))
     entries = [claim.entry for claim in a.claim_new(6)]
     connection.xclaim(a.key, GROUP, "dead", 0, entries[:5], idle=60_000, retrycount=2, justid=True)
     connection.xclaim(a.key, GROUP, "dead", 0, entries[5:], idle=60_000, retrycount=1, justid=True)
@@ -162,7 +162,7 @@ def test_one_worker_samples_suspects_and_the_others_go_on(
 def test_the_next_suspect_is_claimed_without_delay(connection: Redis, settings: Settings, store: JobStore) -> None:
     quick = settings.model_copy(update={"lease_s": 0.05, "max_deliveries": 2})
     a = PictureStream(connection, quick, DIGEST, "a")
-    store.create(record(2))
+    add_job(store, record(2))
     a.claim_new(5)
     time.sleep(0.08)
     assert [claim.picture.index for claim in a.claim_stale(5, may_be_alone=True)[0]] == [0]
@@ -178,14 +178,14 @@ def test_a_stream_survives_a_flush_of_redis(connection: Redis, store: JobStore, 
     connection.flushall()
     assert a.claim_stale(1, may_be_alone=True) == ([], [])  # workers call this before claim_new
     assert a.claim_new(1) == []
-    store.create(record(1))
+    add_job(store, record(1))
     assert len(a.claim_new(1)) == 1
 
 
 def test_an_entry_that_is_not_a_picture_is_discarded(store: JobStore, a: PictureStream, connection: Redis) -> None:
     connection.xadd(a.key, {"picture": "{}"})
     connection.xadd(a.key, {"foreign": "x"})
-    store.create(record(1))
+    add_job(store, record(1))
     assert len(a.claim_new(5)) == 1
     assert connection.xlen(a.key) == 1
 
@@ -194,7 +194,7 @@ def test_an_entry_is_discarded_by_one_command_also_while_redis_is_full(
     store: JobStore, a: PictureStream, connection: Redis
 ) -> None:
     """A process that dies between two would leave an entry that nobody claims and that counts as open for ever."""
-    store.create(record(2))
+    add_job(store, record(2))
     entries = [claim.entry for claim in a.claim_new(2)]
     with full(connection):
         assert commands(connection, lambda: a.discard(entries)) == ["FCALL"]
@@ -206,7 +206,7 @@ def test_a_worker_begins_to_claim_while_redis_is_full(
     settings: Settings, store: JobStore, connection: Redis, exists: bool
 ) -> None:
     """Only work makes room; so a worker must not wait for it to load a model."""
-    store.create(record(2))
+    add_job(store, record(2))
     if exists:
         PictureStream(connection, settings, DIGEST, "former")
     with full(connection):
@@ -216,7 +216,7 @@ def test_a_worker_begins_to_claim_while_redis_is_full(
 def test_suspects_do_not_hold_up_the_other_pictures_while_redis_is_full(
     connection: Redis, store: JobStore, a: PictureStream, b: PictureStream
 ) -> None:
-    store.create(record(2))
+    add_job(store, record(2))
     suspect, _ = a.claim_new(2)
     connection.xclaim(a.key, GROUP, a.consumer, 0, [suspect.entry], retrycount=claims.IN_BATCHES)
     age(connection, MINUTE_S)
@@ -236,7 +236,7 @@ def test_an_unreadable_picture_is_left_to_other_workers_at_once(
     store: JobStore, a: PictureStream, b: PictureStream, connection: Redis
 ) -> None:
     entry = of_a_newer_version(connection, a, "j")
-    store.create(record(1))
+    add_job(store, record(1))
     assert [claim.picture.index for claim in a.claim_new(5)] == [0]
     a._looked_at = 0.0
     assert a.claim_stale(5, may_be_alone=True) == ([], [])  # it does not try again
@@ -261,7 +261,7 @@ def test_many_unreadable_pictures_do_not_hide_the_others(
 ) -> None:
     for _ in range(100):  # as many as are looked at
         of_a_newer_version(connection, a, "j")
-    store.create(record(1))
+    add_job(store, record(1))
     a.claim_new(100)
     b.claim_new(1)
     age(connection, MINUTE_S)
@@ -284,8 +284,8 @@ def test_the_pictures_of_a_job_that_ends_early_leave_the_stream(
 ) -> None:
     """Those of a worker that died, too: perhaps no other one has the model, and they would count as open for ever."""
     cancelled, other = record(2), record(2)
-    store.create(cancelled)
-    store.create(other)
+    add_job(store, cancelled)
+    add_job(store, other)
     held = a.claim_new(3)
     store.cancel(cancelled.id)
     left = [claim.entry for claim in held if claim.job == other.id]
@@ -302,7 +302,7 @@ def test_a_grid_is_leased_to_its_worker_until_it_dies_and_then_to_another_one(
 ) -> None:
     jobs = [record(1) for _ in range(2)]
     for job in jobs:
-        store.create(job)
+        add_job(store, job)
     grids = commit_all(store, a)
     assert [(claim.job, claim.picture) for claim in grids] == [(job.id, None) for job in jobs]
     age(connection, MINUTE_S)
@@ -316,7 +316,7 @@ def test_a_grid_is_leased_to_its_worker_until_it_dies_and_then_to_another_one(
 
 def test_a_grid_whose_workers_die_is_given_up(connection: Redis, store: JobStore, a: PictureStream) -> None:
     job = record(2)
-    store.create(job)
+    add_job(store, job)
     (grid,) = commit_all(store, a)
     most = a.settings.max_deliveries
     connection.xclaim(a.key, GROUP, "dead", 0, [grid.entry], idle=60_000, retrycount=most, justid=True)

@@ -11,10 +11,10 @@ from redis.exceptions import ConnectionError
 from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import keys
-from service.store.admission import NoRoom
 from service.store.connection import connect_async
-from service.store.creation import FEW, JobCreator, NewJob
+from service.store.creation import FEW, JobCreator, NoRoom
 from service.store.jobs import JobStore
+from service.store.pipeline import Pipeline
 from tests.service.store.helpers import commands, record
 
 Act = Callable[[JobCreator], Awaitable[Any]]
@@ -25,7 +25,7 @@ def creating(settings: Settings, store: JobStore, act: Act, connections: int = 1
 
     async def run() -> Any:
         async with connect_async(settings.redis_url, timeout_s=5, max_connections=connections) as connection:
-            return await act(JobCreator(connection, settings, store.doorbell))
+            return await act(JobCreator(Pipeline(connection), settings, store.doorbell))
 
     return asyncio.run(run())
 
@@ -34,7 +34,7 @@ def together(*jobs: JobRecord) -> Act:
     """Return what creates the jobs at the same time, and returns each one's id or error."""
 
     async def act(creator: JobCreator) -> list[str | BaseException]:
-        return await asyncio.gather(*(creator.create(NewJob(job)) for job in jobs), return_exceptions=True)
+        return await asyncio.gather(*(creator.create(job) for job in jobs), return_exceptions=True)
 
     return act
 
@@ -55,7 +55,7 @@ def test_each_gets_its_own_answer(settings: Settings, store: JobStore, connectio
     first, second, third = creating(limited, store, together(*jobs))
     assert (first, third) == (jobs[0].id, jobs[2].id)
     assert isinstance(second, NoRoom)
-    assert (second.full.what, second.full.taken) == ("queue", 4)
+    assert (second.what, second.taken) == ("queue", 4)
 
 
 def test_all_learn_that_redis_is_away(settings: Settings, store: JobStore) -> None:
@@ -68,7 +68,7 @@ def test_a_request_that_is_cancelled_does_not_disturb_the_others(settings: Setti
     jobs = [record(), record(), record()]
 
     async def act(creator: JobCreator) -> list[str | BaseException]:
-        requests = [asyncio.create_task(creator.create(NewJob(job))) for job in jobs]
+        requests = [asyncio.create_task(creator.create(job)) for job in jobs]
         await asyncio.sleep(0)  # until all have asked
         requests[0].cancel()
         return await asyncio.gather(*requests, return_exceptions=True)
@@ -85,7 +85,7 @@ def test_jobs_that_arrive_one_after_the_other_all_get_their_answers(settings: Se
         async def after(turns: int, job: JobRecord) -> str:
             for _ in range(turns):
                 await asyncio.sleep(0)
-            return await creator.create(NewJob(job))
+            return await creator.create(job)
 
         asked = [*(after(0, job) for job in early), *(after(i + 1, job) for i, job in enumerate(late))]
         return await asyncio.gather(*asked)

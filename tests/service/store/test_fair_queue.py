@@ -17,7 +17,7 @@ from service.worker.runner import Runner
 from shared.checkpoint import read_info
 from shared.registry import resolve
 from tests.service.processes import until
-from tests.service.store.helpers import DIGEST, full, record
+from tests.service.store.helpers import DIGEST, add_job, full, record
 
 
 @pytest.fixture
@@ -28,7 +28,7 @@ def stream(connection: Redis, settings: Settings) -> PictureStream:
 def created(store: JobStore, *jobs: JobRecord) -> dict[str, str]:
     """Create jobs and return a letter for each id."""
     for job in jobs:
-        store.create(job)
+        add_job(store, job)
     return {job.id: letter for job, letter in zip(jobs, "ABCDEFGH", strict=False)}
 
 
@@ -96,7 +96,7 @@ def test_every_picture_is_dispatched_once_unless_its_job_is_cancelled(
         match random_.randrange(4):
             case 0:
                 jobs.append(record(random_.randint(1, 9), random_.choice(["", "alice", "bob"])))
-                store.create(jobs[-1])
+                add_job(store, jobs[-1])
             case 1 if jobs:
                 job = random_.choice(jobs)
                 cancelled |= {job.id} if store.cancel(job.id) else set()
@@ -115,7 +115,7 @@ def test_every_picture_is_dispatched_once_unless_its_job_is_cancelled(
 def test_a_job_that_ends_early_leaves_the_queue(store: JobStore, stream: PictureStream, connection: Redis) -> None:
     for _ in range(3):
         job = record(2, "alice")
-        store.create(job)
+        add_job(store, job)
         store.cancel(job.id)
     assert connection.keys(keys.owner_jobs(DIGEST, "*")) == []
     names = created(store, record(2, "alice"), record(1, "alice"))
@@ -128,7 +128,7 @@ def test_a_job_that_ends_early_leaves_the_queue_though_the_process_that_ends_it_
     """Nobody else would remove its pictures if no worker has the model, and no other job might fit for ever."""
     store = JobStore(connection, settings.model_copy(update={"max_queued_pictures": 3}))
     job = record(3, "alice")
-    store.create(job)
+    add_job(store, job)
 
     def die(*_: object) -> None:
         raise SystemExit
@@ -138,7 +138,7 @@ def test_a_job_that_ends_early_leaves_the_queue_though_the_process_that_ends_it_
         with pytest.raises(SystemExit):
             store.cancel(job.id)
     assert not connection.exists(keys.pending(job.id), keys.pending_counts(DIGEST), keys.owner_jobs(DIGEST, "alice"))
-    store.create(record(1, "alice"))
+    add_job(store, record(1, "alice"))
 
 
 def test_pictures_are_dispatched_while_redis_is_full(store: JobStore, stream: PictureStream, connection: Redis) -> None:
@@ -154,11 +154,11 @@ def test_a_large_score_job_does_not_starve_small_requests(
     runner = Runner(connection, settings, "w")
     runner.models.load()
     large = record(8, digest=digest, repeats=10)
-    store.create(large)
+    add_job(store, large)
     runner.run_once()  # the batch of 8 is full of it
     small = [record(2, digest=digest) for _ in range(3)]
     for job in small:
-        store.create(job)
+        add_job(store, job)
     seen, finish = dict[str, int](), runner.store.finish
 
     def note(stream: PictureStream, results: Sequence[tuple[Claim, JobResult]]) -> set[str]:

@@ -24,14 +24,13 @@ from service.contract.errors import KeyReuse
 from service.contract.job_ids import new_job_id
 from service.settings import Settings
 from service.store import functions, keys, workers
-from service.store.admission import NoRoom
 from service.store.claims import Claim, PictureStream
 from service.store.connection import text
-from service.store.idempotency import IdempotentRequest
+from service.store.creation import IdempotentRequest, NoRoom
 from service.store.jobs import JobStore
 from service.store.sweep import Sweeper
 from tests.service.store.ageing import age
-from tests.service.store.helpers import RESULT, done, record
+from tests.service.store.helpers import RESULT, add_job, done, record
 from tests.service.store.job_comparison import check_jobs, check_queues, check_work
 from tests.service.store.job_model import DIGESTS, LIMITS, OWNERS, Entry, Model, T
 
@@ -115,16 +114,16 @@ class JobMachine(RuleBasedStateMachine):
             existing = self.model.existing(asked) if asked else None
         except KeyReuse:
             with pytest.raises(KeyReuse):
-                self.store.create(job, asked)
+                add_job(self.store, job, asked)
             return
         if existing is not None:
-            assert self.store.create(job, asked) == existing
+            assert add_job(self.store, job, asked) == existing
         elif full := self.model.full(owner, digest, n):
             with pytest.raises(NoRoom) as refused:
-                self.store.create(job, asked)
-            assert refused.value.full.what == full
+                add_job(self.store, job, asked)
+            assert refused.value.what == full
         else:
-            assert self.store.create(job, asked) == job.id
+            assert add_job(self.store, job, asked) == job.id
             self.model.add(job)
             if asked:
                 self.model.keys[owner, key] = request, job.id, self.model.now
@@ -452,7 +451,7 @@ class JobMachine(RuleBasedStateMachine):
         self.redis_equals_the_model()
         self.time_passes(20)
         lasting = {keys.stream(digest) for digest in DIGESTS} | {keys.owners(digest) for digest in DIGESTS}
-        lasting |= {keys.WORKERS, keys.ENDED, CLOCK_KEY}
+        lasting |= {keys.WORKERS, CLOCK_KEY}
         assert {text(key) for key in self.connection.scan_iter(count=1000)} <= lasting
         self.seen["jobs that ended"] += len(self.model.jobs)
         super().teardown()

@@ -12,7 +12,7 @@ from service.store import keys, workers
 from service.store.claims import GROUP, Claim, PictureStream
 from service.store.connection import is_full, refuses_writes, text
 from service.store.jobs import JobStore
-from tests.service.store.helpers import DIGEST, RESULT, commands, commit_all, done, full, read_only, record
+from tests.service.store.helpers import DIGEST, RESULT, add_job, commands, commit_all, done, full, read_only, record
 
 State = Callable[[Redis], contextlib.AbstractContextManager[None]]
 
@@ -22,7 +22,7 @@ def test_create_writes_a_job_in_one_command_and_rings(
 ) -> None:
     job, rung = record(3), list[str]()
     monkeypatch.setattr(store.doorbell, "ring", lambda models: rung.extend(model.digest for model in models))
-    assert commands(connection, lambda: store.create(job)) == ["FCALL"]
+    assert commands(connection, lambda: add_job(store, job)) == ["FCALL"]
     assert rung == [DIGEST]
     assert store.record(job.id) == job
     assert store.statuses([job.id, "nobody"]) == {job.id: "queued", "nobody": None}
@@ -34,7 +34,7 @@ def test_the_log_says_how_a_job_ended_whose_record_cannot_be_read(
 ) -> None:
     caplog.set_level(logging.INFO)
     job = record()
-    store.create(job)
+    add_job(store, job)
     connection.hset(keys.job(job.id), "record", "{")
     assert store.fail(job.id, "why")
     *_, line = map(vars, caplog.records)
@@ -44,10 +44,9 @@ def test_the_log_says_how_a_job_ended_whose_record_cannot_be_read(
 @pytest.mark.parametrize("end", ["finish", "fail", "cancel"])
 def test_a_terminal_status_is_final(store: JobStore, a: PictureStream, connection: Redis, end: str) -> None:
     job = record()
-    store.create(job)
+    add_job(store, job)
     (grid,) = commit_all(store, a)
-    assert store.begin(job.id)
-    assert not store.begin(job.id)
+    store.unfinished([(job.id, 0)])  # marks it as running
     ends = {
         "finish": lambda: bool(store.finish(a, [(grid, RESULT)])),
         "fail": lambda: store.fail(job.id, "why"),
@@ -55,7 +54,7 @@ def test_a_terminal_status_is_final(store: JobStore, a: PictureStream, connectio
     }
     assert ends.pop(end)()
     before = connection.hgetall(keys.job(job.id))
-    assert not store.begin(job.id)
+    assert store.unfinished([(job.id, 0)]) == set()
     assert not any(other() for other in ends.values())
     assert not store.fail(job.id, "another reason")
     assert connection.hgetall(keys.job(job.id)) == before
@@ -66,7 +65,7 @@ def test_a_job_without_all_of_its_pictures_does_not_finish(
     store: JobStore, a: PictureStream, connection: Redis
 ) -> None:
     job = record(2)
-    store.create(job)
+    add_job(store, job)
     assert store.complete(job.id) is None
     (grid,) = commit_all(store, a)
     found = store.complete(job.id)
@@ -79,7 +78,7 @@ def test_a_job_without_all_of_its_pictures_does_not_finish(
 
 
 def test_a_job_that_is_gone_cannot_be_moved(store: JobStore, a: PictureStream, connection: Redis) -> None:
-    assert not store.begin("nobody")
+    assert store.unfinished([("nobody", 0)]) == set()
     assert not store.fail("nobody", "why")
     assert not store.cancel("nobody")
     assert store.complete("nobody") is store.record("nobody") is None
@@ -91,8 +90,8 @@ def test_no_key_of_an_open_job_expires_and_every_key_of_an_ended_one_does(
     store: JobStore, a: PictureStream, connection: Redis
 ) -> None:
     job = record(2)
-    store.create(job)
-    store.begin(job.id)
+    add_job(store, job)
+    store.unfinished([(job.id, 0)])
     store.commit(a, [done(claim) for claim in a.claim_new(1)])
 
     def lifetimes_s() -> list[int]:
@@ -110,7 +109,7 @@ def test_a_worker_asks_only_about_the_pictures_that_it_has_claimed(
     """A job may have ten thousands."""
     job, other = record(4), record(1)
     for one in job, other:
-        store.create(one)
+        add_job(store, one)
     claims = a.claim_new(5)
     asked = [claim.picture.key for claim in claims]
     assert store.unfinished([*asked, ("nobody", 0)]) == set(asked)
@@ -127,7 +126,7 @@ def test_commit_returns_the_grids_to_compose_and_the_jobs_that_are_gone(
 ) -> None:
     job, other, deleted, cancelled = record(2), record(1), record(1), record(1)
     for one in (job, other, deleted, cancelled):
-        store.create(one)
+        add_job(store, one)
     claims = a.claim_new(9)
     for one in (deleted, cancelled):
         store.cancel(one.id)
@@ -143,16 +142,15 @@ def test_commit_returns_the_grids_to_compose_and_the_jobs_that_are_gone(
 
 def test_a_job_of_one_picture_ends_as_it_is_stored(store: JobStore, a: PictureStream, connection: Redis) -> None:
     job, larger = record(1), record(2)
-    store.create(job)
-    store.create(larger)
+    add_job(store, job)
+    add_job(store, larger)
     claims = a.claim_new(5)
-    store.begin(job.id, larger.id)
+    store.unfinished([(job.id, 0), (larger.id, 0)])
     results = {claim.picture.key: RESULT for claim in claims}
     grids, _ = store.commit(a, [done(claim) for claim in claims], results)
     assert [grid.job for grid in grids] == [larger.id]
     assert store.statuses([job.id, larger.id]) == {job.id: "finished", larger.id: "running"}
     assert connection.hget(keys.job(job.id), "result") == RESULT.write().encode()
-    assert [fields for _, fields in connection.xrange(keys.ENDED)] == [{b"job": job.id.encode()}]
     expected = [{b"status": b"running"}, {b"status": b"finished", b"last_picture": b"0"}]
     assert [fields for _, fields in connection.xrange(keys.events(job.id))] == expected
     lifetimes = [connection.ttl(key(job.id)) for key in (keys.job, keys.events, keys.verdicts)]
@@ -164,8 +162,8 @@ def test_pictures_stay_in_the_stream_if_they_cannot_be_stored(
     store: JobStore, a: PictureStream, connection: Redis
 ) -> None:
     job, broken = record(1), record(1)
-    store.create(job)
-    store.create(broken)
+    add_job(store, job)
+    add_job(store, broken)
     claims = a.claim_new(5)
     connection.set(keys.verdicts(broken.id), "no hash")
     with pytest.raises(ResponseError, match="WRONGTYPE"):
@@ -181,7 +179,7 @@ def test_the_first_of_two_commits_of_a_picture_is_kept_and_gives_the_only_grid(
     store: JobStore, a: PictureStream, b: PictureStream, connection: Redis
 ) -> None:
     job = record(1)
-    store.create(job)
+    add_job(store, job)
     (claim,) = a.claim_new(5)
     (grid,), _ = store.commit(a, [done(claim)])
     first = connection.hgetall(keys.verdicts(job.id))
@@ -194,8 +192,8 @@ def test_the_first_of_two_commits_of_a_picture_is_kept_and_gives_the_only_grid(
 
 def test_a_picture_has_one_event_and_none_after_the_end(store: JobStore, a: PictureStream, connection: Redis) -> None:
     job, cancelled = record(1), record(1)
-    store.create(job)
-    store.create(cancelled)
+    add_job(store, job)
+    add_job(store, cancelled)
     first, second = a.claim_new(5)
     store.cancel(cancelled.id)
     store.commit(a, [done(first), done(first), done(second)])
@@ -209,7 +207,7 @@ def test_wanted_and_open_jobs_are_those_of_models_with_work(
 ) -> None:
     job, judged = record(1), record(1, digest="e" * 64, sent=True, model="judge")
     for one in (job, judged):
-        store.create(one)
+        add_job(store, one)
     found = {model.digest: (model.name, model.is_evaluator) for model in store.wanted()}
     assert found == {DIGEST: ("toy", False), "e" * 64: ("judge", True)}
     assert [store.of_model(digest) for digest in (DIGEST, "e" * 64, "f" * 64)] == [[job.id], [judged.id], []]
@@ -220,7 +218,7 @@ def test_wanted_and_open_jobs_are_those_of_models_with_work(
 @pytest.mark.parametrize("state", [full, read_only])
 def test_no_job_is_created_if_redis_refuses_writes(store: JobStore, connection: Redis, state: State) -> None:
     with state(connection), pytest.raises(ResponseError) as refused:
-        store.create(record(1))
+        add_job(store, record(1))
     assert refuses_writes(refused.value)
     assert list(connection.scan_iter()) == []
 
@@ -230,15 +228,15 @@ def test_a_full_redis_refuses_new_jobs_and_lets_open_ones_end(
 ) -> None:
     jobs = [record(1) for _ in range(4)]
     for job in jobs:
-        store.create(job)
+        add_job(store, job)
     claims = a.claim_new(5)
     with full(connection):
         with pytest.raises(ResponseError) as refused:
-            store.create(record(1))
+            add_job(store, record(1))
         assert is_full(refused.value)
         workers.announce(connection, "w", {}, lease_s=60)
         assert workers.is_alive(connection, "w")
-        assert store.begin(jobs[0].id)
+        assert store.unfinished([(jobs[0].id, 0)]) == {(jobs[0].id, 0)}
         (grid,), _ = store.commit(a, [done(claims[0])])
         assert store.finish(a, [(grid, RESULT)]) == {jobs[0].id}
         assert store.fail(jobs[1].id, "why")

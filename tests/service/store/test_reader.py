@@ -16,7 +16,7 @@ from service.store.claims import PictureStream
 from service.store.connection import connect_async
 from service.store.jobs import JobStore
 from service.store.reader import JobReader
-from tests.service.store.helpers import done, record
+from tests.service.store.helpers import add_job, done, record
 
 
 def test_jobs_that_end_together_and_one_that_ended_just_before_its_client_waits(
@@ -26,7 +26,7 @@ def test_jobs_that_end_together_and_one_that_ended_just_before_its_client_waits(
     store = JobStore(connection, settings)
     early, first, second, unreadable = (record(1) for _ in range(4))
     for one in (early, first, second, unreadable):
-        store.create(one)
+        add_job(store, one)
 
     async def wait_for_all() -> list[Job | BaseException]:
         async with AsyncRedis.from_url(settings.redis_url, protocol=2, socket_timeout=None) as pool:
@@ -34,6 +34,7 @@ def test_jobs_that_end_together_and_one_that_ended_just_before_its_client_waits(
             waiting = [
                 asyncio.create_task(jobs.wait(one.id, 100, gone, is_new=True)) for one in (first, second, unreadable)
             ]
+            jobs.hub.start()
             await asyncio.sleep(0.2)
             store.fail(early.id, "early")
             connection.hset(keys.job(unreadable.id), "result", "{")
@@ -41,7 +42,7 @@ def test_jobs_that_end_together_and_one_that_ended_just_before_its_client_waits(
                 store.fail(one.id, "together")
             done = await asyncio.gather(*waiting, return_exceptions=True)
             found = [*done, await jobs.wait(early.id, 100, gone, is_new=True)]
-            await jobs.endings.close()
+            await jobs.hub.close()
             return found
 
     *together, broken, ended_early = asyncio.run(wait_for_all())
@@ -55,7 +56,7 @@ def test_a_job_that_is_gone_is_expired_if_its_id_is_old_enough_and_else_unknown(
     ids = {made_s: new_job_id(time.time() + made_s) for made_s in (0, 60 - settings.keep_s, -60 - settings.keep_s)}
     store = JobStore(connection, settings)
     deleted = record(1, owner="a", id=ids[0])
-    store.create(deleted)
+    add_job(store, deleted)
 
     async def read() -> list[str]:
         async with connect_async(settings.redis_url, timeout_s=5, max_connections=2) as client:
@@ -78,7 +79,7 @@ def test_a_job_that_is_gone_is_expired_if_its_id_is_old_enough_and_else_unknown(
 
 def test_why_a_job_has_no_such_picture(settings: Settings, store: JobStore, a: PictureStream) -> None:
     job = record(2)
-    store.create(job)
+    add_job(store, job)
     store.commit(a, [done(claim) for claim in a.claim_new(1)])
 
     async def read() -> list[type[Exception]]:

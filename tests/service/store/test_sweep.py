@@ -11,7 +11,7 @@ from service.store.claims import PictureStream
 from service.store.jobs import JobStore
 from service.store.sweep import OVERDUE, Sweeper, is_time_to_prune
 from tests.service.store.ageing import MINUTE_S, age
-from tests.service.store.helpers import DIGEST, commands, record
+from tests.service.store.helpers import DIGEST, add_job, commands, record
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def test_only_the_clock_of_redis_makes_a_job_overdue(store: JobStore, sweeper: S
     day_s = 86400
     late, past, future = (record(created_at=time.time() + days * day_s) for days in (0, -1, 10**6))
     for job in (late, past, future):
-        store.create(job)
+        add_job(store, job)
     sweeper.sweep()
     assert store.ended([late.id, past.id, future.id]) == set()
     connection.zadd(keys.OPEN, {late.id: connection.time()[0]})
@@ -47,7 +47,7 @@ def test_a_sweep_is_one_command_however_many_jobs_are_open(
     store: JobStore, sweeper: Sweeper, connection: Redis
 ) -> None:
     for _ in range(50):
-        store.create(record(1))
+        add_job(store, record(1))
     sweeper.sweep()
     assert commands(connection, sweeper.sweep) == ["FCALL"]
 
@@ -56,7 +56,7 @@ def test_open_jobs_keep_their_deadline_when_the_setting_changes(
     connection: Redis, settings: Settings, store: JobStore
 ) -> None:
     job = record()
-    store.create(job)
+    add_job(store, job)
     Sweeper(JobStore(connection, settings.model_copy(update={"keep_days": 1, "job_timeout_s": 1}))).sweep()
     assert store.ended([job.id]) == set()
 
@@ -66,7 +66,7 @@ def test_pictures_of_a_job_that_is_gone_leave_the_queue(
 ) -> None:
     gone, other = record(3), record(2)
     for job in (gone, other):
-        store.create(job)
+        add_job(store, job)
     connection.delete(keys.job(gone.id))
     connection.zadd(keys.OPEN, {gone.id: 1})
     sweeper.sweep()

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
 
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.connection import RetryUntilStopped, connect, connect_async
+from service.store.pipeline import Pipeline
 from tests.service.store.ageing import MINUTE_S, age
 from tests.service.store.helpers import DIGEST, full
 
@@ -54,7 +54,7 @@ def test_ready_workers_are_asked_for_once_a_second_while_there_are_any(
     async def check() -> None:
         now = 0.0
         async with connect_async(settings.redis_url, timeout_s=5, max_connections=2) as asking:
-            ready = workers.ReadyWorkers(asking, lambda: now)
+            ready = workers.ReadyWorkers(Pipeline(asking), lambda: now)
             assert await ready() == []
             workers.announce(connection, "w", {"host": "a"}, lease_s=60)
             workers.announce(connection, "ends", {"host": "b", "draining": True}, lease_s=60)
@@ -72,16 +72,17 @@ def test_one_of_several_requests_asks_for_the_workers(settings: Settings, monkey
     monkeypatch.setattr(workers, "FRESH_S", 1.0)
     now, asked = 0.0, list[float]()
 
-    async def ask(connection: AsyncRedis) -> list[dict[str, str]]:
+    async def ask(redis: Pipeline, function: str) -> list[bytes]:
         asked.append(now)
         await asyncio.sleep(0)
-        return [{"host": "a"}]
+        return [b'{"host": "a"}']
 
-    monkeypatch.setattr(workers, "list_live_async", ask)
+    monkeypatch.setattr(Pipeline, "call", ask)
 
     async def check() -> None:
         nonlocal now
-        ready = workers.ReadyWorkers(connect_async(settings.redis_url, timeout_s=5, max_connections=1), lambda: now)
+        redis = Pipeline(connect_async(settings.redis_url, timeout_s=5, max_connections=1))
+        ready = workers.ReadyWorkers(redis, lambda: now)
         assert await ready() == [{"host": "a"}]
         now = 1.0
         assert await asyncio.gather(ready(), ready()) == [[{"host": "a"}]] * 2  # the second while the first one waits

@@ -25,7 +25,7 @@ from shared.registry import resolve
 from shared.vocabulary import Vocabulary
 from tests.conftest import serving
 from tests.paths import ROOT
-from tests.service.store.helpers import record
+from tests.service.store.helpers import add_job, record
 from tests.service.worker.conftest import model_of, run, started
 from tests.toy_checkpoint import publish_toy_evaluator
 
@@ -109,8 +109,8 @@ def test_pictures_count_of_any_evaluator_and_of_a_checkpoint_that_was_replaced(
     workers.announce(connection, "w", {"models": loaded}, lease_s=60)
     publish_toy_evaluator(settings.storage, "own-evaluator", Vocabulary(["sky", "boat"]))
     store, judge = JobStore(connection, settings), read_info(resolve(settings.storage, "own-evaluator", "evaluator"))
-    store.create(record(2, digest=judge.digest))
-    store.create(record(3, digest="f" * 64))
+    add_job(store, record(2, digest=judge.digest))
+    add_job(store, record(3, digest="f" * 64))
     found = Reading(client.get("/metrics").text)
     (settings.storage / "own-evaluator.safetensors").unlink()  # other tests have the same storage
     assert found("waiting_pictures", model="own-evaluator") == 2

@@ -32,6 +32,7 @@ from service.worker.runner import Runner
 from tests.conftest import serving
 from tests.paths import ROOT
 from tests.service.processes import environment, new_job, until, until_it_answers
+from tests.service.store.helpers import add_job
 from tests.service.telemetry.conftest import ASYNC, SECRET, Lines
 from tests.service.webhooks.conftest import attempt
 from tests.service.worker.conftest import model_of, run, settle, started
@@ -326,7 +327,7 @@ def traced_worker(settings: Settings, collector: str) -> Iterator[subprocess.Pop
     """Run a worker that has a job's spans to send."""
     store = JobStore(connect(settings.redis_url), settings)
     job = new_job(settings, steps=2, pictures=2).model_copy(update={"traceparent": GIVEN["traceparent"]})
-    store.create(job)
+    add_job(store, job)
     with traced(settings, collector, "worker") as process:
         until(lambda: store.ended([job.id]))
         yield process

@@ -23,7 +23,7 @@ from service.webhooks.signing import receiver_secret, signing_key
 from service.webhooks.worker import Sender
 from tests.paths import ROOT
 from tests.service.processes import until
-from tests.service.store.helpers import record
+from tests.service.store.helpers import add_job, record
 
 SECRET = "a secret that is long enough"
 ENDS: tuple[WebhookEvent, ...] = ("finished", "failed", "cancelled")
@@ -103,7 +103,7 @@ def send_due(settings: Settings) -> None:
 
 def create_job(store: JobStore, url: str, events: tuple[WebhookEvent, ...] = ENDS, owner: str = "") -> str:
     """Create a job with a webhook and return its id."""
-    return store.create(record(1, owner, webhook=url, webhook_events=events))
+    return add_job(store, record(1, owner, webhook=url, webhook_events=events))
 
 
 def outbox(store: JobStore) -> list[str]:

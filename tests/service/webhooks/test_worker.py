@@ -112,7 +112,7 @@ def test_the_process_counts_as_alive_again_after_redis_was_emptied(command: Comm
 def test_only_the_events_that_a_job_asked_for_are_in_the_outbox(store: JobStore) -> None:
     first, second = create_job(store, "http://x/", ("running", "failed")), create_job(store, "http://x/")
     for job_id in (first, second):
-        store.begin(job_id)
+        store.unfinished([(job_id, 0)])
     assert outbox(store) == [f"{first} running"]
     store.cancel(first)
     store.fail(second, "why")

@@ -23,7 +23,7 @@ from shared.diffusion.denoise import Row
 from shared.options import SamplingOptions
 from shared.registry import resolve
 from tests.service.processes import until
-from tests.service.store.helpers import record
+from tests.service.store.helpers import add_job, record
 from tests.toy_checkpoint import publish_toys
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"], ["cyan cube"]]
@@ -58,7 +58,7 @@ def create(store: JobStore) -> Callable[..., JobRecord]:
         kind, lists = "generate" if repeats == 1 else "score", [list(one) for one in labels]
         about = {"kind": kind, "model": model, "digest": found, "labels": lists, "seed": seed, "repeats": repeats}
         job = record(**about, columns=2, options=options, trajectory=trajectory)
-        store.create(job)
+        add_job(store, job)
         return job
 
     return create
@@ -137,7 +137,7 @@ def create_upload(runner: Runner, count: int) -> JobRecord:
     job = record(count, kind="score", model=judge.name, digest=judge.digest, sent=True)
     for i in range(count):
         runner.models.files.write(job.id, pictures.picture(i), png(i))
-    runner.store.create(job)
+    add_job(runner.store, job)
     return job
 
 

@@ -26,8 +26,9 @@ from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from tests.conftest import api_server, client_of, serving
 from tests.paths import ROOT
-from tests.service.api.test_event_feed import events, read
+from tests.service.api.test_events import events, read
 from tests.service.processes import environment, new_job, until, until_it_answers
+from tests.service.store.helpers import add_job
 from tests.service.worker.conftest import run, started
 
 BODY = {"labels": [["red cube"], ["blue sphere"]], "steps": 2}
@@ -38,7 +39,7 @@ ASYNC = {"prefer": "respond-async"}
 def quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let waiting requests notice a shutdown at once."""
     monkeypatch.setattr("service.store.reader.LOOK_AGAIN_S", 0.05)
-    monkeypatch.setattr("service.api.event_feed.LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr("service.api.events.LOOK_AGAIN_S", 0.05)
 
 
 def is_refused(client: httpx.Client) -> bool:
@@ -112,10 +113,10 @@ def test_a_draining_worker_finishes_what_fits_and_releases_the_rest_at_once(
     patient = settings.model_copy(update={"lease_s": 600.0})  # longer than the test may take
     store, runner = JobStore(connection, patient), started(connection, patient, "a")
     short, long, late = (new_job(settings, steps=steps, pictures=2) for steps in (5, 200, 5))
-    store.create(short)
-    store.create(long)
+    add_job(store, short)
+    add_job(store, long)
     runner.run_once()
-    store.create(late)
+    add_job(store, late)
     runner.iteration_s = 1.0  # as measured on a slower network
     runner.stop(within_s=60)
     runner.drain()
@@ -132,7 +133,7 @@ def test_a_draining_worker_finishes_what_fits_and_releases_the_rest_at_once(
 def test_without_time_to_drain_everything_is_released(settings: Settings, connection: Redis, within_s: float) -> None:
     store, runner = JobStore(connection, settings), started(connection, settings)
     job = new_job(settings, steps=2, pictures=2)
-    store.create(job)
+    add_job(store, job)
     runner.run_once()
     assert runner.models.busy
     runner.stop(within_s)

@@ -1,8 +1,10 @@
 """Previews: x0_hat, for watched jobs only, limited in number and rate."""
 
 import base64
+import contextlib
 import io
 import json
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -46,13 +48,28 @@ def picture(job: str, index: int) -> Picture:
     return Picture(job=job, index=index, labels=("red cube",), seed=1, options=SamplingOptions(steps=5))
 
 
-def live_pictures(connection: Redis, job: str) -> list[list[Event]]:
-    entries: Any = connection.xrange(keys.previews(job))
-    return [json.loads(fields[b"pictures"]) for _, fields in entries]
+Heard = Callable[[], dict[str, list[list[Event]]]]
+
+
+@pytest.fixture
+def heard(connection: Redis) -> Iterator[Heard]:
+    """Return the reports on each job that were published since the last call."""
+    with contextlib.closing(connection.pubsub()) as messages:
+        messages.subscribe(keys.PREVIEWS)
+        messages.get_message(timeout=5)  # that it is subscribed
+
+        def read() -> dict[str, list[list[Event]]]:
+            found = dict[str, list[list[Event]]]()
+            while message := messages.get_message(timeout=0.1):
+                job, _, pictures = message["data"].decode().partition(" ")
+                found.setdefault(job, []).append(json.loads(pictures))
+            return found
+
+        yield read
 
 
 def test_a_preview_is_x0_hat_and_only_for_jobs_that_are_watched(
-    connection: Redis, monkeypatch: pytest.MonkeyPatch
+    connection: Redis, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = torch.rand(3, 3, 128, 96, generator=torch.Generator().manual_seed(1)) * 2 - 1
     pairs = [pair(job, i, images[i]) for i, job in enumerate(("seen", "unseen", "seen"))]
@@ -62,25 +79,26 @@ def test_a_preview_is_x0_hat_and_only_for_jobs_that_are_watched(
         previews.publish(pairs)
         connection.set(keys.watched("seen"), 1)
         previews.publish([pair("seen", 0, None)])  # before the first step
-    assert not connection.exists(keys.previews("seen"))
+    assert heard() == {}
     connection.set(keys.watched("late"), 1)
     previews.publish([*pairs, pair("late", 0, None)])
-    assert not connection.exists(keys.previews("late"))
-    (pictures,) = live_pictures(connection, "seen")
+    found = heard()
+    (pictures,) = found.pop("seen")
+    assert found == {}
     assert [(one["index"], one["step"], one["steps"]) for one in pictures] == [(0, 2, 5), (2, 2, 5)]
-    assert not connection.exists(keys.previews("unseen"))
     for one in pictures:
         half = Image.fromarray(to_uint8(images)[one["index"]]).resize((48, 64), Image.Resampling.BILINEAR)
         assert np.abs(pixels(one) - np.asarray(half, dtype=np.int16)).max() <= 2
 
 
-def test_models_of_different_sizes_have_previews_together(connection: Redis) -> None:
+def test_models_of_different_sizes_have_previews_together(connection: Redis, heard: Heard) -> None:
     sizes = {"small": (32, 32), "large": (64, 64)}
     for job in sizes:
         connection.set(keys.watched(job), 1)
     Previews(connection, 0.0).publish([pair(job, 0, torch.zeros(3, *size)) for job, size in sizes.items()])
+    found = heard()
     for job, size in sizes.items():
-        ((one,),) = live_pictures(connection, job)
+        ((one,),) = found[job]
         assert pixels(one).shape[:2] == size
 
 
@@ -90,28 +108,24 @@ def test_models_of_different_sizes_have_previews_together(connection: Redis) -> 
      ((64, 64), (1, 320), (1, 64))],
 )  # fmt: skip
 def test_a_preview_has_the_proportions_of_the_finished_picture(
-    connection: Redis, sampled: tuple[int, int], finished: tuple[int, int], size: tuple[int, int]
+    connection: Redis, heard: Heard, sampled: tuple[int, int], finished: tuple[int, int], size: tuple[int, int]
 ) -> None:
     connection.set(keys.watched("seen"), 1)
     Previews(connection, 0.0).publish([(picture("seen", 0), row(torch.ones(3, *sampled)), (3, *finished))])
-    (((one,),)) = live_pictures(connection, "seen")
+    (((one,),)) = heard()["seen"]
     assert pixels(one).shape == (*size, 3)
     assert (pixels(one) == 255).all()
 
 
-def test_previews_are_bounded_in_number_and_rate(connection: Redis) -> None:
+def test_previews_are_bounded_in_number_and_rate(connection: Redis, heard: Heard) -> None:
     connection.set(keys.watched("seen"), 1)
     pairs = [pair("seen", i, torch.zeros(3, 4, 4)) for i in range(20)]
     often, seldom = Previews(connection, 0.0), Previews(connection, 60.0)
     for _ in range(2):
         often.publish(pairs)
-    with_previews = [[one["index"] for one in entry if "preview" in one] for entry in live_pictures(connection, "seen")]
+    with_previews = [[one["index"] for one in entry if "preview" in one] for entry in heard()["seen"]]
     assert [len(indices) for indices in with_previews] == [16, 16]
     assert set(with_previews[0]) | set(with_previews[1]) == set(range(20))
     for _ in range(10):
-        often.publish(pairs)
-    assert connection.xlen(keys.previews("seen")) == service.worker.previews.KEPT
-    connection.delete(keys.previews("seen"))
-    for _ in range(10):
         seldom.publish(pairs)
-    assert connection.xlen(keys.previews("seen")) == 1
+    assert len(heard()["seen"]) == 1

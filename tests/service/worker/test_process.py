@@ -32,7 +32,7 @@ from service.worker.runner import Runner
 from shared.options import SamplingOptions
 from tests.service.conftest import Command
 from tests.service.processes import WorkerProcess, environment, new_job, until, worker_processes
-from tests.service.store.helpers import full
+from tests.service.store.helpers import add_job, full
 from tests.service.worker.conftest import LISTS, pngs, run, run_until, settle, status
 
 ONE_STEP = SamplingOptions(steps=1)
@@ -82,7 +82,7 @@ def test_an_idle_worker_takes_its_share_of_a_large_job(
 ) -> None:
     store = JobStore(connection, settings)
     job = new_job(settings, steps=300, pictures=12)  # three full batches
-    store.create(job)
+    add_job(store, job)
     until(lambda: owners_of_pictures(connection, job.digest) == set(two_workers))
     until(lambda: store.ended([job.id]))
     assert store.statuses([job.id]) == {job.id: "finished"}
@@ -95,7 +95,7 @@ def test_another_worker_finishes_a_killed_ones_job_with_the_same_pictures(
 ) -> None:
     store = JobStore(connection, settings)
     job = new_job(settings, steps=100, pictures=6)
-    store.create(job)
+    add_job(store, job)
     until(lambda: store.done_count(job.id) > 0)  # 4 are finished, 2 in progress
     killed = until(lambda: owner_of_pictures(connection, job.digest))
     assert killed is not None
@@ -109,7 +109,7 @@ def test_another_worker_finishes_a_killed_ones_job_with_the_same_pictures(
     assert left.wait(timeout=60) == 0
     assert connection.keys(keys.worker("*")) == []
     undisturbed = job.model_copy(update={"id": new_job_id(time.time())})
-    store.create(undisturbed)
+    add_job(store, undisturbed)
     run(Runner(connection, settings, "w"), undisturbed.id)
     assert pngs(store, job.id, range(6)) == pngs(store, undisturbed.id, range(6))
 
@@ -119,7 +119,7 @@ def test_a_stopped_worker_hands_its_pictures_back(
 ) -> None:
     store = JobStore(connection, settings)
     job = new_job(settings, steps=1000, pictures=8)
-    store.create(job)
+    add_job(store, job)
     until(lambda: owner_of_pictures(connection, job.digest))
     one_worker.terminate()
     assert one_worker.wait(timeout=30) == 0
@@ -146,7 +146,7 @@ def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
         (worker,) = processes.values()
         (name,) = connection.smembers(keys.WORKERS)
         job = new_job(settings, steps=100, pictures=12)
-        store.create(job)
+        add_job(store, job)
         until(lambda: store.done_count(job.id) > 0)  # 8 are finished, 4 in progress
         assert server.process is not None
         server.process.kill()
@@ -179,7 +179,7 @@ def test_a_worker_survives_a_full_redis(connection: Redis, settings: Settings, t
             until(lambda: "Redis is away or refuses writes" in log_file.read_text())
         finally:
             connection.config_set("maxmemory", 0)
-        store.create(job)
+        add_job(store, job)
         until(lambda: store.ended([job.id]))
         assert store.statuses([job.id]) == {job.id: "finished"}
         assert worker.poll() is None

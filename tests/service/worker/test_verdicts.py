@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from service.contract.recipe import MadeWith, of_picture, shown_distances
+from service.contract.recipe import MadeWith, of_picture
 from service.contract.records import Picture, Point, Verdict
 from service.worker.verdicts import judge_pictures
 from shared.options import SamplingOptions
@@ -88,7 +88,7 @@ def test_an_evaluator_that_knows_no_places_gives_no_distances() -> None:
 def test_distances_are_stored_and_are_in_the_recipe() -> None:
     verdict = judged(Locating())[2]
     assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
-    assert shown_distances(verdict, 3) == [None, 0.312]
+    assert verdict.shown(3, 3)["distances"] == [None, 0.312]
     recipe = of_picture(PICTURES[2], verdict, MadeWith(name="m", digest="d" * 64), None)
     assert recipe is not None
     assert '"distances":[null,0.31]' in recipe.text()["labelgrid"]

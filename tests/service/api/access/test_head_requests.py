@@ -6,9 +6,11 @@ import httpx
 import pytest
 from starlette.types import Message, Receive, Scope, Send
 
-from service.api.access.head_requests import HeadRequests
+from service.api.access.guard import Guard
+from service.api.access.keys import KeyRing
+from service.settings import Settings
 from service.store.jobs import JobStore
-from tests.service.store.helpers import record
+from tests.service.store.helpers import add_job, record
 
 
 @pytest.mark.parametrize(
@@ -26,7 +28,7 @@ def test_an_answer_to_head_has_the_headers_of_get_and_no_body(client: httpx.Clie
 
 def test_head_of_a_stream_ends_with_its_headers(client: httpx.Client, alive: JobStore) -> None:
     job = record(1)
-    alive.create(job)
+    add_job(alive, job)
     found = httpx.head(client.base_url.join(f"/jobs/{job.id}/events"), timeout=10)
     assert (found.status_code, found.content) == (200, b"")
     assert found.headers["content-type"].startswith("text/event-stream")
@@ -46,5 +48,6 @@ def test_the_body_ends_once_however_many_parts_get_has() -> None:
         sent.append(message)
 
     sent = list[Message]()
-    asyncio.run(HeadRequests(app)({"type": "http", "method": "HEAD"}, receive, send))
+    guard = Guard(app, KeyRing("", None), Settings(), [])
+    asyncio.run(guard({"type": "http", "method": "HEAD", "path": "/", "headers": []}, receive, send))
     assert sent[1:] == [{"type": "http.response.body"}]

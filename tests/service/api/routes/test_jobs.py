@@ -23,7 +23,7 @@ from service.worker.runner import Runner
 from tests.conftest import running
 from tests.service.api.answers import LISTS, pixels, problem, submitted
 from tests.service.api.uploads.zips import png
-from tests.service.store.helpers import DIGEST, RESULT, done, record
+from tests.service.store.helpers import DIGEST, RESULT, add_job, done, record
 
 
 def test_jobs_are_listed_newest_first_in_pages_that_new_jobs_do_not_shift(
@@ -124,7 +124,7 @@ def test_only_failed_and_cancelled_jobs_are_retried(client: httpx.Client, alive:
 def finished(store: JobStore, n: int, best: int = 0, repeats: int = 1) -> tuple[str, list[bytes]]:
     """Return a job that a worker without a network has finished, and the pictures of all its runs."""
     job = record(n, repeats=repeats, kind="generate" if repeats == 1 else "score")
-    store.create(job)
+    add_job(store, job)
     pngs = [png(seed) for seed in range(job.total)]
     files = PictureFiles(store.settings.pictures)
     for index, one in enumerate(pngs):
@@ -228,7 +228,7 @@ def test_storage_that_fails_or_hangs_is_a_503_and_the_rest_is_served(
         hang.wait()
         raise OSError
 
-    monkeypatch.setattr("service.api.downloads.reader.PATIENCE_S", 0.01)
+    monkeypatch.setattr("service.api.results.PATIENCE_S", 0.01)
     for broken in (fail, block):
         with monkeypatch.context() as patch:
             patch.setattr("shared.storage.read", broken)

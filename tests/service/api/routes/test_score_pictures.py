@@ -1,5 +1,6 @@
 """POST /score with uploaded pictures: their verdicts, what is refused, and the client's ways to upload them."""
 
+import dataclasses
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -12,8 +13,9 @@ from hypothesis import strategies as st
 from redis import Redis
 from typer.testing import CliRunner
 
+from service.api.results import Slots
 from service.api.routes import score
-from service.api.slots import Slots
+from service.api.server import Server
 from service.api.uploads.png import check_picture
 from service.client import Client
 from service.client.__main__ import app
@@ -21,7 +23,7 @@ from service.contract.records import ACTIVE
 from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store.connection import text
-from service.store.creation import JobCreator, NewJob
+from service.store.creation import JobCreator
 from service.store.doorbell import ModelName
 from service.store.jobs import JobStore
 from service.worker.models import LoadedEvaluator
@@ -74,21 +76,25 @@ def test_a_retry_needs_no_second_upload(
     assert client.get(f"/jobs/{job['id']}/images/2.png").content == png(2)
 
 
+def with_uploads(server: Server, slots: Slots) -> Slots:
+    server.app.state.service = dataclasses.replace(server.app.state.service, uploads=slots)
+    return slots
+
+
 def test_pictures_hold_a_place_until_they_are_stored(
     settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     read, create, seen = score.read_submission, JobCreator.create, list[tuple[str, bool]]()
     with api_server(settings) as server, client_of(server) as client:
-        server.app.state.uploads = Slots(1)
-        uploads = server.app.state.uploads._all
+        uploads = with_uploads(server, Slots(1))._all
 
         def reading(*arguments: Any) -> list[bytes]:
             seen.append(("read", uploads.locked()))
             return read(*arguments)
 
-        async def creating(creator: JobCreator, new: NewJob) -> str:
+        async def creating(creator: JobCreator, *asked: Any) -> str:
             seen.append(("create", uploads.locked()))
-            return await create(creator, new)
+            return await create(creator, *asked)
 
         monkeypatch.setattr(score, "read_submission", reading)
         monkeypatch.setattr(JobCreator, "create", creating)
@@ -107,7 +113,7 @@ def test_a_retry_without_uploads_does_not_wait_for_zips(settings: Settings, aliv
     with api_server(settings) as server, client_of(server) as client:
         job_id = client.post("/generate", json={"labels": [["red cube"]]}, headers=asynchronous).json()["id"]
         alive.fail(job_id, "workers died")
-        server.app.state.uploads = Slots(0)  # all are taken
+        with_uploads(server, Slots(0))  # all are taken
         assert client.post(f"/jobs/{job_id}/retry", headers=asynchronous, timeout=5).status_code == 202
 
 

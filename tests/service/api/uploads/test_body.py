@@ -7,9 +7,10 @@ from typing import Any
 import httpx
 import pytest
 from starlette.exceptions import HTTPException
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.access.body_limit import BodyLimit
+from service.api.access.guard import Guard
+from service.api.access.keys import KeyRing
 from service.settings import Settings
 from service.store.jobs import JobStore
 from shared.options import LIMITS
@@ -34,6 +35,15 @@ def test_a_body_that_is_too_large(client: httpx.Client, alive: JobStore, setting
     assert nothing_is_queued(alive.connection)
 
 
+def limiting(app: ASGIApp) -> Guard:
+    """A guard with limits of 1024 bytes, and of 2048 for forms, in front of a public address."""
+    return Guard(app, KeyRing("", None), Settings(body_limit_bytes=1024, upload_limit_bytes=2048), [])
+
+
+def request_with(*headers: tuple[bytes, bytes]) -> Scope:
+    return {"type": "http", "method": "POST", "path": "/", "headers": [*headers]}
+
+
 def test_a_body_that_is_announced_too_large_is_refused_before_it_comes() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -44,11 +54,11 @@ def test_a_body_that_is_announced_too_large_is_refused_before_it_comes() -> None
     async def send(message: Message) -> None:
         raise AssertionError
 
-    limited, scope = BodyLimit(app, 10, 20), {"type": "http", "headers": [(b"content-length", b"11")]}
-    with pytest.raises(HTTPException, match="413: the body has more than 10 bytes"):
-        asyncio.run(limited(scope, receive, send))
-    scope["headers"] += [(b"content-type", b"multipart/form-data; boundary=x")]
-    asyncio.run(limited(scope, receive, send))
+    limited, length = limiting(app), (b"content-length", b"1025")
+    with pytest.raises(HTTPException, match="413: the body has more than 1024 bytes"):
+        asyncio.run(limited(request_with(length), receive, send))
+    form = (b"content-type", b"multipart/form-data; boundary=x")
+    asyncio.run(limited(request_with(length, form), receive, send))
 
 
 @pytest.mark.parametrize(
@@ -77,17 +87,16 @@ def test_the_bodies_of_one_owner_have_a_limit_together() -> None:
         await sent.wait()
 
     async def receive() -> Message:
-        return {"type": "http.request", "body": bytes(10), "more_body": True}
+        return {"type": "http.request", "body": bytes(1024), "more_body": True}
 
     async def send(message: Message) -> None:
         raise AssertionError
 
     async def run() -> list[str]:
-        limited = BodyLimit(app, 10, 20)
+        limited = limiting(app)
 
         def request(owner: str) -> asyncio.Task[None]:
-            scope = {"type": "http", "headers": [], "state": {"owner": owner}}
-            return asyncio.create_task(limited(scope, receive, send))  # type: ignore[arg-type]
+            return asyncio.create_task(limited({**request_with(), "state": {"owner": owner}}, receive, send))
 
         tasks = [request("alice") for _ in range(9)] + [request("bob")]
         await asyncio.sleep(0)

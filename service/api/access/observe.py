@@ -1,10 +1,10 @@
-"""ASGI middleware that gives every request an id, a log line and metrics."""
+"""ASGI middleware that gives every request an id, a log line and metrics, and every answer its headers."""
 
 import re
 import time
 from uuid import uuid4
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars
 
@@ -16,11 +16,22 @@ from service.telemetry.metrics import REQUEST_SECONDS, REQUESTS, REQUESTS_IN_WOR
 GIVEN_ID = re.compile(r"[A-Za-z0-9._:/+=-]{1,128}")  # that a client may send
 SHOWN = 200  # characters of a path
 METHODS = frozenset({"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"})
+# What browsers may do with an answer: it is no page and cannot be framed. A route that serves a page has its own.
+DEFAULTS = [
+    (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'"),
+    (b"x-content-type-options", b"nosniff"),
+    (b"x-frame-options", b"DENY"),
+    (b"referrer-policy", b"no-referrer"),
+    (b"cross-origin-resource-policy", b"same-origin"),
+    (b"cross-origin-opener-policy", b"same-origin"),
+    (b"permissions-policy", b"camera=(), geolocation=(), microphone=(), payment=(), usb=()"),
+    (b"cache-control", b"no-store"),  # jobs are private to their owners
+]
 QUIET_PATHS = ("/healthz", "/readyz", "/metrics", "/static/", "/favicon.ico")  # requested all the time: logged as debug
 
 
 class ObserveRequests:
-    """Outermost middleware: sets the request's id, and logs, counts and times the request.
+    """Outermost middleware: sets the request's id and the headers of every answer; logs, counts and times the request.
 
     The id is the client's `X-Request-ID` if that is valid, else a new one; the response carries it too. Metrics are by
     method and route, because paths contain ids without limit.
@@ -33,7 +44,15 @@ class ObserveRequests:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        this_id = _set_id(scope)
+        given = Headers(scope=scope).get(REQUEST_ID, "")
+        this_id = given if GIVEN_ID.fullmatch(given) else uuid4().hex
+        clear_contextvars()
+        bind_contextvars(request_id=this_id)
+        if parent := tracing.traceparent():
+            bind_contextvars(trace_id=trace_id(parent))
+            # Without the query, in which somebody may have put an API key.
+            query = {"url.query": "REDACTED"} if scope["query_string"] else {}
+            tracing.describe({"labelgrid.request_id": this_id, **query})
         method = scope["method"] if scope["method"] in METHODS else "other"
         begun, status = time.perf_counter(), 499  # if the client leaves before the response starts
 
@@ -41,7 +60,9 @@ class ObserveRequests:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)[REQUEST_ID] = this_id
+                headers = [*message["headers"], (REQUEST_ID.encode(), this_id.encode())]
+                names = {name for name, _ in headers}
+                message["headers"] = headers + [header for header in DEFAULTS if header[0] not in names]
                 REQUEST_SECONDS.labels(method, _route(scope)).observe(time.perf_counter() - begun)
             await send(message)
 
@@ -53,32 +74,12 @@ class ObserveRequests:
             raise
         finally:
             REQUESTS.labels(method, _route(scope), str(status)).inc()
-            self._log(scope, status, time.perf_counter() - begun)
-
-    def _log(self, scope: Scope, status: int, duration_s: float) -> None:
-        say = self.log.debug if scope["path"].startswith(QUIET_PATHS) else self.log.info
-        owner = scope.get("state", {}).get("owner") or None
-        say(
-            "request",
-            method=scope["method"],
-            path=scope["path"][:SHOWN],  # without the query, in which somebody may have put an API key
-            status=status,
-            duration_ms=round(1000 * duration_s, 1),
-            **({"owner": owner} if owner else {}),
-        )
-
-
-def _set_id(scope: Scope) -> str:
-    """Bind the request's id to all log lines and to its span, and return it."""
-    given = Headers(scope=scope).get(REQUEST_ID, "")
-    this_id = given if GIVEN_ID.fullmatch(given) else uuid4().hex
-    clear_contextvars()
-    bind_contextvars(request_id=this_id)
-    if parent := tracing.traceparent():
-        bind_contextvars(trace_id=trace_id(parent))
-        query = {"url.query": "REDACTED"} if scope["query_string"] else {}  # see `path` above
-        tracing.describe({"labelgrid.request_id": this_id, **query})
-    return this_id
+            say = self.log.debug if scope["path"].startswith(QUIET_PATHS) else self.log.info
+            duration_ms = round(1000 * (time.perf_counter() - begun), 1)
+            about = {"method": scope["method"], "path": scope["path"][:SHOWN], "status": status}
+            if owner := scope.get("state", {}).get("owner"):
+                about["owner"] = owner
+            say("request", **about, duration_ms=duration_ms)
 
 
 def _route(scope: Scope) -> str:

@@ -1,21 +1,19 @@
-"""A streamed zip: other programs read it, its bytes follow from the pictures, and few pictures are held at once."""
+"""A streamed zip: other programs read it, its bytes follow from the pictures."""
 
 import asyncio
 import io
 import zipfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 
-from service.api.downloads.zip_stream import zip_stream
+from service.api.results import zip_stream
 from tests.service.api.uploads.zips import png
 
 
-async def each(pictures: Sequence[bytes]) -> AsyncIterator[bytes]:
-    for picture in pictures:
-        yield picture
-
-
 async def parts_of(pictures: Sequence[bytes]) -> list[bytes]:
-    return [part async for part in zip_stream(each(pictures))]
+    async def read(index: int) -> bytes:
+        return pictures[index]
+
+    return [part async for part in zip_stream(read, range(len(pictures)))]
 
 
 def test_the_pictures_are_in_the_zip_byte_for_byte_under_the_names_of_an_upload() -> None:
@@ -29,7 +27,7 @@ def test_the_pictures_are_in_the_zip_byte_for_byte_under_the_names_of_an_upload(
     assert asyncio.run(parts_of(pictures)) == parts
 
 
-def test_each_picture_is_sent_before_the_next_one_is_asked_for() -> None:
+def test_each_picture_is_a_part_of_its_own() -> None:
     pictures = [png(seed) for seed in range(3)]
     *sent, directory = asyncio.run(parts_of(pictures))
     assert [pictures[i] in part for i, part in enumerate(sent)] == [True] * 3

@@ -95,11 +95,11 @@ def test_a_zip_whose_job_is_deleted_meanwhile_is_cut_off_with_one_warning(
 def test_events_that_redis_cuts_off_are_one_warning(
     client: httpx.Client, alive: JobStore, lines: Lines, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def fail(*_: object) -> None:
+    def fail(_: object) -> None:
         raise ConnectionError("connection refused")
 
     job_id = submitted(client)
-    monkeypatch.setattr("service.api.event_feed.Feeds.ask", fail)
+    monkeypatch.setattr("service.store.hub.Watch.take_previews", fail)
     with pytest.raises(httpx.RemoteProtocolError):
         client.get(f"/jobs/{job_id}/events")
     lines.wait(2, event="request")

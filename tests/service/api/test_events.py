@@ -1,6 +1,5 @@
 """Server-sent events of a job: each arrives once and in order, however many clients there are."""
 
-import asyncio
 import base64
 import contextlib
 import io
@@ -13,10 +12,7 @@ import httpx
 import pytest
 from PIL import Image
 from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
-from redis.exceptions import ResponseError
 
-from service.api.event_feed import Feeds
 from service.api.server import GRACE_S
 from service.settings import Settings
 from service.store import keys
@@ -128,20 +124,6 @@ def test_many_watch_one_job_from_different_events(client: httpx.Client, alive: J
     end = rest[0][-1]
     assert end[0] == "end"
     assert rest == [[("picture", first), ("picture", second), end]] * 10 + [[("picture", second), end]] * 10
-
-
-def test_a_stream_that_cannot_be_read_disturbs_no_other(settings: Settings, connection: Redis) -> None:
-    connection.set("bad", "no stream")
-    entry = connection.xadd("good", {"picture": 0})
-
-    async def read() -> list[Any]:
-        async with AsyncRedis.from_url(settings.redis_url, protocol=2) as reading:
-            feeds = Feeds(reading)
-            return await asyncio.gather(*(feeds.ask(("XREAD", "STREAMS", key, "0-0")) for key in ("bad", "good")))
-
-    (failed,), (found,) = asyncio.run(read())
-    assert isinstance(failed, ResponseError)
-    assert found == [[b"good", [(entry, {b"picture": b"0"})]]]
 
 
 def test_the_stream_of_a_job_that_is_lost_ends(client: httpx.Client, alive: JobStore) -> None:

@@ -2,11 +2,14 @@
 
 import asyncio
 import time
+from types import SimpleNamespace
+from typing import cast
 
 import httpx
 import pytest
 
-from service.api.jobs.preferences import Preferences, read_preferences
+from service.api.dependencies import Service
+from service.api.submit import Preferences, read_preferences
 from service.settings import Settings
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
@@ -31,8 +34,8 @@ from tests.service.api.answers import LISTS, problem
     ],
 )
 def test_reading_the_headers(settings: Settings, prefer: str, accept: str, preferences: Preferences) -> None:
-    short = settings.model_copy(update={"wait_s": 30})
-    assert asyncio.run(read_preferences(short, [prefer], [accept])) == preferences
+    service = SimpleNamespace(settings=settings.model_copy(update={"wait_s": 30}))
+    assert asyncio.run(read_preferences(cast(Service, service), [prefer], [accept])) == preferences
 
 
 def test_prefer_respond_async(client: httpx.Client, alive: JobStore) -> None:

@@ -2,6 +2,7 @@
 
 import secrets
 from dataclasses import dataclass
+from typing import Final
 
 from pydantic import ValidationError
 
@@ -18,6 +19,7 @@ from shared.checkpoint import CheckpointInfo
 from shared.options import MAX_SEED, SamplingOptions
 
 DRAWN_SEED_BITS = 32  # short enough to type
+ENDS: Final[tuple[WebhookEvent, ...]] = ("finished", "failed", "cancelled")  # the events of a webhook, by default
 
 
 @dataclass(frozen=True)
@@ -61,8 +63,10 @@ def new_record(
 ) -> JobRecord:
     """Return the job to store. `created_at`: by Redis's clock. `sent`: whether the request has pictures to judge.
 
-    Raises BadRequest for options that do not go together, and for a webhook that cannot be used.
+    Raises NotLearnt, and BadRequest for options that do not go together, and for a webhook that cannot be used.
     """
+    if not sent:
+        spec.check_learnt()
     recipe, info = spec.recipe, spec.info
     try:
         options = recipe.options if recipe else fields.sampling(info.sampling)
@@ -76,7 +80,12 @@ def new_record(
         seed = secrets.randbits(DRAWN_SEED_BITS)
     if seed + spec.repeats - 1 > MAX_SEED:
         raise BadRequest.at(("body", "seed"), f"with {spec.repeats} repeats the last seed would exceed {MAX_SEED}")
-    _check_stages(spec.trajectory, len(spec.labels), options)
+    if spec.trajectory is not None:
+        _check_stages(spec.trajectory, len(spec.labels), options)
+    if fields.webhook_events is not None and fields.webhook is None:
+        raise BadRequest.at(("body", "webhook_events"), "has no effect without webhook; leave it out")
+    if fields.webhook is not None:
+        _check_webhook(fields.webhook, settings)
     return JobRecord(
         id=new_job_id(created_at),
         owner=owner,
@@ -91,7 +100,7 @@ def new_record(
         repeats=spec.repeats,
         trajectory=spec.trajectory,
         webhook=fields.webhook,
-        webhook_events=_webhook_events(fields, settings),
+        webhook_events=tuple(fields.webhook_events or ENDS) if fields.webhook else (),
         request_id=request_id(),
         traceparent=tracing.traceparent(),
         columns=recipe.columns if recipe else fields.columns,
@@ -100,25 +109,18 @@ def new_record(
     )
 
 
-def _webhook_events(fields: SamplingFields, settings: Settings) -> tuple[WebhookEvent, ...]:
-    """Return the events that the request's webhook gets. Raises BadRequest for a webhook that cannot be used."""
-    if fields.webhook is None:
-        if fields.webhook_events is not None:
-            raise BadRequest.at(("body", "webhook_events"), "has no effect without webhook; leave it out")
-        return ()
+def _check_webhook(url: str, settings: Settings) -> None:
+    """Raise BadRequest for a webhook that cannot be used."""
     if settings.webhook_secret is None:
         raise BadRequest.at(("body", "webhook"), "this service has no webhooks: LABELGRID_WEBHOOK_SECRET is not set")
     try:
-        check_url(fields.webhook, settings.webhook_allow_private)
+        check_url(url, settings.webhook_allow_private)
     except AddressNotAllowed as error:
         raise BadRequest.at(("body", "webhook"), str(error)) from error
-    return tuple(fields.webhook_events or ("finished", "failed", "cancelled"))
 
 
-def _check_stages(trajectory: int | None, pictures: int, options: SamplingOptions) -> None:
+def _check_stages(trajectory: int, pictures: int, options: SamplingOptions) -> None:
     """Raise BadRequest for a trajectory with more stages than there are steps, or too many for one request."""
-    if trajectory is None:
-        return
     if trajectory > options.steps + 1:
         detail = f"{trajectory} stages; {options.steps} steps have {options.steps + 1}, noise and picture included"
         raise BadRequest.at(("body", "trajectory"), detail)

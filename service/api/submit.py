@@ -1,6 +1,6 @@
 """From a checked request to a job, and from the job to the answer that the client prefers (wait or 202, JSON or PNG).
 
-Shared by POST /generate, POST /score and /v1/images/generations.
+The way of every POST that makes pictures: /generate, /score, /jobs/{id}/retry and /v1/images/generations.
 """
 
 import asyncio
@@ -8,21 +8,20 @@ import contextlib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple
+from urllib.request import parse_http_list
 
 from fastapi import Depends, Header, Request, Response
 from fastapi.concurrency import run_in_threadpool
 from structlog.contextvars import bind_contextvars
 
-from service.api.catalog import Catalog, Models
-from service.api.dependencies import OwnerDep
-from service.api.downloads.reader import ResultReader
-from service.api.jobs.preferences import Preferences
-from service.api.jobs.spec import JobSpec, new_record
+from service.api.catalog import Models
+from service.api.dependencies import OwnerDep, Service, ServiceDep
 from service.api.openapi import PNG, Responses
-from service.api.slots import Slots
+from service.api.spec import JobSpec, new_record
 from service.contract.errors import (
     BadRequest,
     ClientGone,
@@ -42,12 +41,7 @@ from service.contract.errors import (
 from service.contract.job_ids import new_job_id
 from service.contract.records import TERMINAL, JobKind, JobRecord
 from service.contract.schemas import Job, SamplingFields
-from service.settings import Settings
-from service.store.admission import Full, NoRoom
-from service.store.creation import FEW, JobCreator, NewJob
-from service.store.idempotency import IdempotentRequest
-from service.store.jobs import JobStore
-from service.store.workers import ReadyWorkers
+from service.store.creation import FEW, IdempotentRequest, NoRoom
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger, request_id
 from service.telemetry.metrics import PICTURES_ACCEPTED
@@ -66,6 +60,45 @@ ERRORS = (
 )  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Preferences:
+    """How the client prefers its answer: how long it waits for it, and whether as PNG."""
+
+    wait_s: float
+    png: bool
+    applied: str | None  # value of Preference-Applied (RFC 7240)
+
+
+async def read_preferences(
+    service: ServiceDep,
+    prefer: Annotated[
+        list[str] | None,
+        Header(
+            description="`respond-async` answers 202 at once, `wait=N` waits at most N seconds",
+            examples=[["respond-async"], ["wait=10"]],
+        ),
+    ] = None,
+    accept: Annotated[list[str] | None, Header(include_in_schema=False)] = None,
+) -> Preferences:
+    """Read the headers. A preference that is not understood is ignored, and so are a preference's parameters, of which
+    those understood here have none (RFC 7240). A PNG is for clients that name it, and not JSON, in Accept.
+    """
+    accepted = ",".join(accept or ()).lower()
+    png = "image/png" in accepted and "application/json" not in accepted
+    longest_s = service.settings.wait_s
+    preferred = [part.partition(";")[0].strip().lower() for part in parse_http_list(",".join(prefer or ()))]
+    waits = [match for p in preferred if (match := re.fullmatch(r'wait\s*=\s*"?(\d{1,9})"?', p))]
+    if waits:
+        wait_s = int(waits[0][1])
+        return Preferences(min(wait_s, longest_s), png, f"wait={wait_s}")
+    if "respond-async" in preferred:
+        return Preferences(0.0, png, "respond-async")
+    return Preferences(longest_s, png, None)
+
+
+PreferencesDep = Annotated[Preferences, Depends(read_preferences)]
+
+
 class Accepted(NamedTuple):
     """The job of a request. `is_new`: the request created it just now."""
 
@@ -73,25 +106,12 @@ class Accepted(NamedTuple):
     is_new: bool
 
 
-Prepare = Callable[[Models, float], JobRecord]  # given the time by Redis's clock
-
-
 @dataclass(frozen=True)
 class Submitter:
-    """Creates the job of one request, waits for it, and answers with it.
-
-    uploads: held by a request with uploaded pictures until they are in Redis. A small zip may unpack to a lot, so few
-    of them are in memory at the same time.
-    """
+    """Creates the job of one request, waits for it, and answers with it."""
 
     request: Request
-    settings: Settings
-    store: JobStore
-    creator: JobCreator
-    workers: ReadyWorkers
-    results: ResultReader
-    catalog: Catalog
-    uploads: Slots
+    service: Service
     owner: str
     idempotency_key: str | None
 
@@ -109,30 +129,25 @@ class Submitter:
         count: they may be gone on a retry. So `check` is called only for a new job, in a thread unless that is quick.
         """
 
+        def make(models: Models, now: float) -> JobRecord:
+            settings, sent = self.service.settings, bool(pictures)
+            return new_record(kind, fields, check(models), self.owner, settings, created_at=now, sent=sent)
+
         def content() -> list[Any]:
             given = fields.model_dump(mode="json", exclude={"labels", "conditions"}, exclude_defaults=True)
             return [kind, labels, given, [hashlib.sha256(png).hexdigest() for png in pictures]]
 
-        def prepare(models: Models, now: float) -> JobRecord:
-            spec = check(models)
-            if not pictures:
-                spec.check_learnt()
-            return new_record(kind, fields, spec, self.owner, self.settings, created_at=now, sent=bool(pictures))
-
-        is_quick = len(labels) <= FEW and fields.webhook is None  # whose host's address is looked up
-        return await self._create(content, prepare, is_quick, pictures)
+        return await self._create(content, make, len(labels) <= FEW, pictures)
 
     async def retry(self, job_id: str) -> Accepted:
         """Return a new job like one that failed or was cancelled, of the same checkpoint.
 
         Raises NotFailed, UnknownCheckpoint and what `submit` does.
         """
+        results = self.service.results
+        job, before = await results.job(job_id), await results.jobs.record(job_id)
 
-        job = await self.results.job(job_id)
-        before = await self.results.jobs.record(job_id)
-        pictures: Sequence[bytes] = ()
-
-        def prepare(models: Models, now: float) -> JobRecord:
+        def make(models: Models, now: float) -> JobRecord:
             if job.status not in ("failed", "cancelled"):
                 detail = f"the job is {job.status}; only a failed or cancelled job can be retried"
                 raise NotFailed(detail, job_status=job.status)
@@ -141,41 +156,40 @@ class Submitter:
             own = {"id": new_job_id(now), "created_at": now, "request_id": request_id()}
             return before.model_copy(update={**own, "traceparent": tracing.traceparent()})
 
-        async with self.uploads.of(self.owner) if before.sent else contextlib.nullcontext():
-            if before.sent:
-                pictures = await self.results.uploaded(job_id, before.total)
-            return await self._create(lambda: ["retry", job_id], prepare, is_quick=False, pictures=pictures)
+        async with self.service.uploads.of(self.owner) if before.sent else contextlib.nullcontext():
+            pictures = await results.uploaded(job_id, before.total) if before.sent else []
+            return await self._create(lambda: ["retry", job_id], make, is_quick=True, pictures=pictures)
 
     async def _create(
-        self, content: Callable[[], list[Any]], prepare: Prepare, is_quick: bool, pictures: Sequence[bytes]
+        self,
+        content: Callable[[], list[Any]],
+        make: Callable[[Models, float], JobRecord],
+        is_quick: bool,
+        pictures: Sequence[bytes],
     ) -> Accepted:
-        """Return the job that a request with the same `content` created before, or create one."""
+        """Return the job that a request with the same `content` created before, or create one.
+
+        `make` gets the models, and the time by Redis's clock.
+        """
+        creator, results = self.service.creator, self.service.results
         request, job_id = None, None
         if self.idempotency_key is not None:
             request = IdempotentRequest(self.owner, self.idempotency_key, json.dumps(content(), sort_keys=True))
-            job_id = await self.creator.existing_job(request)
-        if job_id is not None:
-            return self._accepted(job_id)
-        record = await self._prepared(prepare, is_quick)
-        rate = await self.rate()
-        if pictures:
-            await self.results.upload(record.id, pictures)
-        try:
-            job_id = await self.creator.create(NewJob(record, request))
-        except NoRoom as error:
-            raise _refusal(error.full, record.total, rate) from None
-        finally:
-            if pictures and job_id != record.id:
-                await self.results.remove(record.id)
-        return self._accepted(job_id, record)
-
-    async def _prepared(self, prepare: Prepare, is_quick: bool) -> JobRecord:
-        """Prepare a job, in a thread unless it is quick: starting a thread takes longer than preparing one picture."""
-        models, now = await self.catalog.models(), await self.results.jobs.clock.now()
-        return prepare(models, now) if is_quick else await run_in_threadpool(prepare, models, now)
-
-    def _accepted(self, job_id: str, record: JobRecord | None = None) -> Accepted:
-        """Name the job in logs, traces and metrics. `record`: if this request made one."""
+            job_id = await creator.existing_job(request)
+        record = None
+        if job_id is None:
+            about = await self.service.catalog.models(), await creator.redis.now()
+            record = make(*about) if is_quick else await run_in_threadpool(make, *about)
+            rate = await self.rate()
+            if pictures:
+                await results.upload(record.id, pictures)
+            try:
+                job_id = await creator.create(record, request)
+            except NoRoom as error:
+                raise _refusal(error, record.total, rate) from None
+            finally:
+                if pictures and job_id != record.id:
+                    await results.remove(record.id)
         tracing.describe({"labelgrid.job_id": job_id})
         if record is None or job_id != record.id:  # the same request created its job first
             bind_contextvars(job_id=job_id)
@@ -185,13 +199,20 @@ class Submitter:
         log.debug("job accepted")
         return Accepted(job_id, is_new=True)
 
+    async def rate(self) -> float:
+        """Return the pictures that the workers finish per second; 0 while it is unknown. Raises NoWorker."""
+        ready = await self.service.jobs.workers()
+        if not ready:
+            raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
+        return float(sum(about.get("pictures_per_s", 0.0) for about in ready))
+
     async def wait(self, accepted: Accepted, wait_s: float) -> Job:
         """Return the job once it has ended, or its state after `wait_s`. Raises ClientGone after a disconnect."""
         if wait_s <= 0:
-            return await self.results.job(accepted.job_id)
+            return await self.service.results.job(accepted.job_id)
         gone = asyncio.create_task(_disconnect(self.request))
         try:
-            job = await self.results.jobs.wait(accepted.job_id, wait_s, gone, accepted.is_new)
+            job = await self.service.jobs.wait(accepted.job_id, wait_s, gone, accepted.is_new)
         finally:
             gone.cancel()
         if gone.done() and job.status not in TERMINAL:
@@ -206,34 +227,23 @@ class Submitter:
         headers = {"Vary": "Accept, Prefer"}
         if preferences.applied:
             headers["Preference-Applied"] = preferences.applied
-        if job.status not in TERMINAL:
-            return _json(job, 202, {**headers, "Location": location})
-        headers["Content-Location"] = location
-        check_finished(job, headers)
-        if preferences.png:
+        has_ended = job.status in TERMINAL
+        headers["Content-Location" if has_ended else "Location"] = location
+        if has_ended and job.result is None:
+            raise why_unfinished(job, headers)
+        if has_ended and preferences.png:
             headers["Content-Location"] = f"{location}/grid.png"
-            return Response(await self.results.grid(job.id, self.owner), media_type="image/png", headers=headers)
-        return _json(job, 200, headers)
-
-    async def rate(self) -> float:
-        """Return the pictures that the workers finish per second; 0 while it is unknown. Raises NoWorker."""
-        ready = await self.workers()
-        if not ready:
-            raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
-        return float(sum(about.get("pictures_per_s", 0.0) for about in ready))
+            grid = await self.service.results.grid(job, self.owner)
+            return Response(grid, media_type="image/png", headers=headers)
+        return Response(job.model_dump_json(), 200 if has_ended else 202, headers, media_type="application/json")
 
 
-def check_finished(job: Job, headers: Mapping[str, str]) -> None:
-    """Raise JobFailed or JobCancelled for a client that waited for the job's end."""
+def why_unfinished(job: Job, headers: Mapping[str, str]) -> JobFailed | JobCancelled:
+    """Return the error for a client that waited for the end of a job that failed or was cancelled."""
     location = f"/jobs/{job.id}"
-    if job.status == "failed":
-        raise JobFailed(job.error or "it failed", headers=headers, job=location)
     if job.status == "cancelled":
-        raise JobCancelled("the job was cancelled while you waited for it", headers=headers, job=location)
-
-
-def _json(job: Job, status: int, headers: Mapping[str, str]) -> Response:
-    return Response(job.model_dump_json(), status, headers, media_type="application/json")
+        return JobCancelled("the job was cancelled while you waited for it", headers=headers, job=location)
+    return JobFailed(job.error or "it failed", headers=headers, job=location)
 
 
 async def _disconnect(request: Request) -> None:
@@ -242,7 +252,7 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-def _refusal(full: Full, pictures: int, rate: float) -> QueueFull | QuotaExceeded:
+def _refusal(full: NoRoom, pictures: int, rate: float) -> QueueFull | QuotaExceeded:
     """Return the error for a job that does not fit. rate: pictures that the workers finish per second, if known."""
     if full.what == "stored":
         detail = f"{full.taken} pictures of yours are stored and {pictures} more would exceed {full.most}"
@@ -257,8 +267,9 @@ def _refusal(full: Full, pictures: int, rate: float) -> QueueFull | QuotaExceede
     return QueueFull(detail, headers={"Retry-After": str(min(wait_s, MAX_WAIT_S))}, queued=full.taken)
 
 
-async def submitter_of(
+async def _submitter(
     request: Request,
+    service: ServiceDep,
     owner: OwnerDep,
     idempotency_key: Annotated[
         str | None,
@@ -270,20 +281,7 @@ async def submitter_of(
         ),
     ] = None,
 ) -> Submitter:
-    """Return what creates the request's job."""
-    state = request.app.state
-    return Submitter(
-        request,
-        state.settings,
-        state.store,
-        state.creator,
-        state.workers,
-        state.results,
-        state.catalog,
-        state.uploads,
-        owner,
-        idempotency_key,
-    )
+    return Submitter(request, service, owner, idempotency_key)
 
 
-SubmitterDep = Annotated[Submitter, Depends(submitter_of)]
+SubmitterDep = Annotated[Submitter, Depends(_submitter)]

@@ -1,0 +1,164 @@
+"""Jobs from Redis with their pictures from storage, for their owner. Knows no HTTP.
+
+Storage never blocks the event loop: a call that hangs is a 503 after some seconds.
+"""
+
+import asyncio
+import io
+import zipfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, TypeVar
+from weakref import WeakValueDictionary
+
+from service import pictures
+from service.contract.errors import ExpiredJob, NotReady, Unavailable, UnknownPicture
+from service.contract.records import TERMINAL
+from service.contract.schemas import Job
+from service.pictures import PictureFiles
+from service.storage_threads import Stalled, StorageThreads
+from service.store.reader import JobReader
+from service.telemetry.logs import get_logger
+
+log = get_logger(__name__)
+
+PATIENCE_S = 5.0
+READ_TOGETHER = 64  # pictures and grids, each of which may have some megabytes
+READ_FOR_ONE = 8  # of them for one owner
+ZIPPED_TOGETHER = 4  # pictures of a zip, which wait in memory for a slow client
+PERMISSIONS = 0o644  # of a zip's files; without them `unzip` makes files that nobody may read
+
+T = TypeVar("T")
+
+
+class Slots:
+    """A semaphore of which one owner has a part: nobody waits behind all that another has sent."""
+
+    def __init__(self, count: int, of_one: int = 1) -> None:
+        self._all, self._of_one = asyncio.Semaphore(count), of_one
+        self._own = WeakValueDictionary[str, asyncio.Semaphore]()  # of owners who use a slot or wait for one
+
+    @asynccontextmanager
+    async def of(self, owner: str) -> AsyncIterator[None]:
+        own = self._own.setdefault(owner, asyncio.Semaphore(self._of_one))
+        async with own, self._all:
+            yield
+
+
+class ResultReader:
+    """Reads jobs with their pictures, and writes and removes pictures."""
+
+    def __init__(self, jobs: JobReader, files: PictureFiles) -> None:
+        self.jobs, self.files = jobs, files
+        self._threads = StorageThreads()
+        self._reading = Slots(READ_TOGETHER, READ_FOR_ONE)
+
+    async def job(self, job_id: str) -> Job:
+        """Return the job in its current state. UnknownJob, ExpiredJob; Unavailable if it cannot be read now."""
+        job = await self.jobs.job(job_id)
+        if job.status not in TERMINAL:
+            problems = (about.get("storage_problem") for about in await self.jobs.workers())
+            job = job.model_copy(update={"delay": next(filter(None, problems), None)})
+        return job
+
+    async def image(self, job_id: str, owner: str, index: int) -> bytes:
+        """Return a picture's PNG. NotReady until it is finished; UnknownJob, ExpiredJob, UnknownPicture."""
+        return await self._png(job_id, owner, pictures.picture(index), index)
+
+    async def trajectory(self, job_id: str, owner: str, index: int) -> bytes:
+        """Return a picture's trajectory as PNG. The same errors; UnknownPicture also if the job has none."""
+        record = await self.jobs.record(job_id)
+        if record.trajectory is None:
+            raise UnknownPicture("the job has no trajectories; request them with `trajectory`")
+        return await self._png(job_id, owner, pictures.trajectory(index), index)
+
+    async def grid(self, job: Job, owner: str) -> bytes:
+        """Return the grid's PNG. NotReady until the job is finished; ExpiredJob."""
+        if job.result is None:
+            raise NotReady.of("the grid", job.status)
+        if len(job.result.pictures) == 1 and job.seed is not None:  # sampled: the picture is the grid
+            return await self.image(job.id, owner, getattr(job.result, "best", 0))
+        return await self._png(job.id, owner, pictures.GRID, 0)
+
+    async def _png(self, job_id: str, owner: str, name: str, index: int) -> bytes:
+        async with self._reading.of(owner):
+            try:
+                return await self._in_storage(self.files.read, job_id, name)
+            except FileNotFoundError:
+                await self.jobs.check_picture(job_id, index)  # which raises the reason
+                raise ExpiredJob.of(job_id) from None
+
+    async def zipped(self, job_id: str, owner: str) -> AsyncIterator[bytes]:
+        """Return the parts of a zip of a finished job's pictures: 0.png, 1.png, ..., as /score takes them.
+
+        A few of them are in memory at any time. NotReady, UnknownJob, ExpiredJob; the last one also between two parts,
+        if the job is deleted meanwhile.
+        """
+        job = await self.jobs.job(job_id)
+        if job.result is None:
+            raise NotReady.of("the zip of all pictures", job.status)
+        n = len(job.result.pictures)
+        first = getattr(job.result, "best", 0) * n
+        return zip_stream(partial(self.image, job_id, owner), range(first, first + n))
+
+    async def uploaded(self, job_id: str, total: int) -> list[bytes]:
+        """Return all pictures that were uploaded for a job. ExpiredJob if one is gone."""
+        reads = (self._in_storage(self.files.read, job_id, pictures.picture(i)) for i in range(total))
+        try:
+            return await asyncio.gather(*reads)
+        except FileNotFoundError as error:
+            raise ExpiredJob.of(job_id) from error
+
+    async def upload(self, job_id: str, pngs: Sequence[bytes]) -> None:
+        """Write pictures that a job is to judge. Unavailable if storage does not take them."""
+        names = map(pictures.picture, range(len(pngs)))
+        await asyncio.gather(
+            *(self._in_storage(self.files.write, job_id, name, png) for name, png in zip(names, pngs, strict=True))
+        )
+
+    async def remove(self, job_id: str) -> None:
+        """Remove a job's pictures. Unavailable if storage does not answer."""
+        await self._in_storage(self.files.remove, job_id)
+
+    async def _in_storage(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Make a call to storage. FileNotFoundError if a file is missing."""
+        try:
+            return await self._threads.one(partial(call, *arguments), PATIENCE_S)
+        except FileNotFoundError:
+            raise
+        except (OSError, Stalled) as error:
+            log.warning("the storage of pictures cannot be reached", reason=str(error))
+            raise Unavailable(
+                "the storage of pictures does not answer; try again", headers={"Retry-After": "5"}
+            ) from error
+
+
+class _Written(io.RawIOBase):
+    """What `zipfile` has written and nobody has taken yet. It cannot seek, so sizes stand behind the pictures."""
+
+    def __init__(self) -> None:
+        self._parts: list[bytes] = []
+
+    def write(self, part: Any) -> int:
+        self._parts.append(bytes(part))
+        return len(part)
+
+    def take(self) -> bytes:
+        taken = b"".join(self._parts)
+        self._parts.clear()
+        return taken
+
+
+async def zip_stream(read: Callable[[int], Any], indices: range) -> AsyncIterator[bytes]:
+    """Yield the parts of a zip of the PNGs that `read` awaits, named from 0.png. Equal pictures, equal bytes."""
+    written = _Written()
+    with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:  # a PNG is compressed already
+        for first in range(0, len(indices), ZIPPED_TOGETHER):
+            pngs = await asyncio.gather(*map(read, indices[first : first + ZIPPED_TOGETHER]))
+            for i, png in enumerate(pngs, first):
+                entry = zipfile.ZipInfo(f"{i}.png")
+                entry.external_attr = PERMISSIONS << 16
+                archive.writestr(entry, png)
+                yield written.take()
+    yield written.take()

@@ -1,0 +1,131 @@
+"""What waits for a job: one pub/sub connection a process hears of all changes. Knows no HTTP.
+
+The functions that move jobs publish their ids (`jobs.lua`), workers publish previews. A message may be lost, so those
+who wait also look at their jobs now and then, and all of them do after a reconnection.
+"""
+
+import asyncio
+import contextlib
+import json
+import math
+import time
+from collections import defaultdict, deque
+from collections.abc import Iterator
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from service.store import keys
+from service.store.connection import text
+from service.telemetry.logs import get_logger
+
+log = get_logger(__name__)
+
+RECENT = 1000  # ended jobs, for requests that begin to wait just after their job's end
+KEPT = 4  # previews for a slow client: only the newest matter, but several workers may share a job
+RECONNECT_S = 1.0
+
+
+class Watch:
+    """One that waits for news of a job, or for its end only. `previews`: JSON, newest last."""
+
+    def __init__(self, has_ended: bool, end_only: bool) -> None:
+        self.end_only, self.heard = end_only, asyncio.Event()
+        self.previews = deque[str](maxlen=KEPT)
+        self.has_ended = has_ended
+        if has_ended:
+            self.heard.set()
+
+    def take_previews(self) -> list[str]:
+        taken = list(self.previews)
+        self.previews.clear()
+        return taken
+
+    async def wait(self, timeout_s: float) -> None:
+        """Return at the next news, or after `timeout_s`."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(timeout_s):
+                await self.heard.wait()
+        self.heard.clear()
+
+
+class Hub:
+    """Wakes those who watch jobs. `connection`: of its pool, of which it takes one connection."""
+
+    def __init__(self, connection: Redis) -> None:
+        self.connection = connection
+        self.stopping = False  # the server is shutting down
+        self.deadline = math.inf  # when, in monotonic seconds, waiting clients must have their answer
+        self._watches = defaultdict[str, set[Watch]](set)  # by job
+        self._ended = dict[str, None]()  # the jobs that ended last, in order
+        self._task: asyncio.Task[None] | None = None
+        self._began_at = -math.inf
+
+    def start(self) -> None:
+        """Connect. Again, if it is not the first time: after a failover the address may lead to another server."""
+        if time.monotonic() - self._began_at > RECONNECT_S:
+            self._began_at = time.monotonic()
+            if self._task is not None:
+                self._task.cancel()
+            self._task = asyncio.create_task(self._listen())
+
+    async def close(self) -> None:
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def stop(self, within_s: float) -> None:
+        """Begin the shutdown: resumable streams end now, and every wait ends within this time."""
+        self.stopping, self.deadline = True, time.monotonic() + within_s
+        self._wake_all()
+
+    @contextlib.contextmanager
+    def watch(self, job_id: str, end_only: bool = False) -> Iterator[Watch]:
+        """Return what hears of a job's changes from now on, and of its end if that was just now."""
+        watch = Watch(job_id in self._ended, end_only)
+        self._watches[job_id].add(watch)
+        try:
+            yield watch
+        finally:
+            self._watches[job_id].remove(watch)
+            if not self._watches[job_id]:
+                del self._watches[job_id]
+
+    async def _listen(self) -> None:
+        while True:
+            try:
+                async with self.connection.pubsub() as messages:
+                    await messages.subscribe(keys.CHANGES, keys.PREVIEWS)
+                    async for message in messages.listen():
+                        self._hear(message)
+            except RedisError:  # those who wait see for themselves whether it is away
+                pass
+            except Exception:
+                log.exception("a message of jobs cannot be read")
+            await asyncio.sleep(RECONNECT_S)
+
+    def _hear(self, message: dict[str, Any]) -> None:
+        if message["type"] != "message":  # subscribed, perhaps again
+            self._wake_all()
+        elif text(message["channel"]) == keys.PREVIEWS:
+            job_id, _, previews = text(message["data"]).partition(" ")
+            for watch in self._watches.get(job_id, ()):
+                watch.previews.append(previews)
+                if not watch.end_only:
+                    watch.heard.set()
+        else:
+            for job_id, has_ended in json.loads(message["data"]).items():
+                if has_ended:
+                    self._ended[job_id] = None
+                    if len(self._ended) > RECENT:
+                        del self._ended[next(iter(self._ended))]
+                for watch in self._watches.get(job_id, ()):
+                    watch.has_ended = watch.has_ended or has_ended
+                    if has_ended or not watch.end_only:
+                        watch.heard.set()
+
+    def _wake_all(self) -> None:
+        for watches in self._watches.values():
+            for watch in watches:
+                watch.heard.set()
