@@ -7,7 +7,7 @@ the previews, which workers publish only while somebody watches. docs/api.md lis
 import json
 import time
 from collections.abc import AsyncIterator
-from typing import Any
+from typing import Any, NamedTuple
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from redis.exceptions import RedisError
@@ -31,26 +31,39 @@ async def is_complete(reader: JobReader, job: Job, after: str) -> bool:
     )
 
 
-def _event(name: str, data: dict[str, Any], entry: str | None = None) -> bytes:
-    return format_sse_event(event=name, data_str=json.dumps(data), id=entry)
+class JobEvent(NamedTuple):
+    """An event of a job. `entry`: its id, after which a client that reconnects goes on."""
+
+    name: str
+    data: dict[str, Any]
+    entry: str | None = None
 
 
-async def only_the_end(job: Job) -> AsyncIterator[bytes]:
+async def as_stream(events: AsyncIterator[JobEvent | None]) -> AsyncIterator[bytes]:
+    """Write events as server-sent ones, and None as a comment, which shows that the stream lives."""
+    async for event in events:
+        if event is None:
+            yield KEEPALIVE_COMMENT
+        else:
+            yield format_sse_event(event=event.name, data_str=json.dumps(event.data), id=event.entry)
+
+
+async def only_the_end(job: Job) -> AsyncIterator[JobEvent]:
     """Yield the state of an ended job whose events are gone, and its end.
 
     The end has an id, so that a browser that reconnects is told that nothing is left.
     """
     data = job.model_dump(mode="json")
-    yield _event("job", data)
-    yield _event("end", data, AFTER_ALL)
+    yield JobEvent("job", data)
+    yield JobEvent("end", data, AFTER_ALL)
 
 
-async def job_events(reader: JobReader, job: Job, after: str) -> AsyncIterator[bytes]:
+async def job_events(reader: JobReader, job: Job, after: str) -> AsyncIterator[JobEvent | None]:
     """Yield the job's current state and its events after the event `after`, until it ends or a shutdown begins.
 
-    Yields a comment when nothing has happened for a while. Raises RedisError, and ServiceError if the job is gone.
+    Yields None when nothing has happened for a while. Raises RedisError, and ServiceError if the job is gone.
     """
-    yield _event("job", job.model_dump(mode="json"))
+    yield JobEvent("job", job.model_dump(mode="json"))
     watch_key, status_of = ("SET", keys.watched(job.id), 1, "PX", WATCHED_MS), ("HGET", keys.job(job.id), "status")
     looked_at = 0.0
     with reader.hub.watch(job.id) as watch:
@@ -64,29 +77,31 @@ async def job_events(reader: JobReader, job: Job, after: str) -> AsyncIterator[b
                 if isinstance(one, RedisError):
                     raise one
             for pictures in steps:
-                yield _event("steps", {"pictures": json.loads(pictures)})
+                yield JobEvent("steps", {"pictures": json.loads(pictures)})
             for raw, fields in entries:
                 after = text(raw)
-                yield await _as_event(reader, job.id, after, fields)
+                for event in await _read(reader, job.id, after, fields):
+                    yield event
                 if text(fields.get(b"status", b"")) in TERMINAL:
                     return
             if is_due:
-                yield KEEPALIVE_COMMENT
+                yield None
                 if not entries and (looked[1] is None or text(looked[1]) in TERMINAL):
                     return
             await watch.wait(LOOK_AGAIN_S)
 
 
-async def _as_event(reader: JobReader, job_id: str, entry: str, fields: dict[bytes, bytes]) -> bytes:
+async def _read(reader: JobReader, job_id: str, entry: str, fields: dict[bytes, bytes]) -> list[JobEvent]:
+    """Return the events of one entry: two if the job's only picture ended it."""
     if b"picture" in fields:
-        return _picture(job_id, fields[b"picture"], entry)
+        return [_picture(job_id, fields[b"picture"], entry)]
     status = text(fields[b"status"])
     if status not in TERMINAL:
-        return _event("status", {"status": status}, entry)
-    end = _event("end", (await reader.job(job_id)).model_dump(mode="json"), entry)
-    last = fields.get(b"last_picture")  # the job's only picture ended it
-    return end if last is None else _picture(job_id, last) + end
+        return [JobEvent("status", {"status": status}, entry)]
+    end = JobEvent("end", (await reader.job(job_id)).model_dump(mode="json"), entry)
+    last = fields.get(b"last_picture")
+    return [end] if last is None else [_picture(job_id, last), end]
 
 
-def _picture(job_id: str, index: bytes, entry: str | None = None) -> bytes:
-    return _event("picture", {"index": int(index), "url": f"/jobs/{job_id}/images/{int(index)}.png"}, entry)
+def _picture(job_id: str, index: bytes, entry: str | None = None) -> JobEvent:
+    return JobEvent("picture", {"index": int(index), "url": f"/jobs/{job_id}/images/{int(index)}.png"}, entry)

@@ -9,6 +9,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.concurrency import run_in_threadpool
+from fastapi.responses import StreamingResponse
 
 from service.api.access.guard import charge
 from service.api.catalog import Models
@@ -25,10 +26,18 @@ from service.openai.errors import document, with_openai_error
 from service.openai.prompt import parse_prompt
 from service.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels
 from service.openai.sizes import MOST_PIXELS, PATTERN, Size, cost_of_scaling, fitted, parse_size, scaled
+from service.openai.stream import ImageStream
 from shared.checkpoint import CheckpointInfo
+from shared.support import picture_size
 from shared.vocabulary import LabelError
 
 PREFIX = "/v1"
+STREAM = {
+    "text/event-stream": {
+        "schema": {"type": "string"},
+        "example": 'event: image_generation.completed\ndata: {"type": "image_generation.completed", "index": 0}\n\n',
+    }
+}
 MAX_SCALED = 2  # answers with scaled pictures in the making; each may take some 100 MB
 router = APIRouter(prefix=PREFIX, tags=["openai"])
 
@@ -40,13 +49,15 @@ NO_RETRY = {"X-Should-Retry": "false"}
 @router.post(
     "/images/generations",
     response_model=Images,
-    responses=problems(*ERRORS, NotInTime),
+    responses={200: {"content": STREAM}, **problems(*ERRORS, NotInTime)},
     summary="Generate pictures with OpenAI's images API",
 )
 async def generate_images(request: Request, body: ImagesRequest, submitter: SubmitterDep) -> Response:
     """Reads the labels from the prompt; for a word that is no label, the error suggests the nearest one."""
     await charge(request.scope, cost_of_scaling(_scaled_pixels(body)))
     accepted = await submitter.submit("generate", body, [], partial(_check, body))  # the prompt has the labels
+    if body.stream:
+        return await _stream(request, body, submitter, accepted.job_id)
     wait_s = submitter.service.settings.wait_s
     job = await submitter.wait(accepted, wait_s)
     if job.status not in TERMINAL:
@@ -57,6 +68,14 @@ async def generate_images(request: Request, body: ImagesRequest, submitter: Subm
     async with request.app.state.scaling.of(submitter.owner):
         images = await _images(request, body, submitter, job)
         return Response(images.model_dump_json(exclude_none=True), media_type="application/json")
+
+
+async def _stream(request: Request, body: ImagesRequest, submitter: Submitter, job_id: str) -> Response:
+    job = await submitter.service.results.job(job_id)
+    info = (await submitter.service.catalog.models()).with_digest(job.digest)
+    events = ImageStream(body, submitter, job, request.app.state.scaling, picture_size(info.config))
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
 async def _images(request: Request, body: ImagesRequest, submitter: Submitter, job: Job) -> Images:
@@ -117,6 +136,8 @@ def _scaled_pixels(body: ImagesRequest) -> int:
         raise BadRequest.at(("body", "size"), f"{error}, or auto") from error
     if body.response_format == "url":  # each is scaled when it is fetched
         return 0
+    if body.stream:  # one after the other
+        return pixels * (1 + (body.partial_images or 0))
     if pixels > MOST_PIXELS:
         detail = f"{body.n or 1} pictures of {body.size} have {pixels} pixels; at most {MOST_PIXELS} are allowed"
         raise BadRequest.at(("body", "size"), f"{detail} in one answer, or response_format url")

@@ -1,14 +1,11 @@
 """Request and response bodies of /v1, in OpenAI's shape. Knows pydantic only."""
 
-from typing import Any, Final, Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
 from service.contract.schemas import EXAMPLE_ID, SamplingFields, with_examples
 from service.openai.sizes import PATTERN
-
-NO_STREAMS: Final = "streaming is not offered; GET /jobs/{id}/events reports a job's progress with previews"
 
 
 class ImagesRequest(SamplingFields):
@@ -32,8 +29,10 @@ class ImagesRequest(SamplingFields):
         description="`auto`, the model's own size; or one such as `1024x1024`, which pictures are scaled to fit into",
         json_schema_extra={"pattern": f"^(auto|{PATTERN})$"},
     )
-    stream: Literal[False] | None = Field(None, description=f"must be false: {NO_STREAMS}")
-    partial_images: Literal[0] | None = Field(None, description=f"must be 0: {NO_STREAMS}")
+    stream: StrictBool | None = Field(None, description="server-sent events: partial images, then the pictures")
+    partial_images: StrictInt | None = Field(
+        None, ge=0, le=3, description="partial images of each picture in a stream, at most; 0 if null"
+    )
     background: Literal["auto", "opaque"] | None = None
     output_format: Literal["png"] | None = None
     quality: str | None = Field(None, max_length=20, description="no effect; see `steps`")
@@ -41,13 +40,13 @@ class ImagesRequest(SamplingFields):
     moderation: str | None = Field(None, max_length=20, description="no effect")
     user: str | None = Field(None, max_length=200, description="no effect")
 
-    @field_validator("stream", "partial_images", mode="before")
-    @classmethod
-    def _refuse_streams(cls, value: Any, info: ValidationInfo) -> Any:
-        wants_boolean = info.field_name == "stream"  # Literal compares with ==, and False == 0
-        if value or (value is not None and isinstance(value, bool) != wants_boolean):
-            raise PydanticCustomError("no_streams", NO_STREAMS)
-        return value
+    @model_validator(mode="after")
+    def _check_stream(self) -> Self:
+        if self.partial_images and not self.stream:
+            raise ValueError("partial_images needs stream")
+        if self.stream and self.response_format == "url":
+            raise ValueError("a stream has pictures as b64_json, not as url")
+        return self
 
 
 class Image(BaseModel):
@@ -78,6 +77,23 @@ class Images(BaseModel):
     sampled_size: str = Field(description="size at which they were sampled and judged")
     seed: int = Field(description="the same seed gives the same pictures")
     job: str = Field(description="address of the job, with its scores")
+
+
+class StreamedImage(BaseModel):
+    """An event of a stream: a partial image, or a finished picture. `type` is also the event's name."""
+
+    type: Literal["image_generation.partial_image", "image_generation.completed"]
+    b64_json: str
+    partial_image_index: int | None = Field(None, description="counts the partial images of a picture from 0")
+    index: int = Field(description="which of the `n` pictures it is, counted from 0")
+    created_at: int = Field(description="seconds since 1970")
+    background: Literal["opaque"] = "opaque"
+    output_format: Literal["png"] = "png"
+    quality: Literal["auto"] = "auto"
+    size: str
+    revised_prompt: str = Field(description="the labels read from the prompt")
+    seed: int
+    job: str = Field(description="address of the job")
 
 
 MODEL_EXAMPLE = {"id": "base", "object": "model", "created": 1767268800, "owned_by": "labelgrid"}

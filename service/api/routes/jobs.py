@@ -9,7 +9,7 @@ from redis.exceptions import RedisError
 from starlette.types import Receive, Scope, Send
 
 from service.api.dependencies import Index, OwnerDep, OwnJob, ServiceDep
-from service.api.events import FROM_START, is_complete, job_events, only_the_end
+from service.api.events import FROM_START, as_stream, is_complete, job_events, only_the_end
 from service.api.openapi import PICTURE_RESPONSES, ZIP_RESPONSES, problems
 from service.api.submit import ERRORS as SUBMIT_ERRORS
 from service.api.submit import RESPONSES, PreferencesDep, SubmitterDep
@@ -137,9 +137,9 @@ async def read_events(job_id: OwnJob, service: ServiceDep, last_event_id: LastEv
     """Events `job`, `status`, `picture`, `steps` (with previews) and `end`; docs/api.md says what they hold."""
     job = await service.results.job(job_id)
     if not await is_complete(service.jobs, job, last_event_id):
-        events = job_events(service.jobs, job, last_event_id)
+        events = as_stream(job_events(service.jobs, job, last_event_id))
     elif last_event_id == FROM_START:
-        events = only_the_end(job)
+        events = as_stream(only_the_end(job))
     else:
         return Response(status_code=204)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

@@ -119,17 +119,18 @@ def test_pictures_are_scaled_to_fit_the_size_that_a_client_asks_for(ai: openai.O
         ({"prompt": PROMPT, "model": "dall-e-3"}, "model", "toy"),
         ({"prompt": PROMPT, "background": "transparent"}, "background", "opaque"),
         ({"prompt": PROMPT, "output_format": "webp"}, "output_format", "png"),
-        ({"prompt": PROMPT, "stream": True}, "stream", "streaming is not offered; GET /jobs/{id}/events"),
         ({"prompt": PROMPT, "n": 5, "size": "2048x2048"}, "size", "at most 20000000 are allowed in one answer"),
-        ({"prompt": PROMPT, "stream": 0}, "stream", "streaming is not offered"),
-        ({"prompt": PROMPT, "partial_images": 2}, "partial_images", "streaming is not offered"),
-        ({"prompt": PROMPT, "partial_images": False}, "partial_images", "streaming is not offered"),
+        ({"prompt": PROMPT, "stream": 0}, "stream", "valid boolean"),
+        ({"prompt": PROMPT, "partial_images": 2}, None, "partial_images needs stream"),
+        ({"prompt": PROMPT, "partial_images": False}, "partial_images", "valid integer"),
+        ({"prompt": PROMPT, "stream": True, "partial_images": 4}, "partial_images", "less than or equal to 3"),
+        ({"prompt": PROMPT, "stream": True, "response_format": "url"}, None, "a stream has pictures as b64_json"),
         ({"prompt": PROMPT, "extra_body": {"steps": 0}}, "steps", "greater than"),
         ({"prompt": PROMPT, "extra_body": {"wings": 2}}, "wings", "unknown; known are seed"),
     ],
 )
 def test_bad_requests_are_400_with_the_parameter(
-    ai: openai.OpenAI, alive: JobStore, arguments: Any, param: str, words: str
+    ai: openai.OpenAI, alive: JobStore, arguments: Any, param: str | None, words: str
 ) -> None:
     with pytest.raises(openai.BadRequestError, match=words) as caught:
         ai.images.generate(**arguments)
