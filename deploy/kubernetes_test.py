@@ -201,7 +201,9 @@ def test_keda_reads_a_metric_that_there_is_with_a_key_of_the_secret(copy: Path) 
     spec = named(objects, "ScaledObject", "worker")["spec"]
     worker = named(objects, "Deployment", spec["scaleTargetRef"]["name"])
     assert "replicas" not in worker["spec"]  # it and KEDA would undo each other's changes
-    assert spec["minReplicaCount"] == 1
+    assert spec["minReplicaCount"] == 0
+    environment = {one["name"]: one.get("value") for one in dict(containers(objects))["api"]["env"]}
+    assert environment["LABELGRID_ACCEPT_WITHOUT_WORKERS"] == "true"
     (trigger,) = spec["triggers"]
     gauges = {family.name for family in metrics.API.collect() if family.type == "gauge"}
     assert trigger["metadata"]["valueLocation"] in gauges

@@ -103,6 +103,8 @@ class Settings(BaseSettings):
     """Maximum number of one API key's owner's pending pictures of one model, so that others find room in the queue."""
     max_stored_pictures_per_owner: int = Field(default=50_000, ge=1)
     """Maximum number of pictures in the jobs of one API key's owner, until the jobs expire or are deleted."""
+    accept_without_workers: bool = False
+    """Accept requests while no worker runs, for workers that start when there is work. Otherwise they are a 503."""
     wait_s: float = Field(default=300.0, ge=0)
     """How long a request without a `Prefer` header waits for its job before it gets a 202."""
     body_limit_bytes: int = Field(default=LIMITS.max_file_bytes + 65536, ge=1024)

@@ -202,7 +202,7 @@ class Submitter:
     async def rate(self) -> float:
         """Return the pictures that the workers finish per second; 0 while it is unknown. Raises NoWorker."""
         ready = await self.service.jobs.workers()
-        if not ready:
+        if not ready and not self.service.settings.accept_without_workers:
             raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
         return float(sum(about.get("pictures_per_s", 0.0) for about in ready))
 

@@ -78,13 +78,14 @@ async def read_health() -> Health:
     summary="Check that the service can generate pictures",
 )
 async def read_ready(models: ModelsDep, service: ServiceDep) -> Ready:
-    """For a load balancer: ready if Redis answers and evicts no jobs, a model is promoted and a worker is running."""
+    """For a load balancer: ready if Redis answers and evicts no jobs, a model is promoted, and a worker is running or
+    need not run yet."""
     await check_redis_keeps(service.jobs.redis)
     info = models.find(None)
     workers = await service.jobs.workers()
-    if not workers:
+    if not workers and not service.settings.accept_without_workers:
         raise NoWorker("no worker is running; start one", headers={"Retry-After": "2"})
     problems = [about.get("storage_problem") for about in workers]
-    if all(problems):
+    if problems and all(problems):
         raise Unavailable(f"no worker can store pictures: {problems[0]}", headers={"Retry-After": "5"})
     return Ready(model=info.name, workers=len(workers))

@@ -16,8 +16,9 @@ from service.api.access.keys import hash_of, new_key
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.jobs import JobStore
-from tests.conftest import serving
+from tests.conftest import running, serving
 from tests.service.api.answers import LISTS, Body, nothing_is_queued, problem, submitted
+from tests.service.processes import until
 
 
 def test_without_a_worker_nothing_is_accepted(client: httpx.Client, connection: Redis) -> None:
@@ -28,6 +29,18 @@ def test_without_a_worker_nothing_is_accepted(client: httpx.Client, connection: 
     assert int(response.headers["retry-after"]) > 0
     problem(client.post("/score/conditions", json={"conditions": LISTS}), 503, "no-worker")
     assert nothing_is_queued(connection)
+
+
+def test_requests_wait_for_the_first_worker_if_they_may(settings: Settings, connection: Redis) -> None:
+    """As with workers that something starts when there is work."""
+    waiting = settings.model_copy(update={"accept_without_workers": True, "max_queued_pictures": 3})
+    with serving(waiting) as client:
+        assert client.get("/readyz").json()["workers"] == 0
+        assert client.post("/generate", json={"labels": LISTS}, headers={"prefer": "wait=0"}).status_code == 202
+        (job,) = client.get("/jobs").json()["jobs"]
+        problem(client.post("/generate", json={"labels": LISTS}), 429, "queue-full")
+        with running(connection, settings):
+            until(lambda: client.get(f"/jobs/{job['id']}").json()["status"] == "finished")
 
 
 def test_a_full_queue_says_when_to_retry(settings: Settings, alive: JobStore) -> None:
