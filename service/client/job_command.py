@@ -128,8 +128,7 @@ def save_report(client: Client, job: Job, report: Path | None, by_label: Path | 
     if by_label is not None:
         by_label.write_text(as_csv(job.result.by_label), encoding="utf-8")
     if report is not None:
-        first = job.result.best * len(job.result.pictures)
-        report.write_text(html(job, lambda i: client.image(job.id, first + i)), encoding="utf-8")
+        report.write_text(html(job, functools.partial(client.image, job.id)), encoding="utf-8")
 
 
 def printer(

@@ -5,6 +5,7 @@ import csv
 import io
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 from typing import Final
 
 from jinja2 import Environment, PackageLoader
@@ -13,7 +14,6 @@ from service.contract.breakdown import LabelScore
 from service.contract.schemas import Job, PictureResult, ScoreResult
 from shared.options import THRESHOLD
 
-WORST: Final = 20  # pictures
 COLUMNS: Final = ("label", "asked", "found", "missing", "extra", "recall", "precision")
 
 
@@ -21,23 +21,22 @@ COLUMNS: Final = ("label", "asked", "found", "missing", "extra", "recall", "prec
 class Shown:
     """A picture in the report."""
 
-    index: int  # in the best repeat
+    title: str
     src: str  # its PNG, as a data URL
     asked: list[tuple[str, float, bool]]  # label, probability, whether it was found
     extra: list[tuple[str, float]]  # labels found though not asked for
 
 
-def worst_first(pictures: Sequence[PictureResult]) -> list[int]:
-    """Return the indices of the pictures that are not exactly as asked, the lowest F1 first."""
-    wrong = [i for i, picture in enumerate(pictures) if not picture.exact]
-    return sorted(wrong, key=lambda i: (pictures[i].f1, pictures[i].accuracy, i))
-
-
 def html(job: Job, image: Callable[[int], bytes]) -> str:
-    """Return the report of a finished score job. `image` returns the PNG of a picture of the best repeat."""
+    """Return the report of a finished score job. `image` returns the PNG of a picture by its index."""
     result = job.result
     assert isinstance(result, ScoreResult)
-    worst = [_shown(i, result.pictures[i], image(i)) for i in worst_first(result.pictures)[:WORST]]
+    n = len(result.pictures)
+    worst = []
+    for picture in result.worst:
+        index = int(PurePosixPath(picture.url).stem)
+        run = f", run {index // n}" if len(result.repeats) > 1 else ""
+        worst.append(_shown(f"list {index % n}{run}", picture, image(index)))
     rows = sorted(result.by_label, key=lambda one: (one.recall is None, one.recall, one.label))
     confused = [one for one in rows if one.instead]
     environment = Environment(
@@ -50,15 +49,15 @@ def html(job: Job, image: Callable[[int], bytes]) -> str:
         confused=confused,
         others=sorted({other for one in confused for other in one.instead}),
         most=max((count for one in confused for count in one.instead.values()), default=1),
-        wrong=sum(not picture.exact for picture in result.pictures),
+        wrong=sum(one.pictures - one.exact for one in result.by_objects),
         worst=worst,
     )
 
 
-def _shown(index: int, picture: PictureResult, png: bytes) -> Shown:
+def _shown(title: str, picture: PictureResult, png: bytes) -> Shown:
     asked = [(label, picture.scores.get(label, 0.0)) for label in picture.labels]
     return Shown(
-        index,
+        title,
         "data:image/png;base64," + base64.b64encode(png).decode(),
         [(label, probability, probability > THRESHOLD) for label, probability in asked],
         [(label, p) for label, p in picture.scores.items() if p > THRESHOLD and label not in picture.labels],

@@ -19,7 +19,7 @@ def head(record: JobRecord, state: Mapping[str, str], done: int) -> JobHead:
 def whole(
     record: JobRecord, state: Mapping[str, str], done: int, result: JobResult | None, best: Sequence[Verdict]
 ) -> Job:
-    """Return a job with its result, if it has one; `best`: the verdicts of its best repeat."""
+    """Return a job with its result, if it has one; `best`: the verdicts of its best repeat and worst pictures."""
     about = _about(record, state, done)
     if result is not None:
         about["result"] = _result(record, result, best)
@@ -45,7 +45,7 @@ def _about(record: JobRecord, state: Mapping[str, str], done: int) -> dict[str, 
 
 
 def _result(record: JobRecord, result: JobResult, verdicts: Sequence[Verdict]) -> GenerateResult | ScoreResult:
-    """Build the result that clients see; `verdicts`: those of its best repeat."""
+    """Build the result that clients see; `verdicts`: those of its best repeat, then of its worst pictures."""
     shown = [
         PictureResult(
             **verdict.shown(SCORE_DIGITS, SCORE_DIGITS),
@@ -56,6 +56,7 @@ def _result(record: JobRecord, result: JobResult, verdicts: Sequence[Verdict]) -
         )
         for verdict in verdicts
     ]
+    shown, worst = shown[: len(record.labels)], shown[len(record.labels) :]
     grid_url = f"/jobs/{record.id}/grid.png"
     if record.kind == "generate":
         return GenerateResult(**vars(result.repeats[0]), grid_url=grid_url, pictures=shown)
@@ -71,6 +72,7 @@ def _result(record: JobRecord, result: JobResult, verdicts: Sequence[Verdict]) -
         best=result.best,
         by_label=result.by_label,
         by_objects=result.by_objects,
+        worst=worst,
         grid_url=grid_url,
         pictures=shown,
     )

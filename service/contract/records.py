@@ -187,6 +187,7 @@ class JobResult(Stored):
     best: int
     by_label: list[LabelScore] = []
     by_objects: list[ObjectsScore] = []
+    worst: list[int] = []  # indices of the pictures with the lowest scores, the worst first
 
     def best_indices(self, record: JobRecord) -> range:
         """Return the indices of the pictures in the grid."""

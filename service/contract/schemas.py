@@ -161,6 +161,9 @@ class ScoreResult(BaseModel):
         description="what was found of each label that was asked for or found, over all repeats, in alphabetical order",
     )
     by_objects: list[ObjectsScore] = Field([], description="exact pictures by number of objects, over all repeats")
+    worst: list[PictureResult] = Field(
+        [], description="the pictures of all repeats that are not exactly as asked, the lowest F1 first, at most 20"
+    )
     grid_url: str
     pictures: list[PictureResult]
 

@@ -592,7 +592,7 @@ end
 -- read(jobs)
 --
 -- Reads jobs and their verdicts. Returns for each the job's fields and values, how many verdicts it has, and no
--- verdicts; if it has a result, 0 and the verdicts of its best repeat.
+-- verdicts; if it has a result, 0 and the verdicts of its best repeat and of its worst pictures.
 local function read(args)
   local answers = {}
   for _, id in ipairs(args) do
@@ -608,6 +608,9 @@ local function read(args)
       local indices = {}
       for i = 1, pictures do
         indices[i] = string.format('%d', result.best * pictures + i - 1)
+      end
+      for _, index in ipairs(result.worst or {}) do
+        table.insert(indices, string.format('%d', index))
       end
       table.insert(answers, {fields, 0, redis.call('HMGET', keys.verdicts, unpack(indices))})
     else

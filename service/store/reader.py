@@ -12,12 +12,11 @@ from redis.exceptions import RedisError
 from service.contract import answers
 from service.contract.errors import ExpiredJob, NotReady, ServiceError, Unavailable, UnknownJob, UnknownPicture
 from service.contract.job_ids import ID, created_at
-from service.contract.records import TERMINAL, JobRecord, JobResult
+from service.contract.records import TERMINAL, JobRecord, JobResult, Verdict
 from service.contract.schemas import Job, JobPage
 from service.store import keys
 from service.store.connection import text
 from service.store.hub import Hub
-from service.store.jobs import read_verdicts
 from service.store.pipeline import Pipeline
 from service.store.workers import ReadyWorkers
 from service.telemetry.logs import get_logger
@@ -44,7 +43,7 @@ class JobReader:
         record, state = _parsed(job_id, fields)
         result = JobResult.read(fields[b"result"]) if b"result" in fields else None
         done = verdicts if result is None else record.total
-        return answers.whole(record, state, done, result, read_verdicts(filter(None, shown)))
+        return answers.whole(record, state, done, result, [Verdict.read(raw) for raw in shown])
 
     async def _gone(self, job_id: str) -> ServiceError:
         """Return the error for a job that is not in Redis."""

@@ -14,6 +14,8 @@ from shared.pictures import marked_grid, png_bytes, read_png, sheet
 
 RECENT_BYTES = 64 * 2**20  # of pixels: 290 pictures of 320x240
 
+WORST = 20  # pictures of a score that its result shows besides
+
 Pixels = NDArray[np.uint8]  # (H, W, 3)
 
 
@@ -55,7 +57,9 @@ def score(verdicts: Sequence[Verdict], n: int) -> JobResult:
         repeats.append(Scores(accuracy=hits / sum(asked), exact_match=exact / n, f1=f1 / n))
     best = max(range(len(repeats)), key=lambda r: (repeats[r].accuracy, repeats[r].exact_match, -r))
     counts = breakdown(verdicts)
-    return JobResult(repeats=repeats, best=best, by_label=counts.by_label, by_objects=counts.by_objects)
+    wrong = [one for one in verdicts if not one.exact]
+    worst = [one.index for one in sorted(wrong, key=lambda one: (one.f1, one.accuracy, one.index))[:WORST]]
+    return JobResult(repeats=repeats, best=best, by_label=counts.by_label, by_objects=counts.by_objects, worst=worst)
 
 
 def _decoded(png: bytes) -> Pixels:

@@ -120,7 +120,7 @@ def test_a_score_is_reported_by_label(run: Command, working: Runner, tmp_path: P
     by_label = {one["label"]: one for one in json.loads(out)["result"]["by_label"]}
     assert by_label["red cube"]["asked"] == 4
     assert table.read_text().startswith("label,asked,found,missing,extra,recall,precision\n")
-    assert report.read_text().count("data:image/png;base64,iVBOR") == 2  # the toy draws noise
+    assert report.read_text().count("data:image/png;base64,iVBOR") == 4  # the toy draws noise: none is as asked
     missing = run(*options, "--report", str(tmp_path / "none" / "report.html"))
     assert missing[0] == 1
     assert "there is no folder" in missing[2]

@@ -5,12 +5,12 @@ import csv
 import io
 from html.parser import HTMLParser
 
-from service.client.report import as_csv, html, worst_first
+from service.client.report import as_csv, html
 from service.contract.breakdown import LabelScore, ObjectsScore
 from service.contract.schemas import Job, PictureResult, Progress, Repeat, ScoreResult, Summary
 
 
-def picture(labels: list[str], found: list[str], f1: float) -> PictureResult:
+def picture(labels: list[str], found: list[str], f1: float, index: int) -> PictureResult:
     return PictureResult(
         labels=labels,
         seed=1,
@@ -18,15 +18,15 @@ def picture(labels: list[str], found: list[str], f1: float) -> PictureResult:
         exact=set(labels) == set(found),
         f1=f1,
         scores=dict.fromkeys(labels, 0.1) | dict.fromkeys(found, 0.9),
-        url="",
+        url=f"/jobs/0/images/{index}.png",
         trajectory_url=None,
     )
 
 
 PICTURES = [
-    picture(["red cube"], ["red cube"], 1.0),
-    picture(["red cube", "blue sphere"], ["blue sphere", "red cylinder"], 0.5),
-    picture(["<b>"], [], 0.0),
+    picture(["red cube"], ["red cube"], 1.0, 0),
+    picture(["red cube", "blue sphere"], ["blue sphere", "red cylinder"], 0.5, 1),
+    picture(["<b>"], [], 0.0, 2),
 ]
 RESULT = ScoreResult(
     repeats=[Repeat(seed=0, accuracy=0.75, exact_match=0.5, f1=0.8)],
@@ -41,6 +41,7 @@ RESULT = ScoreResult(
         LabelScore(label="red cylinder", asked=0, found=0, extra=1, instead={}),
     ],
     by_objects=[ObjectsScore(objects=1, pictures=2, exact=1), ObjectsScore(objects=2, pictures=1, exact=0)],
+    worst=[PICTURES[2], PICTURES[1]],
     grid_url="",
     pictures=PICTURES,
 )
@@ -103,18 +104,15 @@ def test_the_page_shows_the_scores_and_the_worst_pictures_first() -> None:
         ["red cylinder", "0", "0", "0", "1", "", "0.000", ""],
     ]
     assert ["red cube", "1"] in page.rows  # of the table of what was there instead
-    assert "2 of 2 that are not exactly as asked" in page.text
+    assert "2 of the 2 that are not exactly as asked" in page.text
+    assert "list 2:" in page.text
 
 
 def test_a_score_without_a_fault_says_so() -> None:
-    result = RESULT.model_copy(update={"pictures": PICTURES[:1], "by_label": [], "by_objects": []})
+    result = RESULT.model_copy(update={"worst": [], "by_label": [], "by_objects": []})
     page = Page(html(job(result), lambda index: b""))
-    assert "All 1 pictures are exactly as asked." in page.text
+    assert "All pictures are exactly as asked." in page.text
     assert page.sources == []
-
-
-def test_equal_pictures_come_in_their_order() -> None:
-    assert worst_first([PICTURES[1], PICTURES[0], PICTURES[1], PICTURES[2]]) == [3, 0, 2]
 
 
 def test_csv_has_a_row_for_each_label() -> None:

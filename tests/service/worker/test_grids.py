@@ -44,6 +44,14 @@ def test_of_repeats_with_the_same_accuracy_the_first_with_most_exact_matches_is_
     assert grids.score(verdicts, 1).best == 1
 
 
+def test_the_worst_pictures_of_all_repeats_are_those_with_the_lowest_f1() -> None:
+    """Thirty repeats of one picture: twenty of the 29 that are not as asked, and of equal ones the first."""
+    _, made = done(Claim("1-1", "j", next(record(1).pictures())))
+    scores = [{"index": i, "exact": i == 7, "f1": i % 4 / 4} for i in range(30)]
+    verdicts = [made.verdict.model_copy(update=score) for score in scores]
+    assert grids.score(verdicts, 1).worst == [*range(0, 30, 4), *range(1, 30, 4), *range(2, 16, 4)]
+
+
 def test_the_grid_shows_the_pictures_in_order(runner: Runner, store: JobStore, create: Create) -> None:
     job = create()
     run(runner, job.id)
