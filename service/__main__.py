@@ -26,6 +26,7 @@ from shared.registry import resolve
 log = get_logger(__name__)
 
 INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
+MOST_WORKERS = 64  # of `serve`
 COLLECT_AFTER = 2_000  # new objects in the API; each request leaves some twenty in cycles
 
 HELP = """Generates pictures from labels.
@@ -87,9 +88,15 @@ def run_all(
     state: Annotated[
         Path | None, typer.Option(help="folder for Redis's data, kept across runs (default: a temporary one)")
     ] = None,
+    workers: Annotated[
+        str, typer.Option(help="number of workers, or auto: one for each GPU, else one with all cores")
+    ] = "auto",
 ) -> None:
-    """Run a Redis server, a worker and the API on this machine, on loopback only, until Ctrl-C (the default)."""
-    from service.local.supervisor import DRAIN_S, Supervisor
+    """Run a Redis server, workers and the API on this machine, on loopback only, until Ctrl-C (the default)."""
+    from service.local.supervisor import DRAIN_S, Supervisor, worker_environments
+
+    if workers != "auto" and not (workers.isdecimal() and 0 < int(workers) <= MOST_WORKERS):
+        raise typer.BadParameter(f"--workers {workers}: wanted auto, or 1 to {MOST_WORKERS}")
 
     with _process("all", storage) as settings, tempfile.TemporaryDirectory(prefix="labelgrid-") as temporary:
         for kind in ("denoiser", "evaluator"):  # reports a missing checkpoint before anything is started
@@ -100,6 +107,7 @@ def run_all(
             redis_url=settings.redis_url if "redis_url" in settings.model_fields_set else None,
             webhooks=settings.webhook_secret is not None,
             drain_s=settings.drain_s if "drain_s" in settings.model_fields_set else DRAIN_S,
+            workers=worker_environments(None if workers == "auto" else int(workers), settings.device),
         )
         supervisor.run(lambda address: print(f"labelgrid is ready: {address} (docs at {address}/docs)", flush=True))
 

@@ -1,4 +1,4 @@
-"""Starts, watches and stops Redis, a worker, the API and the sender of webhooks, for `python -m service`.
+"""Starts, watches and stops Redis, workers, the API and the sender of webhooks, for `python -m service`.
 
 Knows processes, not what they do.
 """
@@ -7,13 +7,14 @@ import collections
 import contextlib
 import functools
 import http.client
+import json
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ HOST = "127.0.0.1"  # loopback only, where no keys are needed
 READY_TIMEOUT_S = 180.0  # long enough to load torch and the model from a slow disk
 CHECK_EVERY_S = 0.1
 DRAIN_S = 1.0  # short: no other worker could take over; with --state, unfinished jobs resume at the next start
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/kfd", "/dev/dxg")  # of NVIDIA, AMD, and either under WSL
 MAX_DEATHS, WITHIN_S = 5, 60.0  # a process that dies more often ends everything
 
 
@@ -50,13 +52,48 @@ class Child:
         self.process = self._start()
 
 
+def worker_environments(workers: int | None, device: str) -> list[dict[str, str]]:
+    """Return the variables of each worker: one for each GPU, or CPU workers that share the cores.
+
+    `workers`: how many, or None for as many as there are GPUs, else one, which uses all cores (docs/decisions.md).
+    `device`: LABELGRID_DEVICE. If it names one, all workers use it.
+    """
+    gpus = count_gpus() if device == "auto" else 0
+    if gpus:
+        return [{"LABELGRID_DEVICE": f"cuda:{i % gpus}"} for i in range(workers or gpus)]
+    if workers is None or workers == 1 or device.startswith("cuda"):
+        return [{}] * (workers or 1)
+    share = max(1, (os.cpu_count() or 1) // workers)
+    return [{"OMP_NUM_THREADS": str(share)}] * workers
+
+
+def count_gpus() -> int:
+    """Return how many GPUs torch sees. It is imported only where a driver is: that takes a second."""
+    if not any(Path(driver).exists() for driver in GPU_DRIVERS):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
 class Supervisor:
-    """Runs everything on this machine. Without a `redis_url` it starts a Redis server with its data in `state`."""
+    """Runs everything on this machine. Without a `redis_url` it starts a Redis server with its data in `state`.
+
+    `workers`: the variables that each worker has of its own.
+    """
 
     def __init__(
-        self, *, port: int, state: Path, redis_url: str | None, webhooks: bool = False, drain_s: float = DRAIN_S
+        self,
+        *,
+        port: int,
+        state: Path,
+        redis_url: str | None,
+        webhooks: bool = False,
+        drain_s: float = DRAIN_S,
+        workers: Sequence[Mapping[str, str]] = ({},),
     ) -> None:
         self.port, self.state, self.redis_url, self.webhooks, self.drain_s = port, state, redis_url, webhooks, drain_s
+        self.workers = workers
         self.children: list[Child] = []  # in the order they were started
         self.stopping = False  # no Event: a second signal during Event.set() would deadlock
 
@@ -93,14 +130,18 @@ class Supervisor:
             server = RedisServer(self.state)
             self.children.append(Child("Redis server", server.start))
             environment["LABELGRID_REDIS_URL"] = server.url
-        commands = [("worker", ["worker"]), ("API", ["api", "--host", HOST, "--port", str(self.port)])]
+        commands: list[tuple[str, list[str], Mapping[str, str]]] = [
+            (f"worker {i}" if len(self.workers) > 1 else "worker", ["worker"], own)
+            for i, own in enumerate(self.workers)
+        ]
+        commands.append(("API", ["api", "--host", HOST, "--port", str(self.port)], {}))
         if self.webhooks:
-            commands.append(("sender of webhooks", ["webhooks"]))
-        for name, arguments in commands:
+            commands.append(("sender of webhooks", ["webhooks"], {}))
+        for name, arguments, own in commands:
             start = functools.partial(
                 subprocess.Popen,
                 [sys.executable, "-m", "service", *arguments],
-                env=environment,
+                env={**environment, **own},
                 start_new_session=True,  # a terminal's Ctrl-C must not reach it: processes are stopped in order
                 preexec_fn=die_with_parent,
             )
@@ -109,7 +150,7 @@ class Supervisor:
     def _wait_until_ready(self) -> None:
         """Return once the service is ready or is to stop. Here a process that dies is not restarted."""
         deadline = time.monotonic() + READY_TIMEOUT_S
-        while not self.stopping and not _is_ready(self.port):
+        while not self.stopping and _ready_workers(self.port) < len(self.workers):
             for child in self.children:
                 if (code := child.process.poll()) is not None:
                     raise StartFailed(f"the {child.name} ended with status {code} while starting; see its log")
@@ -125,8 +166,11 @@ def _check_port(port: int) -> None:
         raise StartFailed(f"port {port} cannot be used: {error.strerror}; choose another with --port") from error
 
 
-def _is_ready(port: int) -> bool:
+def _ready_workers(port: int) -> int:
+    """Return how many workers are ready; 0 also while the API is not."""
     with contextlib.suppress(OSError), contextlib.closing(http.client.HTTPConnection(HOST, port, timeout=5)) as api:
         api.request("GET", "/readyz")
-        return api.getresponse().status == 200
-    return False
+        answer = api.getresponse()
+        if answer.status == 200:
+            return int(json.load(answer)["workers"])
+    return 0

@@ -31,6 +31,55 @@ def service(storage: Path, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[st
     process.stdout.close()
 
 
+@pytest.mark.parametrize(
+    ("workers", "device", "gpus", "expected"),
+    [
+        (None, "auto", 0, [{}]),
+        (1, "auto", 0, [{}]),
+        (2, "auto", 0, [{"OMP_NUM_THREADS": "4"}] * 2),
+        (3, "cpu", 2, [{"OMP_NUM_THREADS": "2"}] * 3),
+        (16, "auto", 0, [{"OMP_NUM_THREADS": "1"}] * 16),
+        (None, "auto", 2, [{"LABELGRID_DEVICE": "cuda:0"}, {"LABELGRID_DEVICE": "cuda:1"}]),
+        (3, "auto", 2, [{"LABELGRID_DEVICE": f"cuda:{i}"} for i in (0, 1, 0)]),
+        (2, "cuda:1", 4, [{}] * 2),
+        (None, "cpu", 4, [{}]),
+    ],
+)
+def test_workers_share_gpus_or_cores(
+    workers: int | None, device: str, gpus: int, expected: list[dict[str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "count_gpus", lambda: gpus)
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    assert supervisor.worker_environments(workers, device) == expected
+
+
+def test_gpus_are_counted_where_a_driver_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    monkeypatch.setattr(supervisor, "GPU_DRIVERS", [str(tmp_path / "none")])
+    assert supervisor.count_gpus() == 0
+    monkeypatch.setattr(supervisor, "GPU_DRIVERS", [str(tmp_path / "none"), str(tmp_path)])
+    assert supervisor.count_gpus() == 3
+
+
+def test_several_workers_are_ready_together(storage: Path) -> None:
+    port = free_port()
+    line = [*run_all(port, storage), "--workers", "2"]
+    with subprocess.Popen(line, cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert f"http://127.0.0.1:{port}" in process.stdout.readline()
+        assert httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30).json()["workers"] == 2
+        assert len(children(process.pid)) == 4
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+
+
+@pytest.mark.parametrize("workers", ["0", "65", "many", "-1"])
+def test_other_numbers_of_workers_are_refused(command: Command, workers: str) -> None:
+    code, _, err = command("all", "--workers", workers)
+    assert code == 2
+    assert "wanted auto, or 1 to 64" in err
+
+
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGKILL])
 def test_everything_starts_works_and_ends(service: tuple[subprocess.Popen[str], str], how: signal.Signals) -> None:
     process, address = service
