@@ -43,7 +43,7 @@ class JobReader:
         record, state = _parsed(job_id, fields)
         result = JobResult.read(fields[b"result"]) if b"result" in fields else None
         done = verdicts if result is None else record.total
-        return answers.whole(record, state, done, result, [Verdict.read(raw) for raw in shown])
+        return answers.whole(record, state, done, result, [Verdict.read(raw) for raw in shown if raw])
 
     async def _gone(self, job_id: str) -> ServiceError:
         """Return the error for a job that is not in Redis."""
