@@ -131,7 +131,7 @@ def test_a_sweep_writes_a_grid(run: Command, working: Runner, tmp_path: Path) ->
     assert run("sweep", "red cube", "-o", str(grid), "--steps", "1,2", "--guidance", "1") == (0, f"{grid}\n", "")
     assert grid.read_bytes().startswith(b"\x89PNG")
     assert run("sweep", "red cube", "-o", str(grid), "--steps", "1,two")[0] == 2
-    assert "guidance: inf cannot be sent" in run("sweep", "red cube", "-o", str(grid), "--guidance", "inf")[2]
+    assert "cannot be sent: Out of range" in run("sweep", "red cube", "-o", str(grid), "--guidance", "inf")[2]
     one = ("sweep", "red cube", "--steps", "1", "--guidance", "1", "-o", str(tmp_path / "\udcff.png"))
     assert run(*one) == (0, f"{tmp_path}/\N{REPLACEMENT CHARACTER}.png\n", "")
 

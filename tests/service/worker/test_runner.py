@@ -19,22 +19,22 @@ from service.worker.runner import Rate, Runner
 from shared.checkpoint import publish
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
-from shared.evaluator import Evaluator, load_evaluator
+from shared.evaluator import load_evaluator
 from shared.options import SamplingOptions, picture_seed
 from shared.pictures import to_uint8
 from shared.registry import resolve
-from shared.vocabulary import ICLEVR, Vocabulary
+from shared.vocabulary import ICLEVR
 from tests.service.api.answers import pixels
 from tests.service.worker.conftest import (
     LISTS,
     QUICK,
     Counting,
+    engine_of,
     error_of,
     model_of,
     pngs,
     run,
     settle,
-    started,
     status,
     verdicts_of,
 )
@@ -68,7 +68,7 @@ def test_a_repeat_gives_the_pictures_of_a_request_with_the_next_seed(
 
 
 def test_two_requests_share_a_batch(runner: Runner, store: JobStore, create: Callable[..., JobRecord]) -> None:
-    counting = Counting(model_of(runner))
+    counting = Counting(engine_of(runner))
     jobs = create(), create(LISTS[:2], options=SamplingOptions(steps=6, guidance=1.0))
     run(runner, *(job.id for job in jobs))
     assert [status(store, job) for job in jobs] == ["finished", "finished"]
@@ -76,7 +76,7 @@ def test_two_requests_share_a_batch(runner: Runner, store: JobStore, create: Cal
 
 
 def test_a_request_joins_a_running_batch(runner: Runner, store: JobStore, create: Callable[..., JobRecord]) -> None:
-    counting = Counting(model_of(runner))
+    counting = Counting(engine_of(runner))
     first = create()
     runner.run_once()
     second = create(LISTS[:1])
@@ -88,7 +88,7 @@ def test_a_request_joins_a_running_batch(runner: Runner, store: JobStore, create
 def test_the_batch_is_bounded_and_the_other_pictures_follow(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord], settings: Settings
 ) -> None:
-    counting = Counting(model_of(runner))
+    counting = Counting(engine_of(runner))
     job = create(LISTS * 4)
     run(runner, job.id)
     assert status(store, job) == "finished"
@@ -112,7 +112,7 @@ def test_a_cancelled_job_leaves_the_batch_at_the_next_step_and_the_others_are_un
 ) -> None:
     undisturbed = create(LISTS[:2])
     run(runner, undisturbed.id)
-    counting = Counting(model_of(runner))
+    counting = Counting(engine_of(runner))
     cancelled, other = create(options=SamplingOptions(steps=1000)), create(LISTS[:2])
     runner.run_once()
     assert store.cancel(cancelled.id)
@@ -126,7 +126,7 @@ def test_a_cancelled_job_leaves_the_batch_at_the_next_step_and_the_others_are_un
 def test_pending_pictures_of_a_cancelled_job_take_no_places_in_the_batch(
     runner: Runner, store: JobStore, create: Callable[..., JobRecord]
 ) -> None:
-    counting = Counting(model_of(runner))
+    counting = Counting(engine_of(runner))
     cancelled, other = create(LISTS * 10), create(LISTS)
     store.cancel(cancelled.id)
     run(runner, other.id)
@@ -154,30 +154,35 @@ def test_a_rate_follows_recent_work() -> None:
     assert rate.per_s == pytest.approx(1.0, abs=0.3)
 
 
+@pytest.fixture
+def limited(runner: Runner, tmp_path: Path) -> Runner:
+    """A worker whose own evaluator does not know the first label."""
+    publish(
+        tmp_path, "own", {"x": torch.zeros(1)}, kind="evaluator", vocabulary=ICLEVR.names[1:], config={}, training={}
+    )
+    runner.models._own_judge = tmp_path / "own.safetensors"
+    return runner
+
+
 def test_a_model_of_another_vocabulary_has_a_judge_of_its_own(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord]
+    limited: Runner, store: JobStore, create: Callable[..., JobRecord]
 ) -> None:
-    """The worker's own evaluator does not know a label of the model, but the one in storage does."""
-    runner.models.judge = Evaluator(Vocabulary(ICLEVR.names[1:])).freeze()
     job = create(model="other")
-    run(runner, job.id)
+    run(limited, job.id)
     assert status(store, job) == "finished"
-    loaded = runner.models.get(job.digest)
+    loaded = limited.models.get(job.digest)
     assert loaded is not None
-    assert loaded.judged_by == model_of(runner).judged_by  # which was loaded with what the worker began with
+    assert loaded.judged_by == model_of(limited).judged_by  # the one in storage
 
 
 def test_a_job_fails_if_no_evaluator_knows_its_models_labels(
-    store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings, tmp_path: Path
+    limited: Runner, store: JobStore, create: Callable[..., JobRecord], tmp_path: Path
 ) -> None:
-    storage = Path(shutil.copytree(str(settings.storage), tmp_path / "storage"))
-    runner = started(connection, settings.model_copy(update={"storage": storage}))
-    known = ICLEVR.names[1:]
-    runner.models.judge = Evaluator(Vocabulary(known)).freeze()
-    name, tensors = resolve(storage, None, "evaluator").stem, {"x": torch.zeros(1)}
-    publish(storage, name, tensors, kind="evaluator", vocabulary=known, config={}, training={})
+    limited.models.cache.storage = tmp_path
+    shutil.copy(resolve(store.settings.storage, "other", "denoiser"), tmp_path)
+    (tmp_path / "promoted.json").write_text('{"evaluator": "own"}')
     job = create(model="other")
-    run(runner, job.id)
+    run(limited, job.id)
     assert f"does not know, nor any other: {ICLEVR.names[0]}" in error_of(store, job)
 
 
