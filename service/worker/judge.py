@@ -131,10 +131,10 @@ class Uploads:
             except FileNotFoundError as error:
                 raise LookupError("the uploaded picture is no longer stored") from error
             except OSError as error:
-                if picture.key not in self._reads:
-                    raise
                 log.warning("uploaded picture cannot be read; retrying", job_id=picture.job, reason=str(error))
                 time.sleep(READ_AGAIN_S)
+                if picture.key not in self._reads:
+                    raise
             else:
                 return as_input(to_images(np.stack([read_png(png)])))[0]
 
