@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from service.contract.records import Picture
 from service.settings import Settings
 from service.store import functions, keys
-from service.store.connection import text
+from service.store.connection import best_effort, text
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -76,8 +76,9 @@ class PictureStream:
         """Take over expired leases: up to `room` claims to sample, and hopeless ones to fail.
 
         A picture whose workers died twice may be what killed them: it is claimed alone, by a worker that samples
-        nothing (`may_be_alone`), and before any other. One that was delivered `max_deliveries` times is hopeless, and
-        so is one that this worker cannot read and no other has taken within `UNREADABLE_S`.
+        nothing (`may_be_alone`). One worker does so, and the others go on with other pictures. One that was delivered
+        `max_deliveries` times is hopeless, and so is one that this worker cannot read and no other has taken within
+        `UNREADABLE_S`.
 
         `held`: entries that this worker is sampling, which look stale if the process was paused. Looks at most four
         times per lease; or at once if there is a place now for a picture that is known to wait, lest new pictures take
@@ -103,18 +104,23 @@ class PictureStream:
         suspect = [entry for entry, count in pending if in_batches <= count < most]
         for claim in self._take_over([entry for entry, count in pending if count >= most], lease_ms):
             gone.append(Hopeless(claim.entry, claim.job, f"workers died {most} times while {claim.what}"))
-        self.suspects, self._left = len(suspect), max(0, len(innocent) - room)
-        if suspect:
-            return (self._take_one(suspect, lease_ms) if may_be_alone else []), gone
-        return self._take_over(innocent[:room], lease_ms), gone
+        self.suspects = len(suspect) if suspect and self._keeps_suspects() else 0
+        self._left = 0 if self.suspects else len(innocent[room:])
+        if not self.suspects:
+            return self._take_over(innocent[:room], lease_ms), gone
+        alone = self._take_over(suspect[:1], lease_ms) if may_be_alone else []
+        self.suspects -= len(alone)
+        return [replace(claim, alone=True) for claim in alone], gone
 
-    def _take_one(self, suspects: Sequence[str], idle_ms: int) -> list[Claim]:
-        """Claim the first suspect that no other worker claims."""
-        for entry in suspects:
-            self.suspects -= 1
-            if claims := self._take_over([entry], idle_ms):
-                return [replace(claim, alone=True) for claim in claims]
-        return []
+    def _keeps_suspects(self) -> bool:
+        """Whether this worker is the one that samples suspects. It stops being so if it does not ask for `lease_s`."""
+        key, lease_ms = keys.suspects_keeper(self.digest), int(self.settings.lease_s * 1000)
+        with best_effort():  # while Redis is full, nobody becomes it: the other pictures must go on
+            self.connection.set(key, self.consumer, nx=True, px=lease_ms)
+        if text(self.connection.get(key) or b"") != self.consumer:
+            return False
+        self.connection.pexpire(key, lease_ms)
+        return True
 
     def _take_over(self, entries: Sequence[str], idle_ms: int) -> list[Claim]:
         """Claim entries unless another worker was faster: XCLAIM takes only those that are still idle."""

@@ -133,7 +133,7 @@ class Models:
         self._judges: dict[str, Evaluator] = {}  # by digest
         self._threads = StorageThreads(FETCHES_AT_ONCE)
         self._own_judge: Location | None = None  # the evaluator that was promoted when this worker began
-        self._fetches = dict[ModelName, tuple[Future[Fetched], float]]()  # with when storage should have answered
+        self._fetches = dict[ModelName, tuple[Future[Fetched], float]]()  # with when each began
         self._loaded_at = -TURN_S
         self._check: Future[CheckpointInfo] | None = None
         self._checked_at = time.monotonic()
@@ -197,8 +197,7 @@ class Models:
         if not (places > 0 or model.is_evaluator or is_its_turn):
             return False
         log.info("loading a model", model=model.name, digest=model.digest)
-        deadline = time.monotonic() + self.settings.storage_timeout_s
-        self._fetches[model] = self._threads.submit(partial(self._fetch, model)), deadline
+        self._fetches[model] = self._threads.submit(partial(self._fetch, model)), time.monotonic()
         return True
 
     def _fetch(self, model: ModelName) -> Fetched:
@@ -216,11 +215,12 @@ class Models:
         other = self.cache.evaluator_for(info)
         return self.cache.fetch(other.name, other.digest, "evaluator")
 
-    def follow(self) -> list[tuple[ModelName, Exception]]:
-        """Build a model that has been fetched, and return those that cannot be used, with the reason."""
-        failed = list[tuple[ModelName, Exception]]()
-        for model, (fetch, deadline) in list(self._fetches.items()):
-            if fetch.done() or time.monotonic() >= deadline:
+    def follow(self) -> list[tuple[ModelName, Exception, float]]:
+        """Build a fetched model. Return those that cannot be used, why, and how long they were awaited."""
+        failed = list[tuple[ModelName, Exception, float]]()
+        for model, (fetch, begun_at) in list(self._fetches.items()):
+            awaited_s = time.monotonic() - begun_at
+            if fetch.done() or awaited_s >= self.settings.storage_timeout_s:
                 del self._fetches[model]
                 try:
                     if not fetch.done():
@@ -229,7 +229,7 @@ class Models:
                 except Exception as error:
                     if lost(error, self.device):
                         raise
-                    failed.append((model, error))
+                    failed.append((model, error, awaited_s))
                 break  # one for each iteration: pictures in progress wait for it
         return failed
 

@@ -19,7 +19,7 @@ from service.client import Client, Event
 from service.client.__main__ import app
 from service.client.connection import OnEvent
 from service.client.display import plain
-from service.client.job_command import printer, until_ctrl_c
+from service.client.job_command import Outputs, until_ctrl_c
 from service.contract.schemas import JOB_EXAMPLE, Job
 from service.settings import Settings
 from service.store import keys
@@ -182,7 +182,7 @@ command.main()
 
 def test_json_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:
     job = Job.model_validate(JOB_EXAMPLE).model_copy(update={"error": "\u65e5"})
-    printer(None, True)(job)
+    Outputs(as_json=True).write(Client("http://x"), job)
     out = capsys.readouterr().out
     assert (out.isascii(), Job.model_validate_json(out)) == (True, job)
 

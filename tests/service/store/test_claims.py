@@ -7,7 +7,7 @@ import pytest
 from redis import Redis
 
 from service.settings import Settings
-from service.store import claims
+from service.store import claims, keys
 from service.store.claims import GROUP, PictureStream
 from service.store.connection import text
 from service.store.jobs import JobStore
@@ -138,16 +138,24 @@ def test_a_worker_that_samples_others_leaves_a_suspect_alone(
     assert [one["times_delivered"] for one in connection.xpending_range(a.key, GROUP, "-", "+", 5)] == [2, 1]
 
 
-def test_workers_share_suspects_and_take_no_others_meanwhile(
+def test_one_worker_samples_suspects_and_the_others_go_on(
     connection: Redis, settings: Settings, store: JobStore
 ) -> None:
     a, b = two_workers(connection, settings, lease_s=50)
-    store.create(record(4))
-    entries = [claim.entry for claim in a.claim_new(4)]
-    connection.xclaim(a.key, GROUP, "dead", 0, entries[:3], idle=60_000, retrycount=2, justid=True)
-    connection.xclaim(a.key, GROUP, "dead", 0, entries[3:], idle=60_000, retrycount=1, justid=True)
-    taken = [[claim.picture.index for claim in one.claim_stale(5, may_be_alone=True)[0]] for one in (a, b, a, b)]
-    assert taken == [[0], [1], [2], [3]]
+    store.create(record(6))
+    entries = [claim.entry for claim in a.claim_new(6)]
+    connection.xclaim(a.key, GROUP, "dead", 0, entries[:5], idle=60_000, retrycount=2, justid=True)
+    connection.xclaim(a.key, GROUP, "dead", 0, entries[5:], idle=60_000, retrycount=1, justid=True)
+    assert [claim.picture.index for claim in a.claim_stale(5, may_be_alone=True)[0]] == [0]
+    assert [(one.picture.index, one.alone) for one in b.claim_stale(5, may_be_alone=True)[0]] == [(5, False)]
+    assert (a.suspects, b.suspects) == (4, 0)
+    connection.pexpire(keys.suspects_keeper(DIGEST), 1000)
+    a._looked_at = -math.inf
+    a.claim_stale(0, may_be_alone=False)
+    assert connection.pttl(keys.suspects_keeper(DIGEST)) > 1000  # it remains the one as long as it asks
+    age(connection, MINUTE_S)  # the first one is dead
+    b._looked_at = -math.inf
+    assert [claim.picture.index for claim in b.claim_stale(5, may_be_alone=True)[0]] == [0]
 
 
 def test_the_next_suspect_is_claimed_without_delay(connection: Redis, settings: Settings, store: JobStore) -> None:
@@ -202,6 +210,19 @@ def test_a_worker_begins_to_claim_while_redis_is_full(
         PictureStream(connection, settings, DIGEST, "former")
     with full(connection):
         assert len(PictureStream(connection, settings, DIGEST, "a").claim_new(2)) == 2
+
+
+def test_suspects_do_not_hold_up_the_other_pictures_while_redis_is_full(
+    connection: Redis, store: JobStore, a: PictureStream, b: PictureStream
+) -> None:
+    store.create(record(2))
+    suspect, _ = a.claim_new(2)
+    connection.xclaim(a.key, GROUP, a.consumer, 0, [suspect.entry], retrycount=claims.IN_BATCHES)
+    age(connection, MINUTE_S)
+    with full(connection):
+        taken, hopeless = b.claim_stale(5, may_be_alone=True)
+    assert ([claim.picture.index for claim in taken], hopeless) == ([1], [])
+    assert [claim.picture.index for claim in a.claim_stale(5, may_be_alone=True)[0]] == [0]
 
 
 def of_a_newer_version(connection: Redis, stream: PictureStream, job: str) -> str:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from service.store.doorbell import ModelName
 from service.store.jobs import JobStore
 from service.worker.models import Fetched, Loaded, Models
 from service.worker.runner import Runner
-from shared.checkpoint import read_info
+from shared.checkpoint import CheckpointKind, read_info
 from shared.diffusion.denoise import Row
 from shared.registry import resolve
 from tests.service.worker.conftest import (
@@ -27,6 +28,7 @@ from tests.service.worker.conftest import (
     model_of,
     pngs,
     run,
+    run_until,
     settle,
     started,
     status,
@@ -224,13 +226,20 @@ def test_while_storage_hangs_other_models_are_served_and_the_job_fails_in_the_en
 ) -> None:
     runner = started(connection, own)
     runner.models.settings = own.model_copy(update={"storage_timeout_s": 0.5})
-    unknown, loaded = create(model="other"), create()
+    unknown, loaded, answers = create(model="other"), create(), list[int]()
 
-    def hang(*_: object) -> None:
-        while not store.ended([unknown.id]):
+    def hang(storage: Path, name: str, kind: CheckpointKind) -> Path:
+        while not answers:
             time.sleep(0.01)
+        return resolve(storage, name, kind)
 
     monkeypatch.setattr("service.worker.checkpoint_cache.resolve", hang)
+    run_until(runner, lambda: runner.models.fetching)
+    later = create(model="other")
     run(runner, unknown.id, loaded.id)
     assert status(store, loaded) == "finished"
     assert error_of(store, unknown) == f"the model cannot be loaded: {own.storage}: has not answered within 0.5 s"
+    assert status(store, later) == "queued"
+    answers.append(1)
+    run(runner, later.id)
+    assert status(store, later) == "finished"
