@@ -12,6 +12,7 @@ from functools import partial
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from service import pictures
@@ -110,7 +111,7 @@ class Uploads:
         self.judge, self.files, self.device = judge, files, device
         self.judged_at = 0.0, 0.0  # begin and end of the last judging, in seconds since 1970
         self._threads = StorageThreads()
-        self._reads: dict[Key, tuple[Picture, Future[Tensor]]] = {}
+        self._reads: dict[Key, tuple[Picture, Future[NDArray[np.uint8]]]] = {}
 
     @property
     def room(self) -> int:
@@ -123,8 +124,11 @@ class Uploads:
     def drop(self, unwanted: Callable[[Picture], bool]) -> None:
         self._reads = {key: read for key, read in self._reads.items() if not unwanted(read[0])}
 
-    def _read(self, picture: Picture) -> Tensor:
-        """Return a picture (3, H, W), as the evaluator takes it. Tries again while storage fails and it is wanted."""
+    def _read(self, picture: Picture) -> NDArray[np.uint8]:
+        """Return a picture's pixels (H, W, 3). Tries again while storage fails and somebody waits for it.
+
+        No torch here: a thread that is in torch while Python ends would abort the process.
+        """
         while True:
             try:
                 png = self.files.read(picture.job, pictures.picture(picture.index))
@@ -136,7 +140,7 @@ class Uploads:
                 if picture.key not in self._reads:
                     raise
             else:
-                return as_input(to_images(np.stack([read_png(png)])))[0]
+                return read_png(png)
 
     def step(self) -> list[Outcome]:
         """Judge the pictures that have been read. Raises an error only if the device itself has failed."""
@@ -145,7 +149,7 @@ class Uploads:
         for picture, read in [one for one in self._reads.values() if one[1].done()]:
             del self._reads[picture.key]
             try:
-                found.append((picture, read.result()))
+                found.append((picture, as_input(to_images(read.result()[None]))[0]))
             except Exception as error:
                 log.error("uploaded picture cannot be read", job_id=picture.job, picture=picture.index, exc_info=error)
                 outcomes.append(Failed(picture, reason_of(error)))
