@@ -4,7 +4,6 @@ Knows no jobs.
 """
 
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
@@ -111,7 +110,7 @@ class Fetched:
 
 
 class Models:
-    """What is loaded, least recently used first. Only iterating over it is safe in another thread.
+    """What is loaded, longest loaded first. Only iterating over it is safe in another thread.
 
     Pictures are claimed as `consumer`.
     """
@@ -129,7 +128,7 @@ class Models:
         self.device, self.cache, self.files = device, cache, files
         self.promoted: str | None = None  # digest, when last checked
         self._is_new = False  # the promoted model is to be loaded, and has found no place yet
-        self._by_digest: OrderedDict[str, Loaded] = OrderedDict()
+        self._by_digest: dict[str, Loaded] = {}
         self._judges: dict[str, Evaluator] = {}  # by digest
         self._threads = StorageThreads(FETCHES_AT_ONCE)
         self._own_judge: Location | None = None  # the evaluator that was promoted when this worker began
@@ -157,7 +156,7 @@ class Models:
         return bool(self._fetches)
 
     def claiming(self) -> list[Loaded]:
-        """Return what may claim pictures: evaluators, and as many busy denoisers as may be loaded, latest used first.
+        """Return what may claim pictures: evaluators, and as many busy denoisers as may be loaded, latest loaded first.
 
         The others finish the pictures that they have, so that every model gets its turn.
         """
@@ -249,7 +248,9 @@ class Models:
             raise
         workers.end_loading(self.connection, model.digest, self.consumer)
         self._loaded_at = time.monotonic()
-        return self.use(loaded)
+        self._by_digest[loaded.digest] = loaded
+        self._unload(keep=loaded)
+        return loaded
 
     def _load(self, model: ModelName, fetched: Fetched) -> Loaded:
         judge = self._evaluator(fetched.judge)
@@ -287,21 +288,13 @@ class Models:
 
     # --- what stays loaded ---
 
-    def use(self, loaded: Loaded) -> Loaded:
-        """Note that a checkpoint is used, and keep it loaded."""
-        self._by_digest[loaded.digest] = loaded
-        self._by_digest.move_to_end(loaded.digest)
-        loaded.used_at = time.monotonic()
-        self._unload(keep=loaded)
-        return loaded
-
     def _unload(self, keep: Loaded | None = None) -> None:
-        """Unload models beyond the setting `loaded_models`, and those unused for `idle_model_s`.
+        """Unload models beyond `loaded_models`, least recently used first, and those unused for `idle_model_s`.
 
         A model with pictures in progress stays, because they are finished with the weights that they began with. So
         does the promoted one, however long it is unused.
         """
-        for loaded in self:
+        for loaded in sorted(self, key=lambda one: one.used_at):
             unused = time.monotonic() - loaded.used_at > self.settings.idle_model_s and loaded.digest != self.promoted
             too_many = isinstance(loaded.engine, Engine) and len(self.denoisers()) > self.settings.loaded_models
             if (unused or too_many) and not (loaded.busy or loaded is keep):
