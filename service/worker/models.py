@@ -223,6 +223,7 @@ class Models:
                 del self._fetches[model]
                 try:
                     if not fetch.done():
+                        fetch.cancel()  # if no thread was free for it
                         raise self._no_answer()
                     self._build(model, fetch.result())
                 except Exception as error:
