@@ -5,7 +5,7 @@ Knows no jobs.
 
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeVar
@@ -28,7 +28,7 @@ from service.worker.engine import Engine
 from service.worker.judge import Key, Uploads
 from shared.checkpoint import CheckpointError, CheckpointInfo, read_info
 from shared.device import lost
-from shared.diffusion.model import load_denoiser
+from shared.diffusion.model import Denoiser, load_denoiser
 from shared.evaluator import Evaluator, cropping_judge, load_evaluator
 from shared.storage import Location
 
@@ -254,17 +254,18 @@ class Models:
         return loaded
 
     def _load(self, model: ModelName, fetched: Fetched) -> Loaded:
-        judge = self._evaluator(fetched.judge)
+        with ThreadPoolExecutor(1) as beside:  # a worker starts sooner
+            loading = beside.submit(self._evaluator, fetched.judge)
+            denoiser = None if model.is_evaluator else load_denoiser(fetched.path, device=self.device)
+        judge = loading.result()
         judged_by = MadeWith(name=judge.info.name, digest=judge.info.digest) if judge.info else None
-        if model.is_evaluator:
-            engine: Engine | Uploads = Uploads(judge, self.files, self.device)
-        else:
-            engine = self._engine(fetched, judge, judged_by)
+        engine: Engine | Uploads = Uploads(judge, self.files, self.device)
+        if denoiser is not None:
+            engine = self._engine(denoiser, fetched, judge, judged_by)
         stream = PictureStream(self.connection, self.settings, model.digest, self.consumer)
         return Loaded(name=model.name, digest=model.digest, judged_by=judged_by, stream=stream, engine=engine)
 
-    def _engine(self, fetched: Fetched, judge: Evaluator, judged_by: MadeWith | None) -> Engine:
-        denoiser = load_denoiser(fetched.path, device=self.device)
+    def _engine(self, denoiser: Denoiser, fetched: Fetched, judge: Evaluator, judged_by: MadeWith | None) -> Engine:
         sizes, kept = batch_sizes(self.settings, self.device), self.cache.folder_of(fetched.path)
         made_with = MadeWith(name=fetched.info.name, digest=fetched.info.digest)
         return Engine(
