@@ -149,7 +149,7 @@ class Uploads:
         for picture, read in [one for one in self._reads.values() if one[1].done()]:
             del self._reads[picture.key]
             try:
-                found.append((picture, as_input(to_images(read.result()[None]))[0]))
+                found.append((picture, as_input(to_images(np.stack([read.result()])))[0]))
             except Exception as error:
                 log.error("uploaded picture cannot be read", job_id=picture.job, picture=picture.index, exc_info=error)
                 outcomes.append(Failed(picture, reason_of(error)))

@@ -27,8 +27,10 @@ from tests.service.processes import until
 from tests.service.store.helpers import add_job, record
 from tests.toy_checkpoint import publish_toys
 
+Create = Callable[..., JobRecord]
+
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"], ["cyan cube"]]
-QUICK = SamplingOptions(steps=4)
+ONE_STEP, QUICK, LONG = (SamplingOptions(steps=steps) for steps in (1, 4, 1000))
 
 
 @pytest.fixture(autouse=True)
@@ -44,7 +46,7 @@ def runner(connection: Redis, settings: Settings) -> Runner:
 
 
 @pytest.fixture
-def create(store: JobStore) -> Callable[..., JobRecord]:
+def create(store: JobStore) -> Create:
     def create(
         labels: Sequence[Sequence[str]] = LISTS,
         *,

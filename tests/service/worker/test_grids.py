@@ -1,14 +1,12 @@
 """Scores and grids of jobs that have all their pictures."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 import torch
 from redis import Redis
 
 from service import pictures
-from service.contract.records import JobRecord, JobResult
+from service.contract.records import JobResult
 from service.store import keys
 from service.store.claims import Claim
 from service.store.jobs import JobStore
@@ -17,9 +15,18 @@ from service.worker.runner import Runner
 from shared.evaluator import score_set
 from tests.service.api.answers import pixels
 from tests.service.store.helpers import done, record
-from tests.service.worker.conftest import LISTS, engine_of, error_of, grid_of, pngs, run, started, status, verdicts_of
-
-Create = Callable[..., JobRecord]
+from tests.service.worker.conftest import (
+    LISTS,
+    Create,
+    engine_of,
+    error_of,
+    grid_of,
+    pngs,
+    run,
+    started,
+    status,
+    verdicts_of,
+)
 
 
 def test_the_result_is_the_score_of_the_set(runner: Runner, store: JobStore, create: Create, connection: Redis) -> None:

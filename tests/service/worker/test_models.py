@@ -3,14 +3,12 @@
 import itertools
 import logging
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 from redis import Redis
 
-from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import workers
 from service.store.doorbell import ModelName
@@ -24,6 +22,8 @@ from shared.registry import promote
 from tests.service.processes import until
 from tests.service.worker.conftest import (
     LISTS,
+    LONG,
+    Create,
     Death,
     create_upload,
     die,
@@ -37,9 +37,6 @@ from tests.service.worker.conftest import (
     status,
 )
 from tests.toy_checkpoint import publish_toy_denoiser
-
-LONG = SamplingOptions(steps=1000)
-Create = Callable[..., JobRecord]
 
 
 @pytest.fixture

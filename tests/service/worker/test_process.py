@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,6 @@ from redis import Redis
 from redis.exceptions import ConnectionError
 
 from service.contract.job_ids import new_job_id
-from service.contract.records import JobRecord
 from service.local.redis_server import RedisServer
 from service.pictures import PictureFiles
 from service.settings import Settings
@@ -32,9 +31,7 @@ from shared.options import SamplingOptions
 from tests.service.conftest import Command
 from tests.service.processes import WorkerProcess, environment, new_job, until, worker_processes
 from tests.service.store.helpers import full
-from tests.service.worker.conftest import pngs, run, status
-
-ONE_STEP = SamplingOptions(steps=1)
+from tests.service.worker.conftest import Create, pngs, run, status
 
 
 @pytest.fixture
@@ -219,7 +216,7 @@ def working(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]
 
 
 def test_an_idle_worker_loads_the_model_that_a_ring_names(
-    working: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+    working: Runner, store: JobStore, create: Create, connection: Redis
 ) -> None:
     for model in ("other", "toy", "other"):
         job = create(model=model)
@@ -229,7 +226,7 @@ def test_an_idle_worker_loads_the_model_that_a_ring_names(
 
 
 def test_a_busy_worker_leaves_the_doorbell_to_others(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
+    runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner.run_once()
     create(options=SamplingOptions(steps=5))

@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 import torch
 from redis import Redis
 
-from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import keys
 from service.store.jobs import JobStore
@@ -29,6 +27,7 @@ from tests.service.worker.conftest import (
     LISTS,
     QUICK,
     Counting,
+    Create,
     engine_of,
     error_of,
     model_of,
@@ -41,7 +40,7 @@ from tests.service.worker.conftest import (
 
 
 def test_a_job_gives_the_same_pictures_as_the_sampling_loop(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord], settings: Settings
+    runner: Runner, store: JobStore, create: Create, settings: Settings
 ) -> None:
     job = create()
     run(runner, job.id)
@@ -58,7 +57,7 @@ def test_a_job_gives_the_same_pictures_as_the_sampling_loop(
 
 
 def test_a_repeat_gives_the_pictures_of_a_request_with_the_next_seed(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord]
+    runner: Runner, store: JobStore, create: Create
 ) -> None:
     scored, single = create(repeats=2, seed=40), create(seed=41)
     run(runner, scored.id)
@@ -67,7 +66,7 @@ def test_a_repeat_gives_the_pictures_of_a_request_with_the_next_seed(
         assert np.abs(pixels(one) - pixels(other)).max() <= 1
 
 
-def test_two_requests_share_a_batch(runner: Runner, store: JobStore, create: Callable[..., JobRecord]) -> None:
+def test_two_requests_share_a_batch(runner: Runner, store: JobStore, create: Create) -> None:
     counting = Counting(engine_of(runner))
     jobs = create(), create(LISTS[:2], options=SamplingOptions(steps=6, guidance=1.0))
     run(runner, *(job.id for job in jobs))
@@ -75,7 +74,7 @@ def test_two_requests_share_a_batch(runner: Runner, store: JobStore, create: Cal
     assert counting.batches == [5, 5, 5, 5, 2, 2]
 
 
-def test_a_request_joins_a_running_batch(runner: Runner, store: JobStore, create: Callable[..., JobRecord]) -> None:
+def test_a_request_joins_a_running_batch(runner: Runner, store: JobStore, create: Create) -> None:
     counting = Counting(engine_of(runner))
     first = create()
     runner.run_once()
@@ -86,7 +85,7 @@ def test_a_request_joins_a_running_batch(runner: Runner, store: JobStore, create
 
 
 def test_the_batch_is_bounded_and_the_other_pictures_follow(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord], settings: Settings
+    runner: Runner, store: JobStore, create: Create, settings: Settings
 ) -> None:
     counting = Counting(engine_of(runner))
     job = create(LISTS * 4)
@@ -97,7 +96,7 @@ def test_the_batch_is_bounded_and_the_other_pictures_follow(
 
 
 def test_a_worker_fails_its_current_job_once_it_is_overdue(
-    runner: Runner, create: Callable[..., JobRecord], connection: Redis, store: JobStore
+    runner: Runner, create: Create, connection: Redis, store: JobStore
 ) -> None:
     job = create()
     runner.run_once()
@@ -108,7 +107,7 @@ def test_a_worker_fails_its_current_job_once_it_is_overdue(
 
 
 def test_a_cancelled_job_leaves_the_batch_at_the_next_step_and_the_others_are_unaffected(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+    runner: Runner, store: JobStore, create: Create, connection: Redis
 ) -> None:
     undisturbed = create(LISTS[:2])
     run(runner, undisturbed.id)
@@ -124,7 +123,7 @@ def test_a_cancelled_job_leaves_the_batch_at_the_next_step_and_the_others_are_un
 
 
 def test_pending_pictures_of_a_cancelled_job_take_no_places_in_the_batch(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord]
+    runner: Runner, store: JobStore, create: Create
 ) -> None:
     counting = Counting(engine_of(runner))
     cancelled, other = create(LISTS * 10), create(LISTS)
@@ -134,7 +133,7 @@ def test_pending_pictures_of_a_cancelled_job_take_no_places_in_the_batch(
     assert status(store, other) == "finished"
 
 
-def test_idle_time_does_not_count_in_a_workers_rate(runner: Runner, create: Callable[..., JobRecord]) -> None:
+def test_idle_time_does_not_count_in_a_workers_rate(runner: Runner, create: Create) -> None:
     assert runner.rate.per_s == 0.0
     runner.run_once()  # finds no pictures
     assert runner.rate.seconds == 0.0
@@ -164,9 +163,7 @@ def limited(runner: Runner, tmp_path: Path) -> Runner:
     return runner
 
 
-def test_a_model_of_another_vocabulary_has_a_judge_of_its_own(
-    limited: Runner, store: JobStore, create: Callable[..., JobRecord]
-) -> None:
+def test_a_model_of_another_vocabulary_has_a_judge_of_its_own(limited: Runner, store: JobStore, create: Create) -> None:
     job = create(model="other")
     run(limited, job.id)
     assert status(store, job) == "finished"
@@ -176,7 +173,7 @@ def test_a_model_of_another_vocabulary_has_a_judge_of_its_own(
 
 
 def test_a_job_fails_if_no_evaluator_knows_its_models_labels(
-    limited: Runner, store: JobStore, create: Callable[..., JobRecord], tmp_path: Path
+    limited: Runner, store: JobStore, create: Create, tmp_path: Path
 ) -> None:
     limited.models.cache.storage = tmp_path
     shutil.copy(resolve(store.settings.storage, "other", "denoiser"), tmp_path)
@@ -186,7 +183,7 @@ def test_a_job_fails_if_no_evaluator_knows_its_models_labels(
     assert f"does not know, nor any other: {ICLEVR.names[0]}" in error_of(store, job)
 
 
-def test_each_model_has_its_own_batch(runner: Runner, store: JobStore, create: Callable[..., JobRecord]) -> None:
+def test_each_model_has_its_own_batch(runner: Runner, store: JobStore, create: Create) -> None:
     one, other = create(), create(model="other")
     run(runner, one.id, other.id)
     assert [status(store, job) for job in (one, other)] == ["finished", "finished"]
@@ -196,7 +193,7 @@ def test_each_model_has_its_own_batch(runner: Runner, store: JobStore, create: C
 
 @pytest.mark.parametrize(("model", "words"), [("toy", "no longer the checkpoint"), ("gone", "no such denoiser")])
 def test_a_job_without_its_checkpoint_fails_with_a_reason(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord], model: str, words: str
+    runner: Runner, store: JobStore, create: Create, model: str, words: str
 ) -> None:
     job = create(model=model, digest="0" * 64)
     run(runner, job.id)

@@ -1,14 +1,13 @@
 """Workers that die or lose their device, and pictures that break a batch: nobody else is affected."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import torch
 from redis import Redis
 
-from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.doorbell import ModelName
@@ -20,6 +19,7 @@ from shared.diffusion.denoise import Row
 from shared.registry import resolve
 from tests.service.worker.conftest import (
     Counting,
+    Create,
     Death,
     die,
     engine_of,
@@ -50,7 +50,7 @@ class Deadly(Counting):
 
 
 def test_a_worker_that_wakes_up_after_its_lease_expired_changes_nothing(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings
+    runner: Runner, store: JobStore, create: Create, connection: Redis, settings: Settings
 ) -> None:
     job, paused = create(), started(connection, settings, "w2")
     paused.run_once()
@@ -63,7 +63,7 @@ def test_a_worker_that_wakes_up_after_its_lease_expired_changes_nothing(
 
 
 def test_a_picture_that_breaks_the_batch_fails_only_its_job(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+    runner: Runner, store: JobStore, create: Create, connection: Redis
 ) -> None:
     good, bad = create(), create(GRAY)
     Deadly(engine_of(runner)).error = RuntimeError("poison")
@@ -75,7 +75,7 @@ def test_a_picture_that_breaks_the_batch_fails_only_its_job(
 
 @pytest.mark.parametrize("where", ["new_row", "step"])
 def test_if_the_device_fails_the_worker_ends_and_no_job_fails(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis,
+    runner: Runner, store: JobStore, create: Create, connection: Redis,
     monkeypatch: pytest.MonkeyPatch, where: str,
 ) -> None:  # fmt: skip
     ended: list[int] = []
@@ -111,7 +111,7 @@ def deaths_until_ended(connection: Redis, settings: Settings, *job_ids: str, dea
 
 
 def test_a_picture_that_kills_workers_fails_only_its_job(
-    store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings
+    store: JobStore, create: Create, connection: Redis, settings: Settings
 ) -> None:
     good, bad = create(), create(GRAY)
     quick = settings.model_copy(update={"lease_s": 0.2})
@@ -122,7 +122,7 @@ def test_a_picture_that_kills_workers_fails_only_its_job(
 
 @pytest.mark.parametrize("loses_device", [False, True])
 def test_a_model_that_kills_the_workers_that_load_it_fails_its_job(
-    store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings,
+    store: JobStore, create: Create, connection: Redis, settings: Settings,
     monkeypatch: pytest.MonkeyPatch, loses_device: bool,
 ) -> None:  # fmt: skip
     """One that is too large for their memory, for example; it must not kill them until the job's time is over."""
@@ -140,7 +140,7 @@ def test_a_model_that_kills_the_workers_that_load_it_fails_its_job(
 
 
 def test_a_model_that_is_being_loaded_by_live_workers_or_was_in_vain_kills_nobody(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+    runner: Runner, store: JobStore, create: Create, connection: Redis
 ) -> None:
     job, lost = create(model="other"), create(model="toy", digest="0" * 64)
     for number in range(9):
@@ -154,7 +154,7 @@ def test_a_model_that_is_being_loaded_by_live_workers_or_was_in_vain_kills_nobod
 
 
 def test_three_deaths_that_a_picture_has_not_caused_do_not_fail_its_job(
-    store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings
+    store: JobStore, create: Create, connection: Redis, settings: Settings
 ) -> None:
     """As when spot instances are preempted: twice with a full batch, and once alone."""
     quick, job = settings.model_copy(update={"lease_s": 0.2}), create()
@@ -168,7 +168,7 @@ def test_three_deaths_that_a_picture_has_not_caused_do_not_fail_its_job(
 
 
 def test_a_worker_that_knows_of_suspects_takes_no_new_pictures(
-    runner: Runner, create: Callable[..., JobRecord], connection: Redis
+    runner: Runner, create: Create, connection: Redis
 ) -> None:
     """Else it would never be free to sample them alone."""
     model = model_of(runner)
@@ -185,7 +185,7 @@ def test_a_worker_that_knows_of_suspects_takes_no_new_pictures(
 
 
 def test_a_suspect_has_its_worker_for_itself(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+    runner: Runner, store: JobStore, create: Create, connection: Redis
 ) -> None:
     toy = model_of(runner)
     other = load(runner, read_info(resolve(store.settings.storage, "other", "denoiser")))
@@ -206,7 +206,7 @@ def test_a_suspect_has_its_worker_for_itself(
 
 
 def test_a_job_of_a_newer_version_is_left_to_other_workers(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+    runner: Runner, store: JobStore, create: Create, connection: Redis
 ) -> None:
     newer, plain = create(), create()
     for picture in connection.lrange(keys.pending(newer.id), 0, -1):
@@ -222,7 +222,7 @@ def test_a_job_of_a_newer_version_is_left_to_other_workers(
 
 
 def test_while_storage_hangs_other_models_are_served_and_the_job_fails_in_the_end(
-    connection: Redis, own: Settings, store: JobStore, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
+    connection: Redis, own: Settings, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     runner = started(connection, own)
     runner.models.settings = own.model_copy(update={"storage_timeout_s": 0.5})

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,9 @@ from service.worker.runner import Runner
 from shared.options import SamplingOptions
 from tests.service.worker.conftest import (
     LISTS,
+    ONE_STEP,
     Counting,
+    Create,
     Death,
     die,
     engine_of,
@@ -34,9 +35,6 @@ from tests.service.worker.conftest import (
     started,
     status,
 )
-
-ONE_STEP = SamplingOptions(steps=1)
-Create = Callable[..., JobRecord]
 
 
 @pytest.fixture
