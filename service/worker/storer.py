@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 from redis.exceptions import RedisError
 
 from service import pictures
@@ -185,8 +186,8 @@ class Storer:
             self.store.fail(job_id, f"the result cannot be composed: {type(error).__name__}: {first_line}")
             return None
 
-    def _pixels(self, job_id: str, indices: Sequence[int], work: Work) -> list[Pixels]:
-        """Return the pixels of a job's pictures. Those that were stored before this work are read from storage."""
+    def _pixels(self, job_id: str, indices: Sequence[int], work: Work) -> Pixels:
+        """Return a job's pictures (n, H, W, 3). Those that were stored before this work are read from storage."""
         found = {one.picture.index: one.pixels for one in work.pictures if one.picture.job == job_id}
         missing = [index for index in indices if found.get(index) is None]
         try:
@@ -194,7 +195,7 @@ class Storer:
         except FileNotFoundError as error:
             raise LookupError(f"a picture is no longer in storage: {error}") from error
         found |= {index: grids.decoded(png) for index, png in zip(missing, read, strict=True)}
-        return [found[index] for index in indices]
+        return np.stack([found.pop(index) for index in indices])  # each is in memory once
 
     def _all(self, calls: Sequence[Callable[[], T]]) -> list[T]:
         """Make calls to storage at the same time. OSError if one fails, Stalled if one hangs."""
