@@ -11,6 +11,8 @@ from service.contract.recipe import MadeWith
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
 from shared.pictures import marked_grid, png_bytes, read_png, sheet
 
+WORST = 20  # pictures of a score that its result shows besides
+
 Pixels = NDArray[np.uint8]  # (H, W, 3), or (n, H, W, 3)
 
 

@@ -107,7 +107,7 @@ def test_a_picture_whose_workers_die_is_sampled_alone_and_then_given_up(
     quick = settings.model_copy(update={"lease_s": 0.05, "max_deliveries": 4})
     a = PictureStream(connection, quick, DIGEST, "a")
     job = record(2)
-    store.create(job)
+    add_job(store, job)
     a.claim_new(5)
     seen = []
     for _ in range(4):
@@ -142,7 +142,7 @@ def test_one_worker_samples_suspects_and_the_others_go_on(
     connection: Redis, settings: Settings, store: JobStore
 ) -> None:
     a, b = two_workers(connection, settings, lease_s=50)
-    store.create(record(6))
+    add_job(store, record(6))
     entries = [claim.entry for claim in a.claim_new(6)]
     connection.xclaim(a.key, GROUP, "dead", 0, entries[:5], idle=60_000, retrycount=2, justid=True)
     connection.xclaim(a.key, GROUP, "dead", 0, entries[5:], idle=60_000, retrycount=1, justid=True)
@@ -215,7 +215,7 @@ def test_a_worker_begins_to_claim_while_redis_is_full(
 def test_suspects_do_not_hold_up_the_other_pictures_while_redis_is_full(
     connection: Redis, store: JobStore, a: PictureStream, b: PictureStream
 ) -> None:
-    store.create(record(2))
+    add_job(store, record(2))
     suspect, _ = a.claim_new(2)
     connection.xclaim(a.key, GROUP, a.consumer, 0, [suspect.entry], retrycount=claims.IN_BATCHES)
     age(connection, MINUTE_S)

@@ -30,7 +30,7 @@ from service.worker.runner import Runner
 from shared.options import SamplingOptions
 from tests.service.conftest import Command
 from tests.service.processes import WorkerProcess, environment, new_job, until, worker_processes
-from tests.service.store.helpers import full
+from tests.service.store.helpers import add_job, full
 from tests.service.worker.conftest import Create, pngs, run, status
 
 
