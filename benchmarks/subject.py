@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.results import STORAGE, Data
-from service.worker.batch_size import ON_CPU
+from service.worker.models import ON_CPU
 from shared.device import pick_device
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser, load_denoiser

@@ -59,7 +59,7 @@ TAIL = """
 | the API follows a failover although its connections stay open | `tests/service/store/test_connection.py` |
 | no job waits for another model's long job | `tests/service/worker/test_models.py` |
 | a step that raises ends only the picture that breaks it | `tests/service/worker/test_engine.py` |
-| a suspected picture shares its worker with suspects only | `tests/service/worker/test_runner_failures.py` |
+| a suspected picture has its worker for itself | `tests/service/worker/test_runner_failures.py` |
 | while storage hangs, workers use their copies | `tests/service/worker/test_checkpoint_cache.py` |
 | a job finishes only while Redis has all of its verdicts | `tests/service/store/test_jobs.py` |
 | while pictures cannot be stored, jobs wait and nothing is lost | `tests/service/worker/test_storer.py` |

@@ -200,8 +200,8 @@ class Settings(BaseSettings):
     """A worker whose loop makes no progress for this long hangs: it logs where, and ends its process. Must be longer
     than one step of a full batch."""
     max_deliveries: int = Field(default=4, ge=2)
-    """A job fails when workers have died this often with the same picture in progress: by default twice in a batch,
-    once among at most four suspects, and once alone. So does one whose model killed as many that loaded it."""
+    """A job fails when workers have died this often with the same picture in progress: twice in a batch, then alone. So
+    does one whose model killed as many that loaded it."""
 
     @field_validator("*")
     @classmethod

@@ -228,6 +228,7 @@ def running(connection: Redis, settings: Settings) -> "Iterator[Runner]":
     def work() -> None:
         while not runner.stopping:
             runner.run_once()
+            time.sleep(0.01 if runner.idle else 0)
 
     thread = threading.Thread(target=work)
     thread.start()

@@ -25,6 +25,7 @@ from tests.s3 import BUCKET
 from tests.service.api.fresh import Fresh
 from tests.service.store.helpers import add_job, record
 from tests.service.worker.conftest import pngs, run
+from tests.service.worker.test_checkpoint_cache import fetch
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toys
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
@@ -176,12 +177,12 @@ def test_a_remote_adapter_is_fetched_with_its_base(filled: Location, tmp_path: P
     base = read_info(filled / "toy.safetensors")
     publish_toy_adapter(filled, "fast", base)
     cache = CheckpointCache(tmp_path / "cache", filled, 1 << 30)
-    kept = cache.fetch("fast")
+    kept = fetch(cache, "fast")
     assert isinstance(kept, Path)
     assert {path.name for path in kept.parent.iterdir()} == {"fast.safetensors", "toy.safetensors"}
     for path in (kept, filled / "fast.safetensors"):  # the trainer reads storage itself
         change = (
-            load_denoiser(path).network.state_dict()["head.bias"] - load_denoiser(cache.fetch("toy")).network.head.bias
+            load_denoiser(path).network.state_dict()["head.bias"] - load_denoiser(fetch(cache, "toy")).network.head.bias
         )
         torch.testing.assert_close(change, torch.full_like(change, 0.2))
 
@@ -200,10 +201,10 @@ def test_each_version_of_a_file_is_fetched_once(
     for _ in range(2):
         cache = CheckpointCache(tmp_path / "cache", filled, 1 << 30)  # the second time as after a restart
         for _ in range(2):
-            cache.fetch("toy")
+            fetch(cache, "toy")
     assert fetched == ["toy.safetensors"]
     publish_toy_denoiser(filled, "toy", 5)
-    cache.fetch("toy")
+    fetch(cache, "toy")
     assert fetched == ["toy.safetensors"] * 2
 
 

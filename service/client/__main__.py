@@ -19,13 +19,11 @@ from rich.console import Console
 from service.client import Client, ClientError, Options, display, lines
 from service.client.job_command import (
     INTERRUPTED,
-    check_places,
+    Outputs,
     connected,
     fail,
     print_json,
-    printer,
     run_job,
-    save_pictures,
     until_ctrl_c,
 )
 from service.client.messages import DEFAULT_URL
@@ -127,7 +125,8 @@ def generate(
     submit = functools.partial(
         Client.generate, labels=lists, recipe=recipe, layouts=points, trajectory=trajectory, **options
     )
-    run_job(submit, url, output, images, detach, printer(output, as_json, as_lines, others))
+    outputs = Outputs(output=output, images=images, as_json=as_json, as_lines=as_lines, others=others)
+    run_job(submit, url, outputs, detach)
 
 
 def _lists(labels: Sequence[str]) -> list[list[str]]:
@@ -184,7 +183,10 @@ def score(
         raise typer.BadParameter("with --detach there is no score yet for --report and --csv")
     conditions = _read_lines(file)[0] if lines.is_lines(file) else file
     submit = functools.partial(Client.score, conditions=conditions, pictures=pictures, repeats=repeats, **options)
-    job = run_job(submit, url, output, images, detach, printer(output, as_json, as_lines), report, by_label)
+    outputs = Outputs(
+        output=output, images=images, report=report, by_label=by_label, as_json=as_json, as_lines=as_lines
+    )
+    job = run_job(submit, url, outputs, detach)
     if job is not None and isinstance(job.result, ScoreResult):
         try:
             missed = below(job.result, thresholds)
@@ -218,7 +220,7 @@ def sweep(
 
     steps_, ws = _numbers(steps, int), _numbers(guidance, float)
     with connected(url) as client, display.bar() as progress:
-        check_places(output, None)
+        Outputs(output=output).check()
         task = progress.add_task("combinations", total=len(steps_) * len(ws))
         cells = run_sweep(
             client, _lists(labels), steps_, ws, seed=seed, model=model,
@@ -233,16 +235,16 @@ def wait(
     job_id: JobId, url: Url = DEFAULT_URL, output: Output = None, images: Images = None, as_json: AsJson = False
 ) -> None:
     """Wait for a job and print its result. Ctrl-C ends the waiting, and the job goes on."""
+    outputs = Outputs(output=output, images=images, as_json=as_json)
     with connected(url) as client:
-        check_places(output, images)
+        outputs.check()
         with display.JobProgress() as progress:
             try:
                 job = client.wait(job_id, on_event=progress.on_event)
             except KeyboardInterrupt:  # whoever created the job may still want it
                 message = f"interrupted; job {job_id} goes on; `labelgrid cancel {job_id}` ends it"
                 raise fail(message, INTERRUPTED) from None
-        save_pictures(client, job, output, images)
-        printer(output, as_json)(job)
+        outputs.write(client, job)
 
 
 @app.command()

@@ -247,6 +247,9 @@ class AsyncClient:
             pause_s = FIRST_PAUSE_S * 2**retry * random.uniform(0.5, 1.0)
             try:
                 request = self._http.build_request(method, path, **arguments)
+            except (TypeError, ValueError, RecursionError) as error:  # such as nan, and what is not Unicode
+                raise ClientError(f"cannot be sent: {error}") from error
+            try:
                 response = await self._http.send(request, stream=stream)
                 if response.is_success:
                     yield response
@@ -397,7 +400,4 @@ class Client:
 
 
 def _job_path(job_id: str) -> str:
-    try:
-        return f"/jobs/{quote(job_id, safe='')}"
-    except UnicodeEncodeError as error:
-        raise ClientError(f"there is no job {job_id!r}") from error
+    return f"/jobs/{quote(job_id, safe='', errors='replace')}"

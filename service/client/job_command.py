@@ -6,6 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
@@ -17,7 +18,7 @@ from rich.console import Console
 from service.client import ApiError, Client, ClientError, Event, display, lines
 from service.client.connection import OnEvent
 from service.contract.records import TERMINAL
-from service.contract.schemas import Job, ScoreResult
+from service.contract.schemas import Job, PictureResult, ScoreResult
 
 INTERRUPTED: Final = 130  # the exit code after Ctrl-C, as shells have it
 
@@ -72,83 +73,80 @@ def until_ctrl_c(
         raise fail(f"interrupted; job {job_id} is cancelled", INTERRUPTED) from None
 
 
-def run_job(
-    submit: Callable[..., Job], url: str, output: Path | None, images: Path | None, detach: bool,
-    show: Callable[[Job], None], report: Path | None = None, by_label: Path | None = None,
-) -> Job | None:  # fmt: skip
-    """Create a job, and return it once it is finished and its result is shown. Ctrl-C cancels it.
+@dataclass(frozen=True, kw_only=True)
+class Outputs:
+    """What a command saves and prints of a finished job. `others`: fields of the input's lines, for JSON Lines."""
 
-    `detach`: print its id instead, and return None. `report` and `by_label`: files for a score as HTML and CSV.
+    output: Path | None = None
+    images: Path | None = None
+    report: Path | None = None
+    by_label: Path | None = None
+    as_json: bool = False
+    as_lines: bool = False
+    others: Sequence[Mapping[str, Any]] = ()
+
+    def check(self) -> None:
+        """Exit if files could not be saved: before the job rather than after it."""
+        for file in (self.output, self.report, self.by_label):
+            if file is not None and not file.exists() and not os.access(file.parent, os.W_OK):
+                raise fail(f"{file}: there is no folder {file.parent} that can be written to")
+        if self.images is not None:
+            self.images.mkdir(parents=True, exist_ok=True)
+
+    def write(self, client: Client, job: Job) -> None:
+        if self.output is not None:
+            self.output.write_bytes(client.grid(job.id))
+        if job.result is not None:
+            first = job.result.best * len(job.result.pictures) if isinstance(job.result, ScoreResult) else 0
+            if self.images is not None:
+                _save_pictures(client, job.id, first, job.result.pictures, self.images)
+            if isinstance(job.result, ScoreResult) and (self.report or self.by_label):
+                from service.client.report import as_csv, html  # takes a while, and most commands need none
+
+                if self.by_label is not None:
+                    self.by_label.write_text(as_csv(job.result.by_label), encoding="utf-8")
+                if self.report is not None:
+                    self.report.write_text(html(job, lambda i: client.image(job.id, first + i)), encoding="utf-8")
+        self._print(job)
+
+    def _print(self, job: Job) -> None:
+        if self.as_json:
+            print_json(job)
+        elif self.as_lines:
+            for line in lines.lines_of(job, self.others):
+                print(line)
+        else:
+            console = Console()
+            display.result(job, console)
+            if self.output is not None:
+                console.print(f"the grid is in {display.plain(str(self.output))}", highlight=False)
+
+
+def _save_pictures(client: Client, job_id: str, first: int, pictures: Sequence[PictureResult], folder: Path) -> None:
+    """Save pictures and their strips; the first has the index `first` in its job."""
+    for i, picture in enumerate(pictures):
+        (folder / f"{i}.png").write_bytes(client.image(job_id, first + i))
+        if picture.trajectory_url is not None:
+            (folder / "strips").mkdir(exist_ok=True)
+            (folder / "strips" / f"{i}.png").write_bytes(client.strip(job_id, first + i))
+
+
+def run_job(submit: Callable[..., Job], url: str, outputs: Outputs, detach: bool) -> Job | None:
+    """Create a job, and return it once it is finished and its result is written. Ctrl-C cancels it.
+
+    `detach`: print its id instead, and return None.
     """
     with connected(url) as client:
-        for file in (report, by_label):
-            check_places(file, None)
-        check_places(output, images)
-        if detach and (output or images):
+        outputs.check()
+        if detach and (outputs.output or outputs.images):
             raise typer.BadParameter("with --detach there is nothing to save yet; give --output and --images to `wait`")
         if detach:
             print(until_ctrl_c(client, submit, wait=False).id)
             return None
         with display.JobProgress() as progress:
             job = until_ctrl_c(client, submit, progress.on_event)
-        save_pictures(client, job, output, images)
-        save_report(client, job, report, by_label)
-        show(job)
+        outputs.write(client, job)
         return job
-
-
-def check_places(output: Path | None, images: Path | None) -> None:
-    """Exit if files could not be saved: before the job rather than after it."""
-    if output is not None and not output.exists() and not os.access(output.parent, os.W_OK):
-        raise fail(f"{output}: there is no folder {output.parent} that can be written to")
-    if images is not None:
-        images.mkdir(parents=True, exist_ok=True)
-
-
-def save_pictures(client: Client, job: Job, output: Path | None, images: Path | None) -> None:
-    """Save the pictures of a finished job."""
-    if output is not None:
-        output.write_bytes(client.grid(job.id))
-    if images is not None and job.result is not None:
-        n = len(job.result.pictures)
-        first = job.result.best * n if isinstance(job.result, ScoreResult) else 0
-        for i, picture in enumerate(job.result.pictures):
-            (images / f"{i}.png").write_bytes(client.image(job.id, first + i))
-            if picture.trajectory_url is not None:
-                (images / "strips").mkdir(exist_ok=True)
-                (images / "strips" / f"{i}.png").write_bytes(client.strip(job.id, first + i))
-
-
-def save_report(client: Client, job: Job, report: Path | None, by_label: Path | None) -> None:
-    """Save what a finished score says of each label."""
-    if not isinstance(job.result, ScoreResult) or not (report or by_label):
-        return
-    from service.client.report import as_csv, html  # takes a while, and most commands need none
-
-    if by_label is not None:
-        by_label.write_text(as_csv(job.result.by_label), encoding="utf-8")
-    if report is not None:
-        report.write_text(html(job, functools.partial(client.image, job.id)), encoding="utf-8")
-
-
-def printer(
-    output: Path | None, as_json: bool, as_lines: bool = False, others: Sequence[Mapping[str, Any]] = ()
-) -> Callable[[Job], None]:
-    """Return what prints a finished job: as a table, as JSON, or as JSON Lines with the `others`' fields."""
-
-    def show(job: Job) -> None:
-        if as_json:
-            print_json(job)
-        elif as_lines:
-            for line in lines.lines_of(job, others):
-                print(line)
-        else:
-            console = Console()
-            display.result(job, console)
-            if output is not None:
-                console.print(f"the grid is in {display.plain(str(output))}", highlight=False)
-
-    return show
 
 
 def print_json(body: BaseModel) -> None:

@@ -6,11 +6,22 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+
 from service.client.errors import ClientError
 from service.contract.schemas import GenerateResult, Job, PictureResult, ScoreResult
 
 STDIN = Path("-")
 OUTPUT_FIELDS: Final = frozenset({"index", "job", *PictureResult.model_fields})  # of a picture's line of output
+
+
+class Line(BaseModel):
+    model_config = ConfigDict(extra="allow")
+
+    labels: list[str]
+
+
+LINE: Final = TypeAdapter[list[str] | Line](list[str] | Line)
 
 
 def is_lines(path: Path) -> bool:
@@ -33,15 +44,11 @@ def read_lines(path: Path, reserved: Collection[str] = ()) -> tuple[list[list[st
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-            fields = dict(entry) if isinstance(entry, Mapping) else {"labels": entry}
-            labels = fields.pop("labels")
-            if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
-                raise ValueError
-        except (ValueError, KeyError, RecursionError) as error:
-            raise ClientError(
-                f'{path}: line {number}: wanted ["LABEL", ...] or {{"labels": ["LABEL", ...]}}'
-            ) from error
+            entry = LINE.validate_json(line)
+        except ValidationError as error:
+            wanted = 'wanted ["LABEL", ...] or {"labels": ["LABEL", ...]}'
+            raise ClientError(f"{path}: line {number}: {wanted}") from error
+        labels, fields = (entry, {}) if isinstance(entry, list) else (entry.labels, entry.model_extra or {})
         if taken := sorted(fields.keys() & set(reserved)):
             raise ClientError(f"{path}: line {number}: the output has a field {taken[0]!r} of its own; rename yours")
         lists.append(labels)

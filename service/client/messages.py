@@ -3,7 +3,6 @@
 import io
 import json
 import os
-import reprlib
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, Final, TypedDict, TypeVar
 import httpx
 from httpx_sse import ServerSentEvent
 from pydantic import BaseModel, HttpUrl, TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 
 from service.client.errors import ClientError, Unreachable
 from service.contract.records import Point
@@ -116,17 +116,10 @@ def generate_arguments(
     labels: LabelLists | None, recipe: AnyRecipe | None, layouts: Layouts | None, options: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Return httpx's arguments for a POST /generate, or for a /generate/png if the recipe is in a PNG."""
-    body = given(
-        {
-            **options,
-            "labels": None if labels is None else _lists(labels),
-            "layouts": None if layouts is None else _points(layouts),
-            "recipe": {**recipe} if isinstance(recipe, Mapping) else None,
-        }
-    )
+    fields = given({**options, "labels": labels, "layouts": layouts})
     if recipe is None or isinstance(recipe, Mapping):
-        return {"json": body}
-    return {"files": {"file": ("recipe.png", _bytes(recipe))}, "data": _form(body)}
+        return {"json": {**fields, **given({"recipe": recipe})}}
+    return {"files": {"file": ("recipe.png", _bytes(recipe))}, "data": _form(fields)}
 
 
 def score_arguments(
@@ -134,60 +127,25 @@ def score_arguments(
 ) -> dict[str, Any]:
     """Return httpx's arguments for a POST /score."""
     if not isinstance(conditions, bytes | str | Path):
-        conditions = json.dumps(_lists(conditions)).encode()
+        conditions = json.dumps(conditions).encode()
     files = {"file": ("test.json", _bytes(conditions))}
     if pictures is not None:
         files["pictures"] = ("pictures.zip", _zip(pictures))
     return {"files": files, "data": _form(given(options))}
 
 
-def given(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Leave out what is None: the service has its own defaults.
-
-    Raises ClientError for what JSON cannot hold, such as nan.
-    """
-    present = {name: value for name, value in options.items() if value is not None}
-    for name, value in present.items():
-        try:
-            json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
-        except UnicodeEncodeError as error:
-            bad = error.object[error.start : error.end]
-            raise ClientError(f"{name} contains {bad!r}, which is not valid Unicode") from error
-        except (TypeError, ValueError, RecursionError) as error:  # such as nan
-            raise ClientError(f"{name}: {reprlib.repr(value)} cannot be sent as JSON: {error}") from error
-    return present
-
-
-def _lists(labels: LabelLists) -> list[list[str]]:
-    """Return label lists for JSON. Raises ClientError for a string, which Python would take for a list of letters."""
-    lists = [labels] if isinstance(labels, str) else list(labels)  # once, since it may be an iterator
-    for one in lists:
-        if isinstance(one, str):
-            wanted = 'a list of labels for each picture, such as [["red cube", "blue sphere"], ["gray cylinder"]]'
-            raise ClientError(f"{one!r} is a string; wanted {wanted}")
-    return [list(entry) for entry in lists]
-
-
-def _points(layouts: Layouts) -> list[list[dict[str, float]] | None]:
-    """Return layouts for JSON. Raises ClientError for what is no point, such as a pair of numbers."""
+def given(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """Return fields as JSON has them, without those that are None: the service has its own defaults."""
     try:
-        return [
-            entry if entry is None else [Point.model_validate(one).model_dump() for one in entry] for entry in layouts
-        ]
-    except (TypeError, ValidationError) as error:
-        wanted = "a list of points or None for each picture, such as [[Point(x=0.5, y=0.43)], None]"
-        raise ClientError(f"layouts: {reprlib.repr(layouts)} is not {wanted}") from error
+        return {name: to_jsonable_python(value) for name, value in fields.items() if value is not None}
+    except ValueError as error:
+        raise ClientError(f"cannot be sent: {error}") from error
 
 
 def _form(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return fields for a form, in which a list is a field that is given several times."""
-
-    def values(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return [one if isinstance(one, str) else json.dumps(one) for one in value]
-        return value
-
-    return {name: values(value) for name, value in fields.items()}
+    lists = {name: value for name, value in fields.items() if isinstance(value, list)}
+    return {**fields, **{name: [json.dumps(one) for one in value] for name, value in lists.items()}}
 
 
 def _bytes(content: bytes | str | Path) -> bytes:

@@ -22,7 +22,6 @@ from service.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 GROUP = "workers"  # as in `jobs.lua`
-SUSPECTS_TOGETHER = 4  # small, so that few share a third death; large, so that the many innocent are cleared soon
 IN_BATCHES = 2  # deaths before a picture is suspected; until then it is sampled in a batch
 UNREADABLE_S = 120.0  # how long a picture that this worker cannot read waits for one that can: a rolling upgrade
 
@@ -32,7 +31,7 @@ class Claim:
     """A picture to sample or judge, leased to this worker as stream entry `entry`; or a job's grid to compose.
 
     `picture`: None for a grid. `asked_at`: when the picture's job was created, Unix seconds. `alone`: it may have
-    killed workers, so only what was claimed with it may be in this process.
+    killed workers, so nothing else may be in this process.
     """
 
     entry: str
@@ -76,11 +75,10 @@ class PictureStream:
     ) -> tuple[list[Claim], list[Hopeless]]:
         """Take over expired leases: up to `room` claims to sample, and hopeless ones to fail.
 
-        A picture whose workers died twice is suspected of killing them, and so is every other picture of their batches.
-        With `may_be_alone`, while this worker samples nothing, a few suspects are claimed together, so that most are
-        cleared soon; one that has a single try left is claimed alone. One worker at a time does this, and the others go
-        on with new pictures. A picture delivered `max_deliveries` times is hopeless, and so is one that this worker
-        cannot read and no other has taken within `UNREADABLE_S`.
+        A picture whose workers died twice may be what killed them: it is claimed alone, by a worker that samples
+        nothing (`may_be_alone`). One worker does so, and the others go on with other pictures. One that was delivered
+        `max_deliveries` times is hopeless, and so is one that this worker cannot read and no other has taken within
+        `UNREADABLE_S`.
 
         `held`: entries that this worker is sampling, which look stale if the process was paused. Looks at most four
         times per lease; or at once if there is a place now for a picture that is known to wait, lest new pictures take
@@ -103,26 +101,22 @@ class PictureStream:
         gone = self._unread(dict(stale)) if self._unreadable else []
         pending = [(entry, count) for entry, count in stale if entry not in held and entry not in self._unreadable]
         innocent = [entry for entry, count in pending if count < in_batches]
-        suspect = [one for one in pending if in_batches <= one[1] < most]
+        suspect = [entry for entry, count in pending if in_batches <= count < most]
         for claim in self._take_over([entry for entry, count in pending if count >= most], lease_ms):
             gone.append(Hopeless(claim.entry, claim.job, f"workers died {most} times while {claim.what}"))
-        suspect = suspect if suspect and self._keeps_suspects() else []
-        self.suspects = len(suspect)
-        few = [entry for entry, count in suspect if count < most - 1][:SUSPECTS_TOGETHER]
-        last = [entry for entry, count in suspect if count == most - 1][:1]
-        if may_be_alone and (suspects := self._take_over(few or last, lease_ms)):
-            self.suspects -= len(suspects)
-            return [replace(claim, alone=True) for claim in suspects], gone
-        claims = self._take_over(innocent[: 0 if suspect else room], lease_ms)
-        self._left = 0 if suspect else len(innocent[room:])
-        return claims, gone
+        self.suspects = len(suspect) if suspect and self._keeps_suspects() else 0
+        self._left = 0 if self.suspects else len(innocent[room:])
+        if not self.suspects:
+            return self._take_over(innocent[:room], lease_ms), gone
+        alone = self._take_over(suspect[:1], lease_ms) if may_be_alone else []
+        self.suspects -= len(alone)
+        return [replace(claim, alone=True) for claim in alone], gone
 
     def _keeps_suspects(self) -> bool:
         """Whether this worker is the one that samples suspects. It stops being so if it does not ask for `lease_s`."""
         key, lease_ms = keys.suspects_keeper(self.digest), int(self.settings.lease_s * 1000)
         with best_effort():  # while Redis is full, nobody becomes it: the other pictures must go on
-            if self.connection.set(key, self.consumer, nx=True, px=lease_ms):
-                return True
+            self.connection.set(key, self.consumer, nx=True, px=lease_ms)
         if text(self.connection.get(key) or b"") != self.consumer:
             return False
         self.connection.pexpire(key, lease_ms)

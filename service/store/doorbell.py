@@ -1,6 +1,7 @@
 """Wakes idle workers through RQ, and names the model that has new work. Knows no jobs.
 
-A ring that is lost costs a second: workers also look by themselves.
+A ring that is lost costs a second: workers also look by themselves. An RQ job is only a message here. No worker runs
+the function that it names, since whoever can write to Redis could name any.
 """
 
 from collections.abc import Iterable
@@ -10,15 +11,15 @@ from pydantic import BaseModel, ConfigDict
 from redis import Redis
 from redis.exceptions import RedisError
 from rq import Queue
-from rq.exceptions import DuplicateJobError
+from rq.exceptions import DequeueTimeout, DuplicateJobError
 from rq.serializers import JSONSerializer
 
-from service.store.connection import best_effort
+from service.store.connection import best_effort, text
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-ANSWER: Final = "service.worker.answer_doorbell"  # by name, so that the API does not import the worker
+ANSWER: Final = "service.worker.answer_doorbell"  # which workers of the release before this one run
 FORGOTTEN_S = 60  # after which a ring counts as lost that a worker died of; RQ's default is a year
 
 
@@ -62,3 +63,19 @@ class Doorbell:
                 pass
             except RedisError as error:
                 log.warning("no worker could be woken", reason=str(error))
+
+    def wait(self, seconds: int) -> ModelName | None:
+        """Wait for a ring, and return the model that has work. None if nobody rings."""
+        try:
+            _, job_id = Queue.lpop([self.queue.key], seconds, self.queue.connection)
+        except DequeueTimeout:
+            return None
+        job = self.queue.fetch_job(text(job_id))
+        if job is None:  # it has expired
+            return None
+        job.delete()
+        try:
+            return ModelName.model_validate_json(job.args[0])
+        except Exception as error:  # of any kind, also of RQ's, since any program may have queued it
+            log.error("RQ job removed: it names no model", rq_job=job.id, reason=str(error))
+            return None

@@ -15,8 +15,8 @@ from torch import Tensor
 from service.contract.recipe import Recipe
 from service.contract.records import FinishedPicture, Picture, Verdict
 from service.telemetry.logs import get_logger
+from service.worker.judge import Failed, Key, Outcome, judge_pictures, reason_of
 from service.worker.step_order import Workload, by_job, jobs_to_step, room
-from service.worker.verdicts import judge_pictures
 from shared.device import THREADS, lost
 from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.layouts import positions_at
@@ -25,18 +25,6 @@ from shared.pictures import png_bytes, resized, sheet, to_uint8
 from shared.vocabulary import Vocabulary
 
 log = get_logger(__name__)
-
-
-@dataclass(frozen=True)
-class Failed:
-    """A picture that cannot be sampled or judged, and why."""
-
-    picture: Picture
-    reason: str
-
-
-Outcome = FinishedPicture | Failed
-Key = tuple[str, int]
 
 
 @dataclass(eq=False)
@@ -92,10 +80,6 @@ class Engine:
         self._batch: dict[Key, Member] = {}
         self._computed = 0  # network rows so far
         self._failed: list[Failed] = []  # while joining; the next step returns them
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._batch or self._failed)
 
     @property
     def room(self) -> int:
@@ -235,7 +219,3 @@ def frame_size(sampled: Sequence[int], picture: Sequence[int]) -> tuple[int, int
     _, h, w = sampled
     _, H, W = picture
     return (round(w * H / W), w) if h * W < w * H else (h, round(h * W / H))
-
-
-def reason_of(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

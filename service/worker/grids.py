@@ -1,7 +1,6 @@
 """A finished job's scores, and the grid of its best pictures. Knows neither Redis nor storage."""
 
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,31 +11,9 @@ from service.contract.recipe import MadeWith
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
 from shared.pictures import marked_grid, png_bytes, read_png, sheet
 
-RECENT_BYTES = 64 * 2**20  # of pixels: 290 pictures of 320x240
-
 WORST = 20  # pictures of a score that its result shows besides
 
-Pixels = NDArray[np.uint8]  # (H, W, 3)
-
-
-class RecentPixels(OrderedDict[tuple[str, int], Pixels]):
-    """The pixels of the last pictures, by job and index, so that grids need not decode the PNGs again.
-
-    Pictures of one job may end in many batches, since jobs take turns. The first of each job is left out: it may be the
-    only one, which needs no grid. They are copies, because the pixels are views of a whole batch.
-    """
-
-    def add(self, finished: Iterable[FinishedPicture]) -> None:
-        for one in finished:
-            if one.pixels is not None and one.picture.index > 0:
-                self[one.picture.key] = one.pixels.copy()
-        size = sum(pixels.nbytes for pixels in self.values())
-        while size > RECENT_BYTES:
-            size -= self.popitem(last=False)[1].nbytes
-
-    def forget(self, job_ids: Collection[str]) -> None:
-        for key in [key for key in self if key[0] in job_ids]:
-            del self[key]
+Pixels = NDArray[np.uint8]  # (H, W, 3), or (n, H, W, 3)
 
 
 def results_alone(finished: Iterable[FinishedPicture]) -> dict[tuple[str, int], JobResult]:
@@ -62,7 +39,7 @@ def score(verdicts: Sequence[Verdict], n: int) -> JobResult:
     return JobResult(repeats=repeats, best=best, by_label=counts.by_label, by_objects=counts.by_objects, worst=worst)
 
 
-def _decoded(png: bytes) -> Pixels:
+def decoded(png: bytes) -> Pixels:
     try:
         return read_png(png)
     except OSError as error:  # Pillow's, not of storage, which would be tried again
@@ -74,21 +51,10 @@ def compose(
     result: JobResult,
     verdicts: Sequence[Verdict],
     judged_by: MadeWith | None,
-    at_hand: RecentPixels,
-    read: Callable[[Sequence[int]], list[bytes]],
-) -> bytes | None:
-    """Return the PNG of the best repeat's pictures; None if that is one sampled picture, which is its own grid.
-
-    Uploaded pictures are marked as right or wrong. `read` returns the PNGs of pictures that are not at hand.
-    """
-    if not record.has_grid:
-        return None
-    indices = result.best_indices(record)
-    shown = [verdicts[index] for index in indices]
-    found = {index: at_hand[record.id, index] for index in indices if (record.id, index) in at_hand}
-    missing = [index for index in indices if index not in found]
-    found |= zip(missing, map(_decoded, read(missing)), strict=True)
-    pictures = np.stack([found.pop(index) for index in indices])  # (n, H, W, 3)
+    pictures: Pixels,
+) -> bytes:
+    """Return the PNG of the best repeat's `pictures` (n, H, W, 3). Uploaded ones are marked as right or wrong."""
+    shown = [verdicts[index] for index in result.best_indices(record)]
     columns = min(record.columns, len(shown))
     if record.sent:
         return png_bytes(marked_grid(pictures, [verdict.exact for verdict in shown], columns))

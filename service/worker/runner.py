@@ -1,6 +1,6 @@
 """A worker's loop: claim pictures, step the batches, and hand finished pictures over to be stored.
 
-The one place where engine and Redis meet. Knows neither HTTP nor RQ, so that a test can drive it.
+The one place where engine and Redis meet. A test can drive it, an iteration at a time.
 """
 
 import contextlib
@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from redis import Redis
+from redis.exceptions import RedisError
 
+from service.contract.job_ids import created_at
 from service.contract.records import FinishedPicture
 from service.pictures import PictureFiles
 from service.settings import Settings
@@ -25,8 +27,9 @@ from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import PICTURES, WAIT_SECONDS, one_step
 from service.worker.checkpoint_cache import CheckpointCache
-from service.worker.engine import Outcome
-from service.worker.models import AnyLoaded, LoadedEvaluator, Models
+from service.worker.engine import Engine
+from service.worker.judge import Outcome
+from service.worker.models import Loaded, Models
 from service.worker.previews import Previews
 from service.worker.storer import Storer, Work
 from shared.checkpoint import CheckpointError
@@ -35,7 +38,8 @@ from shared.device import lost, pick_device
 log = get_logger(__name__)
 
 RATE_OVER_S = 60.0
-IDLE_WAIT_S = 0.02  # between two iterations without work
+RING_WAIT_S = 1  # how long an idle worker waits for new work before it looks by itself
+THREADS_WAIT_S = 0.02  # between two iterations while there is nothing to do but to wait for storage
 CHECK_EVERY_S = 1.0  # how often to look at what no worker does: overdue jobs, and models that nobody has loaded
 OTHERS_FIRST_S = 1.0  # in which an idle worker would load a model
 RETRY_S = 60.0  # before a model is tried again that could not be loaded
@@ -70,7 +74,7 @@ class Runner:
         self.storer = Storer(self.store, files, patience_s=settings.lease_s)
         self.sweeper = Sweeper(self.store)
         self.device = pick_device(settings.device)
-        cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes, settings.storage_timeout_s)
+        cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes)
         self.models = Models(connection, settings, self.device, cache, files, name)
         self.previews = Previews(connection, settings.live_every_s)
         self.spans = tracing.BatchSpans(self._traceparent)
@@ -101,11 +105,28 @@ class Runner:
         """Whether pictures are in progress, or being stored."""
         return self.models.busy or self.storer.busy
 
-    def run_once(self, *, rests: bool = True) -> None:
-        """Claim pictures for every loaded model and advance those in progress.
+    @property
+    def threads_busy(self) -> bool:
+        """Whether pictures are being stored, or a model is being fetched."""
+        return self.storer.busy or self.models.fetching
 
-        Without pictures in progress, sleep for a moment if `rests`, or if some are being stored.
-        """
+    def work(self) -> None:
+        """Work until `stop`, then drain. Without work, wait for the doorbell."""
+        try:
+            while not self.stopping:
+                self.run_once()
+                if self.idle and not self.threads_busy and (model := self.store.doorbell.wait(RING_WAIT_S)):
+                    self.want(model)
+            self.drain()
+        except RedisError:
+            if not self.stopping:  # else the leases expire by themselves
+                raise
+        finally:
+            with contextlib.suppress(RedisError):
+                self.release_claims()
+
+    def run_once(self) -> None:
+        """Claim pictures for every loaded model and advance those in progress."""
         with self._end_if_device_lost():
             self._collect()
             self._drop_ended()
@@ -114,8 +135,8 @@ class Runner:
                     self._claim(loaded)
                 self._look()  # after the claims, so that a model which was just loaded has its place
                 self.models.follow_storage()  # likewise, so that no model is unloaded before it was used
-                for model, error in self.models.follow():
-                    self._cannot_load(model, error)
+                for model, error, awaited_s in self.models.follow():
+                    self._cannot_load(model, error, awaited_s)
             begun = time.monotonic()
             busy = [loaded for loaded in self.models if loaded.busy]
             self.idle = not busy
@@ -126,14 +147,14 @@ class Runner:
             if busy:
                 seconds = time.monotonic() - begun
                 self.iteration_s = 0.8 * self.iteration_s + 0.2 * seconds if self.iteration_s else seconds
-            elif rests or self.storer.busy:
-                time.sleep(IDLE_WAIT_S)
+            elif self.threads_busy:
+                time.sleep(THREADS_WAIT_S)
             self.spans.keep(self._jobs())
             self.previews.publish(
                 [
-                    (*pair, model.stepper.picture_shape)
-                    for model in self.models.denoisers()
-                    for pair in model.engine.rows()
+                    (picture, row, engine.stepper.picture_shape)
+                    for _, engine in self.models.denoisers()
+                    for picture, row in engine.rows()
                 ]
             )
             self.moved_at = time.monotonic()
@@ -177,28 +198,29 @@ class Runner:
                 if self.idle or now - self._wanted_since[digest] >= OTHERS_FIRST_S:
                     self.want(wanted[digest])
 
-    def ring(self, model: ModelName) -> None:
-        """Note that there is new work, which the next iteration takes up before the worker waits for another ring."""
-        self.idle = False
-        self.want(model)
-
     def want(self, model: ModelName) -> None:
         """Load a model soon, unless that failed a short time ago."""
         if time.monotonic() >= self._not_before.get(model.digest, 0.0):
             self.models.want(model)
 
-    def _cannot_load(self, model: ModelName, error: Exception) -> None:
-        """Fail the jobs of a model that cannot be used, if no other worker has it."""
+    def _cannot_load(self, model: ModelName, error: Exception, awaited_s: float) -> None:
+        """Fail the jobs of a model that cannot be used, if no other worker has it.
+
+        But not those that were created after this worker asked storage for it: it is asked again for them.
+        """
         self._not_before[model.digest] = time.monotonic() + RETRY_S
         if model.digest == self.models.promoted:
             self.models.warn(str(error))
         log.warning("model cannot be loaded", model=model.name, digest=model.digest, reason=str(error))
         if isinstance(error, CheckpointError) and not workers.have_loaded(self.connection, model.digest):
             self._not_before.pop(model.digest)  # its next job may find it
+            seconds, microseconds = self.connection.time()  # by which ids are dated
+            asked_at = seconds + microseconds / 1e6 - awaited_s
             for job_id in self.store.of_model(model.digest):
-                self.store.fail(job_id, f"the model cannot be loaded: {error}")
+                if created_at(job_id) <= asked_at:
+                    self.store.fail(job_id, f"the model cannot be loaded: {error}")
 
-    def _claim(self, loaded: AnyLoaded) -> None:
+    def _claim(self, loaded: Loaded) -> None:
         """Claim as many pictures as there is room for, those of dead workers first.
 
         A picture that killed too many workers fails its job.
@@ -216,9 +238,9 @@ class Runner:
         if claims:
             self._admit(loaded, claims)
 
-    def _room(self, loaded: AnyLoaded) -> int:
+    def _room(self, loaded: Loaded) -> int:
         """Return how many pictures may be claimed now: none while as many wait for slow storage."""
-        return max(0, min(loaded.room, loaded.max_pictures - self.storer.count(loaded.stream)))
+        return max(0, min(loaded.engine.room, loaded.max_pictures - self.storer.count(loaded.stream)))
 
     @property
     def _holds_back(self) -> bool:
@@ -227,7 +249,7 @@ class Runner:
         claims += [claim for work in self.storer.held for claim in list(work.complete)]
         return any(claim.alone for claim in claims) or any(loaded.stream.suspects for loaded in self.models)
 
-    def _admit(self, loaded: AnyLoaded, claims: list[Claim]) -> None:
+    def _admit(self, loaded: Loaded, claims: list[Claim]) -> None:
         """Admit claims whose job is open and whose picture is not done, and discard the others; compose grids."""
         if complete := [claim for claim in claims if claim.picture is None]:
             self.storer.submit(Work(stream=loaded.stream, judged_by=loaded.judged_by, complete=complete))
@@ -240,20 +262,18 @@ class Runner:
             WAIT_SECONDS.labels(loaded.name).observe(max(0.0, time.time() - claim.asked_at))
         self.spans.join(claim.job for _, claim in wanted)
 
-    def _advance(self, loaded: AnyLoaded) -> None:
+    def _advance(self, loaded: Loaded) -> None:
         """Step the batch of a model, or judge the pictures that an evaluator has; store what is finished."""
         begun = time.monotonic()
-        if isinstance(loaded, LoadedEvaluator):
-            judged_at = time.time()
-            outcomes = loaded.judge_read()
-            self._store(loaded, outcomes, (judged_at, time.time()))
-        else:
-            with one_step(loaded.name, len(loaded.engine.rows()), loaded.stepper):
+        if isinstance(loaded.engine, Engine):
+            with one_step(loaded.name, len(loaded.engine.rows()), loaded.engine.stepper):
                 outcomes = loaded.engine.step()
-            self._store(loaded, outcomes, loaded.engine.judged_at)
             self.rate.add(len(outcomes), time.monotonic() - begun)
+        else:
+            outcomes = loaded.engine.step()
+        self._store(loaded, outcomes)
 
-    def _store(self, loaded: AnyLoaded, outcomes: list[Outcome], judged_at: tuple[float, float]) -> None:
+    def _store(self, loaded: Loaded, outcomes: list[Outcome]) -> None:
         """Have finished pictures stored, and fail jobs that cannot have theirs."""
         finished, failed = [], []
         for outcome in outcomes:
@@ -267,8 +287,8 @@ class Runner:
                 self.store.fail(picture.job, f"picture {picture.index}: {outcome.reason}")
         loaded.stream.discard(failed)
         if finished:
-            work = Work(stream=loaded.stream, judged_by=loaded.judged_by, finished=finished, judged_at=judged_at)
-            self.storer.submit(work)
+            stream, judged_by, judged_at = loaded.stream, loaded.judged_by, loaded.engine.judged_at
+            self.storer.submit(Work(stream=stream, judged_by=judged_by, finished=finished, judged_at=judged_at))
             self._collect()
 
     def _collect(self) -> None:
@@ -292,11 +312,11 @@ class Runner:
     def drain(self) -> None:
         """After `stop`, finish the pictures in progress that fit into the time left; release the others at once."""
         log.info("draining", pictures=sum(len(loaded.claims) for loaded in self.models))
-        for model in self.models.denoisers():
-            model.engine.efficient_rows = None  # all step each time, so that the time they take is predictable
+        for _, engine in self.models.denoisers():
+            engine.efficient_rows = None  # all step each time, so that the time they take is predictable
         while self.busy and (left_s := self.drain_until - time.monotonic()) > 0:
-            for model in self.models.denoisers():
-                rows = model.engine.rows()
+            for model, engine in self.models.denoisers():
+                rows = engine.rows()
                 fit = {p.key for p, row in rows if (len(row.table) - row.step) * self.iteration_s <= left_s}
                 model.stream.release(model.take_out(model.claims.keys() - fit))
             self.run_once()

@@ -10,11 +10,12 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
 
+import numpy as np
 from redis.exceptions import RedisError
 
 from service import pictures
 from service.contract.recipe import MadeWith
-from service.contract.records import FinishedPicture, JobRecord, JobResult, Verdict
+from service.contract.records import FinishedPicture, JobResult
 from service.pictures import PictureFiles
 from service.storage_threads import Stalled, StorageThreads
 from service.store.claims import Claim, PictureStream
@@ -22,7 +23,7 @@ from service.store.jobs import JobStore
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 from service.worker import grids
-from service.worker.grids import RecentPixels
+from service.worker.grids import Pixels
 
 log = get_logger(__name__)
 
@@ -72,7 +73,6 @@ class Storer:
         self._outcome: Future[None] | None = None
         self._not_before = 0.0  # monotonic seconds
         self._warned_at = -WARN_EVERY_S
-        self._recent = RecentPixels()
 
     @property
     def busy(self) -> bool:
@@ -119,21 +119,11 @@ class Storer:
 
     def _do(self, works: list[Work]) -> None:
         new = [work for work in works if not work.is_stored and work.finished]
-        if self.problem:
-            self._drop_ended(new)
         self._write([one for work in new for one in work.pictures])
         for work in new:
             self._commit(work)
         for work in works:
             self._complete(work)
-
-    def _drop_ended(self, works: list[Work]) -> None:
-        """Forget pictures whose jobs have ended while storage was away."""
-        ended = self.store.ended({one.picture.job for work in works for one in work.pictures})
-        self._remove_gone(ended)
-        for work in works:
-            work.stream.discard([entry for entry, one in work.finished if one.picture.job in ended])
-            work.finished = [(entry, one) for entry, one in work.finished if one.picture.job not in ended]
 
     def _write(self, finished: Iterable[FinishedPicture]) -> None:
         """Write what was sampled; uploaded pictures are in storage already."""
@@ -155,20 +145,18 @@ class Storer:
             self._all([partial(self.files.remove, job_id) for job_id in gone])
         work.is_stored = True
         work.stored_at = begun_at, time.time()
-        self._recent.add(work.pictures)
 
     def _complete(self, work: Work) -> None:
         """Finish jobs that have all their pictures. Any worker may do it, and more than once."""
         results = list[tuple[Claim, JobResult]]()
         for claim in work.complete:
-            result = self._result(claim.job, work.judged_by)
+            result = self._result(claim.job, work)
             if result is None:
                 work.stream.discard([claim.entry])
             else:
                 results.append((claim, result))
         ended = self.store.finish(work.stream, results)
         self._remove_gone(claim.job for claim in work.complete if claim.job not in ended)
-        self._recent.forget([claim.job for claim in work.complete])
         work.complete = []
 
     def _remove_gone(self, job_ids: Iterable[str]) -> None:
@@ -176,13 +164,20 @@ class Storer:
         gone = [job_id for job_id, status in self.store.statuses(job_ids).items() if status is None]
         self._all([partial(self.files.remove, job_id) for job_id in gone])
 
-    def _result(self, job_id: str, judged_by: MadeWith | None) -> JobResult | None:
+    def _result(self, job_id: str, work: Work) -> JobResult | None:
         """Score a job and write its grid. None if it is not open or lacks pictures, or if it fails here."""
         try:
             complete = self.store.complete(job_id)
             if complete is None:
                 return None
-            return self._composed(*complete, judged_by)
+            record, verdicts = complete
+            with tracing.span("compose", record.traceparent, {"job_id": job_id}):
+                result = grids.score(verdicts, len(record.labels))
+                if record.has_grid:
+                    shown = self._pixels(job_id, result.best_indices(record), work)
+                    grid = grids.compose(record, result, verdicts, work.judged_by, shown)
+                    self._all([partial(self.files.write, job_id, pictures.GRID, grid)])
+            return result
         except (RedisError, OSError, Stalled):
             raise
         except Exception as error:
@@ -191,20 +186,16 @@ class Storer:
             self.store.fail(job_id, f"the result cannot be composed: {type(error).__name__}: {first_line}")
             return None
 
-    def _composed(self, record: JobRecord, verdicts: Sequence[Verdict], judged_by: MadeWith | None) -> JobResult:
-        with tracing.span("compose", record.traceparent, {"job_id": record.id}):
-            result = grids.score(verdicts, len(record.labels))
-            read = partial(self._read, record.id)
-            grid = grids.compose(record, result, verdicts, judged_by, self._recent, read)
-            if grid is not None:
-                self._all([partial(self.files.write, record.id, pictures.GRID, grid)])
-        return result
-
-    def _read(self, job_id: str, indices: Sequence[int]) -> list[bytes]:
+    def _pixels(self, job_id: str, indices: Sequence[int], work: Work) -> Pixels:
+        """Return a job's pictures (n, H, W, 3). Those that were stored before this work are read from storage."""
+        found = {one.picture.index: one.pixels for one in work.pictures if one.picture.job == job_id}
+        missing = [index for index in indices if found.get(index) is None]
         try:
-            return self._all([partial(self.files.read, job_id, pictures.picture(index)) for index in indices])
+            read = self._all([partial(self.files.read, job_id, pictures.picture(index)) for index in missing])
         except FileNotFoundError as error:
             raise LookupError(f"a picture is no longer in storage: {error}") from error
+        found |= {index: grids.decoded(png) for index, png in zip(missing, read, strict=True)}
+        return np.stack([found.pop(index) for index in indices])  # each is in memory once
 
     def _all(self, calls: Sequence[Callable[[], T]]) -> list[T]:
         """Make calls to storage at the same time. OSError if one fails, Stalled if one hangs."""

@@ -19,7 +19,7 @@ from service.client import Client, Event
 from service.client.__main__ import app
 from service.client.connection import OnEvent
 from service.client.display import plain
-from service.client.job_command import printer, until_ctrl_c
+from service.client.job_command import Outputs, until_ctrl_c
 from service.contract.schemas import JOB_EXAMPLE, Job
 from service.settings import Settings
 from service.store import keys
@@ -131,7 +131,7 @@ def test_a_sweep_writes_a_grid(run: Command, working: Runner, tmp_path: Path) ->
     assert run("sweep", "red cube", "-o", str(grid), "--steps", "1,2", "--guidance", "1") == (0, f"{grid}\n", "")
     assert grid.read_bytes().startswith(b"\x89PNG")
     assert run("sweep", "red cube", "-o", str(grid), "--steps", "1,two")[0] == 2
-    assert "guidance: inf cannot be sent" in run("sweep", "red cube", "-o", str(grid), "--guidance", "inf")[2]
+    assert "cannot be sent: Out of range" in run("sweep", "red cube", "-o", str(grid), "--guidance", "inf")[2]
     one = ("sweep", "red cube", "--steps", "1", "--guidance", "1", "-o", str(tmp_path / "\udcff.png"))
     assert run(*one) == (0, f"{tmp_path}/\N{REPLACEMENT CHARACTER}.png\n", "")
 
@@ -182,7 +182,7 @@ command.main()
 
 def test_json_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:
     job = Job.model_validate(JOB_EXAMPLE).model_copy(update={"error": "\u65e5"})
-    printer(None, True)(job)
+    Outputs(as_json=True).write(Client("http://x"), job)
     out = capsys.readouterr().out
     assert (out.isascii(), Job.model_validate_json(out)) == (True, job)
 

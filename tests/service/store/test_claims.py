@@ -101,27 +101,26 @@ def test_a_released_picture_is_claimed_at_once_and_counts_as_new(
     assert [claim.alone for claim in a.claim_stale(1, may_be_alone=True)[0]] == [False]
 
 
-def test_a_picture_whose_workers_die_is_sampled_with_few_then_alone_and_then_given_up(
+def test_a_picture_whose_workers_die_is_sampled_alone_and_then_given_up(
     connection: Redis, settings: Settings, store: JobStore
 ) -> None:
     quick = settings.model_copy(update={"lease_s": 0.05, "max_deliveries": 4})
     a = PictureStream(connection, quick, DIGEST, "a")
-    job = record(5)
+    job = record(2)
     add_job(store, job)
     a.claim_new(5)
     seen = []
-    for _ in range(5):
+    for _ in range(4):
         time.sleep(0.08)
         seen.append(a.claim_stale(5, may_be_alone=True))
     assert [[(claim.picture.index, claim.alone) for claim in claims] for claims, _ in seen] == [
-        [(i, False) for i in range(5)],
-        [(i, True) for i in range(4)],  # a few
-        [(4, True)],
+        [(0, False), (1, False)],
+        [(0, True)],
         [(0, True)],  # its last try
         [(1, True)],
     ]
     reason = "workers died 4 times while sampling picture 0"
-    assert [[(one.job, one.reason) for one in hopeless] for _, hopeless in seen] == [[]] * 4 + [[(job.id, reason)]]
+    assert [[(one.job, one.reason) for one in hopeless] for _, hopeless in seen] == [[]] * 3 + [[(job.id, reason)]]
 
 
 def test_a_worker_that_samples_others_leaves_a_suspect_alone(
@@ -147,16 +146,16 @@ def test_one_worker_samples_suspects_and_the_others_go_on(
     entries = [claim.entry for claim in a.claim_new(6)]
     connection.xclaim(a.key, GROUP, "dead", 0, entries[:5], idle=60_000, retrycount=2, justid=True)
     connection.xclaim(a.key, GROUP, "dead", 0, entries[5:], idle=60_000, retrycount=1, justid=True)
-    assert [claim.picture.index for claim in a.claim_stale(5, may_be_alone=True)[0]] == [0, 1, 2, 3]
+    assert [claim.picture.index for claim in a.claim_stale(5, may_be_alone=True)[0]] == [0]
     assert [(one.picture.index, one.alone) for one in b.claim_stale(5, may_be_alone=True)[0]] == [(5, False)]
-    assert (a.suspects, b.suspects) == (1, 0)
+    assert (a.suspects, b.suspects) == (4, 0)
     connection.pexpire(keys.suspects_keeper(DIGEST), 1000)
     a._looked_at = -math.inf
     a.claim_stale(0, may_be_alone=False)
     assert connection.pttl(keys.suspects_keeper(DIGEST)) > 1000  # it remains the one as long as it asks
     age(connection, MINUTE_S)  # the first one is dead
     b._looked_at = -math.inf
-    assert [claim.picture.index for claim in b.claim_stale(5, may_be_alone=True)[0]] == [4, 5]
+    assert [claim.picture.index for claim in b.claim_stale(5, may_be_alone=True)[0]] == [0]
 
 
 def test_the_next_suspect_is_claimed_without_delay(connection: Redis, settings: Settings, store: JobStore) -> None:

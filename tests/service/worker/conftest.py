@@ -16,7 +16,8 @@ from service.settings import Settings
 from service.store import keys
 from service.store.doorbell import ModelName
 from service.store.jobs import JobStore, read_verdicts
-from service.worker.models import LoadedModel
+from service.worker.engine import Engine
+from service.worker.models import Loaded
 from service.worker.runner import Runner
 from shared.checkpoint import CheckpointInfo, read_info
 from shared.diffusion.denoise import Row
@@ -26,8 +27,10 @@ from tests.service.processes import until
 from tests.service.store.helpers import add_job, record
 from tests.toy_checkpoint import publish_toys
 
+Create = Callable[..., JobRecord]
+
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"], ["cyan cube"]]
-QUICK = SamplingOptions(steps=4)
+ONE_STEP, QUICK, LONG = (SamplingOptions(steps=steps) for steps in (1, 4, 1000))
 
 
 @pytest.fixture(autouse=True)
@@ -43,7 +46,7 @@ def runner(connection: Redis, settings: Settings) -> Runner:
 
 
 @pytest.fixture
-def create(store: JobStore) -> Callable[..., JobRecord]:
+def create(store: JobStore) -> Create:
     def create(
         labels: Sequence[Sequence[str]] = LISTS,
         *,
@@ -103,17 +106,19 @@ def settle(runner: Runner) -> None:
     run_until(runner, lambda: not runner.busy)
 
 
-def model_of(runner: Runner) -> LoadedModel:
+def model_of(runner: Runner) -> Loaded:
     """Return the denoiser that was loaded first."""
-    return runner.models.denoisers()[0]
+    return runner.models.denoisers()[0][0]
 
 
-def load(runner: Runner, info: CheckpointInfo) -> LoadedModel:
+def engine_of(runner: Runner) -> Engine:
+    return runner.models.denoisers()[0][1]
+
+
+def load(runner: Runner, info: CheckpointInfo) -> Loaded:
     """Load another denoiser."""
     runner.models.want(ModelName(name=info.name, digest=info.digest))
-    loaded = until(lambda: runner.models.follow() == [] and runner.models.get(info.digest))
-    assert isinstance(loaded, LoadedModel)
-    return loaded
+    return until(lambda: runner.models.get(info.digest) if runner.models.follow() == [] else None)
 
 
 class Death(BaseException):
@@ -144,14 +149,18 @@ def create_upload(runner: Runner, count: int) -> JobRecord:
 class Counting:
     """Records how many pictures each step has."""
 
-    def __init__(self, model: LoadedModel) -> None:
-        self.inner, self.batches = model.engine.stepper, list[int]()
+    def __init__(self, engine: Engine) -> None:
+        self.inner, self.batches = engine.stepper, list[int]()
         self.device, self.picture_shape, self.pictures = (
             self.inner.device,
             self.inner.picture_shape,
             self.inner.pictures,
         )
-        model.engine.stepper = self
+        engine.stepper = self
+
+    @property
+    def network_rows(self) -> int:
+        return self.inner.network_rows
 
     def new_row(
         self, labels: Sequence[float], options: SamplingOptions, seed: int, positions: torch.Tensor | None = None

@@ -10,7 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from service.contract.records import FinishedPicture, Picture
-from service.worker.engine import Engine, Failed, Outcome, frame_size
+from service.worker.engine import Engine, frame_size
+from service.worker.judge import Failed, Outcome
 from service.worker.step_order import LATE_EACH_STEP
 from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.schedules import alpha_bar
@@ -75,10 +76,14 @@ def picture(
     return Picture(job=job, index=index, labels=tuple(labels), seed=1000 + index, options=options)
 
 
+def busy(one: Engine) -> bool:
+    return bool(one._batch or one._failed)
+
+
 def run(one: Engine) -> list[Outcome]:
     outcomes: list[Outcome] = []
     for _ in range(200):
-        if not one.busy:
+        if not busy(one):
             return outcomes
         outcomes += one.step()
     raise AssertionError("the engine does not finish")
@@ -224,7 +229,7 @@ def test_room_is_bounded_and_freed() -> None:
     assert small.room == 0
     run(small)
     assert small.room == 2
-    assert not small.busy
+    assert not busy(small)
 
 
 def test_late_pictures_join_a_few_at_each_step() -> None:
@@ -305,7 +310,7 @@ def test_an_error_that_the_device_survives_fails_the_picture(monkeypatch: pytest
 def test_a_picture_that_cannot_be_started_is_reported() -> None:
     one = engine()
     one.admit([picture(0, labels=["pink cube"]), picture(1)])
-    assert one.busy
+    assert busy(one)
     outcomes = run(one)
     assert isinstance(outcomes[0], Failed)
     assert "pink cube" in outcomes[0].reason
@@ -316,7 +321,7 @@ def test_a_dropped_picture_that_could_not_be_started_is_not_reported() -> None:
     one = engine()
     one.admit([picture(0, labels=["pink cube"])])
     one.drop(lambda p: p.job == "a")
-    assert not one.busy
+    assert not busy(one)
     assert one.step() == []
 
 

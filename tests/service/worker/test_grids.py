@@ -1,15 +1,12 @@
 """Scores and grids of jobs that have all their pictures."""
 
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
 from redis import Redis
 
 from service import pictures
-from service.contract.records import JobRecord, JobResult
+from service.contract.records import JobResult
 from service.store import keys
 from service.store.claims import Claim
 from service.store.jobs import JobStore
@@ -18,16 +15,25 @@ from service.worker.runner import Runner
 from shared.evaluator import score_set
 from tests.service.api.answers import pixels
 from tests.service.store.helpers import done, record
-from tests.service.worker.conftest import LISTS, error_of, grid_of, pngs, run, status, verdicts_of
-
-Create = Callable[..., JobRecord]
+from tests.service.worker.conftest import (
+    LISTS,
+    Create,
+    engine_of,
+    error_of,
+    grid_of,
+    pngs,
+    run,
+    started,
+    status,
+    verdicts_of,
+)
 
 
 def test_the_result_is_the_score_of_the_set(runner: Runner, store: JobStore, create: Create, connection: Redis) -> None:
     job = create(repeats=3)
     run(runner, job.id)
     result = JobResult.read(connection.hget(keys.job(job.id), "result") or b"")
-    verdicts, vocabulary = verdicts_of(store, job), runner.models.judge.vocabulary
+    verdicts, vocabulary = verdicts_of(store, job), engine_of(runner).judge.vocabulary
     for r, scores in enumerate(result.repeats):
         part = verdicts[r * 3 : r * 3 + 3]
         probabilities = torch.tensor([[verdict.probabilities[name] for name in vocabulary.names] for verdict in part])
@@ -62,34 +68,15 @@ def test_the_grid_shows_the_pictures_in_order(runner: Runner, store: JobStore, c
         assert np.abs(grid[y : y + h, x : x + w] - picture).max() <= 1
 
 
-def test_of_pictures_in_earlier_batches_only_the_first_is_decoded_again_for_the_grid(
-    runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fetched, read, recent = list[Sequence[int]](), runner.storer._read, runner.storer._recent
-
-    def noted(job_id: str, indices: Sequence[int]) -> list[bytes]:
-        fetched.append(indices)
-        return read(job_id, indices)
-
-    monkeypatch.setattr(runner.storer, "_read", noted)
-    lists = LISTS * 4  # more than a batch
+def test_a_grid_of_several_batches_is_that_of_one(runner: Runner, store: JobStore, create: Create) -> None:
+    """Those of earlier batches are read from storage."""
+    lists = LISTS * 4
     job = create(lists)
     run(runner, job.id)
-    assert fetched == [[0]]
-    monkeypatch.setattr(grids, "RECENT_BYTES", 5 * pixels(pngs(store, job.id, [1])[0]).size)
+    whole = started(store.connection, store.settings.model_copy(update={"batch_pictures": len(lists)}), "w2")
     other = create(lists)
-    run(runner, other.id)
-    assert fetched[1] == list(range(len(lists) - 5))
+    run(whole, other.id)
     assert np.array_equal(*(pixels(grid_of(store, one.id)) for one in (job, other)))
-    runner.storer._thread.submit(lambda: None).result()
-    assert len(recent) == 0
-
-
-def test_pixels_at_hand_do_not_hold_those_of_their_whole_batch() -> None:
-    batch, recent = np.zeros((2, 4, 4, 3), np.uint8), grids.RecentPixels()
-    _, made = done(Claim("1-1", "j", list(record(2).pictures())[1]))
-    recent.add([replace(made, pixels=batch[1])])
-    assert [pixels.base for pixels in recent.values()] == [None]
 
 
 @pytest.mark.parametrize(

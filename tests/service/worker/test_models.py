@@ -3,20 +3,17 @@
 import itertools
 import logging
 import threading
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
 
 import pytest
 from redis import Redis
 
-from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import workers
 from service.store.doorbell import ModelName
 from service.store.jobs import JobStore
-from service.worker.models import TURN_S, Models, _Fetched
+from service.worker.models import TURN_S, Fetched, Models
 from service.worker.runner import Runner
 from shared.checkpoint import CheckpointError, CheckpointInfo, read_info
 from shared.evaluator import JudgeInside
@@ -25,12 +22,14 @@ from shared.registry import promote
 from tests.service.processes import until
 from tests.service.worker.conftest import (
     LISTS,
+    LONG,
+    Create,
     Death,
     create_upload,
     die,
+    engine_of,
     error_of,
     load,
-    model_of,
     pngs,
     run,
     run_until,
@@ -38,9 +37,6 @@ from tests.service.worker.conftest import (
     status,
 )
 from tests.toy_checkpoint import publish_toy_denoiser
-
-LONG = SamplingOptions(steps=1000)
-Create = Callable[..., JobRecord]
 
 
 @pytest.fixture
@@ -170,7 +166,7 @@ def test_a_promoted_model_that_kills_those_that_load_it_is_given_up(
     """Whether they load it at their start or later. Those that are left go on with what they have."""
     late = started(connection, own, "late")
     promote(folder, "other")
-    monkeypatch.setattr(Models, "_denoiser", die)
+    monkeypatch.setattr(Models, "_load", die)
     with pytest.raises(Death):
         run_until(late, lambda: False)
     for number in range(1, own.max_deliveries):
@@ -188,26 +184,21 @@ def test_a_promoted_model_that_kills_those_that_load_it_is_given_up(
 
 
 def test_pictures_of_a_padded_network_are_judged_without_their_borders(runner: Runner, folder: Path) -> None:
-    padded = load(runner, publish_toy_denoiser(folder, "padded", 5, aspect=4 / 3))
-    judges = [model.engine.judge for model in (model_of(runner), padded)]
-    assert judges == [runner.models.judge, JudgeInside(runner.models.judge, 4 / 3)]
+    padded, judge = load(runner, publish_toy_denoiser(folder, "padded", 5, aspect=4 / 3)), engine_of(runner).judge
+    assert padded.engine.judge == JudgeInside(judge, 4 / 3)
 
 
 def test_evaluators_that_no_loaded_model_uses_are_forgotten(
     runner: Runner, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A trainer that publishes the evaluator of another vocabulary again and again must not fill a worker's memory."""
-    models, numbers = runner.models, itertools.count()
-    infos = (SimpleNamespace(digest=f"{number:064}") for number in numbers)
+    models, own = runner.models, set(runner.models._judges)
+    infos = (SimpleNamespace(digest=f"{number:064}") for number in itertools.count())
     monkeypatch.setattr("service.worker.models.read_info", lambda path: next(infos))
-    monkeypatch.setattr("service.worker.models.load_evaluator", lambda *_, **__: models.judge)
-    fetched = _Fetched(folder, info_of(folder), folder)
-    models._judge_of(fetched)
-    loaded: Any = model_of(runner)
-    loaded.judged_by = SimpleNamespace(digest=f"{0:064}")
-    for _ in range(3):
-        models._judge_of(fetched)
-    assert sorted(map(int, models._judges)) == [0, 3]
+    monkeypatch.setattr("service.worker.models.load_evaluator", lambda *_, **__: None)
+    for number in range(3):
+        models._evaluator(folder)
+        assert models._judges.keys() == own | {f"{number:064}"}
 
 
 # What stays loaded, and what is loaded.
@@ -221,7 +212,7 @@ def test_unused_models_are_unloaded_but_never_one_with_pictures_in_progress(
     create(model="other", options=SamplingOptions(steps=30))
     for _ in range(20):
         runner.run_once()
-    assert other.engine.busy
+    assert other.busy
     assert {model.name for model in runner.models} == {"toy", "other"}
     run_until(runner, lambda: runner.models.get(other.digest) is None)
     assert {model.name for model in runner.models} == {"toy"}
@@ -243,24 +234,12 @@ def test_at_most_as_many_models_stay_loaded_as_the_settings_allow(
     assert most == 1
 
 
-def test_a_worker_that_stops_while_it_loads_does_not_count_as_killed_by_the_model(
-    runner: Runner, connection: Redis, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    other = info_of(folder, "other")
-    monkeypatch.setattr(Models, "_denoiser", die)  # as a signal interrupts it
-    with pytest.raises(Death):
-        load(runner, other)
-    assert workers.died_loading(connection, other.digest) == 1  # it is not announced
-    runner.models.close(within_s=0)
-    assert workers.died_loading(connection, other.digest) == 0
-
-
 def test_pictures_in_progress_continue_while_another_model_is_fetched_once(
     runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, second, fetches, fetch = create(), create(model="other"), list[str](), runner.models._fetch
 
-    def slowly(model: ModelName) -> _Fetched:
+    def slowly(model: ModelName) -> Fetched:
         assert threading.current_thread() is not threading.main_thread()
         fetches.append(model.name)
         until(lambda: store.ended([first.id]))  # never, if the batch waited for the loading

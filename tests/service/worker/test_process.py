@@ -6,7 +6,7 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
@@ -17,25 +17,21 @@ from redis import Redis
 from redis.exceptions import ConnectionError
 
 from service.contract.job_ids import new_job_id
-from service.contract.records import JobRecord
 from service.local.redis_server import RedisServer
 from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.claims import GROUP
 from service.store.connection import RetryUntilStopped, connect, text
-from service.store.doorbell import ANSWER
+from service.store.doorbell import ModelName
 from service.store.jobs import JobStore
 from service.worker import process
-from service.worker.process import PictureWorker
 from service.worker.runner import Runner
 from shared.options import SamplingOptions
 from tests.service.conftest import Command
 from tests.service.processes import WorkerProcess, environment, new_job, until, worker_processes
 from tests.service.store.helpers import add_job, full
-from tests.service.worker.conftest import LISTS, pngs, run, run_until, settle, status
-
-ONE_STEP = SamplingOptions(steps=1)
+from tests.service.worker.conftest import Create, pngs, run, status
 
 
 @pytest.fixture
@@ -52,10 +48,7 @@ def one_worker(connection: Redis, settings: Settings) -> Iterator[WorkerProcess]
         yield next(iter(processes.values()))
 
 
-def test_torch_has_one_thread_beside_openvino(
-    connection: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(process, "runner", None)
+def test_torch_has_one_thread_beside_openvino(connection: Redis, settings: Settings) -> None:
     threads = torch.get_num_threads()
     torch.set_num_threads(threads + 1)
     try:
@@ -210,97 +203,46 @@ def test_a_worker_without_a_port_for_its_metrics_does_not_start(
 
 
 @pytest.fixture
-def worker(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> PictureWorker:
-    """The worker of this process, which looks for nothing by itself."""
+def working(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
+    """A worker in a thread of this process, which looks for nothing by itself."""
     monkeypatch.setattr("service.worker.runner.CHECK_EVERY_S", 3600.0)
-    monkeypatch.setattr(process, "runner", runner)
-    return PictureWorker(runner)
+    monkeypatch.setattr("service.worker.runner.RING_WAIT_S", 10)
+    thread = threading.Thread(target=runner.work)
+    thread.start()
+    yield runner
+    runner.stop(0)
+    runner.store.doorbell.ring([ModelName(name="gone", digest="0" * 64)])
+    thread.join()
 
 
-def answer(worker: PictureWorker) -> bool:
-    """Take the RQ job that waits, if the worker wants one, and run it. Return whether it did."""
-    found = worker.dequeue_job_and_maintain_ttl(None)
-    if found is not None:
-        worker.execute_job(*found)
-    return found is not None
-
-
-@pytest.mark.parametrize(
-    ("function", "about"),
-    [("os.getcwd", {}), (ANSWER, {"success_callback_name": "os.getcwd"})],
-    ids=["function", "callback"],
-)
-def test_no_other_function_is_run_than_ours(
-    worker: PictureWorker, store: JobStore, function: str, about: dict[str, str]
+def test_an_idle_worker_loads_the_model_that_a_ring_names(
+    working: Runner, store: JobStore, create: Create, connection: Redis
 ) -> None:
-    """Whoever can write to Redis can name any function in an RQ job."""
-    foreign, ours = (store.doorbell.queue.enqueue_call(name) for name in (function, ANSWER))
-    store.connection.hset(foreign.key, mapping={"timeout": -1, **about})
-    found = worker.dequeue_job_and_maintain_ttl(None)
-    assert found is not None
-    assert found[0].id == ours.id
-    assert not store.connection.exists(foreign.key)
+    for model in ("other", "toy", "other"):
+        job = create(model=model)
+        until(lambda: store.ended([job.id]))  # noqa: B023
+        assert status(store, job) == "finished"
+    until(lambda: connection.keys("rq:job:*") == [])
 
 
-def test_an_idle_worker_answers_the_doorbell_and_a_busy_one_leaves_it_to_others(
-    worker: PictureWorker, runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+def test_a_busy_worker_leaves_the_doorbell_to_others(
+    runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = [create(model="other") for _ in range(2)]
-    assert store.doorbell.queue.count == 1
-    assert answer(worker)
-    run(runner, *(job.id for job in first))
-    run_until(runner, lambda: not worker.has_work)
-    late = create(options=SamplingOptions(steps=1000))
     runner.run_once()
-    assert not answer(worker)
+    create(options=SamplingOptions(steps=5))
+    rung = list[bool]()
+
+    def wait(seconds: int) -> None:
+        rung.append(runner.busy)
+        runner.stop(0)
+
+    monkeypatch.setattr(runner.store.doorbell, "wait", wait)
+    runner.work()
+    assert rung == [False]
     assert store.doorbell.queue.count == 1
-    store.cancel(late.id)
-    run_until(runner, lambda: answer(worker))
-    assert connection.keys("rq:job:*") == []
-    assert [status(store, job) for job in first] == ["finished", "finished"]
 
 
-def test_a_worker_takes_up_work_after_each_ring_however_fast_they_follow(
-    worker: PictureWorker, runner: Runner, create: Callable[..., JobRecord]
-) -> None:
-    """Else requests that come faster than it waits for a ring would keep it from all work."""
-    job = create()
-    assert answer(worker)
-    assert worker.has_work
-    assert not worker.wants_job
-    run(runner, job.id)
-    run_until(runner, lambda: worker.wants_job)
-
-
-def test_a_worker_whose_pictures_all_ended_samples_those_that_wait_before_it_waits_for_a_ring(
-    worker: PictureWorker, runner: Runner, store: JobStore, create: Callable[..., JobRecord]
-) -> None:
-    ended, waiting = create(LISTS * 3, options=ONE_STEP), create(options=ONE_STEP)
-    runner.run_once()
-    assert not runner.models.busy
-    assert worker.has_work
-    assert not worker.wants_job
-    run(runner, ended.id, waiting.id)
-    assert [status(store, job) for job in (ended, waiting)] == ["finished", "finished"]
-
-
-def test_a_worker_without_work_does_not_sleep_before_it_waits_for_a_ring(
-    worker: PictureWorker, runner: Runner, create: Callable[..., JobRecord], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A client's next request comes milliseconds after the answer to the one before."""
-    run(runner, create().id)
-    settle(runner)
-    slept = list[float]()
-    monkeypatch.setattr("service.worker.runner.time.sleep", slept.append)
-    worker.work_between_jobs()
-    assert worker.wants_job
-    assert slept == []
-
-
-def test_an_attempt_to_reach_redis_is_progress(
-    runner: Runner, monkeypatch: pytest.MonkeyPatch, settings: Settings
-) -> None:
-    monkeypatch.setattr(process, "runner", runner)
+def test_an_attempt_to_reach_redis_is_progress(runner: Runner, settings: Settings) -> None:
     runner.moved_at -= settings.stalled_after_s
     assert runner.stalled
     answers = iter([ConnectionError("away"), None])
@@ -309,7 +251,7 @@ def test_an_attempt_to_reach_redis_is_progress(
         if error := next(answers):
             raise error
 
-    retry = partial(RetryUntilStopped(process._is_stopping).call_with_retry, command, lambda error: None)
+    retry = partial(RetryUntilStopped(lambda: process.gives_up(runner)).call_with_retry, command, lambda error: None)
     with ThreadPoolExecutor() as heartbeat:  # whose attempts say nothing of the loop
         heartbeat.submit(retry).result()
     assert runner.stalled
@@ -318,10 +260,10 @@ def test_an_attempt_to_reach_redis_is_progress(
     assert not runner.stalled
 
 
-def test_a_full_redis_does_not_hold_up_heartbeats(worker: PictureWorker, connection: Redis) -> None:
+def test_a_full_redis_does_not_hold_up_heartbeats(runner: Runner, connection: Redis) -> None:
     with full(connection):
-        process._beat(worker, born_at=0.0)
-    assert workers.is_alive(connection, worker.name)
+        process._beat(runner, born_at=0.0)
+    assert workers.is_alive(connection, runner.name)
 
 
 def test_one_of_all_workers_prunes_pictures_in_an_hour(

@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +9,6 @@ import pytest
 import torch
 from redis import Redis
 
-from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import keys
 from service.store.jobs import JobStore
@@ -19,29 +17,30 @@ from service.worker.runner import Rate, Runner
 from shared.checkpoint import publish
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
-from shared.evaluator import Evaluator, load_evaluator
+from shared.evaluator import load_evaluator
 from shared.options import SamplingOptions, picture_seed
 from shared.pictures import to_uint8
 from shared.registry import resolve
-from shared.vocabulary import ICLEVR, Vocabulary
+from shared.vocabulary import ICLEVR
 from tests.service.api.answers import pixels
 from tests.service.worker.conftest import (
     LISTS,
     QUICK,
     Counting,
+    Create,
+    engine_of,
     error_of,
     model_of,
     pngs,
     run,
     settle,
-    started,
     status,
     verdicts_of,
 )
 
 
 def test_a_job_gives_the_same_pictures_as_the_sampling_loop(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord], settings: Settings
+    runner: Runner, store: JobStore, create: Create, settings: Settings
 ) -> None:
     job = create()
     run(runner, job.id)
@@ -58,7 +57,7 @@ def test_a_job_gives_the_same_pictures_as_the_sampling_loop(
 
 
 def test_a_repeat_gives_the_pictures_of_a_request_with_the_next_seed(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord]
+    runner: Runner, store: JobStore, create: Create
 ) -> None:
     scored, single = create(repeats=2, seed=40), create(seed=41)
     run(runner, scored.id)
@@ -67,16 +66,16 @@ def test_a_repeat_gives_the_pictures_of_a_request_with_the_next_seed(
         assert np.abs(pixels(one) - pixels(other)).max() <= 1
 
 
-def test_two_requests_share_a_batch(runner: Runner, store: JobStore, create: Callable[..., JobRecord]) -> None:
-    counting = Counting(model_of(runner))
+def test_two_requests_share_a_batch(runner: Runner, store: JobStore, create: Create) -> None:
+    counting = Counting(engine_of(runner))
     jobs = create(), create(LISTS[:2], options=SamplingOptions(steps=6, guidance=1.0))
     run(runner, *(job.id for job in jobs))
     assert [status(store, job) for job in jobs] == ["finished", "finished"]
     assert counting.batches == [5, 5, 5, 5, 2, 2]
 
 
-def test_a_request_joins_a_running_batch(runner: Runner, store: JobStore, create: Callable[..., JobRecord]) -> None:
-    counting = Counting(model_of(runner))
+def test_a_request_joins_a_running_batch(runner: Runner, store: JobStore, create: Create) -> None:
+    counting = Counting(engine_of(runner))
     first = create()
     runner.run_once()
     second = create(LISTS[:1])
@@ -86,9 +85,9 @@ def test_a_request_joins_a_running_batch(runner: Runner, store: JobStore, create
 
 
 def test_the_batch_is_bounded_and_the_other_pictures_follow(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord], settings: Settings
+    runner: Runner, store: JobStore, create: Create, settings: Settings
 ) -> None:
-    counting = Counting(model_of(runner))
+    counting = Counting(engine_of(runner))
     job = create(LISTS * 4)
     run(runner, job.id)
     assert status(store, job) == "finished"
@@ -97,7 +96,7 @@ def test_the_batch_is_bounded_and_the_other_pictures_follow(
 
 
 def test_a_worker_fails_its_current_job_once_it_is_overdue(
-    runner: Runner, create: Callable[..., JobRecord], connection: Redis, store: JobStore
+    runner: Runner, create: Create, connection: Redis, store: JobStore
 ) -> None:
     job = create()
     runner.run_once()
@@ -108,11 +107,11 @@ def test_a_worker_fails_its_current_job_once_it_is_overdue(
 
 
 def test_a_cancelled_job_leaves_the_batch_at_the_next_step_and_the_others_are_unaffected(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord], connection: Redis
+    runner: Runner, store: JobStore, create: Create, connection: Redis
 ) -> None:
     undisturbed = create(LISTS[:2])
     run(runner, undisturbed.id)
-    counting = Counting(model_of(runner))
+    counting = Counting(engine_of(runner))
     cancelled, other = create(options=SamplingOptions(steps=1000)), create(LISTS[:2])
     runner.run_once()
     assert store.cancel(cancelled.id)
@@ -124,9 +123,9 @@ def test_a_cancelled_job_leaves_the_batch_at_the_next_step_and_the_others_are_un
 
 
 def test_pending_pictures_of_a_cancelled_job_take_no_places_in_the_batch(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord]
+    runner: Runner, store: JobStore, create: Create
 ) -> None:
-    counting = Counting(model_of(runner))
+    counting = Counting(engine_of(runner))
     cancelled, other = create(LISTS * 10), create(LISTS)
     store.cancel(cancelled.id)
     run(runner, other.id)
@@ -134,7 +133,7 @@ def test_pending_pictures_of_a_cancelled_job_take_no_places_in_the_batch(
     assert status(store, other) == "finished"
 
 
-def test_idle_time_does_not_count_in_a_workers_rate(runner: Runner, create: Callable[..., JobRecord]) -> None:
+def test_idle_time_does_not_count_in_a_workers_rate(runner: Runner, create: Create) -> None:
     assert runner.rate.per_s == 0.0
     runner.run_once()  # finds no pictures
     assert runner.rate.seconds == 0.0
@@ -154,34 +153,37 @@ def test_a_rate_follows_recent_work() -> None:
     assert rate.per_s == pytest.approx(1.0, abs=0.3)
 
 
-def test_a_model_of_another_vocabulary_has_a_judge_of_its_own(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord]
-) -> None:
-    """The worker's own evaluator does not know a label of the model, but the one in storage does."""
-    runner.models.judge = Evaluator(Vocabulary(ICLEVR.names[1:])).freeze()
+@pytest.fixture
+def limited(runner: Runner, tmp_path: Path) -> Runner:
+    """A worker whose own evaluator does not know the first label."""
+    publish(
+        tmp_path, "own", {"x": torch.zeros(1)}, kind="evaluator", vocabulary=ICLEVR.names[1:], config={}, training={}
+    )
+    runner.models._own_judge = tmp_path / "own.safetensors"
+    return runner
+
+
+def test_a_model_of_another_vocabulary_has_a_judge_of_its_own(limited: Runner, store: JobStore, create: Create) -> None:
     job = create(model="other")
-    run(runner, job.id)
+    run(limited, job.id)
     assert status(store, job) == "finished"
-    loaded = runner.models.get(job.digest)
+    loaded = limited.models.get(job.digest)
     assert loaded is not None
-    assert loaded.judged_by == model_of(runner).judged_by  # which was loaded with what the worker began with
+    assert loaded.judged_by == model_of(limited).judged_by  # the one in storage
 
 
 def test_a_job_fails_if_no_evaluator_knows_its_models_labels(
-    store: JobStore, create: Callable[..., JobRecord], connection: Redis, settings: Settings, tmp_path: Path
+    limited: Runner, store: JobStore, create: Create, tmp_path: Path
 ) -> None:
-    storage = Path(shutil.copytree(str(settings.storage), tmp_path / "storage"))
-    runner = started(connection, settings.model_copy(update={"storage": storage}))
-    known = ICLEVR.names[1:]
-    runner.models.judge = Evaluator(Vocabulary(known)).freeze()
-    name, tensors = resolve(storage, None, "evaluator").stem, {"x": torch.zeros(1)}
-    publish(storage, name, tensors, kind="evaluator", vocabulary=known, config={}, training={})
+    limited.models.cache.storage = tmp_path
+    shutil.copy(resolve(store.settings.storage, "other", "denoiser"), tmp_path)
+    (tmp_path / "promoted.json").write_text('{"evaluator": "own"}')
     job = create(model="other")
-    run(runner, job.id)
+    run(limited, job.id)
     assert f"does not know, nor any other: {ICLEVR.names[0]}" in error_of(store, job)
 
 
-def test_each_model_has_its_own_batch(runner: Runner, store: JobStore, create: Callable[..., JobRecord]) -> None:
+def test_each_model_has_its_own_batch(runner: Runner, store: JobStore, create: Create) -> None:
     one, other = create(), create(model="other")
     run(runner, one.id, other.id)
     assert [status(store, job) for job in (one, other)] == ["finished", "finished"]
@@ -191,7 +193,7 @@ def test_each_model_has_its_own_batch(runner: Runner, store: JobStore, create: C
 
 @pytest.mark.parametrize(("model", "words"), [("toy", "no longer the checkpoint"), ("gone", "no such denoiser")])
 def test_a_job_without_its_checkpoint_fails_with_a_reason(
-    runner: Runner, store: JobStore, create: Callable[..., JobRecord], model: str, words: str
+    runner: Runner, store: JobStore, create: Create, model: str, words: str
 ) -> None:
     job = create(model=model, digest="0" * 64)
     run(runner, job.id)

@@ -2,7 +2,6 @@
 
 import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +15,16 @@ from service.store.claims import GROUP
 from service.store.jobs import JobStore
 from service.store.sweep import OVERDUE
 from service.worker import grids, process
-from service.worker.process import PictureWorker
 from service.worker.runner import Runner
 from shared.options import SamplingOptions
 from tests.service.worker.conftest import (
     LISTS,
+    ONE_STEP,
     Counting,
+    Create,
     Death,
     die,
+    engine_of,
     error_of,
     grid_of,
     model_of,
@@ -34,9 +35,6 @@ from tests.service.worker.conftest import (
     started,
     status,
 )
-
-ONE_STEP = SamplingOptions(steps=1)
-Create = Callable[..., JobRecord]
 
 
 @pytest.fixture
@@ -76,7 +74,7 @@ def leased(store: JobStore, job: JobRecord) -> list[int]:
 def test_the_batch_is_stepped_while_storage_hangs(
     runner: Runner, back: threading.Event, store: JobStore, create: Create
 ) -> None:
-    counting = Counting(model_of(runner))
+    counting = Counting(engine_of(runner))
     short, long = create(LISTS[:1], options=ONE_STEP), create(options=SamplingOptions(steps=9))
     for _ in range(6):
         runner.run_once()
@@ -109,7 +107,7 @@ def test_while_storage_is_away_nothing_is_lost_and_a_job_past_its_deadline_fails
     runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
     hangs: bool,
 ) -> None:  # fmt: skip
-    write, is_back, counting = runner.storer.files.write, threading.Event(), Counting(model_of(runner))
+    write, is_back, counting = runner.storer.files.write, threading.Event(), Counting(engine_of(runner))
     runner.storer.patience_s = 0.05 if hangs else 60.0
 
     def late(*given: Any) -> None:
@@ -124,7 +122,7 @@ def test_while_storage_is_away_nothing_is_lost_and_a_job_past_its_deadline_fails
     run_until(runner, lambda: runner.storer.problem)
     reason = "storage has not answered within 0.05 s" if hangs else "no space left"
     assert runner.storer.problem == reason
-    process._beat(PictureWorker(runner), born_at=0.0)
+    process._beat(runner, born_at=0.0)
     assert [one["storage_problem"] for one in workers.list_live(store.connection)] == [runner.storer.problem]
     store.connection.zadd(keys.OPEN, {overdue.id: 0})
     other = create(LISTS[:1], options=ONE_STEP)

@@ -2,7 +2,6 @@
 
 import io
 import json
-from collections.abc import Callable
 from typing import Any
 
 import httpx
@@ -12,7 +11,7 @@ import torch
 from PIL import Image
 from redis import Redis
 
-from service.contract.records import MAX_STAGES, FinishedPicture, JobRecord, Picture
+from service.contract.records import MAX_STAGES, FinishedPicture, Picture
 from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store.jobs import JobStore
@@ -25,7 +24,7 @@ from shared.pictures import to_uint8
 from shared.registry import resolve
 from tests.service.api.answers import nothing_is_queued, pixels, problem, submitted
 from tests.service.worker import test_engine
-from tests.service.worker.conftest import run, started
+from tests.service.worker.conftest import Create, run, started
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
 QUICK = SamplingOptions(steps=6)
@@ -114,7 +113,7 @@ def test_requests_for_trajectories_that_do_not_exist(client: httpx.Client, alive
 
 @pytest.mark.parametrize("way", ["gives its pictures back", "dies"])
 def test_a_trajectory_survives_its_worker(
-    connection: Redis, settings: Settings, store: JobStore, create: Callable[..., JobRecord], way: str
+    connection: Redis, settings: Settings, store: JobStore, create: Create, way: str
 ) -> None:
     worker, other = Runner(connection, settings, "w1"), started(connection, settings, "w2")
     undisturbed = create(LISTS, options=QUICK, trajectory=4)

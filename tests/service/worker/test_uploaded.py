@@ -1,6 +1,9 @@
 """Uploaded pictures: judged together whatever their sizes, and one that cannot be judged fails alone."""
 
 import io
+from collections.abc import Sequence
+from concurrent.futures import wait
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,13 +12,14 @@ from PIL import Image
 from redis import Redis
 from torch import Tensor
 
+from service import pictures as names
 from service.contract.records import FinishedPicture, Picture
+from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store import keys
 from service.store.jobs import JobStore
-from service.worker.engine import Failed, Outcome
+from service.worker.judge import JUDGED_TOGETHER, Failed, Outcome, Uploads
 from service.worker.runner import Runner
-from service.worker.uploaded import JUDGED_TOGETHER, judge_uploaded
 from shared.pictures import marked_grid, read_png
 from tests.service.worker.conftest import (
     Death,
@@ -34,10 +38,15 @@ from tests.service.worker.conftest import (
 from tests.service.worker.test_engine import CPU, NAMES, ToyJudge, picture
 
 
-def judged(judge: ToyJudge, *pngs: bytes | Exception) -> list[Outcome]:
+def judged(folder: Path, judge: ToyJudge, *pngs: bytes | None, labels: Sequence[str] = NAMES[:1]) -> list[Outcome]:
     """Return the outcomes of pictures of job `a`, in order."""
-    outcomes = judge_uploaded(judge, [(picture(i), content) for i, content in enumerate(pngs)], CPU)
-    return sorted(outcomes, key=lambda outcome: outcome.picture.index)
+    uploads, pictures = Uploads(judge, PictureFiles(folder), CPU), [picture(i, labels=labels) for i in range(len(pngs))]
+    for one, content in zip(pictures, pngs, strict=True):
+        if content is not None:
+            uploads.files.write(one.job, names.picture(one.index), content)
+    uploads.admit(pictures)
+    wait([read for _, read in uploads._reads.values()])
+    return sorted(uploads.step(), key=lambda outcome: outcome.picture.index)
 
 
 class PickyJudge(ToyJudge):
@@ -52,9 +61,9 @@ class PickyJudge(ToyJudge):
         return result
 
 
-def test_pictures_of_several_sizes_are_judged_in_one_call() -> None:
+def test_pictures_of_several_sizes_are_judged_in_one_call(tmp_path: Path) -> None:
     judge, pngs = ToyJudge(), [png(0), png(100, (40, 24)), png(200, (64, 64))]
-    outcomes = judged(judge, *pngs)
+    outcomes = judged(tmp_path, judge, *pngs)
     assert judge.calls == 1
     for i, (outcome, content) in enumerate(zip(outcomes, pngs, strict=True)):
         assert isinstance(outcome, FinishedPicture)
@@ -65,8 +74,8 @@ def test_pictures_of_several_sizes_are_judged_in_one_call() -> None:
         assert outcome.verdict.probabilities == pytest.approx(expected, abs=1e-4)
 
 
-def test_pictures_that_are_missing_or_unreadable_fail_alone() -> None:
-    first, missing, junk, last = judged(ToyJudge(), png(1), FileNotFoundError("1.png"), b"junk", png(2))
+def test_pictures_that_are_missing_or_unreadable_fail_alone(tmp_path: Path) -> None:
+    first, missing, junk, last = judged(tmp_path, ToyJudge(), png(1), None, b"junk", png(2))
     assert isinstance(first, FinishedPicture)
     assert isinstance(last, FinishedPicture)
     assert missing == Failed(picture(1), "LookupError: the uploaded picture is no longer stored")
@@ -74,30 +83,30 @@ def test_pictures_that_are_missing_or_unreadable_fail_alone() -> None:
     assert junk.reason.startswith("UnidentifiedImageError: ")
 
 
-def test_a_picture_that_cannot_be_judged_fails_alone() -> None:
+def test_a_picture_that_cannot_be_judged_fails_alone(tmp_path: Path) -> None:
     judge = PickyJudge()
-    first, red, last = judged(judge, png(1), png(255), png(2))
+    first, red, last = judged(tmp_path, judge, png(1), png(255), png(2))
     assert red == Failed(picture(1), "RuntimeError: too red")
     assert isinstance(first, FinishedPicture)
     assert isinstance(last, FinishedPicture)
     assert judge.calls == 4  # all together, then each alone
-    (failed,) = judge_uploaded(judge, [(picture(0, labels=["pink cube"]), png(1))], CPU)
+    (failed,) = judged(tmp_path, judge, png(1), labels=["pink cube"])
     assert isinstance(failed, Failed)
     assert "pink cube" in failed.reason
 
 
-def test_a_failed_device_is_blamed_on_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failed_device_is_blamed_on_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     judge = PickyJudge()
     judge.error = torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
-    monkeypatch.setattr("service.worker.uploaded.lost", lambda error, device: error is judge.error)
+    monkeypatch.setattr("service.worker.judge.lost", lambda error, device: error is judge.error)
     with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
-        judged(judge, png(1), png(255))
+        judged(tmp_path, judge, png(1), png(255))
 
 
-def test_without_pictures_there_is_nothing_to_judge() -> None:
+def test_without_pictures_there_is_nothing_to_judge(tmp_path: Path) -> None:
     judge = ToyJudge()
-    assert judged(judge) == []
-    assert [type(outcome) for outcome in judged(judge, FileNotFoundError())] == [Failed]
+    assert judged(tmp_path, judge) == []
+    assert [type(outcome) for outcome in judged(tmp_path, judge, None)] == [Failed]
     assert judge.calls == 0
 
 
@@ -143,7 +152,7 @@ def test_an_upload_that_cannot_be_read_for_now_is_read_again(
             raise OSError("storage is away")
         return read(job_id, name)
 
-    monkeypatch.setattr("service.worker.models.READ_AGAIN_S", 0.01)
+    monkeypatch.setattr("service.worker.judge.READ_AGAIN_S", 0.01)
     monkeypatch.setattr(files, "read", failing)
     run_until(runner, lambda: min(failed.count(late.id), failed.count(cancelled.id)) > 2)
     store.cancel(cancelled.id)
@@ -160,7 +169,7 @@ def test_uploads_that_a_dead_worker_claimed_are_judged_by_another(
 ) -> None:
     job = create_upload(runner, 3)
     with monkeypatch.context() as patch:
-        patch.setattr("service.worker.models.judge_uploaded", die)
+        patch.setattr(Uploads, "_judge", die)
         with pytest.raises(Death):
             run(runner, job.id)
     (evaluator,) = [loaded for loaded in runner.models if loaded.digest == job.digest]
@@ -174,15 +183,15 @@ def test_an_upload_that_kills_workers_is_tried_alone_and_fails_only_its_job(
 ) -> None:
     quick = settings.model_copy(update={"lease_s": 0.2})
     bad, good = create_upload(runner, 1), create_upload(runner, 2)
-    batches, deaths = list[list[str]](), 0
+    batches, deaths, judged = list[list[str]](), 0, Uploads._judge
 
-    def judge(judge: ToyJudge, pairs: list[tuple[Picture, bytes]], device: torch.device) -> list[Outcome]:
-        batches.append([one.job for one, _ in pairs])
+    def judge(uploads: Uploads, found: Sequence[tuple[Picture, Tensor]]) -> list[Outcome]:
+        batches.append([one.job for one, _ in found])
         if bad.id in batches[-1]:
             raise Death
-        return judge_uploaded(judge, pairs, device)
+        return judged(uploads, found)
 
-    monkeypatch.setattr("service.worker.models.judge_uploaded", judge)
+    monkeypatch.setattr(Uploads, "_judge", judge)
     while store.ended([bad.id, good.id]) != {bad.id, good.id}:
         try:
             run(Runner(connection, quick, f"w{deaths}"), bad.id, good.id)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from service.contract.recipe import MadeWith, of_picture
 from service.contract.records import Picture, Point, Verdict
-from service.worker.verdicts import judge_pictures
+from service.worker.judge import judge_pictures
 from shared.options import SamplingOptions
 from shared.vocabulary import Vocabulary
 

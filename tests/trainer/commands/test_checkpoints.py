@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from service.contract.records import Picture
-from service.worker.verdicts import judge_pictures
+from service.worker.judge import judge_pictures
 from shared.checkpoint import load, publish, read_info, verify
 from shared.diffusion.candidates import LOG_SNRS
 from shared.diffusion.denoise import sample

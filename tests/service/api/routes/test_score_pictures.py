@@ -26,9 +26,11 @@ from service.store.connection import text
 from service.store.creation import JobCreator
 from service.store.doorbell import ModelName
 from service.store.jobs import JobStore
-from service.worker.models import LoadedEvaluator
+from service.worker.judge import Uploads
 from service.worker.runner import Runner
+from shared.checkpoint import read_info
 from shared.pictures import marked_grid, read_png, to_images
+from shared.registry import resolve
 from tests.conftest import api_server, client_of, running
 from tests.service.api.answers import nothing_is_queued, problem
 from tests.service.api.uploads.zips import GOOD, LISTS, TEST_FILE, png, without, zipped
@@ -126,8 +128,8 @@ def test_pictures_of_any_size_are_judged_as_the_evaluator_judges_them(client: ht
     pngs = [png(i, size=(40, 24)) for i in range(3)]
     result = send(client, zipped({f"{i}.png": one for i, one in enumerate(pngs)})).json()["result"]
     images = to_images(np.stack([read_png(one) for one in pngs]))
-    expected = working.models.judge.probabilities(images)
-    names = working.models.judge.vocabulary.names
+    (judge,) = working.models._judges.values()
+    expected, names = judge.probabilities(images), judge.vocabulary.names
     for picture, probabilities in zip(result["pictures"], expected.tolist(), strict=True):
         for label, p in picture["scores"].items():
             assert p == pytest.approx(probabilities[names.index(label)], abs=1e-5)
@@ -154,14 +156,13 @@ def test_jobs_of_several_sizes_share_a_batch(client: httpx.Client, alive: JobSto
 def test_a_model_stays_loaded_beside_the_evaluator(connection: Redis, settings: Settings) -> None:
     runner = Runner(connection, settings.model_copy(update={"loaded_models": 1}), "w")
     toy = runner.models.load()
-    info = runner.models.judge.info
-    assert info is not None
+    info = read_info(resolve(settings.storage, None, "evaluator"))
     runner.models.want(ModelName(name=info.name, digest=info.digest, is_evaluator=True))
     while (judge := runner.models.get(info.digest)) is None:
         assert runner.models.follow() == []
     assert list(runner.models) == [toy, judge]
-    assert isinstance(judge, LoadedEvaluator)
-    assert judge.judge is runner.models.judge
+    assert isinstance(judge.engine, Uploads)
+    assert [judge.engine.judge] == list(runner.models._judges.values())  # that of the model
     runner.models._unload()
     assert list(runner.models) == [toy, judge]
 

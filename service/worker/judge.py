@@ -1,0 +1,181 @@
+"""Judges pictures: which labels the evaluator finds in each, and how far objects are from the places asked for.
+
+`Uploads` judges pictures that clients have sent, as `engine.py` samples others. Knows no Redis.
+"""
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future, wait
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from service import pictures
+from service.contract.records import FinishedPicture, Picture, Verdict
+from service.pictures import PictureFiles
+from service.storage_threads import StorageThreads
+from service.telemetry.logs import get_logger
+from shared.device import lost
+from shared.evaluator import Judge, as_input, score_pictures
+from shared.options import THRESHOLD
+from shared.pictures import read_png, to_images
+
+log = get_logger(__name__)
+
+JUDGED_TOGETHER = 32  # uploaded pictures of any jobs
+READ_WAIT_S = 0.02  # for uploaded pictures, before others get their turn
+READ_AGAIN_S = 1.0  # an uploaded picture, while storage fails
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A picture that cannot be sampled or judged, and why."""
+
+    picture: Picture
+    reason: str
+
+
+Outcome = FinishedPicture | Failed
+Key = tuple[str, int]
+Distances = tuple[float | None, ...]
+
+
+def judge_pictures(judge: Judge, pictures: Sequence[Picture], images: Tensor) -> list[Verdict]:
+    """Return the verdicts on finished images (N, 3, H, W) of as many pictures."""
+    names = judge.vocabulary.names
+    probabilities = judge.probabilities(images)  # (N, K)
+    targets = torch.tensor([judge.vocabulary.multi_hot(picture.labels) for picture in pictures])
+    scores = score_pictures(probabilities, targets)
+    distances = _distances(judge, pictures, images, probabilities)
+    return [
+        Verdict(
+            index=picture.index,
+            labels=picture.labels,
+            seed=picture.seed,
+            accuracy=score.accuracy,
+            f1=score.f1,
+            exact=score.exact,
+            probabilities=dict(zip(names, row.tolist(), strict=True)),
+            distances=distances.get(i),
+        )
+        for i, (picture, row, score) in enumerate(zip(pictures, probabilities, scores, strict=True))
+    ]
+
+
+def _distances(
+    judge: Judge, pictures: Sequence[Picture], images: Tensor, probabilities: Tensor
+) -> dict[int, Distances]:
+    """Return the distances of the pictures that have a layout, by their position among `pictures`.
+
+    Empty if the evaluator finds no positions.
+    """
+    placed = [i for i, picture in enumerate(pictures) if picture.layout is not None]
+    positions = judge.positions(images[placed]) if placed else None  # (n, K, 2)
+    if positions is None:
+        return {}
+    height, width = images.shape[-2:]
+    found = probabilities[placed] > THRESHOLD
+    return {
+        i: _distances_of(judge, pictures[i], at, there, height / width)
+        for i, at, there in zip(placed, positions, found, strict=True)
+    }
+
+
+def _distances_of(judge: Judge, picture: Picture, positions: Tensor, there: Tensor, aspect: float) -> Distances:
+    """Return how far each label's object is from its place, in widths of the picture; None if it is not found.
+
+    positions (K, 2): fractions of width and height. there (K,): whether the object is found. aspect: height over width.
+    """
+    assert picture.layout is not None
+    away: list[float | None] = []
+    for index, point in zip(judge.vocabulary.encode(picture.labels), picture.layout, strict=True):
+        x, y = positions[index].tolist()
+        away.append(math.hypot(x - point.x, (y - point.y) * aspect) if there[index] else None)
+    return tuple(away)
+
+
+class Uploads:
+    """Uploaded pictures of one evaluator: they are read from storage in threads, and judged together.
+
+    It has the methods of an `Engine`. Pictures are judged before others are claimed.
+    """
+
+    max_pictures, late_pictures = JUDGED_TOGETHER, 0
+
+    def __init__(self, judge: Judge, files: PictureFiles, device: torch.device) -> None:
+        self.judge, self.files, self.device = judge, files, device
+        self.judged_at = 0.0, 0.0  # begin and end of the last judging, in seconds since 1970
+        self._threads = StorageThreads()
+        self._reads: dict[Key, tuple[Picture, Future[NDArray[np.uint8]]]] = {}
+
+    @property
+    def room(self) -> int:
+        return 0 if self._reads else self.max_pictures
+
+    def admit(self, pictures: Sequence[Picture]) -> None:
+        for picture in pictures:
+            self._reads[picture.key] = picture, self._threads.submit(partial(self._read, picture))
+
+    def drop(self, unwanted: Callable[[Picture], bool]) -> None:
+        self._reads = {key: read for key, read in self._reads.items() if not unwanted(read[0])}
+
+    def _read(self, picture: Picture) -> NDArray[np.uint8]:
+        """Return a picture's pixels (H, W, 3). Tries again while storage fails and somebody waits for it.
+
+        No torch here: a thread that is in torch while Python ends would abort the process.
+        """
+        while True:
+            try:
+                png = self.files.read(picture.job, pictures.picture(picture.index))
+            except FileNotFoundError as error:
+                raise LookupError("the uploaded picture is no longer stored") from error
+            except OSError as error:
+                log.warning("uploaded picture cannot be read; retrying", job_id=picture.job, reason=str(error))
+                time.sleep(READ_AGAIN_S)
+                if picture.key not in self._reads:
+                    raise
+            else:
+                return read_png(png)
+
+    def step(self) -> list[Outcome]:
+        """Judge the pictures that have been read. Raises an error only if the device itself has failed."""
+        wait([read for _, read in self._reads.values()], READ_WAIT_S)
+        found, outcomes = list[tuple[Picture, Tensor]](), list[Outcome]()
+        for picture, read in [one for one in self._reads.values() if one[1].done()]:
+            del self._reads[picture.key]
+            try:
+                found.append((picture, as_input(to_images(np.stack([read.result()])))[0]))
+            except Exception as error:
+                log.error("uploaded picture cannot be read", job_id=picture.job, picture=picture.index, exc_info=error)
+                outcomes.append(Failed(picture, reason_of(error)))
+        begun_at = time.time()
+        outcomes += self._judge(found)
+        self.judged_at = begun_at, time.time()
+        return outcomes
+
+    def _judge(self, uploads: Sequence[tuple[Picture, Tensor]]) -> list[Outcome]:
+        """Judge pictures together; one that cannot be judged fails alone."""
+        if not uploads:
+            return []
+        pictures, images = [picture for picture, _ in uploads], torch.stack([image for _, image in uploads])
+        try:
+            verdicts = judge_pictures(self.judge, pictures, images)
+        except Exception as error:
+            if lost(error, self.device):
+                raise
+            if len(uploads) > 1:
+                log.warning("judging failed; the pictures are judged one at a time", exc_info=error)
+                return [outcome for one in uploads for outcome in self._judge([one])]
+            (picture,) = pictures
+            log.error("uploaded picture cannot be judged", job_id=picture.job, picture=picture.index, exc_info=error)
+            return [Failed(picture, reason_of(error))]
+        return [FinishedPicture(picture, verdict, png=b"") for picture, verdict in zip(pictures, verdicts, strict=True)]
+
+
+def reason_of(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
