@@ -104,7 +104,7 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
 
 
 def _is_routed(request: Request, method: str) -> bool:
-    method = "GET" if method == "HEAD" else method  # `access/head_requests.py`
+    method = "GET" if method == "HEAD" else method  # `access/guard.py`
     scope = {**request.scope, "method": method}
     return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
 
