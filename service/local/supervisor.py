@@ -68,12 +68,11 @@ def worker_environments(workers: int | None, device: str) -> list[dict[str, str]
 
 
 def count_gpus() -> int:
-    """Return how many GPUs torch sees. It is imported only where a driver is: that takes a second."""
+    """Return how many GPUs torch sees. A process asks it, only where a driver is: torch takes a second to import."""
     if not any(Path(driver).exists() for driver in GPU_DRIVERS):
         return 0
-    import torch
-
-    return torch.cuda.device_count()
+    line = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    return int(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
 
 
 class Supervisor:

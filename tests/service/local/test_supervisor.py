@@ -54,7 +54,8 @@ def test_workers_share_gpus_or_cores(
 
 
 def test_gpus_are_counted_where_a_driver_is(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr("torch.cuda.device_count", lambda: 3)
+    (tmp_path / "torch.py").write_text("class cuda:\n    device_count = lambda: 3\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     monkeypatch.setattr(supervisor, "GPU_DRIVERS", [str(tmp_path / "none")])
     assert supervisor.count_gpus() == 0
     monkeypatch.setattr(supervisor, "GPU_DRIVERS", [str(tmp_path / "none"), str(tmp_path)])
