@@ -256,10 +256,10 @@ def test_the_list_has_cards_and_problems(client: httpx.Client, folder: Path) -> 
     (folder / "b.md").write_text("# b")
     assert [model["card"] for model in models().values()] == ["now \ufffd otherwise", "# b"]
     (folder / "a.md").unlink()
-    write_card(folder, "a", log=folder / "short.jsonl", scores=[], machine="m", commands=[], notes=["Faultless."])
+    write_card(folder, "a", log=folder / "short.jsonl", command="trainer train denoiser")
     assert (folder / "a.md").read_text().startswith("---\n")  # for the Hugging Face Hub
     assert str(models()["a"]["card"]).startswith("# a\n")
-    assert "Faultless." in str(models()["a"]["card"])
+    assert "trainer train denoiser" in str(models()["a"]["card"])
     publish_toy_denoiser(folder, "a", 9)
     assert models()["a"]["card"] is None
     (folder / "a.md").unlink()
