@@ -203,7 +203,7 @@ def test_the_command_refuses_bad_arguments(command: Command, tmp_path: Path) -> 
     common += ["--run", tmp_path / "run", *SET]
     refused(command(*common, "--base", "toy"), "say how long")
     useless = command(*common, "--base", "toy", "--steps", 1, "--set", "loss_weight=edm")
-    refused(useless, "loss_weight: unknown; did you mean patch_weight")
+    refused(useless, "loss_weight: unknown; did you mean octave_weight")
     refused(command(*common, "--base", "nobody", "--steps", 1), "nobody: no such denoiser")
     refused(command(*common, "--base", "toy", "--steps", 1, "--size", "30x24"), "must be a multiple of the block, 4")
     publish_toy_upsampler(storage, "large", read_info(storage / "toy.safetensors"))
@@ -225,9 +225,9 @@ def test_only_the_first_of_several_processes_publishes(
     data, storage = write_folder(tmp_path / "data"), tmp_path / "models"
     publish_toys(storage)
     monkeypatch.setattr("trainer.commands.terminal.MAIN_PROCESS", False)
-    upsample = ["train", "upsampler", "--base", "toy", "--run", tmp_path / "train", "upsampler", *SET]
-    distill = ["train", "distilled", "--teacher", "toy", "--trajectories", 1, "--run", tmp_path / "train"]
-    distill += ["distilled", "--set", "batch=4"]
+    upsample = ["train", "upsampler", "--base", "toy", "--run", tmp_path / "upsampler", *SET]
+    distill = ["train", "distilled", "--teacher", "toy", "--trajectories", 1, "--run", tmp_path / "distilled"]
+    distill += ["--set", "batch=4"]
     for one in (upsample, distill):
         code, _, err = command(*one, "--data", data, "--storage", storage, "--name", "new", "--steps", 1)
         assert code == 0, err
