@@ -1,7 +1,7 @@
 """Experiment trackers beside a run's own log and TensorBoard: Weights & Biases, MLflow and Trackio.
 
-Each is a package of its own, and finds its server and key as its own documentation says. A run that resumes goes on in
-the same run of the tracker, whose id is kept in the run's folder.
+None is a dependency, since their pins would hold others back. Each finds its server and key as its own documentation
+says. A run that resumes goes on in the same run of the tracker, whose id is kept in the run's folder.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 def check_tracker(name: TrackerName | None) -> None:
     """Raise TrainerError if the tracker's package is not installed."""
     if name is not None and importlib.util.find_spec(name) is None:
-        raise TrainerError(f"--tracker {name} needs its package: pip install 'labelgrid[{name}]'")
+        raise TrainerError(f"--tracker {name} needs its package: pip install {name}")
 
 
 @contextmanager

@@ -57,5 +57,5 @@ def test_a_layout_network_of_another_version_is_refused_with_what_to_do(tmp_path
     publish(
         tmp_path, "older", tensors, kind="denoiser", vocabulary=info.vocabulary, config=info.config, training={}
     )  # fmt: skip
-    with pytest.raises(CheckpointError, match="layout network is of another version; `trainer fit-layouts`"):
+    with pytest.raises(CheckpointError, match="layout network is of another version; `trainer train layouts`"):
         load_denoiser(tmp_path / "older.safetensors")

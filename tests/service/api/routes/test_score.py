@@ -57,10 +57,16 @@ def test_score_gives_what_the_trainer_gives(client: httpx.Client, working: Runne
     assert result["repeats"][result["best"]]["seed"] == best(runs).seed
 
 
-def test_reading_a_score_reads_the_verdicts_of_the_best_repeat_only(client: httpx.Client, working: Runner) -> None:
-    job = client.post("/score/conditions", json={"conditions": LISTS, "repeats": 3, "seed": 5, "steps": 3}).json()
-    first = job["result"]["best"] * len(LISTS)
-    others = {str(i): "no verdict" for i in range(3 * len(LISTS)) if not first <= i < first + len(LISTS)}
+def test_reading_a_score_reads_the_verdicts_of_its_best_repeat_and_worst_pictures_only(
+    client: httpx.Client, working: Runner
+) -> None:
+    """Of thirty pictures of noise none is as asked, and twenty are the worst."""
+    job = client.post("/score/conditions", json={"conditions": LISTS, "repeats": 15, "seed": 5, "steps": 1}).json()
+    shown = {picture["url"] for picture in job["result"]["pictures"] + job["result"]["worst"]}
+    assert len(job["result"]["worst"]) == 20
+    every = {i: f"/jobs/{job['id']}/images/{i}.png" for i in range(15 * len(LISTS))}
+    others = {str(i): "no verdict" for i, url in every.items() if url not in shown}
+    assert others
     working.store.connection.hset(keys.verdicts(job["id"]), mapping=others)
     assert client.get(f"/jobs/{job['id']}").json() == job
 
