@@ -79,7 +79,7 @@ def publish_toy_adapter(storage: Location, name: str, base: CheckpointInfo) -> C
 
 def publish_toy_upsampler(storage: Location, name: str, base: CheckpointInfo) -> CheckpointInfo:
     """Publish an adapter whose upsampler, of random weights, enlarges `base`'s pictures to 32x24."""
-    own = UpsamplerConfig(picture=(32, 24), channels=8, blocks=1)
+    own = UpsamplerConfig(picture=(32, 24), channels=8, dilations=(1,), hidden=16)
     network = UpsamplerNet(own)
     _randomize(network, 0, std=0.05)
     added = {"base": {"name": base.name, "digest": base.digest}, "picture": [32, 24]}

@@ -39,7 +39,13 @@ trainer train denoiser --data "$at/data/iclevr" --data "$at/data/many" --held-ou
 trainer configure iclevr-64 --sampler dpmpp_2m --steps 5 --spacing logsnr --guidance 1.4 --interval 0.1 0.5
 trainer train distilled --data "$at/data/iclevr" --name iclevr-64-1step --run "$at/runs/distill" \
   --teacher iclevr-64 --guidance 1 --sampling-steps 1 --teacher-steps 4 --set warmup_steps=30 $trajectories
-trainer train upsampler --data "$at/data/full" --base iclevr-64 --name iclevr-320x240 --run "$at/runs/upsampler" $enlarge
+upsample() { # RUN OPTIONS...
+  run="$at/runs/$1"
+  shift
+  trainer train upsampler --data "$at/data/full" --base iclevr-64 --name iclevr-320x240 --run "$run" $enlarge "$@"
+}
+upsample pixels --set adversarial=0
+upsample upsampler --start-from iclevr-320x240
 trainer promote iclevr-resnet18
 trainer promote iclevr-320x240
 trainer score "$at/data/heldout64/test.json"

@@ -70,9 +70,12 @@ class Conv(nn.Module):
     own kernel for it rounds differently for one row and for many on some CPUs.
     """
 
-    def __init__(self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1, *, zero: bool = False) -> None:
+    def __init__(
+        self, c_in: int, c_out: int, kernel: int = 3, stride: int = 1, *, dilation: int = 1, zero: bool = False
+    ) -> None:
         super().__init__()
-        self.shape, self.stride, self.padding = (c_out, kernel, kernel, c_in), stride, (kernel - stride + 1) // 2
+        self.shape, self.stride, self.dilation = (c_out, kernel, kernel, c_in), stride, dilation
+        self.padding = dilation * ((kernel - stride + 1) // 2)
         fan_in = kernel * kernel * c_in
         weight = torch.zeros(c_out, fan_in) if zero else initial_weights(c_out, fan_in, std=fan_in**-0.5)
         self.weight = nn.Parameter(weight)
@@ -83,7 +86,7 @@ class Conv(nn.Module):
         out, kernel = self.shape[:2]
         if is_tracing() and self.stride == kernel > 1:
             return F.conv2d(F.pixel_unshuffle(x, kernel), weight.reshape(out, -1, 1, 1), self.bias)
-        return F.conv2d(x, weight, self.bias, self.stride, self.padding)
+        return F.conv2d(x, weight, self.bias, self.stride, self.padding, self.dilation)
 
 
 class ChannelNorm(nn.Module):

@@ -1,12 +1,14 @@
-"""Enlarges a finished picture in one pass: bicubic interpolation plus what a small network adds to it.
+"""Enlarges a finished picture in one pass: paints each block of pixels from what a small network sees around it.
 
-A one-step form of cascaded diffusion's super-resolution stage (Ho et al. 2022): a regression, so it draws no noise and
-the sampled picture alone decides the result. Knows no labels, no steps and no sizes but those of its configuration.
+A one-step form of cascaded diffusion's super-resolution stage (Ho et al. 2022). It draws no noise, so the sampled
+picture alone decides the result. Knows no labels, no steps and no sizes but those of its configuration.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from pydantic import ConfigDict
@@ -15,6 +17,9 @@ from torch.nn import functional as F
 
 from shared.diffusion.unet import Conv
 from shared.options import Count, Natural, NoOtherFields
+
+# Blocks around what is enlarged, computed and dropped: beyond them are zeros, which a picture does not end in
+MARGIN: Final = 2
 
 
 class UpsamplerConfig(NoOtherFields):
@@ -25,8 +30,10 @@ class UpsamplerConfig(NoOtherFields):
     picture: tuple[Count, Count]  # width and height of the finished picture
     image_channels: Count = 3
     block: Count = 4  # side in pixels of the block of the finished picture that becomes one position
-    channels: Count = 48
-    blocks: Natural = 4
+    channels: Count = 64
+    dilations: tuple[Count, ...] = (1, 2, 4, 1)  # of the residual blocks, each of which sees so much farther
+    hidden: Count = 192  # channels before the last layer
+    colours: Natural = 3  # that each block has besides the interpolated picture
 
     def model_post_init(self, _: object) -> None:
         if any(side % self.block for side in self.picture):
@@ -36,9 +43,10 @@ class UpsamplerConfig(NoOtherFields):
 class PlainBlock(nn.Module):
     """Conv, ReLU, conv, and the sum with the input: EDSR's block, without norm (Lim et al. 2017, sec. 3.1)."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, dilation: int) -> None:
         super().__init__()
-        self.conv1, self.conv2 = Conv(channels, channels), Conv(channels, channels, zero=True)
+        self.conv1 = Conv(channels, channels, dilation=dilation)
+        self.conv2 = Conv(channels, channels, zero=True)
 
     def forward(self, x: Tensor) -> Tensor:
         out: Tensor = x + self.conv2(F.relu(self.conv1(x)))
@@ -65,10 +73,25 @@ def crop(pictures: Tensor, corners: Tensor, side: int) -> Tensor:
     return torch.stack([one[:, y : y + side, x : x + side] for one, places in pairs for y, x in places])
 
 
+def phases(size: Sequence[int], small: Sequence[int], block: int) -> Tensor:
+    """Return where the centre of each block lies between two pixels of the small picture: (1, 4, rows, columns).
+
+    Sine and cosine of its row, and of its column. A margin surrounds the picture.
+    """
+    rows, columns = (
+        2 * math.pi * (torch.arange(-MARGIN, whole // block + MARGIN) + 0.5) * (block * pixels / whole)
+        for whole, pixels in zip(size, small, strict=True)
+    )
+    waves = torch.meshgrid(rows, columns, indexing="ij")
+    return torch.stack([wave(angles) for angles in waves for wave in (torch.sin, torch.cos)])[None]
+
+
 class UpsamplerNet(nn.Module):
     """Pictures (N, C, h, w) float32 in about [-1, 1] of any size -> (N, C, H, W) float32.
 
     Works on blocks of pixels of the interpolated picture, since few positions with many channels are fast on a CPU.
+    A pixel is a mixture of the interpolated one and of its block's colours, plus some detail: the softmax of the
+    mixture draws sharp edges between even colours.
     """
 
     def __init__(self, config: UpsamplerConfig) -> None:
@@ -76,17 +99,36 @@ class UpsamplerNet(nn.Module):
         self.config = config
         width, height = config.picture
         self.picture_shape = (config.image_channels, height, width)
-        pixels = config.image_channels * config.block**2
+        area, pixels = config.block**2, config.image_channels * config.block**2
+        self.parts = [area * (1 + config.colours), config.image_channels * config.colours, pixels]
         self.enlarge: nn.Module = Enlarge((height, width))
-        self.stem = Conv(pixels, config.channels)
-        self.blocks = nn.Sequential(*(PlainBlock(config.channels) for _ in range(config.blocks)))
-        self.head = Conv(config.channels, pixels, zero=True)
+        self.stem, self.where = Conv(pixels, config.channels), Conv(4, config.channels, 1)
+        self.blocks = nn.Sequential(*(PlainBlock(config.channels, dilation) for dilation in config.dilations))
+        self.widen, self.head = Conv(config.channels, config.hidden, 1), Conv(config.hidden, sum(self.parts), 1)
 
     def forward(self, x: Tensor, corners: Tensor | None = None, side: int = 0) -> Tensor:
         """Enlarge x. For training, only squares of `side` blocks, as `crop` does; corners (N, k, 2) count blocks."""
-        enlarged: Tensor = self.enlarge(x)
+        block = self.config.block
+        enlarged = F.pad(self.enlarge(x), [MARGIN * block] * 4, mode="replicate")
+        small = int(x.shape[-2]), int(x.shape[-1])  # a constant where the network is traced
+        where = self.where(phases(self.picture_shape[1:], small, block).to(x.device))
         if corners is not None:
-            enlarged = crop(enlarged, corners * self.config.block, side * self.config.block)
-        h = F.pixel_unshuffle(enlarged, self.config.block)
-        h = self.head(self.blocks(self.stem(h.contiguous(memory_format=torch.channels_last))))
-        return enlarged + F.pixel_shuffle(h.float(), self.config.block)
+            enlarged = crop(enlarged, corners * block, (side + 2 * MARGIN) * block)
+            where = crop(where.expand(len(x), -1, -1, -1), corners, side + 2 * MARGIN)
+        pixels = F.pixel_unshuffle(enlarged, block)
+        h = self.blocks(self.stem(pixels.contiguous(memory_format=torch.channels_last)) + where)
+        pixels, h = (one[..., MARGIN:-MARGIN, MARGIN:-MARGIN] for one in (pixels, h))
+        return F.pixel_shuffle(self._painted(pixels, self.head(F.relu(self.widen(h))).float()), block)
+
+    def _painted(self, pixels: Tensor, h: Tensor) -> Tensor:
+        """Return blocks of pixels (N, C area, rows, columns) from the interpolated ones, as the last layer says."""
+        channels = self.config.image_channels
+        logits, colours, detail = torch.split(h, self.parts, 1)
+        N, _, rows, columns = pixels.shape
+        shares = logits.reshape(N, 1 + self.config.colours, 1, -1, rows, columns).softmax(1)
+        pixels = pixels.reshape(N, channels, -1, rows, columns)
+        colours = (
+            colours.reshape(N, self.config.colours, channels, 1, rows, columns) + pixels.mean(2, keepdim=True)[:, None]
+        )
+        mixed = shares[:, 0] * pixels + (shares[:, 1:] * colours).sum(1)
+        return mixed.reshape(detail.shape) + detail

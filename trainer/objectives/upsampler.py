@@ -13,6 +13,7 @@ from shared.checkpoint import CheckpointInfo
 from shared.diffusion.upsampler import UpsamplerConfig
 from shared.storage import Location
 from trainer.runs import Run
+from trainer.stages.adversary import Adversaries
 from trainer.stages.upsample import Upsampling, measure, publish_upsampler
 
 
@@ -40,4 +41,5 @@ class Upsampler:
         return {**figures, "held_out_loss": figures["l1"]}
 
     def publish(self, network: nn.Module, storage: Location, name: str, training: dict[str, Any]) -> Location:
-        return publish_upsampler(self.network, network.state_dict(), self.base, storage, name, training)
+        assert isinstance(network, Adversaries)
+        return publish_upsampler(self.network, network.upsampler.state_dict(), self.base, storage, name, training)

@@ -1,7 +1,7 @@
 """Trains an upsampler on pairs of a picture and its squeezed copy, and publishes it as an adapter of a denoiser.
 
 The denoiser's own weights stay as they are. Conditioning augmentation (Ho et al. 2022, sec. 4) makes the squeezed
-copies resemble what the denoiser samples: many of them are noised and go through its own last sampling steps.
+copies resemble what the denoiser samples: many of them are noised and sampled anew, from any of its steps.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from shared.checkpoint import CheckpointInfo, base_of, load, publish, read_info
 from shared.device import autocast_dtype
@@ -25,14 +26,14 @@ from shared.options import Count, Natural
 from shared.pictures import grid
 from shared.registry import resolve
 from shared.storage import Location
-from trainer.config import RunConfig, Share
+from trainer.config import Positive, RunConfig, Share
 from trainer.data import Dataset, check_labelled, in_vocabulary, to_float
 from trainer.errors import TrainerError
 from trainer.full_size import Pictures, as_tensor
 from trainer.loss import finite
 from trainer.runs import Run, log_samples
+from trainer.stages.adversary import Adversaries
 from trainer.stages.octaves import octave_power
-from trainer.stages.patches import random_directions, sliced_distance
 
 Weight = Annotated[float, Field(ge=0)]
 # As a folder's pictures are read (`data.py`), and as `trainer render --size` writes them
@@ -46,16 +47,19 @@ class UpsampleConfig(RunConfig):
 
     network: dict[str, Any] = Field(default_factory=dict)
     batch: Count = 4
-    optimizer: Literal["auto", "adamw", "muon"] = "auto"
-    warmup_steps: Natural = 50
-    cooldown: Share = 0.4
-    crop: Annotated[int, Field(ge=4)] = 24  # side, in blocks, of the squares that are compared
+    optimizer: Literal["auto", "adamw", "muon"] = "adamw"
+    lr: Positive = 1e-3
+    betas: tuple[Share, Share] = (0.5, 0.99)  # a short memory, since the discriminator changes
+    warmup_steps: Natural = 100
+    cooldown: Share = 0.3
+    clip_norm: Positive | None = None  # one for both networks would be the discriminator's
+    crop: Annotated[int, Field(ge=4)] = 16  # side, in blocks, of the squares that are compared
     squares: Count = 4  # of each picture
-    denoised: Share = 0.85  # share of inputs that are noised, and sampled from there
-    noisiest: Share = 0.55  # of T: the most noise that they are sampled from
-    noise: Weight = 0.02  # largest standard deviation of the noise on other inputs
-    octave_weight: Weight = 0.02  # of the error of the power in each octave, a logarithm
-    patch_weight: Weight = 10.0  # of the distance between the patches of the same windows (`patches.py`)
+    denoised: Share = 0.65  # share of inputs that are noised, and sampled from there
+    noisiest: Share = 1.0  # of T: the most noise that they are sampled from
+    noise: Weight = 0.01  # largest standard deviation of the noise on other inputs
+    adversarial: Weight = 1.0  # of the adversarial loss's gradient, relative to that of the pixel loss
+    levels: Weight = 1.5  # of 256: deviation of the noise that hides finer grain from the discriminator
 
 
 class Upsampling:
@@ -79,6 +83,7 @@ class Upsampling:
         self.starts = [k for k, t in enumerate(timesteps) if t <= config.noisiest * len(base.alpha_bar)]
         if not self.starts:
             raise TrainerError(f"{base.info.name} has no sampling step below noisiest={config.noisiest} of T")
+        self.left = torch.tensor([float(base.alpha_bar[t]) for t in timesteps])  # of a picture, by step
         self.labels = dataset.labels
         if base.layouts is not None:
             if dataset.positions is None:
@@ -90,13 +95,14 @@ class Upsampling:
 
     def draw(self, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
         """Draw inputs (squeezed pictures, labels, noise, its level, whether to denoise), the squares that are compared
-        (their corners and pixels), and the directions in which their patches are.
+        (their corners and pixels), and noise for the discriminator.
         """
-        B = len(index)
+        B, side = len(index), self.config.crop * self.block
         chosen, eps = self.trained[index[share]], torch.randn(B, 3, self.side, self.side, generator=generator)[share]
         level, denoise, resampling = torch.rand(3, B, generator=generator)[:, share]
         places = torch.rand(B, 2 * self.config.squares, 2, generator=generator)[share]
         corners = (places * (torch.tensor(self.places) + 1)).long()
+        blurring = torch.randn(B, self.config.squares, 2, 3, side, side, generator=generator)[share]
         squeezed, found = [], []
         for i, k, own in zip(chosen.tolist(), (resampling * len(SQUEEZES)).long().tolist(), corners, strict=True):
             picture = self.pictures.read(i)
@@ -104,7 +110,7 @@ class Upsampling:
             found.append(self._squares(as_tensor(picture), own))
         conditions = [self.labels[chosen], eps, level, denoise < self.config.denoised]
         compared = [torch.stack(values) for values in zip(*found, strict=True)]
-        return [torch.stack(squeezed), *conditions, *compared, random_directions(B, generator)[share]]
+        return [torch.stack(squeezed), *conditions, *compared, blurring]
 
     def _squeeze(self, picture: Image.Image, resampling: Image.Resampling) -> Tensor:
         return as_tensor(picture.resize((self.side, self.side), resampling))
@@ -116,32 +122,56 @@ class Upsampling:
         best = edges.topk(self.config.squares).indices
         return corners[best], squares[best]
 
-    def degrade(self, x: Tensor, labels: Tensor, eps: Tensor, level: Tensor, denoise: Tensor) -> Tensor:
-        """Return x (B, 3, S, S) with some noise or, where `denoise`, as sampled from a noised copy of it."""
+    def degrade(
+        self, x: Tensor, labels: Tensor, eps: Tensor, level: Tensor, denoise: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Return x (N, 3, S, S) with some noise or, where `denoise`, as sampled from a noised copy of it.
+
+        Also returns how much of x is left in each, (N,): alpha_bar of the copy.
+        """
         x = x + (self.config.noise * level * ~denoise)[:, None, None, None] * eps
-        starts = [self.starts[i] for i in (level * len(self.starts)).long().tolist()]
+        left, again = torch.ones_like(level), denoise.nonzero()[:, 0].tolist()
+        starts = [self.starts[int(level[i] * len(self.starts))] for i in again]
         rows = [
-            self.stepper.noised_row(x[i], eps[i], labels[i], self.options, starts[i])
-            for i in denoise.nonzero()[:, 0].tolist()
+            self.stepper.noised_row(x[i], eps[i], labels[i], self.options, start)
+            for i, start in zip(again, starts, strict=True)
         ]
         take_steps(self.stepper, rows)
         if rows:
             x[denoise] = torch.stack([row.x for row in rows])
-        return x
+            left[denoise] = self.left[starts].to(left)
+        return x, left
 
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
-        squeezed, labels, eps, level, denoise, corners, squares, directions = inputs
-        made = network(self.degrade(to_float(squeezed), labels, eps, level, denoise), corners, self.config.crop)
-        return finite(self.loss(made, to_float(squares.flatten(0, 1)), directions))
+        """Return the sum of both networks' losses."""
+        squeezed, labels, eps, level, denoise, corners, squares, noise = inputs
+        x, left = self.degrade(to_float(squeezed), labels, eps, level, denoise)
+        real = to_float(squares.flatten(0, 1))
+        noise = self.config.levels / 127.5 * noise.flatten(0, 1).movedim(1, 0)
+        made, adversarial, discriminating = network(x, corners, self.config.crop, real, noise)
+        pixels = self.pixel_loss(made, real, x, left, corners)
+        weight = self.config.adversarial * _balance(pixels, adversarial, made)
+        return finite(pixels + weight * adversarial + discriminating)
 
-    def loss(self, made: Tensor, target: Tensor, directions: Tensor) -> Tensor:
-        """Return the mean absolute error, with the errors of the octaves' power and of the patches."""
-        loss = (made - target).abs().mean()
-        if weight := self.config.octave_weight:
-            loss = loss + weight * (octave_power(made) / octave_power(target)).log().abs().mean()
-        if weight := self.config.patch_weight:
-            loss = loss + weight * sliced_distance(made, target, directions.flatten(0, 1))
+    def pixel_loss(self, made: Tensor, real: Tensor, x: Tensor, left: Tensor, corners: Tensor) -> Tensor:
+        """Return the mean absolute error of squares, as far as a picture is `left` in its input.
+
+        Where noise replaced most of it, the original shows another light and other edges than the input. There only
+        mean colours count, against the input's.
+        """
+        left = left.repeat_interleave(corners.shape[1])
+        enlarged = F.interpolate(x, self.pictures.size[::-1], mode="bicubic")
+        enlarged = crop(enlarged, corners * self.block, made.shape[-1])
+        off = F.avg_pool2d(made - enlarged, 2 * self.block).abs().mean((1, 2, 3))
+        loss: Tensor = (left * (made - real).abs().mean((1, 2, 3)) + (1 - left) * off).mean()
         return loss
+
+
+def _balance(one: Tensor, other: Tensor, at: Tensor) -> Tensor:
+    """Return the weight of loss `other` whose gradient has the size of that of `one` (Esser et al. 2021, eq. 7)."""
+    size, of_other = (torch.autograd.grad(loss, at, retain_graph=True)[0].norm() for loss in (one, other))
+    weight: Tensor = size / of_other.clamp(min=1e-12)
+    return weight
 
 
 @torch.inference_mode()
@@ -152,16 +182,13 @@ def measure(
 
     l1: mean absolute error on [-1, 1]. octave_k: power in octave k (`octave_power`) relative to the originals'.
     """
-    chosen = objective.held_out[:MEASURED]
-    originals = [objective.pictures.read(i) for i in chosen.tolist()]
+    assert isinstance(network, Adversaries)
+    chosen = objective.held_out[:MEASURED].tolist()
+    originals = [objective.pictures.read(i) for i in chosen]
     squeezed = torch.stack([objective._squeeze(one, SQUEEZES[k % 2]) for k, one in enumerate(originals)])
-    eps = torch.randn(squeezed.shape, generator=torch.Generator().manual_seed(0))
-    level = torch.arange(len(chosen)) / len(chosen)
-    drawn = (objective.labels[chosen], eps, level, torch.ones_like(level, dtype=torch.bool))
-    x = objective.degrade(to_float(squeezed).to(device), *(value.to(device) for value in drawn))
     dtype = autocast_dtype(device)
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        made = torch.cat([network(one[None]).cpu() for one in x])
+        made = torch.cat([network.upsampler(one[None]).cpu() for one in to_float(squeezed).to(device)])
     target = to_float(torch.stack([as_tensor(one) for one in originals]))
     ratios = octave_power(made) / octave_power(target)
     shown = torch.stack([made[:SHOWN], target[:SHOWN]], 1).flatten(0, 1)
@@ -170,15 +197,15 @@ def measure(
     return figures | {f"octave_{k}": ratio for k, ratio in enumerate(ratios.tolist())}
 
 
-def make_upsampler(base: Denoiser, size: tuple[int, int], config: UpsampleConfig) -> UpsamplerNet:
-    """Return a new upsampler of `base`'s pictures to `size` (width, height): bicubic interpolation, before training.
+def make_upsampler(base: Denoiser, size: tuple[int, int], config: UpsampleConfig) -> Adversaries:
+    """Return a new upsampler of `base`'s pictures to `size` (width, height), with its discriminator.
 
     Raises TrainerError if the denoiser's pictures are not squeezed ones, pydantic.ValidationError for a bad size.
     """
     if base.aspect != 1:
         raise TrainerError(f"{base.info.name} learnt padded pictures; an upsampler needs squeezed ones (fit=squeeze)")
     torch.manual_seed(config.seed)
-    return UpsamplerNet(UpsamplerConfig.model_validate({**config.network, "picture": size}))
+    return Adversaries(UpsamplerNet(UpsamplerConfig.model_validate({**config.network, "picture": size})))
 
 
 def check_base(base: CheckpointInfo) -> None:
@@ -217,11 +244,16 @@ def weights_of(storage: Location, name: str) -> tuple[CheckpointInfo, UpsamplerC
 
 
 def starting_weights(storage: Location, name: str, config: UpsamplerConfig) -> dict[str, Tensor]:
-    """Return the state dict of a published upsampler, to start a run from. TrainerError if its shape is another."""
+    """Return the state dict of a published upsampler with a new discriminator, to start a run from.
+
+    TrainerError if its shape is another.
+    """
     _, found, weights = weights_of(storage, name)
     if found.model_copy(update={"picture": config.picture}) != config:
         raise TrainerError(f"{name} has an upsampler of another shape, {found.model_dump_json()}")
-    return weights
+    started = Adversaries(UpsamplerNet(config))
+    started.upsampler.load_state_dict(weights)
+    return started.state_dict()
 
 
 def move_upsampler(storage: Location, source: str, base: str, name: str) -> Location:

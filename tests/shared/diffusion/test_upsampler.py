@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from shared.checkpoint import CheckpointError, load, publish
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
-from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet, crop
+from shared.diffusion.upsampler import MARGIN, UpsamplerConfig, UpsamplerNet, crop, phases
 from shared.options import SamplingOptions
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toy_upsampler
 
@@ -19,8 +19,10 @@ OPTIONS = SamplingOptions(steps=2, guidance=1.0)
 
 
 def upsampler(**config: object) -> UpsamplerNet:
-    """An upsampler with random weights; a fresh one has zeros in its last layer."""
-    made = UpsamplerNet(UpsamplerConfig(**{"picture": (24, 16), "channels": 8, "blocks": 2, **config}))
+    """An upsampler with random weights in all layers; some of a new one are zero."""
+    made = UpsamplerNet(
+        UpsamplerConfig(**{"picture": (24, 16), "channels": 8, "dilations": (1, 2), "hidden": 16, **config})
+    )
     generator = torch.Generator().manual_seed(0)
     for parameter in made.parameters():
         nn.init.normal_(parameter, std=0.1, generator=generator)
@@ -40,19 +42,52 @@ def test_a_size_that_is_no_multiple_of_the_block_is_refused() -> None:
         UpsamplerConfig(picture=(320, 242))
 
 
-def test_a_new_upsampler_interpolates() -> None:
+def test_without_weights_half_of_a_picture_is_interpolated_and_half_its_blocks_means() -> None:
     x = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(1))
-    new = UpsamplerNet(UpsamplerConfig(picture=(24, 16), channels=8, blocks=2))
-    assert torch.equal(new(x), F.interpolate(x, (16, 24), mode="bicubic"))
+    made = upsampler(picture=(24, 16), colours=1)
+    for parameter in made.parameters():
+        nn.init.zeros_(parameter)
+    enlarged = F.interpolate(x, (16, 24), mode="bicubic")
+    means = F.avg_pool2d(enlarged, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
+    torch.testing.assert_close(made(x), (enlarged + means) / 2)
+
+
+def test_a_block_may_have_an_edge_between_two_colours() -> None:
+    made = upsampler(picture=(4, 4), colours=2)
+    for parameter in made.parameters():
+        nn.init.zeros_(parameter)
+    with torch.no_grad():
+        logits, colours, _ = made.head.bias.split(made.parts)
+        left, right = logits.view(3, 4, 4)[1:]
+        left[:, :3], right[:, 3:] = 100, 100
+        colours.view(2, 3)[:] = torch.tensor([[0.1, 0.2, 0.3], [-0.5, -0.6, -0.7]])
+    row = made(torch.full((1, 3, 2, 2), 0.25))[0, :, 1]
+    torch.testing.assert_close(row[:, 0], torch.tensor([0.35, 0.45, 0.55]))
+    torch.testing.assert_close(row, torch.stack([*[row[:, 0]] * 3, torch.tensor([-0.25, -0.35, -0.45])], 1))
+
+
+def test_blocks_know_their_place_between_the_small_pictures_pixels() -> None:
+    rows, columns = phases((8, 16), (8, 4), 4)[0].unflatten(0, (2, 2))
+    assert rows.shape == columns.shape == (2, 2 + 2 * MARGIN, 4 + 2 * MARGIN)
+    for waves, cosine in ((rows, 1.0), (columns, -1.0)):
+        torch.testing.assert_close(
+            waves, torch.tensor([0.0, cosine])[:, None, None].expand_as(waves), atol=1e-5, rtol=0
+        )
+
+
+def test_at_the_border_of_an_even_picture_it_is_even() -> None:
+    even = upsampler(picture=(32, 24), dilations=(), colours=0)(torch.full((1, 3, 24, 32), 0.5))
+    blocks = even.unfold(2, 4, 4).unfold(3, 4, 4)
+    torch.testing.assert_close(blocks, blocks[:, :, :1, :1].expand_as(blocks))
 
 
 def test_squares_are_those_of_the_whole_picture() -> None:
-    """Without blocks the network sees one position around a square's edge, so the inside is the whole picture's."""
-    made, x = upsampler(picture=(32, 24), blocks=0), torch.randn(2, 3, 16, 16)
+    """Without blocks the network sees one position around each block, and the margin is two."""
+    made, x = upsampler(picture=(32, 24), dilations=()), torch.randn(2, 3, 16, 16)
     whole, squares = made(x), made(x, torch.tensor([[[0, 0]], [[2, 4]]]), 4)
     assert squares.shape == (2, 3, 16, 16)
-    torch.testing.assert_close(squares[0, :, :8, :8], whole[0, :, :8, :8])
-    torch.testing.assert_close(squares[1, :, 8:, 8:], whole[1, :, 16:24, 24:32])
+    torch.testing.assert_close(squares[0], whole[0, :, :16, :16])
+    torch.testing.assert_close(squares[1], whole[1, :, 8:24, 16:32])
     pixels = torch.arange(24.0).view(1, 1, 4, 6)
     two = crop(pixels, torch.tensor([[[1, 2], [0, 4]]]), 2)
     assert two.tolist() == [[[[8, 9], [14, 15]]], [[[4, 5], [10, 11]]]]

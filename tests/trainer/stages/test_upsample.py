@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.nn import functional as F
+from torch import Tensor
 
 from shared.checkpoint import load, read_info
 from shared.diffusion.model import Denoiser, load_denoiser
@@ -25,7 +25,14 @@ from trainer.errors import TrainerError
 from trainer.full_size import as_tensor, find_pictures
 from trainer.stages.upsample import UpsampleConfig, Upsampling, make_upsampler
 
-CHANGES = ["crop=4", "squares=2", "batch=3", "network.channels=8", "network.blocks=1"]
+CHANGES = [
+    "crop=4",
+    "squares=2",
+    "batch=3",
+    "network.channels=8",
+    "network.dilations=[1]",
+    "network.hidden=16",
+]
 SET = [part for change in CHANGES for part in ("--set", change)]
 
 
@@ -58,10 +65,10 @@ def drawn(made: Upsampling, share: slice = slice(None)) -> list[torch.Tensor]:
 
 def test_squares_belong_to_their_pictures_and_corners(tmp_path: Path, base: Denoiser) -> None:
     made = objective(tmp_path, base)
-    squeezed, labels, eps, level, denoise, corners, squares, directions = drawn(made)
+    squeezed, labels, eps, level, denoise, corners, squares, noise = drawn(made)
     assert (squeezed.shape, eps.shape, squares.shape) == ((3, 3, 16, 16), (3, 3, 16, 16), (3, 2, 3, 16, 16))
     assert (labels.shape, level.shape, denoise.dtype, corners.shape) == ((3, 24), (3,), torch.bool, (3, 2, 2))
-    torch.testing.assert_close(directions.square().sum((2, 3, 4)), torch.ones(3, 2))
+    assert noise.shape == (3, 2, 2, 3, 16, 16)
     whole = torch.stack([as_tensor(made.pictures.read(i)) for i in made.trained[:3].tolist()])
     assert torch.equal(crop(whole, corners * 4, 16), squares.flatten(0, 1))
     assert torch.equal(labels, made.dataset.labels[made.trained[:3]])
@@ -96,11 +103,12 @@ def test_degraded_pictures_go_through_the_last_sampling_steps_or_get_some_noise(
     made.options = SamplingOptions(sampler="ddim", steps=4, guidance=2.0, guidance_interval=(0.4, 0.8))
     table = make_table(made.options, base.alpha_bar)
     assert [t for t, *_ in table.rows] == [999, 749, 500, 250]
-    made.starts = [2, 3]
+    made.starts, made.left = [2, 3], base.alpha_bar[[999, 749, 500, 250]].float()
     x = to_float(drawn(made)[0]).repeat(2, 1, 1, 1)[:4]
     eps, labels, level = torch.randn(x.shape), made.labels[:4], torch.tensor([0.2, 0.7, 0.5, 0.0])
-    out = made.degrade(x.clone(), labels, eps, level, torch.tensor([True, True, False, False]))
-    torch.testing.assert_close(out[2], x[2] + 0.01 * eps[2])
+    out, left = made.degrade(x.clone(), labels, eps, level, torch.tensor([True, True, False, False]))
+    assert left.tolist() == pytest.approx([float(base.alpha_bar[500]), float(base.alpha_bar[250]), 1, 1])
+    torch.testing.assert_close(out[2], x[2] + 0.005 * eps[2])
     assert torch.equal(out[3], x[3])
 
     def predict(x_t: torch.Tensor, t: int, i: int, w: float) -> torch.Tensor:
@@ -119,22 +127,32 @@ def test_degraded_pictures_go_through_the_last_sampling_steps_or_get_some_noise(
     torch.testing.assert_close(out[1:2], predict(noised(1, 250), 250, 1, 1.0), rtol=0.05, atol=0.05)
 
 
-def test_the_loss_of_a_perfect_picture_is_zero_and_each_term_makes_blur_cost_more(
-    tmp_path: Path, base: Denoiser
-) -> None:
-    target = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    blurred = F.avg_pool2d(target, 3, 1, 1)
-    terms = ["octave_weight", "patch_weight"]
-    plain = (blurred - target).abs().mean()
-    for term in (None, *terms):
-        made = objective(tmp_path, base, *(f"{one}={int(one == term)}" for one in terms))
-        directions = drawn(made)[-1]
-        assert float(made.loss(target, target, directions)) == 0
-        loss = made.loss(blurred, target, directions)
-        if term is None:
-            torch.testing.assert_close(loss, plain)
-        else:
-            assert loss > 1.2 * plain
+def test_one_loss_teaches_the_upsampler_pixels_and_edges_and_the_discriminator(tmp_path: Path, base: Denoiser) -> None:
+    pixels, both = (objective(tmp_path, base, f"adversarial={weight}", "denoised=0") for weight in (0, 1))
+    network = make_upsampler(base, pixels.pictures.size, pixels.config)
+    grads = list[dict[str, Tensor]]()
+    for made in (pixels, both):
+        network.zero_grad()
+        made(network, *drawn(made)).backward()
+        grads.append({name: value.grad.clone() for name, value in network.named_parameters() if value.grad is not None})
+    of_discriminator = [name for name in grads[0] if name.startswith("discriminator.")]
+    assert of_discriminator
+    assert all(torch.equal(grads[0][name], grads[1][name]) and grads[0][name].any() for name in of_discriminator)
+    head = "upsampler.head.weight"
+    assert not torch.allclose(grads[0][head], grads[1][head], rtol=0.1)
+
+
+def test_of_a_picture_that_was_replaced_only_mean_colours_count(tmp_path: Path, base: Denoiser) -> None:
+    made = objective(tmp_path, base)
+    _, _, _, _, _, corners, squares, _ = drawn(made)
+    x, real = torch.full((3, 3, 16, 16), 0.5), to_float(squares.flatten(0, 1))
+    checks = 0.1 * (-1) ** torch.arange(16.0)  # none in the mean
+    cases = [(0, x.new_full(real.shape, 0.6), 0.1), (0, 0.5 + checks.expand_as(real), 0), (1, real, 0)]
+    for left, squares, loss in cases:
+        shares = torch.full((3,), float(left))
+        assert float(made.pixel_loss(squares, real, x, shares, corners)) == pytest.approx(loss, abs=1e-6)
+    halves = made.pixel_loss(real + 0.2, real, x, torch.ones(3), corners)
+    assert float(halves) == pytest.approx(0.2, abs=1e-6)
 
 
 def test_labels_are_those_of_the_denoiser(tmp_path: Path, base: Denoiser) -> None:
@@ -203,7 +221,7 @@ def test_the_command_refuses_bad_arguments(command: Command, tmp_path: Path) -> 
     common += ["--run", tmp_path / "run", *SET]
     refused(command(*common, "--base", "toy"), "say how long")
     useless = command(*common, "--base", "toy", "--steps", 1, "--set", "loss_weight=edm")
-    refused(useless, "loss_weight: unknown; did you mean octave_weight")
+    refused(useless, "loss_weight: unknown")
     refused(command(*common, "--base", "nobody", "--steps", 1), "nobody: no such denoiser")
     refused(command(*common, "--base", "toy", "--steps", 1, "--size", "30x24"), "must be a multiple of the block, 4")
     publish_toy_upsampler(storage, "large", read_info(storage / "toy.safetensors"))
@@ -247,7 +265,9 @@ def test_a_run_starts_from_a_published_upsampler(command: Command, tmp_path: Pat
     for name, value in before.items():
         torch.testing.assert_close(after[name].float(), value, rtol=0.01, atol=1e-6)
     refused(command(*common, "--start-from", "toy"), "toy has no upsampler")
-    refused(command(*common, "--start-from", "large", "--set", "network.blocks=2"), "large has an upsampler of another")
+    refused(
+        command(*common, "--start-from", "large", "--set", "network.colours=2"), "large has an upsampler of another"
+    )
 
 
 def test_an_upsampler_moves_to_another_base(command: Command, tmp_path: Path) -> None:

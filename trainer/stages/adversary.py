@@ -1,0 +1,64 @@
+"""A discriminator of small squares of pictures, and the losses by which an upsampler learns against it."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.nn import functional as F
+
+from shared.diffusion.unet import Conv
+from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet
+
+DETAIL = ((3, 15.0), (9, 5.0))  # what differs from the mean of so many pixels a side, and its gain
+SLOPE = 0.2  # of its activations, for negative values
+
+
+class Discriminator(nn.Module):
+    """Squares (N, C, side, side) of pictures -> a score of each (N,).
+
+    It sees detail alone, enhanced. The rest is the pixel loss's, and would hide the little in which edges differ.
+    """
+
+    def __init__(self, image_channels: int = 3, width: int = 32) -> None:
+        super().__init__()
+        sizes = ((4 * len(DETAIL) * image_channels, width, 1), (width, 2 * width, 2), (2 * width, 3 * width, 2))
+        layers: list[nn.Module] = []
+        for c_in, c_out, stride in (*sizes, (3 * width, 3 * width, 1)):
+            layers += [conv := Conv(c_in, c_out, stride=stride), nn.LeakyReLU(SLOPE)]
+            nn.init.kaiming_normal_(conv.weight, SLOPE)
+        self.layers = nn.Sequential(*layers, Conv(3 * width, 1, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        means = [F.avg_pool2d(x, side, 1, side // 2, count_include_pad=False) for side, _ in DETAIL]
+        detail = torch.cat([gain * (x - mean) for mean, (_, gain) in zip(means, DETAIL, strict=True)], 1)
+        h = F.pixel_unshuffle(detail, 2).contiguous(memory_format=torch.channels_last)
+        scores: Tensor = self.layers(h).float().mean((1, 2, 3))
+        return scores
+
+
+class Adversaries(nn.Module):
+    """An upsampler and the discriminator that it learns against. Both learn from one loss, which neither can cheat."""
+
+    def __init__(self, upsampler: UpsamplerNet) -> None:
+        super().__init__()
+        self.upsampler, self.discriminator = upsampler, Discriminator(upsampler.config.image_channels)
+
+    @property
+    def config(self) -> UpsamplerConfig:
+        return self.upsampler.config
+
+    def forward(
+        self, x: Tensor, corners: Tensor, side: int, real: Tensor, noise: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Return the upsampler's squares, its adversarial loss, and the discriminator's loss.
+
+        real (n, C, s, s): the originals' squares. noise (2, n, C, s, s): added to both. The loss is relativistic: a
+        square is compared with its original (Jolicoeur-Martineau 2018, as in Huang et al. 2024, "R3GAN").
+        """
+        made = self.upsampler(x, corners, side)
+        both = torch.stack([real, made.detach()]) + noise
+        of_real, of_fake = self.discriminator(both.flatten(0, 1)).chunk(2)
+        fixed = {name: value.detach() for name, value in self.discriminator.named_parameters()}
+        of_made = functional_call(self.discriminator, fixed, (made + noise[1],))
+        return made, F.softplus(of_real.detach() - of_made).mean(), F.softplus(of_fake - of_real).mean()
