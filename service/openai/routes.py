@@ -3,6 +3,7 @@
 import base64
 import math
 import struct
+from collections.abc import AsyncIterator
 from datetime import datetime
 from functools import partial
 from typing import Annotated
@@ -17,6 +18,7 @@ from service.api.dependencies import Index, ModelsDep, OwnerDep, OwnJob, Service
 from service.api.openapi import PICTURE_RESPONSES, DocumentedAPI, problems
 from service.api.problems import Dialect
 from service.api.results import Slots
+from service.api.routes.jobs import CutStream
 from service.api.spec import JobSpec
 from service.api.submit import ERRORS, Submitter, SubmitterDep, why_unfinished
 from service.contract.errors import BadRequest, NotFound, NotInTime
@@ -65,9 +67,9 @@ async def generate_images(request: Request, body: ImagesRequest, submitter: Subm
         raise NotInTime(detail, headers=NO_RETRY, job=f"/jobs/{accepted.job_id}")
     if job.result is None:
         raise why_unfinished(job, NO_RETRY)
-    async with request.app.state.scaling.of(submitter.owner):
-        images = await _images(request, body, submitter, job)
-        return Response(images.model_dump_json(exclude_none=True), media_type="application/json")
+    first = await submitter.service.results.image(job.id, submitter.owner, 0)
+    own: Size = struct.unpack(">II", first[16:24])  # from the PNG's header
+    return CutStream(_images(request, body, submitter, job, own), media_type="application/json")
 
 
 async def _stream(request: Request, body: ImagesRequest, submitter: Submitter, job_id: str) -> Response:
@@ -78,28 +80,29 @@ async def _stream(request: Request, body: ImagesRequest, submitter: Submitter, j
     return StreamingResponse(events, media_type="text/event-stream", headers=headers)
 
 
-async def _images(request: Request, body: ImagesRequest, submitter: Submitter, job: Job) -> Images:
-    """Return a finished job's pictures as the client wants them."""
-    job_id = job.id
-    pngs = [await submitter.service.results.image(job_id, submitter.owner, i) for i in range(len(job.labels))]
-    own: Size = struct.unpack(">II", pngs[0][16:24])  # from the PNG's header
+async def _images(
+    request: Request, body: ImagesRequest, submitter: Submitter, job: Job, own: Size
+) -> AsyncIterator[str]:
+    """Yield the JSON of a finished job's pictures, one after the other: ten large ones would fill the memory."""
     size = own if body.size in (None, "auto") else fitted(own, parse_size(body.size))
-    data = []
-    for i, (labels, png) in enumerate(zip(job.labels, pngs, strict=True)):
+    assert job.seed is not None  # only jobs that score uploaded pictures have none
+    about = Images(
+        created=_unix_time(job.finished_at or job.created_at), data=[], size=f"{size[0]}x{size[1]}",
+        sampled_size=f"{own[0]}x{own[1]}", seed=job.seed, job=f"/jobs/{job.id}",
+    )  # fmt: skip
+    before, data, after = about.model_dump_json().partition('"data":[')
+    yield before + data
+    for i, labels in enumerate(job.labels):
         image = Image(revised_prompt=", ".join(labels))
         if body.response_format == "url":
-            where = (
-                f"jobs/{job_id}/images/{i}.png" if size == own else f"v1/images/{job_id}/{i}/{size[0]}x{size[1]}.png"
-            )
-            image.url = f"{request.base_url}{where}"
+            where = f"v1/images/{job.id}/{i}/{size[0]}x{size[1]}.png"
+            image.url = f"{request.base_url}{f'jobs/{job.id}/images/{i}.png' if size == own else where}"
         else:
-            image.b64_json = base64.b64encode(await run_in_threadpool(scaled, png, size)).decode()
-        data.append(image)
-    assert job.seed is not None  # only jobs that score uploaded pictures have none
-    return Images(
-        created=_unix_time(job.finished_at or job.created_at), data=data, size=f"{size[0]}x{size[1]}",
-        sampled_size=f"{own[0]}x{own[1]}", seed=job.seed, job=f"/jobs/{job_id}",
-    )  # fmt: skip
+            async with request.app.state.scaling.of(submitter.owner):
+                png = await submitter.service.results.image(job.id, submitter.owner, i)
+                image.b64_json = base64.b64encode(await run_in_threadpool(scaled, png, size)).decode()
+        yield ("," if i else "") + image.model_dump_json(exclude_none=True)
+    yield after
 
 
 @router.get(

@@ -110,7 +110,7 @@ async def retry_job(job_id: OwnJob, submitter: SubmitterDep, preferences: Prefer
     return await submitter.answer(await submitter.retry(job_id), preferences)
 
 
-class _Stream(StreamingResponse):
+class CutStream(StreamingResponse):
     """Closes the connection before the end if what follows is deleted, or cannot be read, after it has begun."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -143,7 +143,7 @@ async def read_events(job_id: OwnJob, service: ServiceDep, last_event_id: LastEv
     else:
         return Response(status_code=204)
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return _Stream(events, media_type="text/event-stream", headers=headers)
+    return CutStream(events, media_type="text/event-stream", headers=headers)
 
 
 @router.get(
@@ -164,7 +164,7 @@ async def read_zip(job_id: OwnJob, owner: OwnerDep, service: ServiceDep) -> Resp
     """
     parts = await service.results.zipped(job_id, owner)
     headers = {"Content-Disposition": f'attachment; filename="{job_id[:8]}.zip"'}
-    return _Stream(parts, media_type="application/zip", headers=headers)
+    return CutStream(parts, media_type="application/zip", headers=headers)
 
 
 @router.get(
