@@ -40,6 +40,8 @@ STREAM = {
         "example": 'event: image_generation.completed\ndata: {"type": "image_generation.completed", "index": 0}\n\n',
     }
 }
+READ_S = 300.0  # in which a client must read an answer
+PIECE = 1 << 16  # characters that are sent together
 MAX_SCALED = 2  # answers with scaled pictures in the making; each may take some 100 MB
 router = APIRouter(prefix=PREFIX, tags=["openai"])
 
@@ -69,7 +71,9 @@ async def generate_images(request: Request, body: ImagesRequest, submitter: Subm
         raise why_unfinished(job, NO_RETRY)
     first = await submitter.service.results.image(job.id, submitter.owner, 0)
     own: Size = struct.unpack(">II", first[16:24])  # from the PNG's header
-    return CutStream(_images(request, body, submitter, job, own), media_type="application/json")
+    answer = CutStream(_images(request, body, submitter, job, own), media_type="application/json")
+    answer.limit_s = READ_S
+    return answer
 
 
 async def _stream(request: Request, body: ImagesRequest, submitter: Submitter, job_id: str) -> Response:
@@ -93,15 +97,19 @@ async def _images(
     before, data, after = about.model_dump_json().partition('"data":[')
     yield before + data
     for i, labels in enumerate(job.labels):
+        yield "," if i else ""
         image = Image(revised_prompt=", ".join(labels))
         if body.response_format == "url":
             where = f"v1/images/{job.id}/{i}/{size[0]}x{size[1]}.png"
             image.url = f"{request.base_url}{f'jobs/{job.id}/images/{i}.png' if size == own else where}"
-        else:
-            async with request.app.state.scaling.of(submitter.owner):
-                png = await submitter.service.results.image(job.id, submitter.owner, i)
-                image.b64_json = base64.b64encode(await run_in_threadpool(scaled, png, size)).decode()
-        yield ("," if i else "") + image.model_dump_json(exclude_none=True)
+            yield image.model_dump_json(exclude_none=True)
+            continue
+        async with request.app.state.scaling.of(submitter.owner):  # until it is sent: no other waits in memory
+            png = await submitter.service.results.image(job.id, submitter.owner, i)
+            image.b64_json = base64.b64encode(await run_in_threadpool(scaled, png, size)).decode()
+            content = image.model_dump_json(exclude_none=True)
+            for start in range(0, len(content), PIECE):
+                yield content[start : start + PIECE]
     yield after
 
 

@@ -1,5 +1,7 @@
 """/jobs and /jobs/...: list jobs, read a job, its events, grid, pictures and zip, cancel it, or retry it."""
 
+import asyncio
+from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
@@ -111,13 +113,24 @@ async def retry_job(job_id: OwnJob, submitter: SubmitterDep, preferences: Prefer
 
 
 class CutStream(StreamingResponse):
-    """Closes the connection before the end if what follows is deleted, or cannot be read, after it has begun."""
+    """Closes the connection before the end if what follows is deleted, or cannot be read, after it has begun.
+
+    Also if the client has not read all of it within `limit_s`.
+    """
+
+    limit_s: float | None = None
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
-            await super().__call__(scope, receive, send)
+            async with asyncio.timeout(self.limit_s):
+                await super().__call__(scope, receive, send)
         except (ServiceError, RedisError) as error:
             log.warning("answer is cut off", reason=str(error))
+        except TimeoutError:
+            log.warning("answer is cut off", reason=f"the client has not read it within {self.limit_s:.0f} s")
+        finally:
+            if isinstance(self.body_iterator, AsyncGenerator):
+                await self.body_iterator.aclose()  # at once, with what it holds
 
 
 @router.get(
