@@ -106,7 +106,7 @@ class Outputs:
                 if self.by_label is not None:
                     self.by_label.write_text(as_csv(job.result.by_label), encoding="utf-8")
                 if self.report is not None:
-                    self.report.write_text(html(job, lambda i: client.image(job.id, first + i)), encoding="utf-8")
+                    self.report.write_text(html(job, functools.partial(client.image, job.id)), encoding="utf-8")
         self._print(job)
 
     def _print(self, job: Job) -> None:

@@ -4,7 +4,11 @@ import base64
 import csv
 import io
 from html.parser import HTMLParser
+from pathlib import Path
+from unittest import mock
 
+from service.client import Client
+from service.client.job_command import Outputs
 from service.client.report import as_csv, html
 from service.contract.breakdown import LabelScore, ObjectsScore
 from service.contract.schemas import Job, PictureResult, Progress, Repeat, ScoreResult, Summary
@@ -106,6 +110,15 @@ def test_the_page_shows_the_scores_and_the_worst_pictures_first() -> None:
     assert ["red cube", "1"] in page.rows  # of the table of what was there instead
     assert "2 of the 2 that are not exactly as asked" in page.text
     assert "list 2:" in page.text
+
+
+def test_the_worst_pictures_of_all_runs_are_fetched_whichever_run_was_best(tmp_path: Path) -> None:
+    """Their indices are those of the job, not of the best run."""
+    best = RESULT.model_copy(update={"best": 1, "repeats": RESULT.repeats * 2})
+    client = mock.Mock(spec=Client)
+    client.image.return_value = b"PNG"
+    Outputs(report=tmp_path / "report.html", as_json=True).write(client, job(best))
+    assert client.image.mock_calls == [mock.call("0", 2), mock.call("0", 1)]
 
 
 def test_a_score_without_a_fault_says_so() -> None:
