@@ -20,6 +20,7 @@ from service.store.reader import JobReader
 
 WATCHED_MS = 3000  # how long workers render previews after the last renewal
 LOOK_AGAIN_S = 1.0  # how often to renew that, to look whether the job still exists, and to show that the stream lives
+HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # of a stream: nothing on the way may hold it back
 FROM_START = "0-0"  # the Last-Event-ID of a client that has none
 AFTER_ALL = "0-1"  # of a client that has seen the end of a job whose events are gone
 

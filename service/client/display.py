@@ -20,7 +20,6 @@ from service.contract.schemas import (
 )
 
 UNCUT = 10_000  # width in characters: wider than any table, so that ids and names can be copied
-FOUND = 0.5  # probability above which an object counts as present, as in `exact`
 
 
 def plain(text: str) -> str:
@@ -73,12 +72,11 @@ def pictures(pictures: Sequence[PictureResult]) -> Table:
             f"{name} ({picture.scores.get(name, 0.0):.2f}{'' if d is None else f', {d:.1%} of the width off'})"
             for name, d in zip(picture.labels, away, strict=True)
         )
-        extra = [name for name, p in picture.scores.items() if p > FOUND and name not in picture.labels]
         verdict = f"[yellow]{picture.accuracy * len(picture.labels):.0f} of {len(picture.labels)}[/]"
         if picture.exact:
             verdict = "[green]as requested[/]"
-        elif extra:
-            verdict += f", also {plain(', '.join(extra))}"
+        elif picture.extra:
+            verdict += f", also {plain(', '.join(picture.extra))}"
         table.add_row(str(i), plain(requested), verdict)
     return table
 

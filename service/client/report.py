@@ -24,7 +24,7 @@ class Shown:
     title: str
     src: str  # its PNG, as a data URL
     asked: list[tuple[str, float, bool]]  # label, probability, whether it was found
-    extra: list[tuple[str, float]]  # labels found though not asked for
+    extra: dict[str, float]  # labels found though not asked for
 
 
 def html(job: Job, image: Callable[[int], bytes]) -> str:
@@ -60,7 +60,7 @@ def _shown(title: str, picture: PictureResult, png: bytes) -> Shown:
         title,
         "data:image/png;base64," + base64.b64encode(png).decode(),
         [(label, probability, probability > THRESHOLD) for label, probability in asked],
-        [(label, p) for label, p in picture.scores.items() if p > THRESHOLD and label not in picture.labels],
+        picture.extra,
     )
 
 

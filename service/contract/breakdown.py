@@ -61,13 +61,11 @@ class Breakdown:
 
 def breakdown(verdicts: Sequence[Judged]) -> Breakdown:
     """Count what was asked for and what was found."""
-    asked, found, extra, pictures, exact = (
-        Counter[str](),
-        Counter[str](),
-        Counter[str](),
-        Counter[int](),
-        Counter[int](),
-    )
+    asked = Counter[str]()
+    found = Counter[str]()
+    extra = Counter[str]()
+    pictures = Counter[int]()
+    exact = Counter[int]()
     instead = defaultdict[str, Counter[str]](Counter)
     for verdict in verdicts:
         wanted = set(verdict.labels)
@@ -86,7 +84,7 @@ def breakdown(verdicts: Sequence[Judged]) -> Breakdown:
                 asked=asked[label],
                 found=found[label],
                 extra=extra[label],
-                instead=dict(sorted(instead[label].items())) if label in instead else {},
+                instead=dict(sorted(instead[label].items())),
             )
             for label in sorted(asked.keys() | extra.keys())
         ],

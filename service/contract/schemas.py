@@ -11,7 +11,7 @@ from pydantic_core import PydanticCustomError
 from service.contract.breakdown import LabelScore, ObjectsScore
 from service.contract.recipe import LabelLists, Recipe, example
 from service.contract.records import MAX_STAGES, JobKind, JobStatus, Layouts, Scores, WebhookEvent
-from shared.options import LIMITS, MAX_SEED, Fraction, SamplerName, SamplingOptions, SpacingName, Strict
+from shared.options import LIMITS, MAX_SEED, THRESHOLD, Fraction, SamplerName, SamplingOptions, SpacingName, Strict
 from shared.support import Support
 
 LONGEST_PAGE = 100  # jobs that GET /jobs lists at once
@@ -133,6 +133,11 @@ class PictureResult(BaseModel):
     )
     url: str
     trajectory_url: str | None = Field(None, description="its trajectory from noise to picture, if requested")
+
+    @property
+    def extra(self) -> dict[str, float]:
+        """The labels that were found and not asked for, with their probabilities."""
+        return {label: p for label, p in self.scores.items() if p > THRESHOLD and label not in self.labels}
 
 
 class GenerateResult(Scores):

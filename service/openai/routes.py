@@ -1,6 +1,5 @@
 """/v1: OpenAI's images and models API, for clients written for it. docs/api.md."""
 
-import base64
 import math
 import struct
 from collections.abc import AsyncIterator
@@ -15,6 +14,7 @@ from fastapi.responses import StreamingResponse
 from service.api.access.guard import charge
 from service.api.catalog import Models
 from service.api.dependencies import Index, ModelsDep, OwnerDep, OwnJob, ServiceDep
+from service.api.events import HEADERS
 from service.api.openapi import PICTURE_RESPONSES, DocumentedAPI, problems
 from service.api.problems import Dialect
 from service.api.results import Slots
@@ -27,7 +27,7 @@ from service.contract.schemas import Job
 from service.openai.errors import document, with_openai_error
 from service.openai.prompt import parse_prompt
 from service.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels
-from service.openai.sizes import MOST_PIXELS, PATTERN, Size, cost_of_scaling, fitted, parse_size, scaled
+from service.openai.sizes import MOST_PIXELS, PATTERN, Size, cost_of_scaling, in_base64, parse_size, scaled, size_of
 from service.openai.stream import ImageStream
 from shared.checkpoint import CheckpointInfo
 from shared.support import picture_size
@@ -42,7 +42,7 @@ STREAM = {
 }
 READ_S = 300.0  # in which a client must read an answer
 PIECE = 1 << 16  # characters that are sent together
-MAX_SCALED = 2  # answers with scaled pictures in the making; each may take some 100 MB
+MAX_SCALED = 2  # pictures that are scaled at the same time
 router = APIRouter(prefix=PREFIX, tags=["openai"])
 
 # OpenAI's clients repeat a request after a 409, 500 or 504. If its job was cancelled, has failed or goes on, that would
@@ -71,24 +71,22 @@ async def generate_images(request: Request, body: ImagesRequest, submitter: Subm
         raise why_unfinished(job, NO_RETRY)
     first = await submitter.service.results.image(job.id, submitter.owner, 0)
     own: Size = struct.unpack(">II", first[16:24])  # from the PNG's header
-    answer = CutStream(_images(request, body, submitter, job, own), media_type="application/json")
-    answer.limit_s = READ_S
-    return answer
+    images = _images(request, body, submitter, job, own)
+    return CutStream(images, media_type="application/json", limit_s=READ_S)
 
 
 async def _stream(request: Request, body: ImagesRequest, submitter: Submitter, job_id: str) -> Response:
     job = await submitter.service.results.job(job_id)
     info = (await submitter.service.catalog.models()).with_digest(job.digest)
     events = ImageStream(body, submitter, job, request.app.state.scaling, picture_size(info.config))
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return StreamingResponse(events, media_type="text/event-stream", headers=headers)
+    return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS)
 
 
 async def _images(
     request: Request, body: ImagesRequest, submitter: Submitter, job: Job, own: Size
 ) -> AsyncIterator[str]:
     """Yield the JSON of a finished job's pictures, one after the other: ten large ones would fill the memory."""
-    size = own if body.size in (None, "auto") else fitted(own, parse_size(body.size))
+    size = size_of(own, body.size)
     assert job.seed is not None  # only jobs that score uploaded pictures have none
     about = Images(
         created=_unix_time(job.finished_at or job.created_at), data=[], size=f"{size[0]}x{size[1]}",
@@ -104,12 +102,12 @@ async def _images(
             image.url = f"{request.base_url}{f'jobs/{job.id}/images/{i}.png' if size == own else where}"
             yield image.model_dump_json(exclude_none=True)
             continue
-        async with request.app.state.scaling.of(submitter.owner):  # until it is sent: no other waits in memory
+        async with request.app.state.scaling.of(submitter.owner):
             png = await submitter.service.results.image(job.id, submitter.owner, i)
-            image.b64_json = base64.b64encode(await run_in_threadpool(scaled, png, size)).decode()
-            content = image.model_dump_json(exclude_none=True)
-            for start in range(0, len(content), PIECE):
-                yield content[start : start + PIECE]
+            image.b64_json = await in_base64(png, size)
+        content = image.model_dump_json(exclude_none=True)
+        for start in range(0, len(content), PIECE):
+            yield content[start : start + PIECE]
     yield after
 
 

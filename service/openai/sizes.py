@@ -1,10 +1,12 @@
 """Scales pictures to the sizes that clients of OpenAI's API ask for. The verdicts are about the pictures as sampled."""
 
+import base64
 import io
 import math
 import re
 from typing import Final
 
+from fastapi.concurrency import run_in_threadpool
 from PIL import Image
 
 LARGEST: Final = 2048  # pixels along a side
@@ -37,6 +39,16 @@ def fitted(own: Size, asked: Size) -> Size:
     """Return the largest size within `asked` that has the proportions of `own`."""
     scale = min(asked[0] / own[0], asked[1] / own[1])
     return max(1, round(own[0] * scale)), max(1, round(own[1] * scale))
+
+
+def size_of(own: Size, asked: str | None) -> Size:
+    """Return the size of a picture for a request's `size`, which has been checked."""
+    return own if asked is None or asked == "auto" else fitted(own, parse_size(asked))
+
+
+async def in_base64(png: bytes, size: Size) -> str:
+    """Return the picture at another size as base64, made in a thread."""
+    return base64.b64encode(await run_in_threadpool(scaled, png, size)).decode()
 
 
 def scaled(png: bytes, size: Size) -> bytes:

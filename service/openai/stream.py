@@ -10,7 +10,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator
 
-from fastapi.concurrency import run_in_threadpool
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from redis.exceptions import RedisError
 
@@ -21,7 +20,7 @@ from service.contract.errors import ServiceError, Unavailable, problem_body
 from service.contract.schemas import Job
 from service.openai.errors import with_openai_error
 from service.openai.schemas import ImagesRequest, StreamedImage
-from service.openai.sizes import Size, fitted, parse_size, scaled
+from service.openai.sizes import Size, in_base64, size_of
 
 Pictures = dict[int, bytes]  # PNGs by index
 
@@ -31,7 +30,7 @@ class ImageStream:
 
     def __init__(self, body: ImagesRequest, submitter: Submitter, job: Job, scaling: Slots, own: Size) -> None:
         self.body, self.submitter, self.job, self.scaling = body, submitter, job, scaling
-        self.size = own if body.size in (None, "auto") else fitted(own, parse_size(body.size))
+        self.size = size_of(own, body.size)
         self._partial = Counter[int]()  # images sent, by picture
         self._sent = set[int]()  # pictures
 
@@ -72,7 +71,7 @@ class ImageStream:
 
     async def _written(self, index: int, png: bytes, is_partial: bool) -> bytes:
         async with self.scaling.of(self.submitter.owner):
-            content = base64.b64encode(await run_in_threadpool(scaled, png, self.size)).decode()
+            content = await in_base64(png, self.size)
         assert self.job.seed is not None  # only jobs that score uploaded pictures have none
         image = StreamedImage(
             type="image_generation.partial_image" if is_partial else "image_generation.completed",

@@ -1,7 +1,7 @@
 """/jobs and /jobs/...: list jobs, read a job, its events, grid, pictures and zip, cancel it, or retry it."""
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
@@ -11,7 +11,7 @@ from redis.exceptions import RedisError
 from starlette.types import Receive, Scope, Send
 
 from service.api.dependencies import Index, OwnerDep, OwnJob, ServiceDep
-from service.api.events import FROM_START, as_stream, is_complete, job_events, only_the_end
+from service.api.events import FROM_START, HEADERS, as_stream, is_complete, job_events, only_the_end
 from service.api.openapi import PICTURE_RESPONSES, ZIP_RESPONSES, problems
 from service.api.submit import ERRORS as SUBMIT_ERRORS
 from service.api.submit import RESPONSES, PreferencesDep, SubmitterDep
@@ -118,7 +118,9 @@ class CutStream(StreamingResponse):
     Also if the client has not read all of it within `limit_s`.
     """
 
-    limit_s: float | None = None
+    def __init__(self, content: AsyncIterator[bytes | str], *, limit_s: float | None = None, **options: Any) -> None:
+        super().__init__(content, **options)
+        self.limit_s = limit_s
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
@@ -155,8 +157,7 @@ async def read_events(job_id: OwnJob, service: ServiceDep, last_event_id: LastEv
         events = as_stream(only_the_end(job))
     else:
         return Response(status_code=204)
-    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-    return CutStream(events, media_type="text/event-stream", headers=headers)
+    return CutStream(events, media_type="text/event-stream", headers=HEADERS)
 
 
 @router.get(
