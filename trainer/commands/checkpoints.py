@@ -50,8 +50,8 @@ def configure(
 
     What is not given stays the same, as do the weights and their digest; a denoiser of another base has another digest.
     """
+    from trainer.objectives.upsampler import move_upsampler
     from trainer.score import make_options
-    from trainer.stages.upsample import move_upsampler
 
     sampling = options.given(
         sampler=sampler, steps=steps, spacing=spacing, guidance=guidance, guidance_interval=interval

@@ -345,28 +345,25 @@ def upsampler(
     from trainer.config import with_changes
     from trainer.data import read_folders
     from trainer.full_size import find_pictures
-    from trainer.objectives.upsampler import Upsampler
+    from trainer.objectives import upsampler as objectives
     from trainer.runs import keep_setup
-    from trainer.stages import upsample as upsampling
 
     terminal.check_budget(plan.minutes, plan.steps)
     enlarged = resolve(plan.storage, base, "denoiser")
-    upsampling.check_base(read_info(enlarged))
+    objectives.check_base(read_info(enlarged))
     plan.check("denoiser", base=base)
     _check_run(plan.run)
-    where, config = terminal.pick_device(plan.device), with_changes(upsampling.UpsampleConfig(), plan.set_ or [])
+    where, config = terminal.pick_device(plan.device), with_changes(objectives.UpsampleConfig(), plan.set_ or [])
     denoiser = load_denoiser(enlarged, device=where)
     pictures = find_pictures(plan.data, size)
-    network = upsampling.make_upsampler(denoiser, pictures.size, config)
+    network = objectives.make_upsampler(denoiser, pictures.size, config)
     if plan.start_from:
-        network.load_state_dict(upsampling.starting_weights(plan.storage, plan.start_from, network.config))
+        network.load_state_dict(objectives.starting_weights(plan.storage, plan.start_from, network.config))
     with terminal.bar() as progress:
         dataset = read_folders(plan.data, progress, size=denoiser.image_shape[-1])
-        examples = upsampling.Upsampling(dataset, pictures, denoiser, network.config, config)
-        keep_setup(
-            plan.run, {"base": denoiser.info.digest, "size": pictures.size}
-        )  # after all checks, as in `distilled`
-        objective = Upsampler(examples, dataset.digest, network.config, denoiser.info, plan.run, where)
+        objective = objectives.Upsampling(dataset, pictures, denoiser, network.config, config, plan.run)
+        # after all checks, as in `distilled`
+        keep_setup(plan.run, {"base": denoiser.info.digest, "size": pictures.size})
         training = plan.train(progress, "upsampling", objective, network, config, where)
     plan.publish("upsampler trained", objective, training, data=plan.folders)
 

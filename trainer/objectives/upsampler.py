@@ -1,45 +1,271 @@
-"""The upsampler's objective (`stages/upsample.py`) as the loop takes it."""
+"""Trains an upsampler on pairs of a picture and its squeezed copy, and publishes it as an adapter of a denoiser.
+
+The denoiser's own weights stay as they are. Conditioning augmentation (Ho et al. 2022, sec. 4) makes the squeezed
+copies resemble what the denoiser samples: many of them are noised and sampled anew, from any of its steps.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Final, Literal, cast
 
 import torch
+from PIL import Image
+from pydantic import Field
 from torch import Tensor, nn
+from torch.nn import functional as F
 
-from shared.checkpoint import CheckpointInfo
-from shared.diffusion.upsampler import UpsamplerConfig
+from shared.checkpoint import CheckpointInfo, base_of, load, publish, read_info
+from shared.device import autocast_dtype
+from shared.diffusion.denoise import take_steps
+from shared.diffusion.model import UPSAMPLER, Denoiser
+from shared.diffusion.samplers import make_table
+from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet, crop
+from shared.options import Count, Natural
+from shared.pictures import grid
+from shared.registry import resolve
 from shared.storage import Location
-from trainer.runs import Run
-from trainer.stages.adversary import Adversaries
-from trainer.stages.upsample import Upsampling, measure, publish_upsampler
+from trainer.config import Positive, RunConfig, Share
+from trainer.data import Dataset, check_labelled, in_vocabulary, layouts_of, to_float
+from trainer.errors import TrainerError
+from trainer.full_size import Pictures, as_tensor
+from trainer.loss import finite
+from trainer.objectives.adversary import Adversaries
+from trainer.octaves import octave_power
+from trainer.runs import Run, log_samples
+
+Weight = Annotated[float, Field(ge=0)]
+# As a folder's pictures are read (`data.py`), and as `trainer render --size` writes them
+SQUEEZES: Final = (Image.Resampling.BILINEAR, Image.Resampling.BOX)
+HELD_OUT_EVERY = 50  # one picture in so many is not trained on
+SHOWN, MEASURED = 4, 48  # held-out pictures in a sample grid, and in the figures of the log
 
 
-@dataclass
-class Upsampler:
-    upsampling: Upsampling
-    digest: str
-    network: UpsamplerConfig
-    base: CheckpointInfo
-    folder: Path  # of the run
-    device: torch.device
-    kind: str = "upsampler"
+class UpsampleConfig(RunConfig):
+    """One run. `network` holds those fields of UpsamplerConfig that do not follow from the data."""
+
+    network: dict[str, Any] = Field(default_factory=dict)
+    batch: Count = 4
+    optimizer: Literal["auto", "adamw", "muon"] = "adamw"
+    lr: Positive = 1e-3
+    betas: tuple[Share, Share] = (0.5, 0.99)  # a short memory, since the discriminator changes
+    warmup_steps: Natural = 100
+    cooldown: Share = 0.3
+    clip_norm: Positive | None = None  # one for both networks would be the discriminator's
+    crop: Annotated[int, Field(ge=4)] = 16  # side, in blocks, of the squares that are compared
+    squares: Count = 4  # of each picture
+    denoised: Share = 0.65  # share of inputs that are noised, and sampled from there
+    noisiest: Share = 1.0  # of T: the most noise that they are sampled from
+    noise: Weight = 0.01  # largest standard deviation of the noise on other inputs
+    adversarial: Weight = 1.0  # of the adversarial loss's gradient, relative to that of the pixel loss
+    levels: Weight = 1.5  # of 256: deviation of the noise that hides finer grain from the discriminator
+
+
+class Upsampling:
+    """The objective: restore squares of pictures from the whole picture, squeezed and degraded.
+
+    `folder`: of the run, for sample grids.
+    """
+
+    kind = "upsampler"
+
+    def __init__(
+        self, dataset: Dataset, pictures: Pictures, base: Denoiser, network: UpsamplerConfig, config: UpsampleConfig,
+        folder: Path,
+    ) -> None:  # fmt: skip
+        self.digest = dataset.digest
+        dataset = in_vocabulary(dataset, base.vocabulary, base.info.name)
+        self.dataset, self.pictures, self.config, self.block = dataset, pictures, config, network.block
+        self.base, self.network, self.folder = base.info, network, folder
+        self.places = [side // network.block - config.crop for side in reversed(pictures.size)]  # rows, columns
+        if min(self.places) < 0:
+            raise TrainerError(f"pictures of {pictures.size} pixels are smaller than crop={config.crop} blocks")
+        check_labelled(dataset, "pictures")
+        known = dataset.labels.any(1).nonzero()[:, 0]  # the denoiser samples nothing without labels
+        self.held_out = known[::HELD_OUT_EVERY]
+        trained = known[torch.arange(len(known)) % HELD_OUT_EVERY != 0]
+        self.trained = trained if len(trained) else known
+        self.side, self.stepper, self.options = base.image_shape[-1], base.stepper(), base.options
+        timesteps = [t for t, *_ in make_table(base.options, base.alpha_bar).rows]
+        self.starts = [k for k, t in enumerate(timesteps) if t <= config.noisiest * len(base.alpha_bar)]
+        if not self.starts:
+            raise TrainerError(f"{base.info.name} has no sampling step below noisiest={config.noisiest} of T")
+        self.left = torch.tensor([float(base.alpha_bar[t]) for t in timesteps])  # of a picture, by step
+        self.labels = layouts_of(dataset, base)
 
     def __len__(self) -> int:
-        return len(self.upsampling)
+        return len(self.trained)
 
     def draw(self, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
-        return self.upsampling.draw(index, share, generator)
+        """Draw inputs (squeezed pictures, labels, noise, its level, whether to denoise), the squares that are compared
+        (their corners and pixels), and noise for the discriminator.
+        """
+        B, side = len(index), self.config.crop * self.block
+        chosen, eps = self.trained[index[share]], torch.randn(B, 3, self.side, self.side, generator=generator)[share]
+        level, denoise, resampling = torch.rand(3, B, generator=generator)[:, share]
+        places = torch.rand(B, 2 * self.config.squares, 2, generator=generator)[share]
+        corners = (places * (torch.tensor(self.places) + 1)).long()
+        blurring = torch.randn(B, self.config.squares, 2, 3, side, side, generator=generator)[share]
+        squeezed, found = [], []
+        for i, k, own in zip(chosen.tolist(), (resampling * len(SQUEEZES)).long().tolist(), corners, strict=True):
+            picture = self.pictures.read(i)
+            squeezed.append(self._squeeze(picture, SQUEEZES[k]))
+            found.append(self._squares(as_tensor(picture), own))
+        conditions = [self.labels[chosen], eps, level, denoise < self.config.denoised]
+        compared = [torch.stack(values) for values in zip(*found, strict=True)]
+        return [torch.stack(squeezed), *conditions, *compared, blurring]
+
+    def _squeeze(self, picture: Image.Image, resampling: Image.Resampling) -> Tensor:
+        return as_tensor(picture.resize((self.side, self.side), resampling))
+
+    def _squares(self, picture: Tensor, corners: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the half of `corners` whose squares have most edges, since a picture may be mostly background."""
+        squares = crop(picture[None], corners[None] * self.block, self.config.crop * self.block)
+        edges = squares.float().diff(dim=-1).abs().mean((1, 2, 3))
+        best = edges.topk(self.config.squares).indices
+        return corners[best], squares[best]
+
+    def degrade(
+        self, x: Tensor, labels: Tensor, eps: Tensor, level: Tensor, denoise: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Return x (N, 3, S, S) with some noise or, where `denoise`, as sampled from a noised copy of it.
+
+        Also returns how much of x is left in each, (N,): alpha_bar of the copy.
+        """
+        x = x + (self.config.noise * level * ~denoise)[:, None, None, None] * eps
+        left, again = torch.ones_like(level), denoise.nonzero()[:, 0].tolist()
+        starts = [self.starts[int(level[i] * len(self.starts))] for i in again]
+        rows = [
+            self.stepper.noised_row(x[i], eps[i], labels[i], self.options, start)
+            for i, start in zip(again, starts, strict=True)
+        ]
+        take_steps(self.stepper, rows)
+        if rows:
+            x[denoise] = torch.stack([row.x for row in rows])
+            left[denoise] = self.left[starts].to(left)
+        return x, left
 
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
-        return self.upsampling(network, *inputs)
+        """Return the sum of both networks' losses."""
+        squeezed, labels, eps, level, denoise, corners, squares, noise = inputs
+        x, left = self.degrade(to_float(squeezed), labels, eps, level, denoise)
+        real = to_float(squares.flatten(0, 1))
+        noise = self.config.levels / 127.5 * noise.flatten(0, 1).movedim(1, 0)
+        made, adversarial, discriminating = network(x, corners, self.config.crop, real, noise)
+        pixels = self.pixel_loss(made, real, x, left, corners)
+        weight = self.config.adversarial * _balance(pixels, adversarial, made)
+        return finite(pixels + weight * adversarial + discriminating)
 
+    def pixel_loss(self, made: Tensor, real: Tensor, x: Tensor, left: Tensor, corners: Tensor) -> Tensor:
+        """Return the mean absolute error of squares, as far as a picture is `left` in its input.
+
+        Where noise replaced most of it, the original shows another light and other edges than the input. There only
+        mean colours count, against the input's.
+        """
+        left = left.repeat_interleave(corners.shape[1])
+        enlarged = F.interpolate(x, self.pictures.size[::-1], mode="bicubic")
+        enlarged = crop(enlarged, corners * self.block, made.shape[-1])
+        off = F.avg_pool2d(made - enlarged, 2 * self.block).abs().mean((1, 2, 3))
+        loss: Tensor = (left * (made - real).abs().mean((1, 2, 3)) + (1 - left) * off).mean()
+        return loss
+
+    @torch.inference_mode()
     def show(self, network: nn.Module, run: Run) -> dict[str, float]:
-        figures = measure(self.upsampling, self.folder, self.device, network, run)
-        return {**figures, "held_out_loss": figures["l1"]}
+        """Return figures of whole held-out pictures, and write some beside their originals to `folder`.
+
+        l1, which is the held-out loss: mean absolute error on [-1, 1]. octave_k: power in octave k (`octave_power`)
+        relative to the originals'.
+        """
+        upsampler = cast(Adversaries, network).upsampler
+        device = next(upsampler.parameters()).device
+        dtype = autocast_dtype(device)
+        originals = [self.pictures.read(i) for i in self.held_out[:MEASURED].tolist()]
+        squeezed = to_float(torch.stack([self._squeeze(one, SQUEEZES[k % 2]) for k, one in enumerate(originals)]))
+        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            made = torch.cat([upsampler(one[None]).cpu() for one in squeezed.to(device)])
+        target = to_float(torch.stack([as_tensor(one) for one in originals]))
+        shown = torch.stack([made[:SHOWN], target[:SHOWN]], 1).flatten(0, 1)
+        log_samples(self.folder, grid(shown, columns=2), run.step)
+        ratios = octave_power(made) / octave_power(target)
+        l1 = float((made - target).abs().mean())
+        return {"l1": l1, "held_out_loss": l1, **{f"octave_{k}": ratio for k, ratio in enumerate(ratios.tolist())}}
 
     def publish(self, network: nn.Module, storage: Location, name: str, training: dict[str, Any]) -> Location:
-        assert isinstance(network, Adversaries)
-        return publish_upsampler(self.network, network.upsampler.state_dict(), self.base, storage, name, training)
+        weights = cast(Adversaries, network).upsampler.state_dict()
+        return publish_upsampler(self.network, weights, self.base, storage, name, training)
+
+
+def _balance(one: Tensor, other: Tensor, at: Tensor) -> Tensor:
+    """Return the weight of loss `other` whose gradient has the size of that of `one` (Esser et al. 2021, eq. 7)."""
+    size, of_other = (torch.autograd.grad(loss, at, retain_graph=True)[0].norm() for loss in (one, other))
+    weight: Tensor = size / of_other.clamp(min=1e-12)
+    return weight
+
+
+def make_upsampler(base: Denoiser, size: tuple[int, int], config: UpsampleConfig) -> Adversaries:
+    """Return a new upsampler of `base`'s pictures to `size` (width, height), with its discriminator.
+
+    Raises TrainerError if the denoiser's pictures are not squeezed ones, pydantic.ValidationError for a bad size.
+    """
+    if base.aspect != 1:
+        raise TrainerError(f"{base.info.name} learnt padded pictures; an upsampler needs squeezed ones (fit=squeeze)")
+    torch.manual_seed(config.seed)
+    return Adversaries(UpsamplerNet(UpsamplerConfig.model_validate({**config.network, "picture": size})))
+
+
+def check_base(base: CheckpointInfo) -> None:
+    """Raise TrainerError if no upsampler can be added to `base`, since it is an adapter itself."""
+    if over := base_of(base):
+        raise TrainerError(f"{base.name} is an adapter; add the upsampler to the checkpoint it changes, {over}")
+
+
+def publish_upsampler(
+    config: UpsamplerConfig, weights: dict[str, Tensor], base: CheckpointInfo, storage: Location, name: str,
+    training: dict[str, Any],
+) -> Location:  # fmt: skip
+    """Publish an upsampler (`weights`: its state dict) in bf16 as an adapter of `base`, which it leaves as it is.
+
+    Raises TrainerError as `check_base`.
+    """
+    check_base(base)
+    described = {"base": {"name": base.name, "digest": base.digest}, "picture": list(config.picture)}
+    described["upsampler"] = config.model_dump(mode="json")
+    return publish(
+        storage, name, {UPSAMPLER + key: value.detach().to("cpu", torch.bfloat16) for key, value in weights.items()},
+        kind="denoiser", vocabulary=base.vocabulary, config={**base.config, **described}, training=training,
+    )  # fmt: skip
+
+
+def weights_of(storage: Location, name: str) -> tuple[CheckpointInfo, UpsamplerConfig, dict[str, Tensor]]:
+    """Return a checkpoint's description, and the configuration and state dict of its upsampler.
+
+    Raises TrainerError if it has none.
+    """
+    info, tensors = load(resolve(storage, name, "denoiser"))
+    if "upsampler" not in info.config:
+        raise TrainerError(f"{name} has no upsampler")
+    weights = {key.removeprefix(UPSAMPLER): value for key, value in tensors.items() if key.startswith(UPSAMPLER)}
+    return info, UpsamplerConfig.model_validate(info.config["upsampler"]), weights
+
+
+def starting_weights(storage: Location, name: str, config: UpsamplerConfig) -> dict[str, Tensor]:
+    """Return the state dict of a published upsampler with a new discriminator, to start a run from.
+
+    TrainerError if its shape is another.
+    """
+    _, found, weights = weights_of(storage, name)
+    if found.model_copy(update={"picture": config.picture}) != config:
+        raise TrainerError(f"{name} has an upsampler of another shape, {found.model_dump_json()}")
+    started = Adversaries(UpsamplerNet(config))
+    started.upsampler.load_state_dict(weights)
+    return started.state_dict()
+
+
+def move_upsampler(storage: Location, source: str, base: str, name: str) -> Location:
+    """Publish the upsampler of checkpoint `source` as that of `base`: after the base was trained again, for example.
+
+    Raises TrainerError if `source` has none, or if `base` is an adapter.
+    """
+    info, config, weights = weights_of(storage, source)
+    onto = read_info(resolve(storage, base, "denoiser"))
+    return publish_upsampler(config, weights, onto, storage, name, info.training)

@@ -13,7 +13,7 @@ from shared.options import picture_seed
 from shared.pictures import grid, png_bytes
 from trainer.data import to_float
 from trainer.full_size import as_tensor
-from trainer.stages.octaves import octave_power, without_dots
+from trainer.octaves import octave_power, without_dots
 from trainer.studies.study import Report, Subject
 
 BATCH, SHOWN = 32, 8

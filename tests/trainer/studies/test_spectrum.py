@@ -13,7 +13,7 @@ from tests.trainer.command_line import Command, succeeded
 from tests.trainer_fixtures import write_data_folder
 from trainer.data import to_float
 from trainer.full_size import as_tensor, find_pictures
-from trainer.stages.octaves import octave_power
+from trainer.octaves import octave_power
 
 
 def write_folder(folder: Path) -> Path:

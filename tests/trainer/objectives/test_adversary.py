@@ -5,7 +5,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet
-from trainer.stages.adversary import Adversaries, Discriminator
+from trainer.objectives.adversary import Adversaries, Discriminator
 
 
 def adversaries() -> Adversaries:

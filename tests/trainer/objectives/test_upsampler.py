@@ -23,7 +23,7 @@ from trainer.config import with_changes
 from trainer.data import load_dataset, to_float
 from trainer.errors import TrainerError
 from trainer.full_size import as_tensor, find_pictures
-from trainer.stages.upsample import UpsampleConfig, Upsampling, make_upsampler
+from trainer.objectives.upsampler import UpsampleConfig, Upsampling, make_upsampler
 
 CHANGES = [
     "crop=4",
@@ -56,7 +56,7 @@ def objective(tmp_path: Path, base: Denoiser, *changes: str) -> Upsampling:
     folder = tmp_path / "data" if (tmp_path / "data").exists() else write_folder(tmp_path / "data")
     pictures, config = find_pictures([folder], None), with_changes(UpsampleConfig(), [*CHANGES, *changes])
     network = make_upsampler(base, pictures.size, config)
-    return Upsampling(load_dataset(folder, size=16), pictures, base, network.config, config)
+    return Upsampling(load_dataset(folder, size=16), pictures, base, network.config, config, tmp_path / "run")
 
 
 def drawn(made: Upsampling, share: slice = slice(None)) -> list[torch.Tensor]:

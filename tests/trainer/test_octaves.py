@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from trainer.stages.octaves import octave_power, without_dots
+from trainer.octaves import octave_power, without_dots
 
 
 def waves(period: float, amplitude: float = 1.0) -> Tensor:

@@ -1,1 +1,0 @@
-"""The upsampler's objective, with its losses. The other objectives are in `objectives/`."""
