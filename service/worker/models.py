@@ -28,6 +28,7 @@ from service.worker.engine import Engine
 from service.worker.judge import Key, Uploads
 from shared.checkpoint import CheckpointError, CheckpointInfo, read_info
 from shared.device import lost
+from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.evaluator import Evaluator, cropping_judge, load_evaluator
 from shared.storage import Location
@@ -256,20 +257,25 @@ class Models:
     def _load(self, model: ModelName, fetched: Fetched) -> Loaded:
         with ThreadPoolExecutor(1) as beside:  # a worker starts sooner
             loading = beside.submit(self._evaluator, fetched.judge)
-            denoiser = None if model.is_evaluator else load_denoiser(fetched.path, device=self.device)
+            sampling = None if model.is_evaluator else self._sampling(fetched)
         judge = loading.result()
         judged_by = MadeWith(name=judge.info.name, digest=judge.info.digest) if judge.info else None
         engine: Engine | Uploads = Uploads(judge, self.files, self.device)
-        if denoiser is not None:
-            engine = self._engine(denoiser, fetched, judge, judged_by)
+        if sampling is not None:
+            engine = self._engine(*sampling, judge, judged_by)
         stream = PictureStream(self.connection, self.settings, model.digest, self.consumer)
         return Loaded(name=model.name, digest=model.digest, judged_by=judged_by, stream=stream, engine=engine)
 
-    def _engine(self, denoiser: Denoiser, fetched: Fetched, judge: Evaluator, judged_by: MadeWith | None) -> Engine:
-        sizes, kept = batch_sizes(self.settings, self.device), self.cache.folder_of(fetched.path)
-        made_with = MadeWith(name=fetched.info.name, digest=fetched.info.digest)
+    def _sampling(self, fetched: Fetched) -> tuple[Denoiser, Stepper]:
+        denoiser = load_denoiser(fetched.path, device=self.device)
+        rows, kept = batch_sizes(self.settings, self.device).rows, self.cache.folder_of(fetched.path)
+        return denoiser, denoiser.stepper(max_rows=rows, engine=self.settings.engine, kept=kept)
+
+    def _engine(self, denoiser: Denoiser, stepper: Stepper, judge: Evaluator, judged_by: MadeWith | None) -> Engine:
+        sizes = batch_sizes(self.settings, self.device)
+        made_with = MadeWith(name=denoiser.info.name, digest=denoiser.info.digest)
         return Engine(
-            denoiser.stepper(max_rows=sizes.rows, engine=self.settings.engine, kept=kept),
+            stepper,
             denoiser.vocabulary,
             cropping_judge(judge, denoiser.aspect),
             max_pictures=sizes.pictures,

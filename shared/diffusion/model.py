@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -105,9 +106,13 @@ class Denoiser:
         upsampler: Upsampler | None = self.upsampler
         if uses_openvino(engine, device):
             dtype, threads = None, TORCH_THREADS
-            network = CompiledDenoiser(self.network, kept and kept / "denoiser")
+            with ThreadPoolExecutor(1) as beside:  # compiling takes one core each
+                if self.upsampler is not None:
+                    folder = kept and kept / "upsampler"
+                    enlarging = beside.submit(CompiledUpsampler, self.upsampler, self.image_shape, folder)
+                network = CompiledDenoiser(self.network, kept and kept / "denoiser")
             if self.upsampler is not None:
-                upsampler = CompiledUpsampler(self.upsampler, self.image_shape, kept and kept / "upsampler")
+                upsampler = enlarging.result()
         return Stepper(
             network, self.alpha_bar, self.prediction, device=device, dtype=dtype, max_rows=max_rows,
             layouts=self.layouts, rotations=self.network.config.rotations, upsampler=upsampler, threads=threads,
