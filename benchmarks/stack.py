@@ -24,6 +24,7 @@ from service.local.demo import free_port
 from service.local.redis_server import RedisServer, die_with_parent
 
 READY_S = 600.0
+LOG_TAIL = 2000  # characters
 WAIT_S = 3600  # for a request; more than a busy machine takes
 
 
@@ -60,17 +61,31 @@ class Stack:
 
     def start_api(self) -> None:
         command = ["service", "api", "--host", "127.0.0.1", "--port", str(self.port)]
-        self.api = start(command, self.environment, self.tree.folder)
+        self.api = start(command, self.environment, self.tree.folder, self.redis.folder / "api.log")
         until(lambda: got(self.port, "/healthz"), "the API")
 
     def start_workers(self, count: int, **environment: str) -> None:
         """Start workers, and wait until the API counts all of them."""
         for _ in range(count):
-            self.workers.append(start(["service", "worker"], {**self.environment, **environment}, self.tree.folder))
+            log = self.redis.folder / f"worker-{len(self.workers)}.log"
+            own = {**self.environment, **environment}
+            self.workers.append(start(["service", "worker"], own, self.tree.folder, log))
         until(lambda: self._ready_workers() >= len(self.workers), f"{len(self.workers)} workers")
 
     def _ready_workers(self) -> int:
+        if any(worker.poll() is not None for worker in self.workers):
+            raise NotUp("a worker has ended")
         return int((got(self.port, "/readyz") or {"workers": 0})["workers"])
+
+    def ends(self) -> str:
+        """Return which processes have ended, and the end of each log."""
+        parts = {"the API": self.api} | {f"worker {i}": worker for i, worker in enumerate(self.workers)}
+        lines = [
+            f"{name} has ended with {one.returncode}" for name, one in parts.items() if one and one.poll() is not None
+        ]
+        for log in sorted(self.redis.folder.glob("*.log")):
+            lines.append(f"{log.name} ends with:\n{log.read_text(errors='replace')[-LOG_TAIL:]}")
+        return "\n".join(lines)
 
     def stop_workers(self) -> None:
         for worker in self.workers:
@@ -97,16 +112,19 @@ def until(condition: Callable[[], object], what: str, timeout_s: float = READY_S
         time.sleep(0.02)
 
 
-def start(module: Sequence[str], environment: dict[str, str], folder: Path = HERE.folder) -> subprocess.Popen[bytes]:
-    """Start a module with its arguments as a process in `folder`."""
-    return subprocess.Popen(
-        [sys.executable, "-m", *module],
-        cwd=folder,
-        env=environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=die_with_parent,
-    )
+def start(
+    module: Sequence[str], environment: dict[str, str], folder: Path = HERE.folder, log: Path = Path(os.devnull)
+) -> subprocess.Popen[bytes]:
+    """Start a module with its arguments as a process in `folder`, with its output in `log`."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", *module],
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            preexec_fn=die_with_parent,
+        )
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
@@ -144,7 +162,10 @@ def redis_server() -> Iterator[RedisServer]:
 
 @contextlib.contextmanager
 def stack(workers: int = 1, tree: Tree = HERE, **environment: str) -> Iterator[Stack]:
-    """Run a service with `workers` workers. Variables such as LABELGRID_BATCH_PICTURES apply to all its processes."""
+    """Run a service with `workers` workers. Variables such as LABELGRID_BATCH_PICTURES apply to all its processes.
+
+    An error inside gets the end of each process's log as a note.
+    """
     with redis_server() as redis:
         own = {"LABELGRID_REDIS_URL": redis.url, "LABELGRID_STORAGE": str(tree.storage)}
         own |= {"LABELGRID_PICTURES": str(redis.folder / "pictures")}
@@ -155,6 +176,9 @@ def stack(workers: int = 1, tree: Tree = HERE, **environment: str) -> Iterator[S
             if workers:
                 running.start_workers(workers)
             yield running
+        except Exception as error:
+            error.add_note(running.ends())
+            raise
         finally:
             running.stop_workers()
             if running.api is not None:
