@@ -147,13 +147,6 @@ def test_settings_prints_the_document(command: Command) -> None:
     assert command("settings")[:2] == (0, (ROOT / "docs/settings.md").read_text())
 
 
-def test_help_lists_commands_and_default_options() -> None:
-    done = subprocess.run([sys.executable, "-m", "service", "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "--port" in done.stdout
-    assert "webhook-secret" in done.stdout
-
-
 @pytest.mark.parametrize("role", ["all", "api"])
 @pytest.mark.parametrize("port", ["0", "-1", "65536", "99999", "http"])
 def test_an_impossible_port_is_bad_usage(

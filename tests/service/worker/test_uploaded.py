@@ -9,23 +9,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from redis import Redis
 from torch import Tensor
 
 from service import pictures as names
-from service.contract.records import FinishedPicture, Picture
+from service.contract.records import FinishedPicture
 from service.pictures import PictureFiles
-from service.settings import Settings
 from service.store import keys
 from service.store.jobs import JobStore
 from service.worker.judge import JUDGED_TOGETHER, Failed, Outcome, Uploads
 from service.worker.runner import Runner
 from shared.pictures import marked_grid, read_png
 from tests.service.worker.conftest import (
-    Death,
     create_upload,
-    die,
-    error_of,
     grid_of,
     png,
     pngs,
@@ -103,13 +98,6 @@ def test_a_failed_device_is_blamed_on_no_picture(tmp_path: Path, monkeypatch: py
         judged(tmp_path, judge, png(1), png(255))
 
 
-def test_without_pictures_there_is_nothing_to_judge(tmp_path: Path) -> None:
-    judge = ToyJudge()
-    assert judged(tmp_path, judge) == []
-    assert [type(outcome) for outcome in judged(tmp_path, judge, None)] == [Failed]
-    assert judge.calls == 0
-
-
 # In a runner.
 
 
@@ -128,15 +116,6 @@ def test_a_single_upload_has_a_grid_that_marks_it(runner: Runner, store: JobStor
     (verdict,), (stored,) = verdicts_of(store, job), pngs(store, job.id, [0])
     grid = marked_grid(read_png(stored)[None], [verdict.exact], 1)
     assert np.array_equal(read_png(grid_of(store, job.id)), grid)
-
-
-def test_a_cancelled_jobs_uploads_are_not_judged(runner: Runner, store: JobStore) -> None:
-    cancelled, other = create_upload(runner, 40), create_upload(runner, 2)
-    store.cancel(cancelled.id)
-    run(runner, other.id)
-    assert [status(store, job) for job in (cancelled, other)] == ["cancelled", "finished"]
-    assert verdicts_of(store, cancelled) == []
-    assert runner.connection.xlen(keys.stream(other.digest)) == 0
 
 
 def test_an_upload_that_cannot_be_read_for_now_is_read_again(
@@ -162,42 +141,3 @@ def test_an_upload_that_cannot_be_read_for_now_is_read_again(
     run(runner, late.id, other.id)
     assert [status(store, job) for job in (late, other)] == ["finished", "finished"]
     settle(runner)
-
-
-def test_uploads_that_a_dead_worker_claimed_are_judged_by_another(
-    runner: Runner, store: JobStore, connection: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = create_upload(runner, 3)
-    with monkeypatch.context() as patch:
-        patch.setattr(Uploads, "_judge", die)
-        with pytest.raises(Death):
-            run(runner, job.id)
-    (evaluator,) = [loaded for loaded in runner.models if loaded.digest == job.digest]
-    assert len(evaluator.claims) == 3
-    run(Runner(connection, settings.model_copy(update={"lease_s": 0.2}), "w2"), job.id)
-    assert status(store, job) == "finished"
-
-
-def test_an_upload_that_kills_workers_is_tried_alone_and_fails_only_its_job(
-    runner: Runner, connection: Redis, settings: Settings, store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    quick = settings.model_copy(update={"lease_s": 0.2})
-    bad, good = create_upload(runner, 1), create_upload(runner, 2)
-    batches, deaths, judged = list[list[str]](), 0, Uploads._judge
-
-    def judge(uploads: Uploads, found: Sequence[tuple[Picture, Tensor]]) -> list[Outcome]:
-        batches.append([one.job for one, _ in found])
-        if bad.id in batches[-1]:
-            raise Death
-        return judged(uploads, found)
-
-    monkeypatch.setattr(Uploads, "_judge", judge)
-    while store.ended([bad.id, good.id]) != {bad.id, good.id}:
-        try:
-            run(Runner(connection, quick, f"w{deaths}"), bad.id, good.id)
-        except Death:
-            deaths += 1
-    assert deaths == 4
-    assert status(store, good) == "finished"
-    assert batches.count([bad.id]) >= 1  # the last try
-    assert error_of(store, bad) == "workers died 4 times while sampling picture 0"
