@@ -21,9 +21,7 @@ from tests.paths import ROOT
 from tests.service.conftest import Command
 from tests.service.processes import (
     clean_environment,
-    environment,
     run_all,
-    until_it_answers,
 )
 
 
@@ -99,20 +97,6 @@ def test_prune_removes_the_pictures_of_old_jobs(
         found = command("prune", environment={**clean_environment(), **variables})
         assert found[:2] == (0, out), found[2]
     assert files.read(new, "0.png") == b""
-
-
-def test_ctrl_c_ends_the_api_without_an_error(settings: Settings) -> None:
-    port = free_port()
-    line = [sys.executable, "-m", "service", "api", "--port", str(port)]
-    api = subprocess.Popen(line, cwd=ROOT, env=environment(settings), stderr=subprocess.PIPE, text=True)
-    try:
-        until_it_answers(api, f"http://127.0.0.1:{port}/healthz", lambda answer: answer.status_code == 200)
-        api.send_signal(signal.SIGINT)
-        _, stderr = api.communicate(timeout=30)
-    finally:
-        api.kill()
-    assert api.returncode == 0
-    assert "Traceback" not in stderr
 
 
 def test_a_demo_that_ctrl_c_ended_is_no_success(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,21 +34,6 @@ def test_an_owner_takes_one_slot_however_much_they_send() -> None:
     assert order.index("carol") == 2
 
 
-def test_an_error_gives_the_slot_back() -> None:
-    async def run() -> None:
-        slots = Slots(1)
-        for _ in range(2):
-            try:
-                async with slots.of("alice"):
-                    raise ValueError
-            except ValueError:
-                pass
-        async with slots.of("bob"):
-            pass
-
-    asyncio.run(asyncio.wait_for(run(), 5))
-
-
 async def parts_of(pictures: Sequence[bytes]) -> list[bytes]:
     async def read(index: int) -> bytes:
         return pictures[index]

@@ -239,19 +239,6 @@ def test_overdue_takes_over_the_open_jobs_of_former_versions(library: Library) -
     }  # fmt: skip
 
 
-def test_read_gives_a_count_of_verdicts_until_there_is_a_result_and_then_the_best_repeat(library: Library) -> None:
-    library.create(A, 4)
-    entries = library.claim(4)
-    library.commit({"a0": entries.pop("a0")})
-    fields, count, verdicts = library("read", A)[0]
-    assert (fields[fields.index(b"status") + 1], count, verdicts) == (b"queued", 1, [])
-    _, leased = library.commit(entries)
-    library.finish(A, leased["a grid"])
-    (_, count, verdicts), nobody = library("read", A, NOBODY)
-    assert (count, verdicts) == (0, [b"verdict 2", b"verdict 3"])  # RESULT has two repeats
-    assert nobody == [[], 0, []]
-
-
 # --- queue and workers ---
 
 

@@ -214,6 +214,19 @@ def test_a_job_of_another_model_does_not_wait_for_a_long_one(
     assert status(store, long) == "running"
 
 
+def test_a_job_that_an_idle_worker_may_take_is_left_to_it(
+    runner: Runner, create: Create, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.worker.runner.OTHERS_FIRST_S", 3600.0)
+    create(options=LONG)
+    runner.run_once()
+    create(model="other")
+    for _ in range(5):
+        runner.run_once()
+    assert not runner.models._fetches
+    assert [loaded.name for loaded in runner.models] == ["toy"]
+
+
 def test_with_one_place_the_models_take_turns(
     connection: Redis, own: Settings, store: JobStore, create: Create
 ) -> None:
@@ -227,16 +240,3 @@ def test_with_one_place_the_models_take_turns(
     runner.models._loaded_at -= TURN_S
     run(runner, long.id)
     assert status(store, long) == "finished"
-
-
-def test_a_job_that_an_idle_worker_may_take_is_left_to_it(
-    runner: Runner, create: Create, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.worker.runner.OTHERS_FIRST_S", 3600.0)
-    create(options=LONG)
-    runner.run_once()
-    create(model="other")
-    for _ in range(5):
-        runner.run_once()
-    assert not runner.models._fetches
-    assert [loaded.name for loaded in runner.models] == ["toy"]
