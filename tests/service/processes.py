@@ -86,7 +86,7 @@ def run_all(port: int, storage: Path) -> list[str]:
 
 
 # A process that has imported what a worker needs, torch above all, and forks: seven seconds of imports less for each.
-# `test_supervisor.py` and `test_drain.py` start workers as the command line does.
+# `test_supervisor.py` starts workers as the command line does.
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["service.worker.process", __name__])
 

@@ -21,9 +21,7 @@ from tests.paths import ROOT
 from tests.service.conftest import Command
 from tests.service.processes import (
     clean_environment,
-    environment,
     run_all,
-    until_it_answers,
 )
 
 
@@ -101,20 +99,6 @@ def test_prune_removes_the_pictures_of_old_jobs(
     assert files.read(new, "0.png") == b""
 
 
-def test_ctrl_c_ends_the_api_without_an_error(settings: Settings) -> None:
-    port = free_port()
-    line = [sys.executable, "-m", "service", "api", "--port", str(port)]
-    api = subprocess.Popen(line, cwd=ROOT, env=environment(settings), stderr=subprocess.PIPE, text=True)
-    try:
-        until_it_answers(api, f"http://127.0.0.1:{port}/healthz", lambda answer: answer.status_code == 200)
-        api.send_signal(signal.SIGINT)
-        _, stderr = api.communicate(timeout=30)
-    finally:
-        api.kill()
-    assert api.returncode == 0
-    assert "Traceback" not in stderr
-
-
 def test_a_demo_that_ctrl_c_ended_is_no_success(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in handled}
@@ -145,13 +129,6 @@ def test_a_demo_needs_no_key_of_another_service(command: Command, monkeypatch: p
 
 def test_settings_prints_the_document(command: Command) -> None:
     assert command("settings")[:2] == (0, (ROOT / "docs/settings.md").read_text())
-
-
-def test_help_lists_commands_and_default_options() -> None:
-    done = subprocess.run([sys.executable, "-m", "service", "--help"], cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 0
-    assert "--port" in done.stdout
-    assert "webhook-secret" in done.stdout
 
 
 @pytest.mark.parametrize("role", ["all", "api"])

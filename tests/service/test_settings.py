@@ -8,13 +8,6 @@ import pytest
 
 from service.__main__ import main
 from service.settings import Settings, unknown_variables, variables
-from service.settings_doc import document
-from tests.paths import ROOT
-
-
-def test_the_document_equals_the_class() -> None:
-    written = (ROOT / "docs/settings.md").read_text()
-    assert written == document(), "python -m service settings > docs/settings.md"
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)

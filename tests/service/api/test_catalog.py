@@ -1,8 +1,6 @@
 """The models in storage, as the API sees them: they appear, change, break and go while it runs."""
 
 import asyncio
-import json
-import shutil
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +11,6 @@ import httpx
 import pytest
 import torch
 from redis import Redis
-from safetensors import safe_open
-from safetensors.torch import save_file
 
 from service.api import catalog
 from service.api.catalog import Catalog
@@ -22,8 +18,8 @@ from service.contract.errors import BadRequest, NoModel, UnknownCheckpoint
 from service.settings import Settings
 from service.store.jobs import JobStore
 from shared import storage as files
-from shared.checkpoint import METADATA_KEY, CheckpointError, CheckpointInfo, load, publish, read_info
-from shared.registry import PROMOTED_FILE, promote, resolve
+from shared.checkpoint import publish, read_info
+from shared.registry import PROMOTED_FILE, promote
 from shared.vocabulary import ICLEVR
 from tests.conftest import serving
 from tests.service.api.answers import Body, nothing_is_queued, problem
@@ -156,24 +152,6 @@ def test_an_adapter_is_refused_without_its_base(models: Fresh, folder: Path) -> 
         models.find("fast")
 
 
-@pytest.mark.parametrize("base", ["b", ["b"], {"name": "b"}, {"name": "../b", "digest": "0"}])
-def test_an_adapter_with_a_malformed_base_does_not_affect_other_models(
-    models: Fresh, folder: Path, base: object
-) -> None:
-    publish_toy_denoiser(folder, "odd", 5)
-    with safe_open(file_of(folder, "odd"), "pt") as file:
-        description = json.loads(file.metadata()[METADATA_KEY])
-    description["config"]["base"] = base
-    tensors = load(file_of(folder, "odd"))[1]
-    save_file(tensors, file_of(folder, "odd"), {METADATA_KEY: json.dumps(description)})
-    listing = models()
-    assert [info.name for info in listing.denoisers] == ["a", "b"]
-    assert "base" in listing.problems["odd.safetensors"]
-    assert models.find(None).name == "a"
-    with pytest.raises(CheckpointError, match="base"):
-        read_info(file_of(folder, "odd"))
-
-
 def test_a_model_with_labels_that_the_evaluator_does_not_know_is_refused(models: Fresh, folder: Path) -> None:
     evaluator = {"kind": "evaluator", "config": {}, "training": {}}
     publish(folder, "judge", {"x": torch.zeros(1)}, vocabulary=ICLEVR.names[2:], **evaluator)  # type: ignore[arg-type]
@@ -187,22 +165,6 @@ def test_a_model_with_labels_that_the_evaluator_does_not_know_is_refused(models:
     publish(folder, "wider", {"x": torch.zeros(1)}, vocabulary=ICLEVR.names, **evaluator)  # type: ignore[arg-type]
     assert models.find("b").name == "b"
     assert (models().find_evaluator("b").name, models().find_evaluator(None).name) == ("wider", "judge")
-
-
-def test_each_version_of_a_file_is_read_once(models: Fresh, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    reads: list[str] = []
-
-    def noted(path: Path) -> CheckpointInfo:
-        reads.append(path.stem)
-        return read_info(path)
-
-    monkeypatch.setattr("service.api.catalog.read_info", noted)
-    for _ in range(3):
-        models.find(None)
-    assert sorted(reads) == ["a", "b"]
-    publish_toy_denoiser(folder, "b", 5)
-    models.find("b")
-    assert reads[2:] == ["b"]
 
 
 def test_requests_that_come_together_share_one_look_at_storage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -301,15 +263,6 @@ def test_a_foreign_checkpoint_is_refused_with_its_reason(
     assert nothing_is_queued(alive.connection)
 
 
-def test_a_renamed_checkpoint_is_found(settings: Settings, tmp_path: Path) -> None:
-    path = resolve(settings.storage, "other", "denoiser")
-    digest = read_info(path).digest
-    with pytest.raises(UnknownCheckpoint, match="available: none"):
-        Fresh(tmp_path)().with_digest(digest)
-    shutil.copy(path, tmp_path / "renamed.safetensors")
-    assert Fresh(tmp_path)().with_digest(digest).name == "renamed"
-
-
 @pytest.fixture
 def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Storage that hangs once the event is set, until it is cleared; deadlines are short."""
@@ -324,36 +277,6 @@ def hanging(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     monkeypatch.setattr(catalog, "PATIENCE_S", 0.2)
     yield hangs
     ended.set()
-
-
-def test_known_models_are_served_while_storage_hangs(folder: Path, hanging: threading.Event) -> None:
-    async def ask() -> None:
-        one = Catalog(folder, every_s=0.0)
-        before = await one.models()
-        known = before.find("a")
-        hanging.set()
-        promote(folder, "b")
-        for _ in range(3):
-            late = await one.models()
-            assert late.find("a") == late.find(None) == late.with_digest(known.digest) == known
-            assert (late.denoisers, late.cards, late.promoted) == (before.denoisers, before.cards, "a")
-            assert late.problems == {PROMOTED_FILE: f"{folder} does not answer"}
-            with pytest.raises(NoModel, match=r"does not answer, and the model is not known yet"):
-                late.find("c")
-        hanging.clear()
-        while (await one.models()).find(None).name != "b":
-            await asyncio.sleep(0.01)
-        assert (await one.models()).problems == {}
-
-    asyncio.run(ask())
-
-
-def test_a_storage_that_hangs_from_the_start_is_reported(folder: Path, hanging: threading.Event) -> None:
-    hanging.set()
-    late = asyncio.run(Catalog(folder).models())
-    with pytest.raises(NoModel, match="does not answer"):
-        late.find(None)
-    assert late.denoisers == []
 
 
 def test_the_api_answers_while_storage_hangs(

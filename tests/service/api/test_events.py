@@ -1,7 +1,6 @@
 """Server-sent events of a job: each arrives once and in order, however many clients there are."""
 
 import base64
-import contextlib
 import io
 import json
 import threading
@@ -13,12 +12,10 @@ import pytest
 from PIL import Image
 from redis import Redis
 
-from service.api.server import GRACE_S
 from service.settings import Settings
 from service.store import keys
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
-from tests.conftest import serving
 from tests.service.api.answers import LISTS, submitted
 from tests.service.processes import until
 from tests.service.worker.conftest import run
@@ -106,26 +103,6 @@ def test_steps_and_previews_come_while_the_job_runs_until_it_is_cancelled(client
     assert Image.open(io.BytesIO(base64.b64decode(body))).size == (16, 16)
 
 
-def test_many_watch_one_job_from_different_events(client: httpx.Client, alive: JobStore) -> None:
-    job_id, connection = submitted(client), alive.connection
-    with contextlib.ExitStack() as stack:
-
-        def watch(after: str) -> Iterator[Event]:
-            headers = {"last-event-id": after}
-            return events(stack.enter_context(client.stream("GET", f"/jobs/{job_id}/events", headers=headers)))
-
-        received = [watch("0-0") for _ in range(10)]
-        assert {next(one)["event"] for one in received} == {"job"}
-        first, second = (str(connection.xadd(keys.events(job_id), {"picture": i}), "ascii") for i in range(2))
-        received += [watch(first) for _ in range(10)]
-        assert {next(one)["event"] for one in received[10:]} == {"job"}
-        alive.cancel(job_id)
-        rest = [[(event["event"], event.get("id")) for event in one] for one in received]
-    end = rest[0][-1]
-    assert end[0] == "end"
-    assert rest == [[("picture", first), ("picture", second), end]] * 10 + [[("picture", second), end]] * 10
-
-
 def test_the_stream_of_a_job_that_is_lost_ends(client: httpx.Client, alive: JobStore) -> None:
     job_id = submitted(client)
     with client.stream("GET", f"/jobs/{job_id}/events") as response:
@@ -142,29 +119,6 @@ def test_previews_stop_soon_after_the_client_disconnects(client: httpx.Client, a
         next(events(response))
         until(lambda: alive.connection.exists(key))
     until(lambda: not alive.connection.exists(key))
-
-
-def test_a_shutdown_ends_event_streams_and_waits(settings: Settings, alive: JobStore) -> None:
-    ends: list[Any] = []
-    with serving(settings.model_copy(update={"drain_s": GRACE_S + 1})) as client:
-        job_id = submitted(client)
-
-        def watch() -> None:
-            with httpx.Client(base_url=address, timeout=30) as another:
-                ends.append([event["event"] for event in read(another, job_id)])
-
-        def wait() -> None:
-            ends.append(httpx.post(f"{address}/generate", json={"labels": LISTS}, timeout=30).status_code)
-
-        address = str(client.base_url)
-        threads = [threading.Thread(target=watch), threading.Thread(target=wait)]
-        for thread in threads:
-            thread.start()
-        until(lambda: alive.connection.exists(keys.watched(job_id)) and alive.connection.zcard(keys.OPEN) == 2)
-    for thread in threads:
-        thread.join()
-    assert ["job"] in ends
-    assert 202 in ends
 
 
 def test_an_unknown_job_and_a_malformed_last_event_id(client: httpx.Client, alive: JobStore) -> None:

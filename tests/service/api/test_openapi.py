@@ -5,7 +5,6 @@ from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
-import httpx
 import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
@@ -14,7 +13,6 @@ from service.api.problems import PHRASES
 from service.contract.errors import BadForm, NotFound, TooLarge
 from service.settings import Settings
 from tests.conftest import application
-from tests.documented import Documented
 
 DOCUMENT = application(Settings()).openapi()
 OPERATIONS: dict[str, dict[str, Any]] = {
@@ -109,20 +107,3 @@ def test_a_problem_has_one_title_whether_a_route_or_the_framework_finds_it() -> 
     for error in (BadForm, NotFound, TooLarge):
         phrase = PHRASES.get(error.status) or HTTPStatus(error.status).phrase
         assert (error.slug, error.title) == (phrase.lower().replace(" ", "-"), phrase)
-
-
-@pytest.mark.parametrize(
-    ("status", "headers", "content", "words"),
-    [
-        (418, {}, b"", "418 is not documented"),
-        (200, {"content-type": "text/html"}, b"", "text/html is not documented"),
-        (404, {"content-type": PROBLEM_JSON}, b'{"type": "urn:labelgrid:problem:new"}', "new is not documented"),
-    ],
-)
-def test_answers_that_are_not_documented_are_detected(
-    status: int, headers: dict[str, str], content: bytes, words: str
-) -> None:
-    request = httpx.Request("GET", "http://localhost/jobs/x")
-    response = httpx.Response(status, headers=headers, content=content, request=request)
-    with pytest.raises(AssertionError, match=words):
-        Documented(DOCUMENT)(response)

@@ -1,17 +1,25 @@
-"""What the HTTP server accepts, as far as clients notice."""
+"""What the HTTP server accepts, as far as clients notice, and how it shuts down."""
 
 import contextlib
 import resource
 import socket
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from redis import Redis
 
 from service.api.access.keys import hash_of, new_key
 from service.settings import Settings
+from service.store import keys, workers
+from service.store.connection import text
 from service.store.jobs import JobStore
-from tests.conftest import api_server
+from service.worker.runner import Runner
+from tests.conftest import api_server, client_of, serving
+from tests.service.api.test_events import events, read
+from tests.service.processes import until
+from tests.service.worker.conftest import run
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n"
 HEAD = b"POST /generate HTTP/1.1\r\nHost: localhost\r\n"
@@ -92,3 +100,78 @@ def test_the_limit_of_open_files_is_the_highest_that_the_system_allows(settings:
             assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, most)
     finally:
         resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
+
+
+TWO = {"labels": [["red cube"], ["blue sphere"]], "steps": 2}
+
+
+@pytest.fixture
+def quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let waiting requests notice a shutdown at once."""
+    monkeypatch.setattr("service.store.reader.LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr("service.api.events.LOOK_AGAIN_S", 0.05)
+
+
+def is_refused(client: httpx.Client) -> bool:
+    """Whether the API takes no new connection."""
+    try:
+        client.get("/healthz")
+    except httpx.TransportError:
+        return True
+    return False
+
+
+def test_a_draining_api_answers_open_requests_and_refuses_new_ones(
+    settings: Settings, connection: Redis, alive: JobStore, quick_look: None
+) -> None:
+    with (
+        api_server(settings.model_copy(update={"drain_s": 120.0})) as server,
+        client_of(server) as client,
+        ThreadPoolExecutor(1) as thread,
+    ):
+        waiting = thread.submit(client.post, "/generate", json=TWO)
+        (raw,) = until(lambda: connection.zrange(keys.OPEN, 0, -1))
+        job_id = text(raw)
+        with client.stream("GET", f"/jobs/{job_id}/events") as response:
+            stream = events(response)
+            assert next(stream)["event"] == "job"
+            server.should_exit = True
+            assert list(stream) == []  # the stream has ended, the job has not
+        until(lambda: is_refused(client))  # an orchestrator or proxy then asks another process
+        assert connection.zrange(keys.OPEN, 0, -1) == [raw]
+        assert not waiting.done()
+        run(Runner(connection, settings, "w"), job_id)
+        answer = waiting.result(timeout=60)
+        assert (answer.status_code, answer.json()["status"]) == (200, "finished")
+    with serving(settings) as elsewhere:
+        kinds = [event["event"] for event in read(elsewhere, job_id) if event["event"] != "steps"]
+        assert kinds == ["job", "status", "picture", "picture", "end"]
+
+
+def test_at_the_deadline_waiting_requests_are_answered_with_the_jobs_address(
+    settings: Settings, connection: Redis, alive: JobStore, quick_look: None
+) -> None:
+    openai = {"prompt": "red cube"}
+    with (
+        api_server(settings.model_copy(update={"drain_s": 0.0})) as server,
+        client_of(server) as client,
+        ThreadPoolExecutor(2) as threads,
+    ):
+        waiting = threads.submit(client.post, "/generate", json=TWO)
+        waiting_at_v1 = threads.submit(client.post, "/v1/images/generations", json=openai)
+        until(lambda: connection.zcard(keys.OPEN) == 2)
+        server.should_exit = True
+        answer = waiting.result(timeout=60)
+        assert (answer.status_code, answer.json()["status"]) == (202, "queued")
+        assert answer.headers["location"] == f"/jobs/{answer.json()['id']}"
+        late = waiting_at_v1.result(timeout=60)
+        assert (late.status_code, late.json()["error"]["code"]) == (504, "not_in_time")
+    assert connection.zcard(keys.OPEN) == 2
+
+
+def test_a_draining_worker_counts_as_none(client: httpx.Client, alive: JobStore) -> None:
+    assert client.get("/readyz").status_code == 200
+    workers.announce(alive.connection, "w", {"draining": True}, lease_s=60)
+    for answer in (client.get("/readyz"), client.post("/generate", json=TWO)):
+        assert answer.status_code == 503
+        assert answer.json()["type"] == "urn:labelgrid:problem:no-worker"

@@ -149,14 +149,6 @@ def test_strips_are_fetched(call: Call, client: httpx.Client, working: Runner) -
         call("strip", call("generate", LISTS, steps=1).id, 0)
 
 
-@pytest.mark.parametrize("given", ["red cube", ["red cube"], [["red cube"], "gray cube"]])
-def test_a_string_in_place_of_a_list_is_an_error(call: Call, client: httpx.Client, alive: JobStore, given: Any) -> None:
-    for method in ("generate", "score") if isinstance(given, list) else ("generate",):
-        with pytest.raises(ApiError, match="list"):
-            call(method, given)
-    assert client.get("/jobs").json()["jobs"] == []
-
-
 def test_an_iterator_of_lists_is_read_once(call: Call, alive: JobStore) -> None:
     assert call("generate", iter(LISTS), wait=False).labels == LISTS
 
@@ -249,14 +241,6 @@ def test_after_a_lost_response_there_is_one_job_and_one_cancellation(url: str, a
         assert client.cancel(job.id).status == "cancelled"
 
 
-def test_an_idempotency_key_stands_for_one_request(url: str, alive: JobStore) -> None:
-    with Client(url) as client:
-        first = client.generate(LISTS, wait=False, idempotency_key="mine")
-        assert client.generate(LISTS, wait=False, idempotency_key="mine").id == first.id
-        with pytest.raises(ApiError, match="another request"):
-            client.generate(LISTS[:1], wait=False, idempotency_key="mine")
-
-
 def test_a_broken_stream_is_resumed_after_its_last_event(url: str, working: Runner) -> None:
     def breaks(request: httpx.Request) -> bool:
         return request.url.path.endswith("/events") and len(network.requests) <= 2
@@ -328,14 +312,6 @@ def test_a_problem_in_another_form_than_the_services_is_an_error_too(body: bytes
     assert (caught.value.slug, caught.value.problem) == ("", {})
 
 
-def test_a_retry_is_reported_before_its_pause(pauses: list[float]) -> None:
-    reported: list[tuple[str, int]] = []
-    client = answered(response(503, retry_after="2"), response(404))
-    with pytest.raises(ApiError, match="answers 404"):
-        client.generate(LISTS, on_event=lambda event: reported.append((event.name, len(pauses))))
-    assert (reported, pauses) == ([("retry", 0)], [2.0])
-
-
 def test_both_classes_have_the_same_signatures_and_docstrings() -> None:
     for name in (name for name in vars(AsyncClient) if not name.startswith("_") and name != "events"):
         blocking, awaited = getattr(Client, name), getattr(AsyncClient, name)
@@ -358,17 +334,6 @@ def test_address_and_key_come_from_the_environment(url: str, alive: JobStore, mo
     with Client(api_key="given", transport=network) as client:
         client.ready()
     assert [request.headers["authorization"] for request in network.requests] == ["Bearer secret", "Bearer given"]
-
-
-def test_a_request_waits_for_a_connection_as_long_as_other_jobs_take() -> None:
-    limits: list[dict[str, float | None]] = []
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        limits.append(request.extensions["timeout"])
-        return httpx.Response(200, json={"status": "ready", "workers": 1, "model": "toy"})
-
-    Client("http://x", timeout_s=2, transport=httpx.MockTransport(answer)).ready()
-    assert limits == [{"connect": 2, "read": 2, "write": 2, "pool": None}]
 
 
 @pytest.mark.parametrize("address", ["localhost:8000", "ftp://x", "http://", "http://x:y", "x"])

@@ -15,9 +15,8 @@ import typer
 from typer.testing import CliRunner
 
 from service.api.access.keys import hash_of
-from service.client import Client, Event
+from service.client import Client
 from service.client.__main__ import app
-from service.client.connection import OnEvent
 from service.client.display import plain
 from service.client.job_command import Outputs, until_ctrl_c
 from service.contract.schemas import JOB_EXAMPLE, Job
@@ -164,22 +163,6 @@ def test_labels_and_models_are_listed(run: Command) -> None:
     assert [model["name"] for model in json.loads(run("models", "--json")[1])["models"]] == ["other", "toy"]
 
 
-def test_labels_that_the_terminals_encoding_lacks_are_printed_escaped() -> None:
-    body = json.dumps({"model": "toy", "labels": ["na\N{LATIN SMALL LETTER I WITH DIAERESIS}ve", "\u65e5", "dog"]})
-    program = f"""
-import httpx
-from service.client import __main__ as command, job_command
-from service.client.connection import Client
-answer = httpx.MockTransport(lambda request: httpx.Response(200, content={body!r}))
-job_command.Client = lambda url: Client(url, transport=answer)
-command.main()
-"""
-    line = [sys.executable, "-c", program, "labels"]
-    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(line, cwd=ROOT, env=ascii_only, capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stdout, done.stderr) == (0, "na\\xefve\n\\u65e5\ndog\n", "")
-
-
 def test_json_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:
     job = Job.model_validate(JOB_EXAMPLE).model_copy(update={"error": "\u65e5"})
     Outputs(as_json=True).write(Client("http://x"), job)
@@ -254,27 +237,6 @@ def test_detached_commands_refuse_what_needs_the_result(
     assert client.get("/jobs").json()["jobs"] == []
 
 
-def test_files_without_permission_are_refused(
-    run: Command, alive: JobStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write to every folder
-    for option, place, code in (("-o", tmp_path / "grid.png", 1), ("--images", tmp_path, 2)):
-        refusal = run("generate", "red cube", "--detach", option, str(place))
-        assert refusal[:2] == (code, "")
-        assert str(place) in refusal[2]
-
-
-def test_tables_do_not_cut_ids_and_times(client: httpx.Client, url: str, alive: JobStore) -> None:
-    answer = client.post("/generate", json={"labels": [["red cube"]]}, headers={"prefer": "respond-async"})
-    job, model = answer.json(), client.get("/models").json()["models"][0]
-    for command, words in (
-        ("jobs", [job["id"], job["created_at"][:19], job["model"]]),
-        ("models", [model["name"], model["created_at"][:19], model["digest"][:12]]),
-    ):
-        done = CliRunner().invoke(app, [command, "--url", url], env={"COLUMNS": "40"})
-        assert all(word in done.stdout for word in words), done.stdout
-
-
 def test_a_recipe_is_reproduced_with_strips(
     run: Command, client: httpx.Client, working: Runner, tmp_path: Path
 ) -> None:
@@ -292,10 +254,6 @@ def test_a_recipe_is_reproduced_with_strips(
     assert run("generate", "--recipe", str(tmp_path / "no.png"))[2].endswith("no.png: No such file or directory\n")
     code, _, err = run("generate")
     assert (code, "give labels, --lines or a --recipe" in err) == (2, True)
-
-
-def test_help_names_the_two_values_of_an_interval() -> None:
-    assert "--guidance-interval LOW HIGH" in CliRunner().invoke(app, ["generate", "--help"]).stdout
 
 
 @pytest.mark.parametrize("command", ["generate", "sweep", "wait"])
@@ -321,27 +279,6 @@ def test_ctrl_c_cancels_the_job_that_the_command_created(
         outcome = f"goes on; `labelgrid cancel {job_id}` ends it" if goes_on else "is cancelled"
         assert waiting.stderr.read() == f"labelgrid: interrupted; job {job_id} {outcome}\n"
     assert client.get(f"/jobs/{job_id}").json()["status"] == ("queued" if goes_on else "cancelled")
-
-
-def test_ctrl_c_cancels_only_what_has_not_ended(capsys: pytest.CaptureFixture[str]) -> None:
-    finished = Job.model_validate(JOB_EXAMPLE)
-    running = finished.model_copy(update={"status": "running"})
-    refusing = Client("http://x", transport=httpx.MockTransport(lambda request: httpx.Response(404)))
-
-    def interrupt_after(*states: Job) -> None:
-        def submit(client: Client, on_event: OnEvent, **options: object) -> Job:
-            for job in states:
-                on_event(Event("job", job))
-            raise KeyboardInterrupt
-
-        until_ctrl_c(refusing, submit)
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupt_after(running, finished)
-    with pytest.raises(typer.Exit) as end:
-        interrupt_after(running)
-    assert end.value.exit_code == 130
-    assert f"interrupted; job {running.id} is not cancelled: http://x/" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("wait", [True, False])

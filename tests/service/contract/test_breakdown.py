@@ -1,6 +1,5 @@
 """Scores by label and by number of objects."""
 
-import random
 from dataclasses import dataclass, field
 
 from service.contract.breakdown import LabelScore, ObjectsScore, breakdown
@@ -34,24 +33,3 @@ def test_counts_by_hand() -> None:
     assert (red.missing, red.recall, red.precision) == (2, 0.5, 1.0)
     assert (gray.recall, gray.precision) == (None, 0.0)
     assert (blue.recall, blue.precision) == (1.0, 1.0)
-
-
-def test_sums_agree_with_the_pictures() -> None:
-    """Each label of each picture is counted once: found, missing, extra or absent."""
-    dice, names = random.Random(0), "abcdef"
-    verdicts = [
-        Verdict(dice.sample(names, dice.randint(1, 3)), {name: dice.random() for name in names}) for _ in range(200)
-    ]
-    found = breakdown(verdicts)
-    for score in found.by_label:
-        asked = [one for one in verdicts if score.label in one.labels]
-        others = [one for one in verdicts if score.label not in one.labels]
-        assert score.asked == len(asked)
-        assert score.found == sum(one.probabilities[score.label] > 0.5 for one in asked)
-        assert score.extra == sum(one.probabilities[score.label] > 0.5 for one in others)
-        for other, count in score.instead.items():
-            assert count == sum(
-                one.probabilities[score.label] <= 0.5 and one.probabilities[other] > 0.5 and other not in one.labels
-                for one in asked
-            )
-    assert sum(one.pictures for one in found.by_objects) == 200

@@ -5,7 +5,6 @@ import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
 
 import httpx
 import pytest
@@ -62,18 +61,6 @@ def test_gpus_are_counted_where_a_driver_is(monkeypatch: pytest.MonkeyPatch, tmp
     assert supervisor.count_gpus() == 3
 
 
-def test_several_workers_are_ready_together(storage: Path) -> None:
-    port = free_port()
-    line = [*run_all(port, storage), "--workers", "2"]
-    with subprocess.Popen(line, cwd=ROOT, env=clean_environment(), stdout=subprocess.PIPE, text=True) as process:
-        assert process.stdout is not None
-        assert f"http://127.0.0.1:{port}" in process.stdout.readline()
-        assert httpx.get(f"http://127.0.0.1:{port}/readyz", timeout=30).json()["workers"] == 2
-        assert len(children(process.pid)) == 4
-        process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 0
-
-
 @pytest.mark.parametrize("workers", ["0", "65", "many", "-1"])
 def test_other_numbers_of_workers_are_refused(command: Command, workers: str) -> None:
     code, _, err = command("all", "--workers", workers)
@@ -111,23 +98,3 @@ def test_a_dead_process_is_restarted_and_none_is_left_behind(
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 0
     assert not any(is_alive(pid) for pid in parts)
-
-
-@pytest.mark.parametrize(("given", "expected"), [({}, 11.0), ({"LABELGRID_DRAIN_S": "30"}, 40.0)])
-def test_a_part_is_not_killed_while_it_may_drain(
-    command: Command, storage: Path, monkeypatch: pytest.MonkeyPatch, given: dict[str, str], expected: float
-) -> None:
-    class Parts(supervisor.Supervisor):
-        def _start(self) -> None:
-            self.children.append(supervisor.Child("part", lambda: cast(Any, "process")))
-
-        def _wait_until_ready(self) -> None:
-            self.stopping = True
-
-    stopped = list[tuple[object, float]]()
-    monkeypatch.setattr(supervisor, "Supervisor", Parts)
-    monkeypatch.setattr(supervisor, "stop", lambda process, within_s: stopped.append((process, within_s)))
-    monkeypatch.setattr(signal, "signal", lambda *_: None)
-    arguments = ("all", "--port", str(free_port()), "--storage", str(storage))
-    assert command(*arguments, environment={**clean_environment(), **given})[0] == 0
-    assert stopped == [("process", expected)]

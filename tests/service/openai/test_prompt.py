@@ -79,16 +79,6 @@ def test_no_word_is_ignored(prompt: str) -> None:
     )
 
 
-plain_names = st.lists(st.text("abcXY-é", min_size=1, max_size=4), min_size=1, max_size=3).map(" ".join)
-
-
-@given(st.lists(plain_names, min_size=1, max_size=8, unique_by=str.casefold), st.data())
-def test_a_joined_list_of_labels_is_a_prompt_for_them(names: list[str], data: st.DataObject) -> None:
-    labels = data.draw(st.permutations(names))
-    assert parse_prompt(", ".join(labels), Vocabulary(tuple(names))) == labels
-    assert parse_prompt(" and ".join(labels).upper(), Vocabulary(tuple(names))) == labels
-
-
 @given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=5, unique=True), st.data())
 def test_any_prompt_for_any_names_is_read_or_refused(names: list[str], data: st.DataObject) -> None:
     vocabulary = Vocabulary(tuple(names))

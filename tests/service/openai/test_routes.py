@@ -54,18 +54,6 @@ def test_pictures_equal_those_of_generate(ai: openai.OpenAI, client: httpx.Clien
     assert client.get(extra["job"]).json()["result"]["accuracy"] == job["result"]["accuracy"]
 
 
-def test_addresses_in_place_of_pictures(ai: openai.OpenAI, client: httpx.Client, working: Runner) -> None:
-    answer = ai.images.generate(
-        prompt="gray cylinder", response_format="url", size="16x16", model="other", extra_body={"steps": 1}
-    )
-    assert answer.data is not None
-    (image,) = answer.data
-    assert image.b64_json is None
-    assert image.url is not None
-    assert image.url.startswith(str(client.base_url))
-    assert Image.open(io.BytesIO(httpx.get(image.url).content)).size == (16, 16)
-
-
 @pytest.mark.parametrize("how", ["fails", "is cancelled"])
 def test_a_failed_or_cancelled_job_is_an_error_that_is_not_retried(
     ai: openai.OpenAI, client: httpx.Client, alive: JobStore, how: str

@@ -135,26 +135,6 @@ def test_other_errors_are_not_retried(impatient: Redis) -> None:
         impatient.rpush("key", "value")
 
 
-def test_a_full_redis_takes_a_cancel_with_its_webhook(connection: Redis, impatient: Redis, settings: Settings) -> None:
-    store = JobStore(impatient, settings)
-    job_id = create_job(store, "http://x/")
-    with full(connection):
-        assert store.cancel(job_id)
-    assert connection.zcard(keys.WEBHOOKS) == 1  # where the webhooks' worker finds it
-
-
-def test_the_api_answers_503_while_redis_refuses_writes(
-    client: httpx.Client, alive: JobStore, connection: Redis
-) -> None:
-    job = client.post("/generate", json={"labels": [["red cube"]]}, headers={"prefer": "respond-async"}).json()
-    with read_only(connection):
-        for answer in (client.post("/generate", json={"labels": [["red cube"]]}), client.delete(f"/jobs/{job['id']}")):
-            assert (answer.status_code, answer.json()["type"]) == (503, "urn:labelgrid:problem:unavailable")
-            assert answer.headers["retry-after"] == "10"
-        assert client.get(f"/jobs/{job['id']}").json()["status"] == "queued"
-    assert client.delete(f"/jobs/{job['id']}").json()["status"] == "cancelled"
-
-
 def test_the_api_follows_a_failover_although_its_connections_stay_open(settings: Settings, tmp_path: Path) -> None:
     """The address leads to another server now; open connections still lead to the former one, now a replica."""
     body, headers = {"labels": [["red cube"]]}, {"prefer": "respond-async"}

@@ -1,21 +1,23 @@
-"""Jobs of requests that arrive together: one message to Redis, and each request its own answer."""
+"""Jobs of requests at the same time: one message to Redis, room for all of them, and each its own answer."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError
 
+from service.contract.errors import KeyReuse
 from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import keys
-from service.store.connection import connect_async
-from service.store.creation import FEW, JobCreator, NoRoom
+from service.store.connection import connect_async, text
+from service.store.creation import FEW, IdempotentRequest, JobCreator, NoRoom
 from service.store.jobs import JobStore
 from service.store.pipeline import Pipeline
-from tests.service.store.helpers import commands, record
+from tests.service.store.helpers import DIGEST, add_job, commands, record
 
 Act = Callable[[JobCreator], Awaitable[Any]]
 
@@ -78,23 +80,60 @@ def test_a_request_that_is_cancelled_does_not_disturb_the_others(settings: Setti
     assert others == [jobs[1].id, jobs[2].id]
 
 
-def test_jobs_that_arrive_one_after_the_other_all_get_their_answers(settings: Settings, store: JobStore) -> None:
-    early, late = [record() for _ in range(3)], [record() for _ in range(3)]
-
-    async def act(creator: JobCreator) -> list[str | BaseException]:
-        async def after(turns: int, job: JobRecord) -> str:
-            for _ in range(turns):
-                await asyncio.sleep(0)
-            return await creator.create(job)
-
-        asked = [*(after(0, job) for job in early), *(after(i + 1, job) for i, job in enumerate(late))]
-        return await asyncio.gather(*asked)
-
-    assert creating(settings, store, act, connections=4) == [job.id for job in [*early, *late]]
-
-
 @pytest.mark.parametrize("pictures", [FEW, FEW + 1])
 def test_small_and_large_jobs_are_written_alike(settings: Settings, store: JobStore, pictures: int) -> None:
     job = record(pictures)
     assert creating(settings, store, together(job)) == [job.id]
     assert store.record(job.id) == job
+
+
+@pytest.fixture
+def limited(settings: Settings) -> Settings:
+    limits = {"max_queued_pictures": 10, "max_queued_pictures_per_owner": 5, "max_stored_pictures_per_owner": 100}
+    return settings.model_copy(update={"api_keys": "a:x", **limits})
+
+
+def full_of(connection: Redis, settings: Settings, job: JobRecord) -> tuple[str, int, int] | None:
+    """Return what is full for a job, how much is taken, and the limit; or create it."""
+    try:
+        add_job(JobStore(connection, settings), job)
+    except NoRoom as error:
+        return error.what, error.taken, error.most
+    return None
+
+
+def test_simultaneous_requests_cannot_exceed_the_limit_together(connection: Redis, settings: Settings) -> None:
+    limited = settings.model_copy(update={"max_queued_pictures": 10})
+    with ThreadPoolExecutor(8) as pool:
+        refused = sum(pool.map(lambda _: full_of(connection, limited, record(4)) is not None, range(8)))
+    assert refused == 6
+    assert connection.hgetall(keys.pending_counts(DIGEST)) == {b"": b"8"}
+    assert connection.zcard(keys.OPEN) == 2
+
+
+def test_a_job_larger_than_its_owners_share_leaves_the_others_theirs(connection: Redis, limited: Settings) -> None:
+    assert full_of(connection, limited, record(30, "a")) is None  # an empty queue takes it
+    assert full_of(connection, limited, record(1, "a")) == ("owner", 30, 5)
+    assert full_of(connection, limited, record(6, "b")) == ("queue", 5, 10)
+    assert full_of(connection, limited, record(5, "b")) is None
+    assert full_of(connection, limited, record(1, "c")) == ("queue", 10, 10)
+
+
+def test_without_keys_a_large_job_fills_the_queue_and_no_stored_pictures_are_counted(
+    connection: Redis, limited: Settings
+) -> None:
+    open_to_all = limited.model_copy(update={"api_keys": ""})
+    assert full_of(connection, open_to_all, record(101)) is None
+    assert full_of(connection, open_to_all, record(1)) == ("queue", 101, 10)
+    assert full_of(connection, open_to_all, record(1, digest="e" * 64)) is None
+    assert not connection.exists(keys.stored(""))
+
+
+def test_concurrent_requests_with_one_key_create_one_job(store: JobStore, connection: Redis) -> None:
+    request = IdempotentRequest("", "key", "request")
+    with ThreadPoolExecutor(8) as pool:
+        (job_id,) = set(pool.map(lambda _: add_job(store, record(), request), range(8)))
+    assert [text(one) for one in connection.zrange(keys.OPEN, 0, -1)] == [job_id]
+    assert 86400 - 60 < connection.ttl(request.redis_key) <= 86400
+    with pytest.raises(KeyReuse):
+        add_job(store, record(), IdempotentRequest("", "key", "another request"))

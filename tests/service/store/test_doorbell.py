@@ -9,9 +9,8 @@ from redis import Redis
 from service.settings import Settings
 from service.store.connection import connect
 from service.store.doorbell import Doorbell, ModelName
-from service.store.jobs import JobStore
 from tests.service.store.ageing import MINUTE_S, age
-from tests.service.store.helpers import DIGEST, add_job, full, read_only, record
+from tests.service.store.helpers import full, read_only
 
 TOY, OTHER = (ModelName(name=name, digest=digit * 64) for name, digit in (("toy", "d"), ("other", "e")))
 
@@ -60,12 +59,6 @@ def test_a_lost_ring_costs_nothing_but_a_minute(bell: Doorbell, connection: Redi
     age(connection, MINUTE_S)
     bell.ring([TOY])
     assert answered(bell) == [TOY]
-
-
-def test_workers_find_the_work_of_a_model_without_any_ring(store: JobStore, connection: Redis) -> None:
-    add_job(store, record())
-    connection.delete(*connection.scan_iter("rq:*"))
-    assert [model.digest for model in store.wanted()] == [DIGEST]
 
 
 @pytest.mark.parametrize("state", [full, read_only])

@@ -1,4 +1,7 @@
-"""The functions of `jobs.lua` by themselves, on the packaged server and on each Redis and Valkey that is on PATH."""
+"""The functions of `jobs.lua` by themselves, on the packaged server and on each Redis and Valkey that is on PATH.
+
+`test_job_model.py` has what becomes of jobs and their pictures whatever the order of the calls.
+"""
 
 import json
 import shutil
@@ -14,7 +17,6 @@ from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 from service.local.redis_server import RedisServer, packaged_binary
 from service.store.connection import connect
 from tests.paths import ROOT
-from tests.service.store.ageing import MINUTE_S, age
 from tests.service.store.helpers import full, read_only
 
 SOURCE = (ROOT / "service" / "store" / "jobs.lua").read_text()
@@ -144,57 +146,23 @@ def test_create_writes_every_key_of_a_job(library: Library) -> None:
     assert all(0 <= expected[key] - lifetimes[key] <= 5 for key in expected)
 
 
+@pytest.mark.parametrize("ahead_s", [0, 10**9])
+def test_create_drops_old_jobs_from_their_owners_list_and_only_these(library: Library, ahead_s: int) -> None:
+    """Also if the clock of an API is ahead."""
+    now = library.connection.time()[0]
+    for name, age_s in (("old", 152), ("young", 100)):
+        library.connection.zadd("labelgrid:jobs:ann", {f"{int((now - age_s) * 1000):013}-{name}": 0})
+    ids = [job_id("1", now + ahead_s + ms / 1000) for ms in range(16)]  # one in sixteen drops it
+    for one in ids:
+        library.create(one, 1, "ann")
+    members = [member.decode() for member in library.connection.zrange("labelgrid:jobs:ann", 0, -1)]
+    assert [member.partition("-")[2] for member in members] == ["young", *ids]
+
+
 @pytest.mark.parametrize("pictures", [999, 1000, 1001, 2500])
 def test_create_takes_more_pictures_than_a_lua_function_takes_arguments(library: Library, pictures: int) -> None:
     library.create(A, pictures)
     assert library.connection.llen(f"labelgrid:job:{A}:waiting") == pictures
-
-
-@pytest.mark.parametrize(
-    ("limits", "answer"),
-    [
-        ({"request_key": "labelgrid:key:k", "request_hash": "h"}, [b"request", f"{A} h".encode()]),
-        ({"most_queued": 3}, [b"queue", 2]),
-        ({"most_own": 3}, [b"owner", 2]),
-        ({"most_stored": 3, "lifetime_s": 10**9}, [b"stored", 2]),
-    ],
-)
-def test_create_says_what_prevents_a_job_and_writes_nothing(
-    library: Library, limits: dict[str, Any], answer: list[Any]
-) -> None:
-    library.create(A, 2, "ann", request_key="labelgrid:key:k", request_hash="h", most_stored=9)
-    before = library.dump()
-    assert library.create(B, 2, "ann", **limits) == answer
-    assert library.dump() == before
-
-
-def test_stored_pictures_count_until_a_lifetime_after_their_hour(library: Library) -> None:
-    now = library.connection.time()[0]
-    for i, (hour, lifetime_s) in enumerate([(now // 3600 - 2, 3600), (now // 3600, 3600)]):
-        job = job_id(f"{i}", hour * 3600)
-        assert library.create(job, 3, "ann", most_stored=3, lifetime_s=lifetime_s) is None
-    assert library.hash("labelgrid:stored:ann") == {str(now // 3600): "3"}  # the former hour is forgotten
-    assert library.create(A, 1, "ann", most_stored=3, lifetime_s=3600) == [b"stored", 3]
-    assert library.create(A, 1, "bob", most_stored=3, lifetime_s=3600) is None
-
-
-def test_create_drops_old_jobs_from_their_owners_list_now_and_then(library: Library) -> None:
-    library.connection.zadd("labelgrid:jobs:ann", {"0000000000001-old": 0})
-    library.create(job_id("1", CREATED_S + 0.001), 1, "ann")
-    assert library.connection.zscore("labelgrid:jobs:ann", "0000000000001-old") is not None
-    ids = [job_id("2", CREATED_S + ms / 1000) for ms in range(16)]  # one in sixteen drops it, by the millisecond
-    for one in ids:
-        library.create(one, 1, "ann")
-    members = [member.decode() for member in library.connection.zrange("labelgrid:jobs:ann", 0, -1)]
-    assert sorted(member.partition("-")[2] for member in members) == sorted([job_id("1", CREATED_S + 0.001), *ids])
-
-
-def test_create_forgets_a_request_whose_job_is_gone(library: Library) -> None:
-    known = {"request_key": "labelgrid:key:k", "request_hash": "h"}
-    library.create(A, **known)
-    library.connection.delete(f"labelgrid:job:{A}")
-    assert library.create(B, **known) is None
-    assert library.connection.get("labelgrid:key:k") == f"{B} h".encode()
 
 
 def test_begin_moves_queued_jobs_and_says_which_pictures_are_finished(library: Library) -> None:
@@ -230,70 +198,11 @@ def test_pictures_are_claimed_in_turn_stored_and_finished(library: Library) -> N
     assert all(KEEP_S - 5 <= library.connection.ttl(key) <= KEEP_S for key in of_jobs)
 
 
-def test_a_picture_is_stored_once_and_only_while_its_job_is_open(library: Library) -> None:
-    library.create(A)
-    entries = library.claim(2)
-    assert library.commit({"a0": entries["a0"]}, "first") == ([1], {})
-    assert library.commit({"a0": entries["a0"]}, "second") == ([1], {})
-    assert library.hash(f"labelgrid:job:{A}:verdicts") == {"0": "first 0"}
-    library.end(A, "cancelled", "finished_at", 9)
-    assert library.commit({"a1": entries["a1"]}) == ([0], {})
-    assert library.hash(f"labelgrid:job:{A}:verdicts") == {"0": "first 0"}
-    library("delete", A)
-    assert library.commit({"a1": entries["a1"]}) == ([-1], {})
-    assert f"labelgrid:job:{A}:verdicts" not in library.names()
-
-
-def test_the_last_pictures_commit_leases_the_grid_once_and_another_worker_takes_it_over(library: Library) -> None:
-    library.create(A)
-    entries = library.claim(2)
-    assert library.commit({"a0": entries["a0"]}) == ([1], {})
-    _, leased = library.commit({"a1": entries["a1"]}, worker="first")
-    assert library.commit({"a1": entries["a1"]}, worker="second") == ([1], {})  # it had sampled the same picture
-    (pending,) = library.connection.xpending_range(STREAM, "workers", "-", "+", 9)
-    assert (pending["message_id"].decode(), pending["consumer"]) == (leased["a grid"], b"first")
-    age(library.connection, MINUTE_S)
-    ((entry, fields),) = library.connection.xclaim(STREAM, "workers", "third", 50_000, [leased["a grid"]])
-    assert (entry.decode(), fields[b"job"].decode()) == (leased["a grid"], A)
-    assert library.finish(A, entry) == [b"record of a"]
-    assert library.finish(A, leased["a grid"]) == [None]  # the first one, which was only slow
-    assert library.in_stream() == (0, 0)
-
-
 def test_a_commit_makes_the_group_that_a_redis_has_lost(library: Library) -> None:
     """As one that came back without its last writes: the job's pictures are pending again."""
     library.create(A, 1)
     assert library.commit({"a0": "1-1"})[1].keys() == {"a grid"}
     assert library.in_stream() == (1, 1)
-
-
-def test_a_job_that_lacks_pictures_does_not_finish_but_its_entry_goes(library: Library) -> None:
-    library.create(A)
-    entries = library.claim(2)
-    _, leased = library.commit(entries)
-    library.connection.hdel(f"labelgrid:job:{A}:verdicts", "0")  # as after a crash of Redis that lost its last writes
-    assert library.finish(A, leased["a grid"]) == library.finish(NOBODY, "1-1") == [None]
-    assert library.in_stream() == (0, 0)
-    assert library.hash(f"labelgrid:job:{A}")["status"] == "queued"
-    _, leased = library.commit({"a0": entries["a0"]})
-    assert library.finish(A, leased["a grid"]) == [b"record of a"]
-
-
-def test_an_early_end_takes_the_jobs_pictures_and_grid_out_of_queue_and_stream(library: Library) -> None:
-    library.create(A, 3, "ann")
-    library.create(B, 1, "ann")
-    library.create(C, 1, "ann")
-    entries = library.claim(3)
-    assert list(entries) == ["a0", "b0", "c0"]
-    library.commit({"c0": entries["c0"]})
-    assert library.end(A, "failed", "finished_at", 9, "error", "why") == b"record of a"
-    assert library.end(C, "cancelled", "finished_at", 9) == b"record of c"
-    assert library.end(A, "cancelled", "finished_at", 10) is None
-    job = library.hash(f"labelgrid:job:{A}")
-    assert (job["status"], job["finished_at"], job["error"]) == ("failed", "9", "why")
-    assert [entry.decode() for entry, _ in library.connection.xrange(STREAM)] == [entries["b0"]]
-    assert library.in_stream() == (1, 1)
-    assert {f"labelgrid:job:{A}:waiting", f"{OWNERS}:ann", COUNTS}.isdisjoint(library.names())
 
 
 def test_an_attempt_of_a_webhook_that_took_longer_than_its_lease_ends_no_later_one(library: Library) -> None:
@@ -309,21 +218,6 @@ def test_an_attempt_of_a_webhook_that_took_longer_than_its_lease_ends_no_later_o
         assert library.dump() == before
     library("end_webhook", message, 2, -1)
     assert library.names() == set()
-
-
-def test_delete_gives_an_owners_stored_pictures_back(library: Library) -> None:
-    for job, pictures in ((A, 1), (B, 4)):
-        library.create(job, pictures, "ann", most_stored=9, lifetime_s=10**9)
-    assert library("delete", A) == library("delete", NOBODY) == 0
-    library.commit({"a0": library.claim(1)["a0"]}, result="{}")
-    assert [library("delete", A), library("delete", A)] == [1, 0]
-    assert [key for key in library.names() if A in key] == []
-    assert library.hash("labelgrid:stored:ann") == {HOUR: "4"}
-    assert library.connection.zcard("labelgrid:jobs:ann") == 1
-    library.connection.delete("labelgrid:stored:ann")  # as it expires
-    library.end(B, "cancelled")
-    assert library("delete", B) == 1
-    assert "labelgrid:stored:ann" not in library.names()
 
 
 def test_overdue_jobs_are_named_and_those_that_are_gone_forgotten(library: Library) -> None:
@@ -345,103 +239,13 @@ def test_overdue_takes_over_the_open_jobs_of_former_versions(library: Library) -
     }  # fmt: skip
 
 
-def test_read_gives_a_count_of_verdicts_until_there_is_a_result_and_then_the_best_repeat(library: Library) -> None:
-    library.create(A, 4)
-    entries = library.claim(4)
-    library.commit({"a0": entries.pop("a0")})
-    fields, count, verdicts = library("read", A)[0]
-    assert (fields[fields.index(b"status") + 1], count, verdicts) == (b"queued", 1, [])
-    _, leased = library.commit(entries)
-    library.finish(A, leased["a grid"])
-    (_, count, verdicts), nobody = library("read", A, NOBODY)
-    assert (count, verdicts) == (0, [b"verdict 2", b"verdict 3"])  # RESULT has two repeats
-    assert nobody == [[], 0, []]
-
-
 # --- queue and workers ---
-
-
-def test_owners_take_turns_from_one_claim_to_the_next_and_are_then_forgotten(library: Library) -> None:
-    library.create(A, 3, "ann")
-    library.create(B, 2, "bob")
-    library.create(C, 1, "ann")
-    claimed = [list(library.claim(1)) for _ in range(6)]
-    assert claimed == [["a0"], ["b0"], ["c0"], ["b1"], ["a1"], ["a2"]]
-    assert library.claim(1) == {}
-    assert {key for key in library.names() if key.startswith((OWNERS, COUNTS))} == set()
-
-
-def test_claim_goes_on_after_redis_was_emptied(library: Library) -> None:
-    library("open_stream", DIGEST)
-    library("open_stream", DIGEST)
-    library.connection.flushall()
-    library.create(A)
-    assert list(library.claim(9)) == ["a0", "a1"]
 
 
 def test_claim_gives_the_time_in_a_jobs_id(library: Library) -> None:
     library.create(A, 1)
     ((_, fields),) = library("claim", DIGEST, "w", 9)
     assert fields[2:] == [b"asked_at", b"1764355000.125"]
-
-
-def test_discard_deletes_entries(library: Library) -> None:
-    library.create(A)
-    entries = library.claim(2)
-    assert library("discard", DIGEST, entries["a0"]) is None
-    assert [entry.decode() for entry, _ in library.connection.xrange(STREAM)] == [entries["a1"]]
-    assert library.in_stream() == (1, 1)
-
-
-def test_idle_consumers_without_pictures_are_dropped(library: Library) -> None:
-    library("drop_consumers", DIGEST, 0)  # there is no stream
-    library.create(A, 1)
-    library.claim(1, "busy")
-    for idle in ("first", "second"):
-        library.connection.xgroup_createconsumer(STREAM, "workers", idle)
-    library("drop_consumers", DIGEST, 60_000)
-    assert library.connection.xinfo_groups(STREAM)[0]["consumers"] == 3
-    while library.connection.xinfo_consumers(STREAM, "workers")[-1]["idle"] == 0:
-        pass  # for a millisecond
-    library("drop_consumers", DIGEST, 0)
-    assert [one["name"] for one in library.connection.xinfo_consumers(STREAM, "workers")] == [b"busy"]
-
-
-def test_a_model_is_wanted_while_it_has_work_that_no_live_worker_has_taken(library: Library) -> None:
-    def wanted() -> bool:
-        found = library("wanted", 50_000)
-        assert found in ([], [[DIGEST.encode(), b"{}"]])
-        return bool(found)
-
-    assert not wanted()
-    library.create(A)
-    assert wanted()
-    entries = library.claim(1)
-    assert wanted()  # for its second picture
-    entries |= library.claim(1)
-    assert not wanted()
-    age(library.connection, MINUTE_S)  # the worker died
-    assert wanted()
-    _, leased = library.commit(entries)
-    assert not wanted()
-    age(library.connection, MINUTE_S)  # before it composed the grid
-    assert wanted()
-    library.finish(A, leased["a grid"])
-    assert not wanted()
-    assert not library.connection.exists("labelgrid:models")  # it is forgotten
-    library.create(B, 1)
-    library.connection.xgroup_destroy(STREAM, "workers")
-    library.end(B, "cancelled")
-    library.connection.xadd(STREAM, {"job": A})
-    library.connection.hset("labelgrid:models", DIGEST, "{}")
-    assert wanted()  # no worker has ever claimed one
-
-
-def test_jobs_of_names_the_open_jobs_of_a_model(library: Library) -> None:
-    for job, digest in ((A, DIGEST), (B, "e" * 64), (C, DIGEST)):
-        library.create(job, 1, digest=digest)
-    library.end(C, "cancelled")
-    assert [library("jobs_of", digest) for digest in (DIGEST, "e" * 64)] == [[A.encode()], [B.encode()]]
 
 
 def test_only_workers_whose_announcement_has_not_expired_live(library: Library) -> None:
@@ -526,3 +330,9 @@ def test_an_error_in_the_middle_leaves_the_pictures_in_the_stream(library: Libra
     library.connection.delete(f"labelgrid:job:{B}:verdicts")
     assert library.commit(entries)[1].keys() == {"a grid", "b grid"}
     assert library.in_stream() == (2, 2)
+
+
+def test_a_model_is_wanted_whose_pictures_no_worker_has_ever_claimed(library: Library) -> None:
+    library.connection.xadd(STREAM, {"job": A})
+    library.connection.hset("labelgrid:models", DIGEST, "{}")
+    assert library("wanted", 50_000) == [[DIGEST.encode(), b"{}"]]

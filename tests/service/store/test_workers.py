@@ -18,13 +18,6 @@ def hosts(live: list[dict[str, Any]]) -> list[str]:
     return [about["host"] for about in live]
 
 
-def test_a_worker_is_alive_for_one_lease(connection: Redis) -> None:
-    workers.announce(connection, "w", {}, lease_s=50)
-    assert workers.is_alive(connection, "w")
-    age(connection, MINUTE_S)
-    assert not workers.is_alive(connection, "w")
-
-
 def test_live_workers_are_listed_and_dead_ones_forgotten(connection: Redis) -> None:
     workers.announce(connection, "dead", {"host": "a"}, lease_s=50)
     age(connection, MINUTE_S)
@@ -66,26 +59,3 @@ def test_ready_workers_are_asked_for_once_a_second_while_there_are_any(
             assert await ready() == []
 
     asyncio.run(check())
-
-
-def test_one_of_several_requests_asks_for_the_workers(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(workers, "FRESH_S", 1.0)
-    now, asked = 0.0, list[float]()
-
-    async def ask(redis: Pipeline, function: str) -> list[bytes]:
-        asked.append(now)
-        await asyncio.sleep(0)
-        return [b'{"host": "a"}']
-
-    monkeypatch.setattr(Pipeline, "call", ask)
-
-    async def check() -> None:
-        nonlocal now
-        redis = Pipeline(connect_async(settings.redis_url, timeout_s=5, max_connections=1))
-        ready = workers.ReadyWorkers(redis, lambda: now)
-        assert await ready() == [{"host": "a"}]
-        now = 1.0
-        assert await asyncio.gather(ready(), ready()) == [[{"host": "a"}]] * 2  # the second while the first one waits
-
-    asyncio.run(check())
-    assert asked == [0.0, 1.0]

@@ -1,7 +1,6 @@
 """Logs: lines of every process about one request have the same ids, and no secrets."""
 
 import logging
-import os
 import sys
 
 import httpx
@@ -14,7 +13,6 @@ from service.settings import Settings
 from service.telemetry.logs import LineFormatter, get_logger
 from service.worker.runner import Runner
 from tests.conftest import serving
-from tests.service.conftest import Command
 from tests.service.telemetry.conftest import ASYNC, SECRET, Lines
 from tests.service.webhooks.conftest import attempt
 
@@ -89,15 +87,6 @@ def test_a_traceback_shows_no_variables(settings: Settings, log_format: str) -> 
     line = LineFormatter(settings.model_copy(update={"log_format": log_format}), "test").format(record)
     assert "RuntimeError: 7" in line
     assert "hunter2" not in line
-
-
-@pytest.mark.parametrize(("name", "value"), [("LOG_FORMAT", "xml"), ("LOG_LEVEL", "loud")])
-def test_an_invalid_setting_is_refused_without_a_traceback(command: Command, name: str, value: str) -> None:
-    environment = {**os.environ, f"LABELGRID_{name}": value}
-    code, _, err = command("check", environment=environment)
-    assert code == 1
-    assert f"LABELGRID_{name}={value}: " in err
-    assert err.count("\n") == 1
 
 
 def test_a_console_line_has_nothing_that_a_terminal_obeys(settings: Settings) -> None:

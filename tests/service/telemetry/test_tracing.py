@@ -24,7 +24,6 @@ from service.contract.records import JobRecord
 from service.local.demo import free_port
 from service.settings import Settings
 from service.store import workers
-from service.store.connection import connect
 from service.store.jobs import JobStore
 from service.telemetry import tracing
 from service.webhooks.worker import Refused
@@ -33,7 +32,7 @@ from tests.conftest import serving
 from tests.paths import ROOT
 from tests.service.processes import environment, new_job, until, until_it_answers
 from tests.service.store.helpers import add_job
-from tests.service.telemetry.conftest import ASYNC, SECRET, Lines
+from tests.service.telemetry.conftest import ASYNC, SECRET
 from tests.service.webhooks.conftest import attempt
 from tests.service.worker.conftest import model_of, run, settle, started
 from tests.test_architecture import heavy_modules_after
@@ -41,7 +40,6 @@ from tests.test_architecture import heavy_modules_after
 TRACE, CLIENT_SPAN = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 GIVEN = {**ASYNC, "traceparent": f"00-{TRACE}-{CLIENT_SPAN}-01"}
 NOT_SAMPLED = {**ASYNC, "traceparent": f"00-{TRACE}-{CLIENT_SPAN}-00"}
-OTHER_TRACE = "1" * 32
 BODY = {"labels": [["red cube"]] * 3, "steps": 2}
 
 
@@ -146,38 +144,6 @@ def test_all_work_for_a_request_is_under_its_span(
     assert (about(request, "request_id"), (request.attributes or {})["url.query"]) == ("r1", "REDACTED")
 
 
-def test_a_repeated_request_names_its_job(api: httpx.Client, spans: Spans) -> None:
-    headers = {**GIVEN, "idempotency-key": "mine"}
-    job_id = api.post("/generate", json=BODY, headers=headers).json()["id"]
-    spans.wait("POST /generate")
-    spans.exporter.clear()
-    api.post("/generate", json=BODY, headers=headers)
-    assert about(spans.wait("POST /generate"), "job_id") == job_id
-
-
-def test_a_jobs_spans_follow_one_another(api: httpx.Client, runner: Runner, spans: Spans) -> None:
-    job_id = api.post("/generate", json=BODY, headers=GIVEN).json()["id"]
-    finish(runner, job_id)
-    order = [spans.one(name) for name in ("queue", "sample", "judge", "store", "compose")]
-    times = [time for span in order for time in (span.start_time, span.end_time)]
-    assert times[0] == int(record_of(runner, job_id).created_at * 1e9)
-    assert times == sorted(times)  # type: ignore[type-var]
-
-
-def test_jobs_in_one_batch_have_spans_each_under_its_own_request(
-    api: httpx.Client, runner: Runner, spans: Spans
-) -> None:
-    jobs = {}
-    for trace, pictures in ((TRACE, 3), (OTHER_TRACE, 2)):
-        headers = {**ASYNC, "traceparent": f"00-{trace}-{CLIENT_SPAN}-01"}
-        jobs[trace] = api.post("/generate", json={**BODY, "labels": [["red cube"]] * pictures}, headers=headers).json()
-    finish(runner, *(job["id"] for job in jobs.values()))
-    for name in ("queue", "sample", "judge", "store", "compose"):
-        assert {ids(span)[0]: about(span, "job_id") for span in spans(name)} == {t: j["id"] for t, j in jobs.items()}
-    assert {ids(span)[0]: about(span, "pictures") for span in spans("sample")} == {TRACE: 3, OTHER_TRACE: 2}
-    assert len({(span.start_time, span.end_time) for span in spans("judge")}) == 1  # they were judged together
-
-
 def test_the_sample_span_ends_when_a_job_leaves_early(api: httpx.Client, runner: Runner, spans: Spans) -> None:
     cancelled, left = (api.post("/generate", json={**BODY, "steps": 100}, headers=GIVEN).json()["id"] for _ in range(2))
     runner.run_once()
@@ -223,26 +189,6 @@ def test_health_metrics_and_static_files_are_not_traced(api: httpx.Client, spans
     assert spans.wait("GET /labels") is spans()[0]
 
 
-def test_log_lines_of_every_process_have_the_trace_id(
-    api: httpx.Client, runner: Runner, hooked: Settings, lines: Lines, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job_id = api.post("/generate", json={**BODY, "webhook": "http://127.0.0.1/"}, headers=GIVEN).json()["id"]
-    finish(runner, job_id)
-    monkeypatch.setattr(service.webhooks.worker, "post", answering(200))
-    attempt(hooked, job_id, "finished")
-    found = {line["event"] for line in lines.wait(4, trace_id=TRACE, job_id=job_id)}
-    assert found == {"request", "job running", "job finished", "webhook delivered"}
-
-
-def test_without_tracing_nothing_is_recorded(client: httpx.Client, alive: JobStore, lines: Lines) -> None:
-    assert tracing.provider is None
-    job_id = client.post("/generate", json=BODY, headers=GIVEN).json()["id"]
-    record = alive.record(job_id)
-    assert record is not None
-    assert record.traceparent == ""
-    assert [line for line in lines.wait(1, job_id=job_id) if "trace_id" in line] == []
-
-
 def test_without_tracing_opentelemetry_is_not_imported() -> None:
     imports = "import service.api.app, service.worker.process, service.webhooks.worker"
     start = "from service.telemetry import tracing\nfrom service.settings import Settings\n"
@@ -250,16 +196,6 @@ def test_without_tracing_opentelemetry_is_not_imported() -> None:
     off = f"{imports}\n{start}tracing.start(Settings(), 'api')\nservice.api.app.create_app(Settings())"
     assert heavy_modules_after(off, modules) == set()
     assert heavy_modules_after(f"{start}tracing.start(Settings(tracing=True), 'api')", modules) == set(modules)
-
-
-def test_spans_name_their_process(hooked: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    for given, expected in (("", "labelgrid-worker"), ("pictures", "pictures")):
-        monkeypatch.setattr(tracing, "provider", None)
-        monkeypatch.setenv("OTEL_SERVICE_NAME", given)
-        tracing.start(hooked, "worker", SimpleSpanProcessor(InMemorySpanExporter()))
-        provider = tracing.provider
-        assert provider is not None
-        assert provider.resource.attributes["service.name"] == expected
 
 
 def test_start_names_the_missing_packages() -> None:
@@ -313,62 +249,28 @@ def traced(settings: Settings, collector: str, *role: str) -> Iterator[subproces
         process.wait()
 
 
-@contextlib.contextmanager
-def traced_api(settings: Settings, collector: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run an API that has a request's span to send."""
-    port = free_port()
-    with traced(settings, collector, "api", "--port", str(port)) as process:
-        until_it_answers(process, f"http://127.0.0.1:{port}/labels", lambda answer: answer.status_code == 200)
-        yield process
-
-
-@contextlib.contextmanager
-def traced_worker(settings: Settings, collector: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a worker that has a job's spans to send."""
-    store = JobStore(connect(settings.redis_url), settings)
+def test_a_worker_that_ends_sends_its_last_spans(connection: Redis, settings: Settings) -> None:
+    collector, store = Collector(mute=False), JobStore(connection, settings)
     job = new_job(settings, steps=2, pictures=2).model_copy(update={"traceparent": GIVEN["traceparent"]})
     add_job(store, job)
-    with traced(settings, collector, "worker") as process:
+    with traced(settings, collector.address, "worker") as process:
         until(lambda: store.ended([job.id]))
-        yield process
-
-
-Traced = Callable[[Settings, str], contextlib.AbstractContextManager[subprocess.Popen[bytes]]]
-
-
-# uvicorn hands SIGTERM on after its shutdown; RQ's worker exits by itself.
-ENDS = pytest.mark.parametrize(("part", "exit_code"), [(traced_api, -signal.SIGTERM), (traced_worker, 0)])
-
-
-@ENDS
-def test_a_process_that_ends_sends_its_last_spans(
-    connection: Redis, settings: Settings, part: Traced, exit_code: int
-) -> None:
-    collector = Collector(mute=False)
-    with part(settings, collector.address) as process:
         assert collector.requests == []
         process.terminate()
-        assert process.wait(20) == exit_code
+        assert process.wait(20) == 0
     collector.shutdown()
     collector.server_close()
     assert collector.requests == ["/v1/traces"]
 
 
-@ENDS
-def test_no_end_waits_for_a_collector_that_never_answers(
-    connection: Redis, settings: Settings, part: Traced, exit_code: int
-) -> None:
+def test_no_end_of_an_api_waits_for_a_collector_that_never_answers(connection: Redis, settings: Settings) -> None:
     """The exporter would wait for an hour, and its SDK for half a minute."""
+    address = f"http://127.0.0.1:{(port := free_port())}/labels"
     with contextlib.closing(Collector(mute=True).socket) as collector:
-        host, port = collector.getsockname()
-        with part(settings, f"http://{host}:{port}") as process:
+        host, at = collector.getsockname()
+        with traced(settings, f"http://{host}:{at}", "api", "--port", str(port)) as process:
+            until_it_answers(process, address, lambda answer: answer.status_code == 200)
             process.terminate()
-            assert process.wait(20) == exit_code
+            assert process.wait(20) == -signal.SIGTERM  # as uvicorn hands it on after its shutdown
             collector.setblocking(False)
             collector.accept()[0].close()  # the process did connect
-
-
-def test_no_end_waits_for_a_collector_that_is_not_there(connection: Redis, settings: Settings) -> None:
-    with traced_api(settings, f"http://127.0.0.1:{free_port()}") as process:
-        process.terminate()
-        assert process.wait(20) == -signal.SIGTERM

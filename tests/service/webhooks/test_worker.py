@@ -1,6 +1,5 @@
 """Sending: every event that a job asked for arrives, if need be after retries, and the process stops cleanly."""
 
-import asyncio
 import os
 import socket
 import subprocess
@@ -14,14 +13,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
-from redis.asyncio import Redis as AsyncRedis
 
 from service.local.redis_server import RedisServer
 from service.settings import Settings
-from service.store import functions, keys, workers
+from service.store import keys, workers
 from service.store.connection import connect
 from service.store.jobs import JobStore
-from service.webhooks.worker import RECEIVER_PLACES, Sender
+from service.webhooks.worker import RECEIVER_PLACES
 from tests.conftest import serving
 from tests.paths import ROOT
 from tests.service.conftest import Command
@@ -34,7 +32,6 @@ from tests.service.webhooks.conftest import (
     outbox,
     send_due,
     verified,
-    with_sender,
 )
 
 
@@ -99,16 +96,6 @@ def test_the_process_survives_without_redis_and_stops_cleanly(tmp_path: Path) ->
             server.stop()
 
 
-def test_the_process_counts_as_alive_again_after_redis_was_emptied(command: Command, hooked: Settings) -> None:
-    environment = {**os.environ, "LABELGRID_REDIS_URL": hooked.redis_url, "LABELGRID_WEBHOOK_SECRET": SECRET}
-    alone = (1, f"labelgrid: no worker of {socket.gethostname()} is alive, or it hangs\n")
-    assert command("check", environment=environment)[::2] == alone
-    with webhook_process(environment), connect(hooked.redis_url) as connection:
-        for _ in range(2):
-            until(lambda: command("check", environment=environment)[0] == 0)
-            connection.flushdb()
-
-
 def test_only_the_events_that_a_job_asked_for_are_in_the_outbox(store: JobStore) -> None:
     first, second = create_job(store, "http://x/", ("running", "failed")), create_job(store, "http://x/")
     for job_id in (first, second):
@@ -117,27 +104,6 @@ def test_only_the_events_that_a_job_asked_for_are_in_the_outbox(store: JobStore)
     store.cancel(first)
     store.fail(second, "why")
     assert set(outbox(store)) == {f"{first} running", f"{second} failed"}
-
-
-@pytest.mark.parametrize("status", [200, 500])
-def test_an_attempt_that_outlived_its_lease_changes_nothing(
-    start: Callable[..., Receiver], store: JobStore, hooked: Settings, monkeypatch: pytest.MonkeyPatch, status: int
-) -> None:
-    receiver = start(200)
-    store.fail(job_id := create_job(store, receiver.url), "why")
-
-    async def late(sender: Sender, *_: object) -> int:
-        """Answer only once another process has sent the message."""
-        monkeypatch.undo()
-        store.connection.zadd(keys.WEBHOOKS, {f"{job_id} failed": 0}, xx=True)  # the lease is over
-        async with AsyncRedis.from_url(hooked.redis_url, protocol=2) as connection:
-            await Sender(connection, hooked).attempt(job_id, "failed")
-        return status
-
-    monkeypatch.setattr("service.webhooks.worker.post", late)
-    attempt(hooked, job_id, "failed")
-    assert len(receiver.got()) == 1
-    assert not outbox(store)
 
 
 @pytest.mark.parametrize(
@@ -160,16 +126,6 @@ def test_a_refused_message_is_retried_a_few_times(
     assert {message["path"] for message in receiver.got()} == {"/hook?x=1"}  # no redirect is followed
     for i, wait_s in enumerate(waits_s):
         assert 50 * 4**i - 5 < wait_s <= 1.25 * 50 * 4**i
-
-
-def test_a_receiver_that_does_not_answer_is_abandoned_and_retried(
-    start: Callable[..., Receiver], store: JobStore, hooked: Settings
-) -> None:
-    receiver, hasty = start(0), hooked.model_copy(update={"webhook_timeout_s": 1.0})
-    store.cancel(job_id := create_job(store, receiver.url))
-    attempt(hasty, job_id, "cancelled")
-    until(receiver.got)
-    assert outbox(store) == [f"{job_id} cancelled"]
 
 
 def test_the_timeout_of_the_settings_counts(start: Callable[..., Receiver], hooked: Settings, store: JobStore) -> None:
@@ -220,35 +176,6 @@ def test_a_receiver_that_never_answers_does_not_delay_others(
             assert len(slow.got()) == RECEIVER_PLACES  # all of them still in their first attempt
     finally:
         slow.stop()
-
-
-def test_a_message_that_another_process_sends_is_not_sent_twice(
-    start: Callable[..., Receiver], store: JobStore, hooked: Settings
-) -> None:
-    receiver = start(-1)  # answers after 1 s
-
-    async def both(sender: Sender) -> None:
-        await asyncio.gather(*(one.attempt(job_id, "cancelled") for one in (sender, Sender(sender.connection, hooked))))
-
-    store.cancel(job_id := create_job(store, receiver.url))
-    with_sender(hooked, both)
-    assert len(receiver.got()) == 1
-    assert not outbox(store)
-
-
-def test_a_process_that_died_in_an_attempt_delays_the_message(
-    start: Callable[..., Receiver], store: JobStore, hooked: Settings
-) -> None:
-    receiver = start(200)
-    store.cancel(job_id := create_job(store, receiver.url))
-    functions.call(store.connection, "take_webhook", f"{job_id} cancelled", 60)
-    send_due(hooked)
-    assert not receiver.got()
-    store.connection.zadd(keys.WEBHOOKS, {f"{job_id} cancelled": 0})
-    send_due(hooked)
-    assert len(receiver.got()) == 1
-    assert not outbox(store)
-    assert not store.connection.exists("labelgrid:webhook-attempts")
 
 
 def test_messages_that_one_receiver_leaves_waiting_take_little_memory(

@@ -104,17 +104,6 @@ def test_what_others_keep_in_the_folder_of_the_cache_stays(
     assert other.exists()
 
 
-def test_a_copy_is_used_although_older_ones_cannot_be_removed(
-    cache: CheckpointCache, folder: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    """As if another worker removed the same ones at this moment."""
-    cache.folder.mkdir()
-    (cache.folder / ("a" * 64)).write_text("")
-    digest = read_info(folder / "toy.safetensors").digest
-    assert fetch(cache, "toy") == cache.folder / digest / "toy.safetensors"
-    assert [record.message for record in caplog.records] == ["cached checkpoints cannot be removed"]
-
-
 def test_if_the_disk_cannot_be_written_storage_is_read_directly(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

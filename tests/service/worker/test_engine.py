@@ -12,7 +12,6 @@ from torch import Tensor
 from service.contract.records import FinishedPicture, Picture
 from service.worker.engine import Engine, frame_size
 from service.worker.judge import Failed, Outcome
-from service.worker.step_order import LATE_EACH_STEP
 from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.schedules import alpha_bar
 from shared.options import SamplingOptions
@@ -123,18 +122,6 @@ def test_a_picture_is_the_same_alone_and_in_a_batch_that_others_join() -> None:
         assert outcome.verdict.probabilities == pytest.approx(expected.verdict.probabilities, abs=1e-4)
 
 
-def test_pictures_share_network_calls() -> None:
-    net = network()
-    shared = engine(net)
-    shared.admit([picture(0), picture(1, job="b")])
-    shared.step()
-    shared.admit([picture(2, job="c")])
-    run(shared)
-    # 6 steps of the first two, and one more for the third, which joined a step later
-    assert len(net.calls) == 7
-    assert [len(call.t) for call in net.calls] == [2, 3, 3, 3, 3, 3, 1]
-
-
 def test_a_large_job_waits_for_small_ones_and_its_pictures_stay_the_same() -> None:
     large = [picture(i, options=SamplingOptions(steps=6)) for i in range(4)]  # two network rows a step, each
     large[0] = large[0].model_copy(update={"trajectory": 4})
@@ -222,51 +209,6 @@ def test_a_verdict_belongs_to_its_picture() -> None:
         assert verdict.exact == (found == set(verdict.labels))
 
 
-def test_room_is_bounded_and_freed() -> None:
-    small = engine(max_pictures=2)
-    assert small.room == 2
-    small.admit([picture(0), picture(1)])
-    assert small.room == 0
-    run(small)
-    assert small.room == 2
-    assert not busy(small)
-
-
-def test_late_pictures_join_a_few_at_each_step() -> None:
-    one = Engine(FaultyStepper(network(), AB, "v"), Vocabulary(NAMES), ToyJudge(), max_pictures=2, late_pictures=5)
-    one.admit([picture(i) for i in range(2)])
-    assert one.room == LATE_EACH_STEP == 4
-    one.admit([picture(i) for i in range(2, 6)])
-    assert one.room == 1
-    one.admit([picture(6)])
-    assert one.room == 0
-
-
-def test_dropping_a_picture_does_not_affect_the_others() -> None:
-    one = engine()
-    one.admit([picture(0), picture(1, job="b")])
-    one.step()
-    one.drop(lambda p: p.job == "a")
-    (outcome,) = run(one)
-    single = engine()
-    single.admit([picture(1, job="b")])
-    assert outcome == run(single)[0]
-
-
-def test_a_picture_that_breaks_the_batch_fails_alone() -> None:
-    one = engine()
-    assert isinstance(one.stepper, FaultyStepper)
-    one.stepper.poison = torch.tensor([0.0, 1.0, 0.0, 0.0])
-    one.admit([picture(0), picture(1, job="b", labels=NAMES[1:2]), picture(2, job="c")])
-    outcomes = {outcome.picture.job: outcome for outcome in run(one)}
-    assert outcomes["b"] == Failed(picture(1, job="b", labels=NAMES[1:2]), "RuntimeError: poison")
-    single = engine()
-    single.admit([picture(0)])
-    assert outcomes["a"] == run(single)[0]
-    assert isinstance(outcomes["c"], FinishedPicture)
-    assert one.room == one.max_pictures
-
-
 def test_halves_of_a_failed_step_find_the_picture_that_breaks_it_and_the_others_go_on() -> None:
     net = network()
     one = engine(net)
@@ -300,13 +242,6 @@ def test_a_failed_device_is_blamed_on_no_picture(together: int, monkeypatch: pyt
         one.admit([picture(7)])
 
 
-def test_an_error_that_the_device_survives_fails_the_picture(monkeypatch: pytest.MonkeyPatch) -> None:
-    one = engine()
-    one.admit([picture(0), picture(1)])
-    monkeypatch.setattr(one.stepper, "step", fail)
-    assert {outcome.picture.index for outcome in run(one) if isinstance(outcome, Failed)} == {0, 1}
-
-
 def test_a_picture_that_cannot_be_started_is_reported() -> None:
     one = engine()
     one.admit([picture(0, labels=["pink cube"]), picture(1)])
@@ -315,14 +250,6 @@ def test_a_picture_that_cannot_be_started_is_reported() -> None:
     assert isinstance(outcomes[0], Failed)
     assert "pink cube" in outcomes[0].reason
     assert isinstance(outcomes[1], FinishedPicture)
-
-
-def test_a_dropped_picture_that_could_not_be_started_is_not_reported() -> None:
-    one = engine()
-    one.admit([picture(0, labels=["pink cube"])])
-    one.drop(lambda p: p.job == "a")
-    assert not busy(one)
-    assert one.step() == []
 
 
 def test_output_that_is_not_finite_fails_only_its_picture() -> None:

@@ -2,46 +2,25 @@
 
 import numpy as np
 import pytest
-import torch
 from redis import Redis
 
 from service import pictures
-from service.contract.records import JobResult
 from service.store import keys
 from service.store.claims import Claim
 from service.store.jobs import JobStore
 from service.worker import grids
 from service.worker.runner import Runner
-from shared.evaluator import score_set
 from tests.service.api.answers import pixels
 from tests.service.store.helpers import done, record
 from tests.service.worker.conftest import (
     LISTS,
     Create,
-    engine_of,
     error_of,
     grid_of,
-    pngs,
     run,
     started,
     status,
-    verdicts_of,
 )
-
-
-def test_the_result_is_the_score_of_the_set(runner: Runner, store: JobStore, create: Create, connection: Redis) -> None:
-    job = create(repeats=3)
-    run(runner, job.id)
-    result = JobResult.read(connection.hget(keys.job(job.id), "result") or b"")
-    verdicts, vocabulary = verdicts_of(store, job), engine_of(runner).judge.vocabulary
-    for r, scores in enumerate(result.repeats):
-        part = verdicts[r * 3 : r * 3 + 3]
-        probabilities = torch.tensor([[verdict.probabilities[name] for name in vocabulary.names] for verdict in part])
-        targets = torch.tensor([vocabulary.multi_hot(one) for one in LISTS])
-        expected = score_set(probabilities, targets, vocabulary.names)
-        found = scores.accuracy, scores.exact_match, scores.f1
-        assert found == (expected.accuracy, expected.exact_match, expected.f1)
-    assert result.repeats[result.best].accuracy == max(scores.accuracy for scores in result.repeats)
 
 
 def test_of_repeats_with_the_same_accuracy_the_first_with_most_exact_matches_is_best() -> None:
@@ -56,16 +35,6 @@ def test_the_worst_pictures_of_all_repeats_are_those_with_the_lowest_f1() -> Non
     scores = [{"index": i, "exact": i == 7, "f1": i % 4 / 4} for i in range(30)]
     verdicts = [made.verdict.model_copy(update=score) for score in scores]
     assert grids.score(verdicts, 1).worst == [*range(0, 30, 4), *range(1, 30, 4), *range(2, 16, 4)]
-
-
-def test_the_grid_shows_the_pictures_in_order(runner: Runner, store: JobStore, create: Create) -> None:
-    job = create()
-    run(runner, job.id)
-    grid, stored = pixels(grid_of(store, job.id)), [pixels(png) for png in pngs(store, job.id, range(3))]
-    h, w, _ = stored[0].shape
-    for i, picture in enumerate(stored):  # two columns, a border of 2 around each
-        y, x = (i // 2) * (h + 2) + 2, (i % 2) * (w + 2) + 2
-        assert np.abs(grid[y : y + h, x : x + w] - picture).max() <= 1
 
 
 def test_a_grid_of_several_batches_is_that_of_one(runner: Runner, store: JobStore, create: Create) -> None:

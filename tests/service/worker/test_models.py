@@ -1,10 +1,8 @@
 """What a worker keeps loaded: no job waits for another model's job, and each has the weights it was accepted with."""
 
-import itertools
 import logging
 import threading
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 from redis import Redis
@@ -13,9 +11,9 @@ from service.settings import Settings
 from service.store import workers
 from service.store.doorbell import ModelName
 from service.store.jobs import JobStore
-from service.worker.models import TURN_S, Fetched, Models
+from service.worker.models import TURN_S, Fetched
 from service.worker.runner import Runner
-from shared.checkpoint import CheckpointError, CheckpointInfo, read_info
+from shared.checkpoint import CheckpointInfo, read_info
 from shared.evaluator import JudgeInside
 from shared.options import SamplingOptions
 from shared.registry import promote
@@ -24,9 +22,7 @@ from tests.service.worker.conftest import (
     LISTS,
     LONG,
     Create,
-    Death,
     create_upload,
-    die,
     engine_of,
     error_of,
     load,
@@ -129,20 +125,6 @@ def test_a_promoted_model_is_loaded_before_a_job_needs_it(runner: Runner, folder
     run_until(runner, lambda: runner.models.promoted == new.digest and runner.models.get(new.digest))
 
 
-def test_a_promoted_model_that_finds_no_place_is_loaded_once_there_is_one(
-    connection: Redis, own: Settings, folder: Path, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.worker.models.TURN_S", 3600.0)
-    runner = started(connection, own.model_copy(update={"loaded_models": 1}))
-    busy, promoted = create(options=LONG), info_of(folder, "other").digest
-    run_until(runner, lambda: runner.busy)
-    promote(folder, "other")
-    run_until(runner, lambda: runner.models.promoted == promoted)
-    assert runner.models.get(promoted) is None
-    store.cancel(busy.id)
-    run_until(runner, lambda: runner.models.get(promoted))
-
-
 def test_a_damaged_promoted_model_is_logged_once(
     runner: Runner, folder: Path, store: JobStore, create: Create, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -159,46 +141,12 @@ def test_a_damaged_promoted_model_is_logged_once(
     assert ["damaged: the tensors do not match their digest" in record.__dict__["reason"] for record in told] == [True]
 
 
-def test_a_promoted_model_that_kills_those_that_load_it_is_given_up(
-    runner: Runner, connection: Redis, own: Settings, folder: Path, monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-) -> None:  # fmt: skip
-    """Whether they load it at their start or later. Those that are left go on with what they have."""
-    late = started(connection, own, "late")
-    promote(folder, "other")
-    monkeypatch.setattr(Models, "_load", die)
-    with pytest.raises(Death):
-        run_until(late, lambda: False)
-    for number in range(1, own.max_deliveries):
-        with pytest.raises(Death):
-            started(connection, own, f"dead{number}")
-    with pytest.raises(CheckpointError, match="workers died 4 times while they loaded it"):
-        started(connection, own, "w5")
-    caplog.set_level(logging.WARNING)
-    run_until(runner, lambda: caplog.records)
-    assert [loaded.name for loaded in runner.models] == ["toy"]
-    assert "workers died 4 times while they loaded it" in caplog.records[0].__dict__["reason"]
-
-
 # Evaluators.
 
 
 def test_pictures_of_a_padded_network_are_judged_without_their_borders(runner: Runner, folder: Path) -> None:
     padded, judge = load(runner, publish_toy_denoiser(folder, "padded", 5, aspect=4 / 3)), engine_of(runner).judge
     assert padded.engine.judge == JudgeInside(judge, 4 / 3)
-
-
-def test_evaluators_that_no_loaded_model_uses_are_forgotten(
-    runner: Runner, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A trainer that publishes the evaluator of another vocabulary again and again must not fill a worker's memory."""
-    models, own = runner.models, set(runner.models._judges)
-    infos = (SimpleNamespace(digest=f"{number:064}") for number in itertools.count())
-    monkeypatch.setattr("service.worker.models.read_info", lambda path: next(infos))
-    monkeypatch.setattr("service.worker.models.load_evaluator", lambda *_, **__: None)
-    for number in range(3):
-        models._evaluator(folder)
-        assert models._judges.keys() == own | {f"{number:064}"}
 
 
 # What stays loaded, and what is loaded.
@@ -266,6 +214,19 @@ def test_a_job_of_another_model_does_not_wait_for_a_long_one(
     assert status(store, long) == "running"
 
 
+def test_a_job_that_an_idle_worker_may_take_is_left_to_it(
+    runner: Runner, create: Create, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.worker.runner.OTHERS_FIRST_S", 3600.0)
+    create(options=LONG)
+    runner.run_once()
+    create(model="other")
+    for _ in range(5):
+        runner.run_once()
+    assert not runner.models._fetches
+    assert [loaded.name for loaded in runner.models] == ["toy"]
+
+
 def test_with_one_place_the_models_take_turns(
     connection: Redis, own: Settings, store: JobStore, create: Create
 ) -> None:
@@ -279,28 +240,3 @@ def test_with_one_place_the_models_take_turns(
     runner.models._loaded_at -= TURN_S
     run(runner, long.id)
     assert status(store, long) == "finished"
-
-
-@pytest.mark.parametrize(("places", "waited_s", "loads"), [(1, 0.0, False), (1, TURN_S, True), (2, 0.0, True)])
-def test_a_model_keeps_its_place_for_a_while(
-    connection: Redis, own: Settings, create: Create, places: int, waited_s: float, loads: bool
-) -> None:
-    runner = started(connection, own.model_copy(update={"loaded_models": places}))
-    create(options=LONG)
-    runner.run_once()
-    runner.models._loaded_at -= waited_s
-    runner.want(ModelName(name="other", digest="0" * 64))
-    assert bool(runner.models._fetches) == loads
-
-
-def test_a_job_that_an_idle_worker_may_take_is_left_to_it(
-    runner: Runner, create: Create, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.worker.runner.OTHERS_FIRST_S", 3600.0)
-    create(options=LONG)
-    runner.run_once()
-    create(model="other")
-    for _ in range(5):
-        runner.run_once()
-    assert not runner.models._fetches
-    assert [loaded.name for loaded in runner.models] == ["toy"]

@@ -91,17 +91,6 @@ def test_a_preview_is_x0_hat_and_only_for_jobs_that_are_watched(
         assert np.abs(pixels(one) - np.asarray(half, dtype=np.int16)).max() <= 2
 
 
-def test_models_of_different_sizes_have_previews_together(connection: Redis, heard: Heard) -> None:
-    sizes = {"small": (32, 32), "large": (64, 64)}
-    for job in sizes:
-        connection.set(keys.watched(job), 1)
-    Previews(connection, 0.0).publish([pair(job, 0, torch.zeros(3, *size)) for job, size in sizes.items()])
-    found = heard()
-    for job, size in sizes.items():
-        ((one,),) = found[job]
-        assert pixels(one).shape[:2] == size
-
-
 @pytest.mark.parametrize(
     ("sampled", "finished", "size"),
     [((64, 64), (240, 320), (48, 64)), ((64, 64), (320, 240), (64, 48)), ((16, 16), (24, 32), (24, 32)),

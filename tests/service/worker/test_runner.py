@@ -1,8 +1,8 @@
-"""A worker's loop, driven step by step in this process against a real Redis."""
+"""A worker's loop, driven step by step: batches, workers that die, and pictures that break a batch."""
 
-import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,11 +10,14 @@ import torch
 from redis import Redis
 
 from service.settings import Settings
-from service.store import keys
+from service.store import keys, workers
+from service.store.claims import GROUP
+from service.store.doorbell import ModelName
 from service.store.jobs import JobStore
 from service.store.sweep import OVERDUE
-from service.worker.runner import Rate, Runner
-from shared.checkpoint import publish
+from service.worker.models import Fetched, Loaded, Models
+from service.worker.runner import Runner
+from shared.checkpoint import CheckpointKind, publish, read_info
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
 from shared.evaluator import load_evaluator
@@ -23,17 +26,24 @@ from shared.pictures import to_uint8
 from shared.registry import resolve
 from shared.vocabulary import ICLEVR
 from tests.service.api.answers import pixels
+from tests.service.processes import new_job
+from tests.service.store.helpers import add_job
 from tests.service.worker.conftest import (
     LISTS,
     QUICK,
-    Counting,
     Create,
+    Death,
+    batches_of,
+    die,
     engine_of,
     error_of,
+    load,
     model_of,
     pngs,
     run,
+    run_until,
     settle,
+    started,
     status,
     verdicts_of,
 )
@@ -56,42 +66,24 @@ def test_a_job_gives_the_same_pictures_as_the_sampling_loop(
         assert list(verdict.probabilities.values()) == pytest.approx(row, abs=1e-4)
 
 
-def test_a_repeat_gives_the_pictures_of_a_request_with_the_next_seed(
-    runner: Runner, store: JobStore, create: Create
-) -> None:
-    scored, single = create(repeats=2, seed=40), create(seed=41)
-    run(runner, scored.id)
-    run(runner, single.id)
-    for one, other in zip(pngs(store, scored.id, range(3, 6)), pngs(store, single.id, range(3)), strict=True):
-        assert np.abs(pixels(one) - pixels(other)).max() <= 1
-
-
-def test_two_requests_share_a_batch(runner: Runner, store: JobStore, create: Create) -> None:
-    counting = Counting(engine_of(runner))
-    jobs = create(), create(LISTS[:2], options=SamplingOptions(steps=6, guidance=1.0))
-    run(runner, *(job.id for job in jobs))
-    assert [status(store, job) for job in jobs] == ["finished", "finished"]
-    assert counting.batches == [5, 5, 5, 5, 2, 2]
-
-
 def test_a_request_joins_a_running_batch(runner: Runner, store: JobStore, create: Create) -> None:
-    counting = Counting(engine_of(runner))
+    batches = batches_of(engine_of(runner))
     first = create()
     runner.run_once()
     second = create(LISTS[:1])
     run(runner, first.id, second.id)
-    assert counting.batches == [3, 4, 4, 4, 1]
+    assert batches == [3, 4, 4, 4, 1]
     assert [status(store, job) for job in (first, second)] == ["finished", "finished"]
 
 
 def test_the_batch_is_bounded_and_the_other_pictures_follow(
     runner: Runner, store: JobStore, create: Create, settings: Settings
 ) -> None:
-    counting = Counting(engine_of(runner))
+    batches = batches_of(engine_of(runner))
     job = create(LISTS * 4)
     run(runner, job.id)
     assert status(store, job) == "finished"
-    assert counting.batches == [8] * 4 + [4] * 4
+    assert batches == [8] * 4 + [4] * 4
     assert settings.batch_pictures == 8
 
 
@@ -111,26 +103,15 @@ def test_a_cancelled_job_leaves_the_batch_at_the_next_step_and_the_others_are_un
 ) -> None:
     undisturbed = create(LISTS[:2])
     run(runner, undisturbed.id)
-    counting = Counting(engine_of(runner))
+    batches = batches_of(engine_of(runner))
     cancelled, other = create(options=SamplingOptions(steps=1000)), create(LISTS[:2])
     runner.run_once()
     assert store.cancel(cancelled.id)
     run(runner, other.id)
-    assert counting.batches == [5, 2, 2, 2]
+    assert batches == [5, 2, 2, 2]
     assert [status(store, job) for job in (cancelled, other)] == ["cancelled", "finished"]
     assert pngs(store, other.id, range(2)) == pngs(store, undisturbed.id, range(2))
     assert connection.xlen(keys.stream(other.digest)) == 0
-
-
-def test_pending_pictures_of_a_cancelled_job_take_no_places_in_the_batch(
-    runner: Runner, store: JobStore, create: Create
-) -> None:
-    counting = Counting(engine_of(runner))
-    cancelled, other = create(LISTS * 10), create(LISTS)
-    store.cancel(cancelled.id)
-    run(runner, other.id)
-    assert counting.batches == [3, 3, 3, 3]
-    assert status(store, other) == "finished"
 
 
 def test_idle_time_does_not_count_in_a_workers_rate(runner: Runner, create: Create) -> None:
@@ -141,16 +122,6 @@ def test_idle_time_does_not_count_in_a_workers_rate(runner: Runner, create: Crea
     run(runner, create().id)
     assert runner.rate.pictures == 3
     assert 3 / (time.monotonic() - begun) < runner.rate.per_s
-
-
-def test_a_rate_follows_recent_work() -> None:
-    rate = Rate()
-    for _ in range(200):
-        rate.add(5, 1.0)
-    assert rate.per_s == pytest.approx(5.0)
-    for _ in range(200):
-        rate.add(1, 1.0)
-    assert rate.per_s == pytest.approx(1.0, abs=0.3)
 
 
 @pytest.fixture
@@ -172,25 +143,6 @@ def test_a_model_of_another_vocabulary_has_a_judge_of_its_own(limited: Runner, s
     assert loaded.judged_by == model_of(limited).judged_by  # the one in storage
 
 
-def test_a_job_fails_if_no_evaluator_knows_its_models_labels(
-    limited: Runner, store: JobStore, create: Create, tmp_path: Path
-) -> None:
-    limited.models.cache.storage = tmp_path
-    shutil.copy(resolve(store.settings.storage, "other", "denoiser"), tmp_path)
-    (tmp_path / "promoted.json").write_text('{"evaluator": "own"}')
-    job = create(model="other")
-    run(limited, job.id)
-    assert f"does not know, nor any other: {ICLEVR.names[0]}" in error_of(store, job)
-
-
-def test_each_model_has_its_own_batch(runner: Runner, store: JobStore, create: Create) -> None:
-    one, other = create(), create(model="other")
-    run(runner, one.id, other.id)
-    assert [status(store, job) for job in (one, other)] == ["finished", "finished"]
-    assert {model.name for model in runner.models} == {"toy", "other"}
-    assert pngs(store, one.id, range(3)) != pngs(store, other.id, range(3))
-
-
 @pytest.mark.parametrize(("model", "words"), [("toy", "no longer the checkpoint"), ("gone", "no such denoiser")])
 def test_a_job_without_its_checkpoint_fails_with_a_reason(
     runner: Runner, store: JobStore, create: Create, model: str, words: str
@@ -198,3 +150,194 @@ def test_a_job_without_its_checkpoint_fails_with_a_reason(
     job = create(model=model, digest="0" * 64)
     run(runner, job.id)
     assert words in error_of(store, job)
+
+
+GRAY = [["gray cube"]]
+
+
+def test_a_worker_that_wakes_up_after_its_lease_expired_changes_nothing(
+    runner: Runner, store: JobStore, create: Create, connection: Redis, settings: Settings
+) -> None:
+    job, paused = create(), started(connection, settings, "w2")
+    paused.run_once()
+    run(runner, job.id)
+    before = connection.hgetall(keys.job(job.id)), verdicts_of(store, job), pngs(store, job.id, range(3))
+    paused.renew_claims()
+    settle(paused)
+    assert (connection.hgetall(keys.job(job.id)), verdicts_of(store, job), pngs(store, job.id, range(3))) == before
+    assert connection.xlen(keys.stream(job.digest)) == 0
+
+
+def test_a_picture_that_breaks_the_batch_fails_only_its_job(
+    runner: Runner, store: JobStore, create: Create, connection: Redis
+) -> None:
+    good, bad = create(), create(GRAY)
+    batches_of(engine_of(runner), deadly=RuntimeError("poison"))
+    run(runner, bad.id, good.id)
+    assert status(store, good) == "finished"
+    assert error_of(store, bad) == "picture 0: RuntimeError: poison"
+    assert connection.xlen(keys.stream(good.digest)) == 0
+
+
+@pytest.mark.parametrize("where", ["new_row", "step"])
+def test_if_the_device_fails_the_worker_ends_and_no_job_fails(
+    runner: Runner, store: JobStore, create: Create, connection: Redis,
+    monkeypatch: pytest.MonkeyPatch, where: str,
+) -> None:  # fmt: skip
+    ended: list[int] = []
+    job = create()
+
+    def fail(*_: object) -> None:
+        raise torch.AcceleratorError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(engine_of(runner).stepper, where, fail)
+    for module in ("engine", "runner"):
+        monkeypatch.setattr(f"service.worker.{module}.lost", lambda error, device: True)
+    monkeypatch.setattr("service.worker.runner.end_process", ended.append)
+    with pytest.raises(torch.AcceleratorError):
+        run(runner, job.id)
+    assert ended == [70]
+    assert status(store, job) == "running"
+    assert connection.xpending(keys.stream(job.digest), "workers")["pending"] == 3  # other workers take them over
+
+
+def deaths_until_ended(connection: Redis, settings: Settings, *job_ids: str, deadly: bool = False) -> int:
+    """Have one worker after the other run the jobs; return how many died."""
+    for number in range(9):
+        runner = Runner(connection, settings, f"w{number}")
+        if deadly:
+            runner.models.load()
+            batches_of(engine_of(runner), deadly=Death())
+        try:
+            run(runner, *job_ids)
+        except Death:
+            continue
+        return number
+    raise AssertionError("the jobs have not ended")
+
+
+def test_a_picture_that_kills_workers_fails_only_its_job(
+    store: JobStore, create: Create, connection: Redis, settings: Settings
+) -> None:
+    good, bad = create(), create(GRAY)
+    quick = settings.model_copy(update={"lease_s": 0.2})
+    assert deaths_until_ended(connection, quick, bad.id, good.id, deadly=True) == 4
+    assert status(store, good) == "finished"
+    assert error_of(store, bad) == "workers died 4 times while sampling picture 0"
+
+
+@pytest.mark.parametrize("loses_device", [False, True])
+def test_a_model_that_kills_the_workers_that_load_it_fails_its_job(
+    store: JobStore, create: Create, connection: Redis, settings: Settings,
+    monkeypatch: pytest.MonkeyPatch, loses_device: bool,
+) -> None:  # fmt: skip
+    """One that is too large for their memory, for example; it must not kill them until the job's time is over."""
+
+    def build(models: Models, model: ModelName, fetched: Fetched) -> Loaded:
+        raise torch.AcceleratorError("CUDA error: an illegal memory access") if loses_device else Death
+
+    monkeypatch.setattr(Models, "_load", build)
+    monkeypatch.setattr("service.worker.runner.end_process", die)
+    for module in ("models", "runner"):
+        monkeypatch.setattr(f"service.worker.{module}.lost", lambda error, _: isinstance(error, torch.AcceleratorError))
+    job = create(model="other")
+    assert deaths_until_ended(connection, settings, job.id) == 4
+    assert error_of(store, job) == "the model cannot be loaded: other: workers died 4 times while they loaded it"
+
+
+def test_a_model_that_is_being_loaded_by_live_workers_or_was_in_vain_kills_nobody(
+    runner: Runner, store: JobStore, create: Create, connection: Redis
+) -> None:
+    job, lost = create(model="other"), create(model="toy", digest="0" * 64)
+    for number in range(9):
+        workers.announce(connection, f"live{number}", {}, 60)
+        workers.begin_loading(connection, job.digest, f"live{number}")
+    run(runner, lost.id, job.id)
+    assert [status(store, one) for one in (job, lost)] == ["finished", "failed"]
+    assert not connection.exists(keys.loading(lost.digest))
+    assert connection.scard(keys.loading(job.digest)) == 9
+    assert 0 < connection.ttl(keys.loading(job.digest)) <= workers.LOADS_COUNT_S
+
+
+def test_three_deaths_that_a_picture_has_not_caused_do_not_fail_its_job(
+    store: JobStore, create: Create, connection: Redis, settings: Settings
+) -> None:
+    """As when spot instances are preempted: twice with a full batch, and once alone."""
+    quick, job = settings.model_copy(update={"lease_s": 0.2}), create()
+    for name in ("w2", "w3", "w4"):
+        preempted = started(connection, quick, name)
+        while not preempted.models.busy:
+            preempted.run_once()
+    assert [[claim.alone for claim in model.claims.values()] for model in preempted.models] == [[True]]
+    run(Runner(connection, quick, "w5"), job.id)
+    assert status(store, job) == "finished"
+
+
+def test_a_suspect_has_its_worker_for_itself(
+    runner: Runner, store: JobStore, create: Create, connection: Redis
+) -> None:
+    toy = model_of(runner)
+    other = load(runner, read_info(resolve(store.settings.storage, "other", "denoiser")))
+    suspects, before = create(), create(model="other")
+    entries = [claim.entry for claim in toy.stream.claim_new(5)]
+    connection.xclaim(toy.stream.key, "workers", "dead", 0, entries, idle=10**6, retrycount=2, justid=True)
+    other.admit([(claim.picture, claim) for claim in other.stream.claim_new(5) if claim.picture])
+    jobs = [suspects, before, *(create(model=model) for model in ("toy", "other"))]
+    seen = list[int]()
+    while store.ended(job.id for job in jobs) != {job.id for job in jobs}:
+        toy.stream._looked_at = 0.0 if not seen else toy.stream._looked_at
+        runner.run_once()
+        claims = [claim for loaded in runner.models for claim in loaded.claims.values()]
+        assert len(claims) == 1 or not any(claim.alone for claim in claims)
+        seen.append(len(claims))
+    assert {status(store, job) for job in jobs} == {"finished"}
+    assert sum(seen) == 3 * 3 + 3 * 3 + 6 * 3  # after all but the last of four steps
+
+
+def test_while_storage_hangs_other_models_are_served_and_the_job_fails_in_the_end(
+    connection: Redis, own: Settings, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runner = started(connection, own)
+    runner.models.settings = own.model_copy(update={"storage_timeout_s": 0.5})
+    unknown, loaded, answers = create(model="other"), create(), list[int]()
+
+    def hang(storage: Path, name: str, kind: CheckpointKind) -> Path:
+        while not answers:
+            time.sleep(0.01)
+        return resolve(storage, name, kind)
+
+    monkeypatch.setattr("service.worker.checkpoint_cache.resolve", hang)
+    run_until(runner, lambda: runner.models.fetching)
+    later = create(model="other")
+    run(runner, unknown.id, loaded.id)
+    assert status(store, loaded) == "finished"
+    assert error_of(store, unknown) == f"the model cannot be loaded: {own.storage}: has not answered within 0.5 s"
+    assert status(store, later) == "queued"
+    answers.append(1)
+    run(runner, later.id)
+    assert status(store, later) == "finished"
+
+
+def test_a_draining_worker_finishes_what_fits_and_releases_the_rest_at_once(
+    settings: Settings, connection: Redis
+) -> None:
+    patient = settings.model_copy(update={"lease_s": 600.0})  # longer than the test may take
+    store, runner = JobStore(connection, patient), started(connection, patient, "a")
+    short, long, late = (new_job(settings, steps=steps, pictures=2) for steps in (5, 200, 5))
+    add_job(store, short)
+    add_job(store, long)
+    runner.run_once()
+    add_job(store, late)
+    runner.iteration_s = 1.0  # as measured on a slower network
+    runner.stop(within_s=60)
+    runner.drain()
+    assert not runner.busy
+    assert store.statuses([short.id, long.id, late.id]) == {short.id: "finished", long.id: "running", late.id: "queued"}
+    assert store.done_count(long.id) == 0
+    pending: Any = connection.xpending_range(keys.stream(long.digest), GROUP, "-", "+", 9)
+    assert [one["times_delivered"] for one in pending] == [0, 0]  # as if never delivered
+    run(Runner(connection, patient, "b"), long.id, late.id)  # without waiting for a lease to expire
+    assert set(store.statuses([long.id, late.id]).values()) == {"finished"}
+
+
+# Real processes: all are replaced while clients send requests.

@@ -20,9 +20,9 @@ from shared.options import SamplingOptions
 from tests.service.worker.conftest import (
     LISTS,
     ONE_STEP,
-    Counting,
     Create,
     Death,
+    batches_of,
     die,
     engine_of,
     error_of,
@@ -74,11 +74,11 @@ def leased(store: JobStore, job: JobRecord) -> list[int]:
 def test_the_batch_is_stepped_while_storage_hangs(
     runner: Runner, back: threading.Event, store: JobStore, create: Create
 ) -> None:
-    counting = Counting(engine_of(runner))
+    batches = batches_of(engine_of(runner))
     short, long = create(LISTS[:1], options=ONE_STEP), create(options=SamplingOptions(steps=9))
     for _ in range(6):
         runner.run_once()
-    assert counting.batches == [4, 3, 3, 3, 3, 3]
+    assert batches == [4, 3, 3, 3, 3, 3]
     assert (status(store, short), store.done_count(short.id)) == ("running", 0)
     runner.renew_claims()
     assert leased(store, short) == [1] * 4
@@ -107,7 +107,7 @@ def test_while_storage_is_away_nothing_is_lost_and_a_job_past_its_deadline_fails
     runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
     hangs: bool,
 ) -> None:  # fmt: skip
-    write, is_back, counting = runner.storer.files.write, threading.Event(), Counting(engine_of(runner))
+    write, is_back, batches = runner.storer.files.write, threading.Event(), batches_of(engine_of(runner))
     runner.storer.patience_s = 0.05 if hangs else 60.0
 
     def late(*given: Any) -> None:
@@ -128,14 +128,14 @@ def test_while_storage_is_away_nothing_is_lost_and_a_job_past_its_deadline_fails
     other = create(LISTS[:1], options=ONE_STEP)
     run(runner, overdue.id)
     assert error_of(store, overdue) == OVERDUE
-    run_until(runner, lambda: len(counting.batches) == 2)
+    run_until(runner, lambda: len(batches) == 2)
     assert [status(store, job) for job in (waits, other)] == ["running", "running"]
     assert store.done_count(waits.id) == 0
     is_back.set()
     run(runner, waits.id, other.id)
     assert [status(store, job) for job in (waits, other)] == ["finished", "finished"]
     settle(runner)
-    assert (runner.storer.problem, counting.batches) == ("", [4, 1])  # nothing was sampled again
+    assert (runner.storer.problem, batches) == ("", [4, 1])  # nothing was sampled again
     assert (store.done_count(overdue.id), len(pngs(store, waits.id, range(3)))) == (0, 3)
     assert "pictures cannot be stored; retrying" in caplog.messages
 

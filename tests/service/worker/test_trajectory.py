@@ -1,21 +1,18 @@
 """Trajectories from noise to picture: what they show, that they survive a worker, and that others pay nothing."""
 
-import io
-import json
 from typing import Any
 
 import httpx
 import numpy as np
 import pytest
 import torch
-from PIL import Image
 from redis import Redis
 
-from service.contract.records import MAX_STAGES, FinishedPicture, Picture
+from service.contract.records import MAX_STAGES
 from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store.jobs import JobStore
-from service.worker.engine import Member, stages
+from service.worker.engine import stages
 from service.worker.runner import Runner
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
@@ -23,7 +20,6 @@ from shared.options import SamplingOptions, picture_seed
 from shared.pictures import to_uint8
 from shared.registry import resolve
 from tests.service.api.answers import nothing_is_queued, pixels, problem, submitted
-from tests.service.worker import test_engine
 from tests.service.worker.conftest import Create, run, started
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
@@ -64,24 +60,6 @@ def test_a_trajectory_shows_x_t(client: httpx.Client, working: Runner, settings:
         for frame, step in zip(trajectory, (0, 2, 4, 6), strict=True):
             assert np.abs(frame - to_uint8(states[step])[i].astype(np.int16)).max() <= 1
         assert np.array_equal(trajectory[-1], pixels(client.get(shown["url"]).content))
-
-
-def test_the_recipe_of_a_trajectory_reproduces_picture_and_trajectory(client: httpx.Client, working: Runner) -> None:
-    body = {"labels": LISTS, "seed": 7, "steps": 6}
-    job = client.post("/generate", json={**body, "trajectory": 3}).json()
-    shown = job["result"]["pictures"][1]
-    trajectory, picture = client.get(shown["trajectory_url"]).content, client.get(shown["url"]).content
-    plain = client.post("/generate", json=body).json()["result"]["pictures"][1]
-    assert plain["trajectory_url"] is None
-    assert client.get(plain["url"]).content == picture
-    again = client.post("/generate/png", files={"file": trajectory}).json()["result"]["pictures"][0]
-    assert client.get(again["trajectory_url"]).content == trajectory
-    assert client.get(again["url"]).content == picture
-    assert json.loads(Image.open(io.BytesIO(trajectory)).info["labelgrid"])["trajectory"] == 3
-    longer = client.post("/generate/png", files={"file": picture}, data={"trajectory": "5"}).json()["result"][
-        "pictures"
-    ][0]
-    assert len(frames(client.get(longer["trajectory_url"]).content)) == 5
 
 
 @pytest.mark.parametrize(
@@ -129,39 +107,3 @@ def test_a_trajectory_survives_its_worker(
     expected, found = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
     assert found.keys() == {"trajectory-0.png", "trajectory-1.png", "0.png", "1.png", "grid.png"}
     assert found == expected
-
-
-class Fails(test_engine.FaultyStepper):
-    """Fails once, in its third step."""
-
-    calls = 0
-
-    def step(self, rows: Any) -> None:
-        self.calls += 1
-        if self.calls == 3:
-            raise RuntimeError("once")
-        super().step(rows)
-
-
-def test_a_trajectory_starts_again_with_its_picture() -> None:
-    options = SamplingOptions(guidance=1.0, steps=6)
-    asked = [test_engine.picture(i, options=options).model_copy(update={"trajectory": 4}) for i in range(2)]
-    whole, disturbed = test_engine.engine(), test_engine.engine()
-    disturbed.stepper = Fails(test_engine.network(), test_engine.AB, "v")
-    outcomes: list[dict[Picture, FinishedPicture]] = []
-    for one in (whole, disturbed):
-        one.admit(asked)
-        outcomes.append(
-            {outcome.picture: outcome for outcome in test_engine.run(one) if isinstance(outcome, FinishedPicture)}
-        )
-    assert len(outcomes[0]) == 2
-    assert [outcomes[0][one].trajectory for one in asked] == [outcomes[1][one].trajectory for one in asked]
-
-
-def test_rows_are_rendered_only_for_a_trajectory(monkeypatch: pytest.MonkeyPatch) -> None:
-    rendered = list[Member]()
-    monkeypatch.setattr(Member, "_frame", lambda self: rendered.append(self) or np.zeros((8, 8, 3), np.uint8))
-    one = test_engine.engine()
-    one.admit([test_engine.picture(0), test_engine.picture(1).model_copy(update={"trajectory": 2})])
-    test_engine.run(one)
-    assert len(rendered) == 2

@@ -50,12 +50,6 @@ def test_pages_may_send_and_read_the_headers_of_the_documentation(settings: Sett
         assert exposed.lower().split(", ") == read
 
 
-def test_no_other_origin_may_call_by_default(settings: Settings) -> None:
-    with serving(settings) as client:
-        answer = client.get("/labels", headers={"origin": "https://a.example"})
-        assert "access-control-allow-origin" not in answer.headers
-
-
 @pytest.mark.parametrize("origins", ["example.org", "https://a.example/path", "https://*.example"])
 def test_what_is_no_origin_is_refused(settings: Settings, origins: str) -> None:
     with pytest.raises(ValidationError, match="is not an origin"):

@@ -19,6 +19,7 @@ from service.store import workers
 from service.store.jobs import JobStore
 from tests.conftest import serving
 from tests.service.conftest import Command
+from tests.service.store.helpers import add_job, record
 
 BODY = {"labels": [["red cube"]]}
 ASYNC = {"prefer": "respond-async"}
@@ -218,3 +219,24 @@ def test_without_keys_pages_of_other_sites_change_nothing(
 
 def test_with_keys_a_page_of_any_site_may_use_one(client: httpx.Client) -> None:
     assert submitted(client, ALICE, **{"sec-fetch-site": "cross-site", "origin": "https://pages.example.com"})
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/", "/healthz", "/readyz", "/labels", "/models", "/metrics", "/jobs", "/openapi.json", "/static/app.js", "/no"],
+)
+def test_an_answer_to_head_has_the_headers_of_get_and_no_body(client: httpx.Client, alive: JobStore, path: str) -> None:
+    expected = client.get(path)
+    found = httpx.head(client.base_url.join(path))  # not by `client`: the document does not describe HEAD
+    assert (found.status_code, found.content) == (expected.status_code, b"")
+    assert found.headers["content-type"] == expected.headers["content-type"]
+    if path != "/metrics":  # whose length changes
+        assert found.headers["content-length"] == expected.headers["content-length"]
+
+
+def test_head_of_a_stream_ends_with_its_headers(client: httpx.Client, alive: JobStore) -> None:
+    job = record(1)
+    add_job(alive, job)
+    found = httpx.head(client.base_url.join(f"/jobs/{job.id}/events"), timeout=10)
+    assert (found.status_code, found.content) == (200, b"")
+    assert found.headers["content-type"].startswith("text/event-stream")

@@ -1,13 +1,10 @@
 """API keys: entries of settings and file, and a file that changes while the service runs."""
 
-import os
 from pathlib import Path
 
 import pytest
 
 from service.api.access.keys import BadKeys, KeyRing, hash_of, new_key, parse
-from service.settings import Settings
-from tests.conftest import serving
 from tests.service.conftest import Command
 
 ALICE, BOB = new_key(), new_key()
@@ -49,24 +46,6 @@ def test_a_setting_without_a_key_is_refused_rather_than_ignored(listed: str, tmp
         with pytest.raises(BadKeys, match="names no key"):
             KeyRing(listed, file)
     assert not KeyRing(" \n", None).enabled  # what compose passes on if it is not set
-
-
-def test_the_api_does_not_start_without_a_key_in_its_setting(command: Command) -> None:
-    environment = {**os.environ, "LABELGRID_API_KEYS": ","}
-    code, _, err = command("api", "--host", "0.0.0.0", environment=environment)
-    assert (code, err.splitlines()[-1].partition(":")[0]) == (1, "labelgrid")
-    assert "names no key" in err
-
-
-@pytest.mark.parametrize("content", ["", "# alice\n", ","])
-def test_a_file_without_keys_lets_nobody_in(settings: Settings, tmp_path: Path, content: str) -> None:
-    file = tmp_path / "keys"
-    file.write_text(content)
-    with serving(settings.model_copy(update={"api_keys_file": file})) as client:
-        assert client.get("/jobs").status_code == 401
-        assert client.get("/jobs", headers={"authorization": f"Bearer {ALICE}"}).status_code == 401
-        file.write_text(entry("alice", ALICE))
-        assert client.get("/jobs", headers={"authorization": f"Bearer {ALICE}"}).status_code == 200
 
 
 def test_a_file_is_read_again_when_it_changes_unless_it_is_bad(tmp_path: Path) -> None:

@@ -1,13 +1,23 @@
-"""POST /generate: the finished job, and the seeds that make its pictures reproducible."""
+"""POST /generate: the finished job, and recipes: every PNG carries one, and it gives the same bytes again."""
 
+import json
 import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import httpx
-import numpy as np
+import pytest
 
+from service.api.uploads.png import PngError
+from service.contract.recipe import Recipe, example
+from service.settings import Settings
+from service.store.jobs import JobStore
 from service.worker.runner import Runner
+from shared.checkpoint import read_info
 from shared.options import picture_seed
-from tests.service.api.answers import LISTS, pixels
+from shared.registry import resolve
+from tests.service.api.answers import LISTS, image, nothing_is_queued, pixels, png_with, problem, recipe_in
+from tests.service.api.uploads.zips import two_headers
 
 
 def test_generate_waits_and_answers_with_the_finished_job(client: httpx.Client, working: Runner) -> None:
@@ -35,30 +45,202 @@ def test_generate_waits_and_answers_with_the_finished_job(client: httpx.Client, 
     assert pixels(grid.content).shape == (2 * h + 6, w + 4, 3)
 
 
-def test_the_same_seed_gives_the_same_pictures_alone_and_batched(client: httpx.Client, working: Runner) -> None:
-    body = {"labels": LISTS, "seed": 11, "steps": 8}
-    alone = pixels(client.post("/generate", json=body, headers={"accept": "image/png"}).content)
-    batched: list[np.ndarray] = []
-
-    def ask() -> None:
-        batched.append(pixels(client.post("/generate", json=body, headers={"accept": "image/png"}).content))
-
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-        client.post("/generate", json={"labels": LISTS * 2, "steps": 5}, headers={"prefer": "respond-async"})
-    for thread in threads:
-        thread.join()
-    assert all(np.abs(one - alone).max() <= 1 for one in batched)
-    another = client.post("/generate", json={**body, "seed": 12}, headers={"accept": "image/png"}).content
-    assert np.abs(pixels(another) - alone).max() > 1
-
-
 def test_a_seed_that_is_not_given_is_drawn_and_reported(client: httpx.Client, working: Runner) -> None:
     first, second = (client.post("/generate", json={"labels": LISTS, "steps": 1}).json()["seed"] for _ in range(2))
     assert first != second
 
 
-def test_a_model_can_be_chosen_by_name(client: httpx.Client, working: Runner) -> None:
-    job = client.post("/generate", json={"labels": LISTS, "model": "other", "steps": 1}).json()
-    assert (job["status"], job["model"]) == ("finished", "other")
+THREE = [["red cube", "blue sphere"], ["gray cylinder"], ["cyan cube"]]
+UNLIKE_DEFAULTS = {
+    "sampler": "ddim",
+    "steps": 4,
+    "spacing": "trailing",
+    "guidance": 2.5,
+    "guidance_interval": [0.125, 0.75],
+    "eta": 0.5,
+    "clip_x0": True,
+}
+
+
+def test_a_picture_carries_its_recipe(client: httpx.Client, working: Runner, settings: Settings) -> None:
+    body = {"labels": THREE, "seed": 7, "model": "other", "columns": 2, **UNLIKE_DEFAULTS}
+    result = client.post("/generate", json=body).json()["result"]
+    denoiser = read_info(resolve(settings.storage, "other", "denoiser"))
+    evaluator = read_info(resolve(settings.storage, None, "evaluator"))
+    for i, shown in enumerate(result["pictures"]):
+        recipe = recipe_in(client.get(shown["url"]).content)
+        assert recipe["version"] == 1
+        assert recipe["labels"] == [THREE[i]]
+        assert (recipe["seed"], recipe["first"]) == (7, i)
+        assert recipe["options"] == UNLIKE_DEFAULTS
+        assert recipe["model"] == {"name": "other", "digest": denoiser.digest}
+        assert recipe["evaluator"] == {"name": "toy-evaluator", "digest": evaluator.digest}
+        (verdict,) = recipe["verdicts"]
+        assert {name: verdict[name] for name in ("accuracy", "exact", "f1")} == {
+            name: shown[name] for name in ("accuracy", "exact", "f1")
+        }
+        assert verdict["scores"] == pytest.approx(shown["scores"], abs=0.0051)
+    grid = recipe_in(client.get(result["grid_url"]).content)
+    assert (grid["labels"], grid["seed"], grid["first"], grid["columns"]) == (THREE, 7, 0, 2)
+    assert [one["exact"] for one in grid["verdicts"]] == [shown["exact"] for shown in result["pictures"]]
+
+
+def test_others_are_answered_while_a_png_is_read(
+    client: httpx.Client, alive: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reading, answered = threading.Event(), threading.Event()
+
+    def read(png: bytes) -> Recipe:
+        reading.set()
+        assert answered.wait(20)
+        raise PngError("read after the other answer")
+
+    monkeypatch.setattr("service.api.routes.generate.recipe_of", read)
+    with ThreadPoolExecutor() as pool:
+        upload = pool.submit(client.post, "/generate/png", files={"file": ("x.png", png_with(None))})
+        assert reading.wait(20)
+        assert client.get("/healthz").status_code == 200
+        answered.set()
+    assert "read after the other answer" in problem(upload.result(), 422, "invalid-request")["detail"]
+
+
+def grid_of(client: httpx.Client, job: dict[str, Any]) -> bytes:
+    return client.get(job["result"]["grid_url"]).raise_for_status().content
+
+
+@pytest.mark.parametrize("options", [{"steps": 3}, UNLIKE_DEFAULTS])
+def test_a_recipe_gives_the_same_picture(client: httpx.Client, working: Runner, options: dict[str, Any]) -> None:
+    job = client.post("/generate", json={"labels": THREE, "seed": 7, "model": "other", **options}).json()
+    for i in range(3):
+        original = image(client, job, i)
+        by_upload = client.post("/generate/png", files={"file": ("picture.png", original)})
+        assert by_upload.status_code == 200, by_upload.text
+        assert image(client, by_upload.json()) == original
+        by_json = client.post("/generate", json={"recipe": recipe_in(original)}).json()
+        assert image(client, by_json) == original
+        assert (by_json["model"], by_json["seed"], by_json["progress"]["total"]) == ("other", 7, 1)
+
+
+def test_a_job_has_all_fields_of_its_recipe(client: httpx.Client, working: Runner) -> None:
+    body = {"labels": THREE, "seed": 7, "steps": 3, "columns": 2}
+    whole = client.post("/generate", json=body).json()
+    assert (whole["columns"], whole["trajectory"]) == (2, None)
+    original = image(client, whole, 2)
+    job = client.post("/generate/png", files={"file": original}).json()
+    assert job["first"] == 2
+    model = {"name": job["model"], "digest": job["digest"]}
+    named = ("labels", "seed", "first", "options", "trajectory", "columns")
+    recipe = {"version": 1, "model": model} | {name: job[name] for name in named}
+    assert image(client, client.post("/generate", json={"recipe": recipe}).json(), 0) == original
+
+
+def test_the_grid_of_a_scores_best_repeat_has_a_recipe(client: httpx.Client, working: Runner) -> None:
+    job = client.post("/score/conditions", json={"conditions": THREE, "repeats": 4, "seed": 5, "steps": 3}).json()
+    original = grid_of(client, job)
+    recipe = recipe_in(original)
+    assert recipe["seed"] == 5 + job["result"]["best"]
+    again = client.post("/generate", json={"recipe": recipe}).json()
+    assert grid_of(client, again) == original
+    last = image(client, job, 11)  # repeat 3, picture 2, whether it was the best or not
+    assert (recipe_in(last)["seed"], recipe_in(last)["first"]) == (8, 2)
+    assert image(client, client.post("/generate/png", files={"file": last}).json()) == last
+
+
+def test_a_recipe_names_its_checkpoint_by_digest(client: httpx.Client, alive: JobStore, settings: Settings) -> None:
+    recipe = example() | {"model": {"name": "toy", "digest": "0" * 64}}
+    body = problem(client.post("/generate", json={"recipe": recipe}), 422, "unknown-checkpoint")
+    assert "0" * 64 in body["detail"]
+    assert body["models"] == {
+        name: read_info(resolve(settings.storage, name, "denoiser")).digest for name in ("other", "toy")
+    }
+    body = problem(
+        client.post("/generate/png", files={"file": png_with(json.dumps(recipe))}), 422, "unknown-checkpoint"
+    )
+    assert nothing_is_queued(alive.connection)
+
+
+def recipe_of_toy(settings: Settings, **changes: Any) -> dict[str, Any]:
+    digest = read_info(resolve(settings.storage, "toy", "denoiser")).digest
+    return example() | {"model": {"name": "toy", "digest": digest}} | changes
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"version": 2}, "recipe.version"),
+        ({"version": True}, "recipe.version"),
+        ({"seed": -1}, "recipe.seed"),
+        ({"seed": 2**53}, "recipe.seed"),
+        ({"first": -1}, "recipe.first"),
+        ({"options": {"steps": 0}}, "recipe.options.steps"),
+        ({"options": {"eta": 0.5}}, "recipe.options"),
+        ({"labels": [["red kube"]]}, 'did you mean "red cube"?'),
+        ({"labels": []}, "at least one"),
+        ({"first": 2**31, "labels": [["red cube"], ["gray cube"]]}, "last picture's position"),
+        ({"labels": [["red cube"]] * 257}, "at most 256"),
+        ({"model": {"name": "toy", "digest": "short"}}, "recipe.model.digest"),
+        ({"pose": "standing"}, "recipe.pose"),
+    ],
+)
+def test_an_invalid_recipe_is_refused(
+    client: httpx.Client, alive: JobStore, settings: Settings, changes: dict[str, Any], words: str
+) -> None:
+    recipe = recipe_of_toy(settings, **changes)
+    assert words in problem(client.post("/generate", json={"recipe": recipe}), 422, "invalid-request")["detail"]
+    uploaded = client.post("/generate/png", files={"file": png_with(json.dumps(recipe))})
+    assert words.removeprefix("recipe.") in problem(uploaded, 422, "invalid-request")["detail"]
+    assert nothing_is_queued(alive.connection)
+
+
+@pytest.mark.parametrize("more", [{"labels": THREE}, {"steps": 3}, {"seed": 7}, {"model": "toy"}])
+def test_a_recipe_is_not_combined_with_other_fields(
+    client: httpx.Client, alive: JobStore, settings: Settings, more: dict[str, Any]
+) -> None:
+    recipe = recipe_of_toy(settings)
+    (name,) = more
+    answer = client.post("/generate", json={"recipe": recipe, **more})
+    assert f"without {name}" in problem(answer, 422, "invalid-request")["detail"]
+    form = {name: json.dumps(value) for name, value in more.items()}
+    answer = client.post("/generate/png", data=form, files={"file": png_with(json.dumps(recipe))})
+    assert f"{name}: unknown" in problem(answer, 422, "invalid-request")["detail"]
+    assert nothing_is_queued(alive.connection)
+
+
+@pytest.mark.parametrize(
+    ("png", "words"),
+    [
+        (b"", "not a PNG"),
+        (b"GIF89a" + b"\0" * 100, "not a PNG"),
+        (png_with(None), "without a recipe"),
+        (png_with("{"), "recipe cannot be read"),
+        (png_with("[" * 9_000), "recipe cannot be read"),
+        (png_with("{}"), "version"),
+        (png_with(json.dumps(example()))[:60], "damaged"),
+        (png_with(json.dumps(example()))[:20], "cut short"),
+        (png_with(json.dumps(example()), (8200, 8200)), "8200x8200"),
+        (two_headers(png_with(json.dumps(example()), (40, 4)), png_with(None)), "4x4, another 40x4"),
+    ],
+)
+def test_a_png_without_a_valid_recipe_is_refused(client: httpx.Client, alive: JobStore, png: bytes, words: str) -> None:
+    body = problem(client.post("/generate/png", files={"file": ("x.png", png)}), 422, "invalid-request")
+    assert words in body["detail"]
+    assert body["errors"][0]["loc"] == ["body", "file"]
+    assert nothing_is_queued(alive.connection)
+
+
+def test_a_form_needs_its_file(client: httpx.Client, alive: JobStore) -> None:
+    png = png_with(json.dumps(example()))
+    assert "file" in problem(client.post("/generate/png", files={"other": png}), 422, "invalid-request")["detail"]
+    form = {"seed": (None, "1")}
+    assert "file" in problem(client.post("/generate/png", files=form), 422, "invalid-request")["detail"]
+    assert nothing_is_queued(alive.connection)
+
+
+def test_an_idempotency_key_stands_for_one_recipe(client: httpx.Client, alive: JobStore, settings: Settings) -> None:
+    headers = {"idempotency-key": "k", "prefer": "respond-async"}
+    recipe = recipe_of_toy(settings)
+    first = client.post("/generate", json={"recipe": recipe}, headers=headers).json()["id"]
+    upload = {"file": png_with(json.dumps(recipe))}
+    assert client.post("/generate/png", files=upload, headers=headers).json()["id"] == first
+    other = client.post("/generate", json={"recipe": recipe | {"first": 1}}, headers=headers)
+    problem(other, 422, "idempotency-key-reused")

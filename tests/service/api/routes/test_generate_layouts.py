@@ -1,27 +1,17 @@
 """Layouts: which are accepted, that the network gets them, and that recipes keep them."""
 
-import json
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from redis import Redis
-from typer.testing import CliRunner
 
-from service.api.routes.generate import check_layouts
-from service.client import Client, Point
-from service.client.__main__ import app
-from service.contract.errors import BadRequest
 from service.contract.recipe import example
 from service.settings import Settings
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
-from shared.checkpoint import read_info
 from shared.diffusion.denoise import sample
 from shared.diffusion.layouts import positions_at
 from shared.diffusion.model import Denoiser, load_denoiser
@@ -30,12 +20,9 @@ from shared.pictures import read_png, to_uint8
 from shared.vocabulary import ICLEVR
 from tests.conftest import running, serving
 from tests.service.api.answers import image, nothing_is_queued, problem, recipe_in
-from tests.service.contract.strategies import layouts
-from tests.shared.test_vocabulary import good_lists
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
 PLACES: list[Any] = [[{"x": 0.25, "y": 0.5}, {"x": 0.75, "y": 0.375}], None]
-PLACE = Point(x=0.5, y=0.25)
 QUICK = SamplingOptions(steps=2, guidance=1.0)
 BODY: dict[str, Any] = {"labels": LISTS, "seed": 7, "steps": 2, "guidance": 1.0, "model": "placed"}
 
@@ -89,15 +76,6 @@ def test_the_network_gets_the_requested_layout(client: httpx.Client, worker: Run
     without = sample(stepper, torch.tensor([ICLEVR.multi_hot(LISTS[0])]), QUICK, [picture_seed(7, 0)])[0]
     for job, wanted in ((with_layout, row.x), (plain, without)):
         assert pixels(image(client, job, 0)) == pixels_of(wanted)
-
-
-def test_points_follow_their_labels_in_any_order(client: httpx.Client, worker: Runner) -> None:
-    one = generate(client, labels=LISTS[:1], layouts=PLACES[:1])
-    other = generate(client, labels=[LISTS[0][::-1]], layouts=[PLACES[0][::-1]])
-    swapped = generate(client, labels=LISTS[:1], layouts=[PLACES[0][::-1]])
-    first, again, third = (pixels(image(client, job)) for job in (one, other, swapped))
-    assert first == again
-    assert first != third
 
 
 def test_a_recipe_keeps_the_layout_and_generates_the_picture_again(client: httpx.Client, worker: Runner) -> None:
@@ -161,52 +139,3 @@ def test_a_recipes_layouts_are_checked_too(client: httpx.Client, alive: JobStore
     recipe |= {"labels": LISTS, "layouts": PLACES[:1]}
     found = problem(client.post("/generate", json={"recipe": recipe}), 422, "invalid-request")
     assert found["detail"].startswith("recipe.layouts: 1 layouts; wanted 2")
-
-
-def test_the_layout_is_part_of_what_an_idempotency_key_stands_for(client: httpx.Client, alive: JobStore) -> None:
-    headers = {"prefer": "respond-async", "idempotency-key": "mine"}
-    elsewhere = [[{"x": 0.25, "y": 0.5}, {"x": 0.75, "y": 0.376}], None]
-    first, again, other = (
-        client.post("/generate", json={**BODY, "layouts": layouts}, headers=headers)
-        for layouts in (PLACES, PLACES, elsewhere)
-    )
-    assert (first.status_code, first.json()["id"]) == (202, again.json()["id"])
-    problem(other, 422, "idempotency-key-reused")
-
-
-def test_the_client_and_its_command_line_take_layouts(client: httpx.Client, alive: JobStore, tmp_path: Path) -> None:
-    url, file = str(client.base_url), tmp_path / "layouts.json"
-    with Client(url) as caller:
-        places = [[Point(**point) for point in PLACES[0]], None]
-        job = caller.generate(LISTS, layouts=places, model="placed", wait=False)
-        assert job.layouts == places
-
-    def command(content: str) -> tuple[int, str, str]:
-        file.write_text(content)
-        line = ["generate", "red cube, blue sphere", "gray cylinder", "--layouts", str(file), "--model", "placed"]
-        done = CliRunner().invoke(app, [*line, "--detach", "--url", url])
-        return done.exit_code, done.stdout.strip(), done.stderr
-
-    code, job_id, _ = command(json.dumps(PLACES))
-    assert (code, client.get(f"/jobs/{job_id}").json()["layouts"]) == (0, PLACES)
-    code, _, err = command('[[{"x": 2, "y": 0}], null]')
-    assert code == 1
-    assert "layouts.json: 0.0.x: Input should be less than or equal to 1" in err
-    assert err.count("\n") == 1
-
-
-@given(good_lists, st.data())
-def test_any_layouts_fit_or_are_refused(placed: Settings, lists: list[list[str]], data: st.DataObject) -> None:
-    """The examples share the fixture `placed`, which does not change."""
-    asked = data.draw(st.lists(st.none() | layouts, min_size=len(lists) - 1, max_size=len(lists) + 1))
-    if data.draw(st.booleans()):  # the right number of points
-        asked = [one and [*one, *[PLACE] * 8][: len(labels)] for one, labels in zip(asked, lists, strict=False)]
-    fits = len(asked) == len(lists) and all(
-        one is None or len(one) == len(labels) for one, labels in zip(asked, lists, strict=True)
-    )
-    refused = None
-    try:
-        check_layouts(asked, lists, read_info(placed.storage / "placed.safetensors"), ("body", "layouts"))
-    except BadRequest as error:
-        refused = error
-    assert (refused is None) == fits

@@ -101,26 +101,6 @@ def test_openais_clients_get_it_in_their_form(client: httpx.Client, connection: 
     assert nothing_is_queued(connection)
 
 
-def test_a_refused_request_leaves_its_idempotency_key_free(client: httpx.Client, alive: JobStore) -> None:
-    headers, body = {**QUEUED, "idempotency-key": "mine"}, {"model": "few", "seed": 1}
-    refused(client.post("/generate", json={**body, "labels": [FOUR]}, headers=headers), ["labels", 0], 0, TOO_MANY)
-    assert nothing_is_queued(alive.connection)
-    assert client.post("/generate", json={**body, "labels": [TWO]}, headers=headers).status_code == 202
-
-
-def test_an_accepted_request_is_answered_after_the_range_has_changed(
-    client: httpx.Client, folder: Path, alive: JobStore
-) -> None:
-    body = {"model": "changing", "labels": [FOUR]}
-    publish_toy_denoiser(folder, "changing", 5)
-    headers = {**QUEUED, "idempotency-key": "mine"}
-    first = client.post("/generate", json=body, headers=headers)
-    publish_toy_denoiser(folder, "changing", 5, support={"objects": [1, 3]})
-    again = client.post("/generate", json=body, headers=headers)
-    assert (again.status_code, again.json()["id"]) == (202, first.json()["id"])
-    problem(client.post("/generate", json=body), 422, "not-learnt")
-
-
 def test_what_is_in_the_range_is_accepted(client: httpx.Client) -> None:
     within = {"labels": [TWO, FOUR[:3]], "layouts": [[{"x": 0.24, "y": 0.5}, {"x": 0.49, "y": 0.5}], None]}
     assert client.post("/generate", json={**within, "model": "few"}, headers=QUEUED).status_code == 202

@@ -59,12 +59,6 @@ def test_the_name_of_a_key_of_a_job_is_no_job(client: httpx.Client, alive: JobSt
     problem(client.delete(address), 404, "unknown-job")
 
 
-def test_the_list_leaves_out_expired_jobs(client: httpx.Client, alive: JobStore) -> None:
-    first, second = submitted(client), submitted(client)
-    alive.connection.delete(keys.job(first))
-    assert [job["id"] for job in client.get("/jobs").json()["jobs"]] == [second]
-
-
 def test_a_job_that_this_version_cannot_read_hides_no_others_and_can_be_cancelled(
     client: httpx.Client, alive: JobStore
 ) -> None:
@@ -156,17 +150,6 @@ def test_the_zip_of_a_score_has_the_best_run_and_can_be_scored(
     assert [pixels(one).tolist() for one in read_submission(content, 3, settings)] == [
         pixels(one).tolist() for one in pngs[3:6]
     ]
-
-
-def test_there_is_no_zip_of_a_job_that_is_not_finished_or_not_there(client: httpx.Client, alive: JobStore) -> None:
-    job_id = submitted(client)
-    address = f"/jobs/{job_id}/pictures.zip"
-    assert problem(client.get(address), 409, "not-ready")["job_status"] == "queued"
-    alive.cancel(job_id)
-    assert problem(client.get(address), 409, "not-ready")["job_status"] == "cancelled"
-    alive.delete(job_id)
-    problem(client.get(address), 404, "unknown-job")
-    problem(client.get("/jobs/unknown/pictures.zip"), 404, "unknown-job")
 
 
 def test_what_a_job_that_ended_early_lacks_is_not_worth_waiting_for(client: httpx.Client, alive: JobStore) -> None:

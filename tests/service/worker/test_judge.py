@@ -1,4 +1,4 @@
-"""Uploaded pictures: judged together whatever their sizes, and one that cannot be judged fails alone."""
+"""Verdicts, with distances from the places asked for, and uploads, of which one that cannot be judged fails alone."""
 
 import io
 from collections.abc import Sequence
@@ -9,23 +9,21 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from redis import Redis
 from torch import Tensor
 
 from service import pictures as names
-from service.contract.records import FinishedPicture, Picture
+from service.contract.recipe import MadeWith, of_picture
+from service.contract.records import FinishedPicture, Picture, Point, Verdict
 from service.pictures import PictureFiles
-from service.settings import Settings
 from service.store import keys
 from service.store.jobs import JobStore
-from service.worker.judge import JUDGED_TOGETHER, Failed, Outcome, Uploads
+from service.worker.judge import JUDGED_TOGETHER, Failed, Outcome, Uploads, judge_pictures
 from service.worker.runner import Runner
+from shared.options import SamplingOptions
 from shared.pictures import marked_grid, read_png
+from shared.vocabulary import Vocabulary
 from tests.service.worker.conftest import (
-    Death,
     create_upload,
-    die,
-    error_of,
     grid_of,
     png,
     pngs,
@@ -103,13 +101,6 @@ def test_a_failed_device_is_blamed_on_no_picture(tmp_path: Path, monkeypatch: py
         judged(tmp_path, judge, png(1), png(255))
 
 
-def test_without_pictures_there_is_nothing_to_judge(tmp_path: Path) -> None:
-    judge = ToyJudge()
-    assert judged(tmp_path, judge) == []
-    assert [type(outcome) for outcome in judged(tmp_path, judge, None)] == [Failed]
-    assert judge.calls == 0
-
-
 # In a runner.
 
 
@@ -128,15 +119,6 @@ def test_a_single_upload_has_a_grid_that_marks_it(runner: Runner, store: JobStor
     (verdict,), (stored,) = verdicts_of(store, job), pngs(store, job.id, [0])
     grid = marked_grid(read_png(stored)[None], [verdict.exact], 1)
     assert np.array_equal(read_png(grid_of(store, job.id)), grid)
-
-
-def test_a_cancelled_jobs_uploads_are_not_judged(runner: Runner, store: JobStore) -> None:
-    cancelled, other = create_upload(runner, 40), create_upload(runner, 2)
-    store.cancel(cancelled.id)
-    run(runner, other.id)
-    assert [status(store, job) for job in (cancelled, other)] == ["cancelled", "finished"]
-    assert verdicts_of(store, cancelled) == []
-    assert runner.connection.xlen(keys.stream(other.digest)) == 0
 
 
 def test_an_upload_that_cannot_be_read_for_now_is_read_again(
@@ -164,40 +146,87 @@ def test_an_upload_that_cannot_be_read_for_now_is_read_again(
     settle(runner)
 
 
-def test_uploads_that_a_dead_worker_claimed_are_judged_by_another(
-    runner: Runner, store: JobStore, connection: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    job = create_upload(runner, 3)
-    with monkeypatch.context() as patch:
-        patch.setattr(Uploads, "_judge", die)
-        with pytest.raises(Death):
-            run(runner, job.id)
-    (evaluator,) = [loaded for loaded in runner.models if loaded.digest == job.digest]
-    assert len(evaluator.claims) == 3
-    run(Runner(connection, settings.model_copy(update={"lease_s": 0.2}), "w2"), job.id)
-    assert status(store, job) == "finished"
+THREE = ("red cube", "blue cube", "gray sphere")
+PLACES = torch.tensor([[0.5, 0.5], [0.25, 0.5], [0.75, 0.9]])  # of the labels, in every picture
 
 
-def test_an_upload_that_kills_workers_is_tried_alone_and_fails_only_its_job(
-    runner: Runner, connection: Redis, settings: Settings, store: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    quick = settings.model_copy(update={"lease_s": 0.2})
-    bad, good = create_upload(runner, 1), create_upload(runner, 2)
-    batches, deaths, judged = list[list[str]](), 0, Uploads._judge
+class Locating:
+    """Finds the first two labels in every picture, each at its place in PLACES, moved right by the picture's number."""
 
-    def judge(uploads: Uploads, found: Sequence[tuple[Picture, Tensor]]) -> list[Outcome]:
-        batches.append([one.job for one, _ in found])
-        if bad.id in batches[-1]:
-            raise Death
-        return judged(uploads, found)
+    vocabulary = Vocabulary(THREE)
 
-    monkeypatch.setattr(Uploads, "_judge", judge)
-    while store.ended([bad.id, good.id]) != {bad.id, good.id}:
-        try:
-            run(Runner(connection, quick, f"w{deaths}"), bad.id, good.id)
-        except Death:
-            deaths += 1
-    assert deaths == 4
-    assert status(store, good) == "finished"
-    assert batches.count([bad.id]) >= 1  # the last try
-    assert error_of(store, bad) == "workers died 4 times while sampling picture 0"
+    def __init__(self) -> None:
+        self.located = list[list[float]]()  # the numbers of the pictures located in each call
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        return torch.tensor([0.9, 0.8, 0.1]).expand(len(images), 3)
+
+    def positions(self, images: Tensor) -> Tensor | None:
+        numbers = images[:, 0, 0, 0]
+        self.located.append(numbers.tolist())
+        return PLACES + torch.stack([numbers, torch.zeros(len(images))], dim=1)[:, None]
+
+
+class LabelsOnly(Locating):
+    def positions(self, images: Tensor) -> Tensor | None:
+        return None
+
+
+def placed(index: int, *labels: str, places: list[tuple[float, float]] | None = None) -> Picture:
+    layout = None if places is None else tuple(Point(x=x, y=y) for x, y in places)
+    return Picture(
+        job="a",
+        index=index,
+        labels=labels,
+        layout=layout,
+        seed=1,
+        options=SamplingOptions(),
+        run_seed=7,
+        position=index,
+    )
+
+
+PICTURES = [
+    placed(0, "blue cube", "red cube", places=[(0.25, 0.75), (0.5, 0.5)]),
+    placed(1, "red cube"),
+    placed(2, "gray sphere", "red cube", places=[(0.75, 0.9), (0.5, 0.25)]),
+]
+
+
+def images(height: int, width: int) -> Tensor:
+    """Three pictures, which `Locating` finds moved by 0, 1/8 and 1/4 of the width."""
+    return torch.tensor([0.0, 0.125, 0.25])[:, None, None, None].expand(3, 3, height, width)
+
+
+def located_in(judge: Locating, height: int = 24, width: int = 32) -> list[Verdict]:
+    return judge_pictures(judge, PICTURES, images(height, width))
+
+
+def test_distances_are_in_widths_and_in_the_order_of_the_labels() -> None:
+    judge = Locating()
+    first, second, third = located_in(judge)
+    assert first.distances == pytest.approx((0.25 * 24 / 32, 0.0))
+    assert second.distances is None  # no layout was asked for
+    assert judge.located == [[0.0, 0.25]]
+    assert third.distances is not None
+    assert third.distances[0] is None  # the gray sphere is not found
+    assert third.distances[1] == pytest.approx((0.25**2 + (0.25 * 0.75) ** 2) ** 0.5)
+
+
+def test_the_picture_may_be_square_or_tall() -> None:
+    assert [located_in(Locating(), *size)[0].distances for size in ((16, 16), (32, 16))] == [(0.25, 0.0), (0.5, 0.0)]
+
+
+def test_an_evaluator_that_knows_no_places_gives_no_distances() -> None:
+    assert [verdict.distances for verdict in located_in(LabelsOnly())] == [None, None, None]
+
+
+def test_distances_are_stored_and_are_in_the_recipe() -> None:
+    verdict = located_in(Locating())[2]
+    assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
+    assert verdict.shown(3, 3)["distances"] == [None, 0.312]
+    recipe = of_picture(PICTURES[2], verdict, MadeWith(name="m", digest="d" * 64), None)
+    assert recipe is not None
+    assert '"distances":[null,0.31]' in recipe.text()["labelgrid"]
+    older = verdict.model_dump(exclude={"distances"})
+    assert Verdict.model_validate(older).distances is None

@@ -1,0 +1,353 @@
+"""Whether a job is accepted, what an Idempotency-Key stands for, and how requests wait, in the form they prefer."""
+
+import asyncio
+import io
+import json
+import shutil
+import socket
+import threading
+import time
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import httpx
+import pytest
+from PIL import Image
+from redis import Redis
+
+import service.api.app
+import service.store.reader
+from service.api.access.keys import hash_of, new_key
+from service.api.dependencies import Service
+from service.api.submit import Preferences, read_preferences
+from service.contract.recipe import example
+from service.settings import Settings
+from service.store import keys, workers
+from service.store.connection import text
+from service.store.jobs import JobStore
+from service.telemetry.metrics import REQUESTS_IN_WORK
+from service.worker.runner import Runner
+from shared.checkpoint import read_info
+from shared.registry import resolve
+from tests.conftest import running, serving
+from tests.service.api.answers import LISTS, Body, nothing_is_queued, png_with, problem, submitted
+from tests.service.processes import until
+
+
+def test_without_a_worker_nothing_is_accepted(client: httpx.Client, connection: Redis) -> None:
+    problem(client.get("/readyz"), 503, "no-worker")
+    assert client.get("/healthz").json() == {"status": "ok"}
+    response = client.post("/generate", json={"labels": LISTS})
+    problem(response, 503, "no-worker")
+    assert int(response.headers["retry-after"]) > 0
+    problem(client.post("/score/conditions", json={"conditions": LISTS}), 503, "no-worker")
+    assert nothing_is_queued(connection)
+
+
+def test_requests_wait_for_the_first_worker_if_they_may(settings: Settings, connection: Redis) -> None:
+    """As with workers that something starts when there is work."""
+    waiting = settings.model_copy(update={"accept_without_workers": True, "max_queued_pictures": 3})
+    with serving(waiting) as client:
+        assert client.get("/readyz").json()["workers"] == 0
+        assert client.post("/generate", json={"labels": LISTS}, headers={"prefer": "wait=0"}).status_code == 202
+        (job,) = client.get("/jobs").json()["jobs"]
+        problem(client.post("/generate", json={"labels": LISTS}), 429, "queue-full")
+        with running(connection, settings):
+            until(lambda: client.get(f"/jobs/{job['id']}").json()["status"] == "finished")
+
+
+def test_a_full_queue_says_when_to_retry(settings: Settings, alive: JobStore) -> None:
+    with serving(settings.model_copy(update={"max_queued_pictures": 5})) as client:
+        # An empty queue takes any one request.
+        first = submitted(client, labels=[["red cube"]] * 12)
+        response = client.post("/generate", json={"labels": LISTS})
+        assert problem(response, 429, "queue-full")["queued"] == 12
+        assert response.headers["retry-after"] == "10"  # no rate is measured yet
+        workers.announce(alive.connection, "w", {"pictures_per_s": 0.5}, lease_s=60)
+        workers.announce(alive.connection, "v", {"pictures_per_s": 1.0}, lease_s=60)
+        response = client.post("/score/conditions", json={"conditions": LISTS, "repeats": 1})
+        problem(response, 429, "queue-full")
+        assert response.headers["retry-after"] == "6"  # 12 + 2 - 5 pictures at 1.5 a second
+        assert alive.connection.zcard("labelgrid:deadlines") == 1
+        alive.cancel(first)  # its pictures wait no longer
+        submitted(client)
+
+
+def test_one_owners_results_are_bounded_until_they_are_deleted(connection: Redis, settings: Settings) -> None:
+    key = new_key()
+    bounded = settings.model_copy(update={"api_keys": f"alice:{hash_of(key)}", "max_stored_pictures_per_owner": 3})
+    workers.announce(connection, "w", {}, lease_s=60)
+    headers = {"authorization": f"Bearer {key}", "prefer": "respond-async"}
+    with serving(bounded) as client:
+
+        def ask() -> httpx.Response:
+            return client.post("/generate", json={"labels": [["red cube"]]}, headers=headers)
+
+        job_id = ask().json()["id"]
+        assert [ask().status_code for _ in range(2)] == [202, 202]
+        refused = ask()
+        assert problem(refused, 429, "quota-exceeded")["stored"] == 3
+        assert 0 < int(refused.headers["retry-after"]) <= 3600
+        for _ in range(2):  # cancelled, then deleted with its request
+            assert client.delete(f"/jobs/{job_id}", headers=headers).json()["status"] == "cancelled"
+        assert ask().status_code == 202
+
+
+def test_a_full_redis_takes_no_job_and_its_jobs_can_be_read(
+    client: httpx.Client, alive: JobStore, connection: Redis
+) -> None:
+    job = client.post("/generate", json={"labels": LISTS}, headers={"prefer": "respond-async"}).json()
+    connection.config_set("maxmemory", 1)
+    try:
+        response = client.post("/generate", json={"labels": LISTS})
+        assert "Redis is full" in problem(response, 503, "unavailable")["detail"]
+        assert response.headers["retry-after"] == "10"
+        assert client.get(f"/jobs/{job['id']}").json()["status"] == "queued"
+        assert [one["id"] for one in client.get("/jobs").json()["jobs"]] == [job["id"]]
+        assert client.delete(f"/jobs/{job['id']}").json()["status"] == "cancelled"
+    finally:
+        connection.config_set("maxmemory", 0)
+
+
+def test_without_a_model_or_redis_the_answer_says_so(
+    settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with serving(settings.model_copy(update={"storage": tmp_path})) as client:
+        problem(client.get("/readyz"), 503, "no-model")
+        problem(client.post("/generate", json={"labels": LISTS}), 503, "no-model")
+        assert client.get("/models").json() == {"models": [], "problems": {}}
+    with serving(settings.model_copy(update={"redis_url": "redis://127.0.0.1:1/0"})) as client:
+        problem(client.get("/readyz"), 503, "unavailable")
+        problem(client.post("/generate", json={"labels": LISTS}), 503, "unavailable")
+    [line] = [vars(one) for one in caplog.records if one.levelname == "WARNING"]  # for both
+    assert line["msg"] == "Redis is away or refuses writes"
+    assert "127.0.0.1:1" in line["reason"]
+
+
+@pytest.mark.parametrize(("path", "field"), [("/generate", "labels"), ("/score/conditions", "conditions")])
+def test_an_idempotency_key_stands_for_one_request(
+    client: httpx.Client, alive: JobStore, path: str, field: str
+) -> None:
+    headers = {"prefer": "respond-async", "idempotency-key": "mine"}
+
+    def ask(**fields: Any) -> httpx.Response:
+        return client.post(path, json={field: LISTS, **fields}, headers=headers)
+
+    first = ask()
+    again = ask(steps=None)  # says the same
+    assert (again.status_code, again.json()) == (202, first.json())
+    for fields in ({"steps": 3}, {"seed": 1}, {field: LISTS[:1]}, {"columns": 2}):
+        body = problem(ask(**fields), 422, "idempotency-key-reused")
+        assert body["errors"][0]["loc"] == ["header", "Idempotency-Key"]
+    assert alive.connection.zcard("labelgrid:deadlines") == 1
+    headers["idempotency-key"] = "another"
+    assert ask().json()["id"] != first.json()["id"]
+
+
+def test_an_idempotency_key_holds_for_a_form_and_as_long_as_its_job(client: httpx.Client, alive: JobStore) -> None:
+    headers = {"prefer": "respond-async", "idempotency-key": "mine"}
+
+    def ask(lists: Any = LISTS) -> str:
+        files = {"file": ("test.json", json.dumps(lists))}  # each time with another boundary
+        job_id: str = client.post("/score", files=files, headers=headers).json()["id"]
+        return job_id
+
+    job_id = ask()
+    workers.withdraw(alive.connection, "w")  # what stands needs no worker
+    assert ask() == job_id
+    workers.announce(alive.connection, "w", {}, lease_s=60)
+    for lists in (LISTS, LISTS[:1]):  # now the key is free for another request, too
+        alive.connection.delete(keys.job(job_id))
+        before, job_id = job_id, ask(lists)
+        assert job_id != before
+
+
+@pytest.mark.parametrize("how", ["generate", "score", "a form", "pictures", "v1"])
+def test_an_idempotency_key_finds_its_job_after_the_models_are_gone(
+    settings: Settings, alive: JobStore, tmp_path: Path, how: str
+) -> None:
+    folder = shutil.copytree(settings.storage, tmp_path / "storage")
+    headers = {"prefer": "respond-async", "idempotency-key": "mine"}
+    zipped, picture = io.BytesIO(), io.BytesIO()
+    Image.new("RGB", (4, 4)).save(picture, "PNG")
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("0.png", picture.getvalue())
+    form = {"file": json.dumps(LISTS[:1])}
+    requests: dict[str, tuple[str, Body]] = {
+        "generate": ("/generate", {"json": {"labels": LISTS, "model": "other"}}),
+        "score": ("/score/conditions", {"json": {"conditions": LISTS, "model": "other"}}),
+        "a form": ("/score", {"files": form, "data": {"model": "other"}}),
+        "pictures": ("/score", {"files": {**form, "pictures": zipped.getvalue()}}),
+        "v1": ("/v1/images/generations", {"json": {"prompt": "red cube", "model": "other"}}),
+    }
+    path, given = requests[how]
+    with serving(settings.model_copy(update={"storage": folder, "wait_s": 0.0})) as client:
+
+        def ask() -> str:
+            job = client.post(path, headers=headers, **given).json()
+            found: str = job["job"] if how == "v1" else job["id"]
+            return found
+
+        job = ask()
+        shutil.rmtree(folder)
+        folder.mkdir()
+        assert ask() == job
+
+
+@pytest.mark.parametrize("key", ["", "x" * 201])
+def test_idempotency_keys_of_the_wrong_length(client: httpx.Client, alive: JobStore, key: str) -> None:
+    response = client.post("/generate", json={"labels": LISTS}, headers={"idempotency-key": key})
+    problem(response, 422, "invalid-request")
+    assert nothing_is_queued(alive.connection)
+
+
+def until_waiting(store: JobStore, requests: int) -> None:
+    """Return once so many requests have created their jobs and have no answer yet."""
+    until(lambda: REQUESTS_IN_WORK._value.get() == requests and store.connection.zcard(keys.OPEN) >= requests)
+
+
+def wait(client: httpx.Client, answers: list[int]) -> None:
+    """Wait for a job of one's own, over a connection of one's own."""
+    answers.append(httpx.post(f"{client.base_url}/generate", json={"labels": LISTS}, timeout=30).status_code)
+
+
+@pytest.mark.parametrize("how", ["generate", "by its picture", "score", "a form", "v1"])
+def test_a_request_stops_waiting_when_its_client_disconnects(
+    client: httpx.Client, alive: JobStore, settings: Settings, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(service.store.reader, "LOOK_AGAIN_S", 14.0)  # no read ends by itself
+    made_with = {"name": "toy", "digest": read_info(resolve(settings.storage, "toy", "denoiser")).digest}
+    picture = png_with(json.dumps(example() | {"model": made_with}))
+    requests: dict[str, tuple[str, dict[str, Any]]] = {
+        "generate": ("/generate", {"json": {"labels": LISTS}}),
+        "by its picture": ("/generate/png", {"files": {"file": picture}}),
+        "score": ("/score/conditions", {"json": {"conditions": LISTS}}),
+        "a form": ("/score", {"files": {"file": json.dumps(LISTS)}}),
+        "v1": ("/v1/images/generations", {"json": {"prompt": "red cube"}}),
+    }
+    path, given = requests[how]
+    request = client.build_request("POST", path, **given)
+    head = b"".join(b"%s: %s\r\n" % pair for pair in request.headers.raw)
+    with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as connection:
+        connection.sendall(b"POST %s HTTP/1.1\r\n%s\r\n%s" % (path.encode(), head, request.read()))
+        until_waiting(alive, 1)
+    until_waiting(alive, 0)
+    (job_id,) = map(text, alive.connection.zrange(keys.OPEN, 0, -1))
+    assert client.get(f"/jobs/{job_id}").json()["status"] == "queued"  # the job goes on
+
+
+def test_waiting_clients_leave_the_others_their_connections(
+    settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.api.app, "MAX_CONNECTIONS", 4)
+    monkeypatch.setattr(service.store.reader, "LOOK_AGAIN_S", 14.0)  # no read ends by itself
+    answers: list[int] = []
+    with serving(settings) as client:
+        threads = [threading.Thread(target=wait, args=(client, answers)) for _ in range(6)]
+        for waiting, thread in enumerate(threads, 1):
+            thread.start()
+            until_waiting(alive, waiting)
+        assert client.get("/jobs").status_code == 200
+        jobs = [text(raw) for raw in alive.connection.zrange(keys.OPEN, 0, -1)]
+        for count, job_id in enumerate(jobs, 1):  # one by one: each is read once more at its end
+            alive.cancel(job_id)
+            until(lambda count=count: len(answers) == count)
+        for thread in threads:
+            thread.join()
+    assert answers == [409] * len(threads)
+
+
+def test_clients_that_wait_share_one_read(settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each hears of its own job's end, and several may wait for the same job."""
+    monkeypatch.setattr(service.store.reader, "LOOK_AGAIN_S", 14.0)  # no read ends by itself
+    body, headers = {"labels": LISTS}, {"idempotency-key": "one"}
+    before = alive.connection.info("clients")["pubsub_clients"]  # of other tests
+    with serving(settings) as client, ThreadPoolExecutor(4) as pool:
+        own = [pool.submit(client.post, "/generate", json=body) for _ in range(2)]
+        same = [pool.submit(client.post, "/generate", json=body, headers=headers) for _ in range(2)]
+        until(lambda: REQUESTS_IN_WORK._value.get() == 4 and alive.connection.zcard(keys.OPEN) == 3)
+        assert alive.connection.info("clients")["pubsub_clients"] == before + 1
+        begun = time.monotonic()
+        for job_id in map(text, alive.connection.zrange(keys.OPEN, 0, -1)):
+            alive.fail(job_id, f"as {job_id} must")
+        answers = [one.result().json() for one in (*own, *same)]
+    assert time.monotonic() - begun < service.store.reader.LOOK_AGAIN_S
+    assert all(answer["detail"] == f"as {answer['job'].rpartition('/')[2]} must" for answer in answers)
+    assert len({answer["job"] for answer in answers}) == 3
+
+
+def test_an_end_that_nobody_heard_of_is_seen_soon(
+    settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when its entry was lost in a failover."""
+    monkeypatch.setattr(service.store.reader, "LOOK_AGAIN_S", 0.5)
+    with serving(settings) as client, ThreadPoolExecutor(1) as pool:
+        waiting = pool.submit(client.post, "/generate", json={"labels": LISTS})
+        until_waiting(alive, 1)
+        (job_id,) = map(text, alive.connection.zrange(keys.OPEN, 0, -1))
+        alive.connection.hset(keys.job(job_id), mapping={"status": "failed", "error": "quietly"})
+        alive.connection.zrem(keys.OPEN, job_id)
+        assert problem(waiting.result(), 500, "job-failed")["detail"] == "quietly"
+
+
+@pytest.mark.parametrize(
+    ("prefer", "accept", "preferences"),
+    [
+        ("wait=7", "application/json", Preferences(7, False, "wait=7")),
+        ("respond-async, wait=7", "image/png", Preferences(7, True, "wait=7")),
+        ('WAIT = "3"', "image/png;q=0.1, application/json", Preferences(3, False, "wait=3")),
+        ("wait=31", "*/*", Preferences(30, False, "wait=31")),
+        ("Respond-Async", "Image/PNG", Preferences(0, True, "respond-async")),
+        ("wait=soon, handling=strict", "image/png", Preferences(30, True, None)),
+        ("", "application/json", Preferences(30, False, None)),
+        ("respond-async; x=1", "", Preferences(0, False, "respond-async")),
+        ("wait=0; foo", "", Preferences(0, False, "wait=0")),
+        ('foo="x, respond-async, y"', "", Preferences(30, False, None)),
+        ("", "image/png, */*", Preferences(30, True, None)),
+        ("", "image/*", Preferences(30, False, None)),
+    ],
+)
+def test_reading_the_headers(settings: Settings, prefer: str, accept: str, preferences: Preferences) -> None:
+    service = SimpleNamespace(settings=settings.model_copy(update={"wait_s": 30}))
+    assert asyncio.run(read_preferences(cast(Service, service), [prefer], [accept])) == preferences
+
+
+def test_prefer_respond_async(client: httpx.Client, alive: JobStore) -> None:
+    response = client.post("/generate", json={"labels": LISTS, "seed": 7}, headers={"prefer": "respond-async"})
+    assert response.status_code == 202
+    assert response.headers["preference-applied"] == "respond-async"
+    job = response.json()
+    assert response.headers["location"] == f"/jobs/{job['id']}"
+    assert (job["status"], job["progress"], job["result"]) == ("queued", {"done": 0, "total": 2}, None)
+    assert client.get(response.headers["location"]).json() == job
+    assert problem(client.get(f"/jobs/{job['id']}/grid.png"), 409, "not-ready")["job_status"] == "queued"
+    problem(client.get(f"/jobs/{job['id']}/images/1.png"), 409, "not-ready")
+    problem(client.get(f"/jobs/{job['id']}/images/2.png"), 404, "unknown-picture")
+    for index in ("-1", "one"):
+        problem(client.get(f"/jobs/{job['id']}/images/{index}.png"), 422, "invalid-request")
+
+
+def test_prefer_wait(client: httpx.Client, alive: JobStore) -> None:
+    begun = time.monotonic()
+    response = client.post("/generate", json={"labels": LISTS}, headers={"prefer": "wait=1", "accept": "image/png"})
+    assert response.status_code == 202
+    assert time.monotonic() - begun > 0.9  # and the setting's 300 s are more than the client would wait
+    assert response.headers["preference-applied"] == "wait=1"
+
+
+def test_a_header_may_have_several_lines(client: httpx.Client, working: Runner) -> None:
+    body = {"labels": LISTS, "steps": 1}
+    prefer = [("prefer", "foo=1"), ("prefer", "respond-async")]
+    assert client.post("/generate", json=body, headers=prefer).status_code == 202
+    accept = [("accept", "text/html"), ("accept", "image/png")]
+    assert client.post("/generate", json=body, headers=accept).headers["content-type"] == "image/png"
+
+
+def test_accept_png_answers_with_the_grid(client: httpx.Client, working: Runner) -> None:
+    response = client.post("/generate", json={"labels": LISTS, "steps": 2}, headers={"accept": "image/png"})
+    assert response.status_code == 200
+    assert response.headers["content-type"] == "image/png"
+    assert client.get(response.headers["content-location"]).content == response.content
