@@ -52,6 +52,9 @@ end() {  # by a signal; the service must end with 0, and leave neither files nor
 
 $isolated "$bin/python" -c "from labelgrid import AsyncClient, Client"
 labelgrid --help >/dev/null
+"$bin/pip" install --quiet mypy
+echo 'from labelgrid import Client; reveal_type(Client("").generate([]))' >typed.py
+"$bin/mypy" typed.py | grep -F '"service.contract.schemas.Job"' || fail "a type checker does not see the annotations"
 url=http://127.0.0.1:$port
 start
 labelgrid generate "red cube" --url "$url" -o grid.png || fail "nothing was drawn"

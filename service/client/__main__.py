@@ -4,6 +4,7 @@ The API key comes from LABELGRID_API_KEY; there is no option for it, since other
 Exit codes: 0 success, 1 an error, 2 wrong usage, 3 a score below --fail-under, 130 interrupted.
 """
 
+import contextlib
 import functools
 import inspect
 import io
@@ -16,7 +17,7 @@ import typer
 from pydantic import TypeAdapter, ValidationError
 from rich.console import Console
 
-from service.client import Client, ClientError, Options, display, lines
+from service.client import ApiError, Client, ClientError, Options, display, lines
 from service.client.job_command import (
     INTERRUPTED,
     Outputs,
@@ -29,7 +30,7 @@ from service.client.job_command import (
 from service.client.messages import DEFAULT_URL
 from service.client.thresholds import BELOW, below, parse_thresholds
 from service.contract.records import Layout, Layouts
-from service.contract.schemas import LONGEST_PAGE, JobHead, JobPage, SamplingFields, ScoreResult
+from service.contract.schemas import LONGEST_PAGE, JobHead, JobPage, SamplingFields, ScoreResult, WorkerDevice
 
 Number = TypeVar("Number", int, float)
 
@@ -294,13 +295,16 @@ def labels(
 
 @app.command()
 def models(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
-    """List the models and the unusable files in storage."""
+    """List the models, which workers have loaded them, and the unusable files in storage."""
     with connected(url) as client:
         listing = client.models()
         if as_json:
             print_json(listing)
         else:
-            Console(width=display.UNCUT).print(display.models(listing))
+            devices = list[WorkerDevice]()
+            with Client(url, retries=0) as once, contextlib.suppress(ApiError):  # 503 where no worker runs
+                devices = once.ready().devices
+            Console(width=display.UNCUT).print(display.models(listing, devices))
 
 
 def main(program: str = "python -m service.client") -> None:

@@ -1,5 +1,6 @@
 """The command line's output: a progress bar while a job runs, and tables. Knows no HTTP."""
 
+from collections import Counter
 from collections.abc import Sequence
 
 from rich.console import Console
@@ -17,6 +18,7 @@ from service.contract.schemas import (
     ScoreResult,
     StatusEvent,
     StepsEvent,
+    WorkerDevice,
 )
 
 UNCUT = 10_000  # width in characters: wider than any table, so that ids and names can be copied
@@ -114,14 +116,18 @@ def jobs(heads: Sequence[JobHead]) -> Table:
     return table
 
 
-def models(listing: ModelList) -> Table:
-    table = Table("name", "labels", "objects", "pixels", "created", "digest", "")
+def models(listing: ModelList, devices: Sequence[WorkerDevice]) -> Table:
+    """List the models, with the devices of the workers that have loaded them."""
+    table = Table("name", "labels", "objects", "pixels", "created", "digest", "loaded on", "")
     for model in listing.models:
         default = "default" if model.promoted else ""
         objects = "{} to {}".format(*model.support.objects) if model.support else ""
         pixels = "{}x{}".format(*model.picture) if model.picture else ""
-        row = (model.name, str(model.labels), objects, pixels, model.created_at[:19], model.digest[:12], default)
+        counts = Counter(device.name for device in devices if model.name in device.models)
+        loaded = ", ".join(f"{count} x {name}" if count > 1 else name for name, count in counts.items())
+        about = (model.created_at[:19], model.digest[:12], loaded, default)
+        row = (model.name, str(model.labels), objects, pixels, *about)
         table.add_row(*map(plain, row))
     for name, reason in listing.problems.items():
-        table.add_row(plain(name), *[""] * 5, f"[yellow]{plain(reason)}[/]")
+        table.add_row(plain(name), *[""] * 6, f"[yellow]{plain(reason)}[/]")
     return table

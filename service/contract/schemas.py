@@ -359,9 +359,22 @@ class Health(BaseModel):
     status: Literal["ok"] = "ok"
 
 
+class WorkerDevice(BaseModel):
+    name: str = Field(description="such as cpu or cuda:0")
+    models: list[str] = Field(description="models that the worker has loaded")
+
+
 class Ready(BaseModel):
-    model_config = with_examples({"status": "ready", "model": "base", "workers": 2})
+    model_config = with_examples(
+        {
+            "status": "ready",
+            "model": "base",
+            "workers": 2,
+            "devices": [{"name": "cuda:0", "models": ["base"]}, {"name": "cuda:1", "models": ["base"]}],
+        }
+    )
 
     status: Literal["ready"] = "ready"
     model: str
     workers: int
+    devices: list[WorkerDevice] = Field([], description="the device of each worker")

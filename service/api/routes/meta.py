@@ -8,7 +8,7 @@ from service.api.catalog import knows_positions
 from service.api.dependencies import NEEDS_KEY, ModelsDep, ServiceDep
 from service.api.openapi import problems
 from service.contract.errors import NoModel, NoWorker, Unavailable
-from service.contract.schemas import Health, Labels, Model, ModelList, Ready
+from service.contract.schemas import Health, Labels, Model, ModelList, Ready, WorkerDevice
 from service.store.pipeline import Pipeline
 from shared.support import picture_size
 
@@ -88,4 +88,9 @@ async def read_ready(models: ModelsDep, service: ServiceDep) -> Ready:
     problems = [about.get("storage_problem") for about in workers]
     if problems and all(problems):
         raise Unavailable(f"no worker can store pictures: {problems[0]}", headers={"Retry-After": "5"})
-    return Ready(model=info.name, workers=len(workers))
+    devices = [
+        WorkerDevice(name=about.get("device", "unknown"), models=[model["name"] for model in about.get("models", ())])
+        for about in workers
+    ]
+    devices.sort(key=lambda device: device.name)
+    return Ready(model=info.name, workers=len(workers), devices=devices)

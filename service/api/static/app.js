@@ -220,14 +220,22 @@ async function describe() {
 
 async function look() {
   try {
-    const { workers } = await readReady();
+    const { workers, devices } = await readReady();
     if (find("#ready").dataset.state === "away" || view.lost || unread) catchUp();
-    showReady("ready", workers > 1 ? `Ready, ${workers} workers` : "Ready");
+    showReady("ready", workers > 1 ? `Ready, ${workers} workers: ${devicesOf(devices)}` : "Ready");
+    find("#ready").title = devices.map(({ name, models }) => `${name}: ${models.join(", ")}`).join("\n");
     if (history.isStale) await history.refresh();
   } catch (error) {
     if (!(error instanceof Problem)) throw error;
     showReady("away", error.status === 0 ? "No connection" : error.message);
   }
+}
+
+/** Names the devices, each with its number of workers if there are several. */
+function devicesOf(devices) {
+  const counts = new Map();
+  for (const { name } of devices) counts.set(name, (counts.get(name) ?? 0) + 1);
+  return [...counts].map(([name, count]) => (count > 1 ? `${count} on ${name}` : name)).join(", ");
 }
 
 /** Reads what could not be read while the service was away. */

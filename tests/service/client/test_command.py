@@ -12,6 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 import typer
+from redis import Redis
 from typer.testing import CliRunner
 
 from service.api.access.keys import hash_of
@@ -21,7 +22,7 @@ from service.client.display import plain
 from service.client.job_command import Outputs, until_ctrl_c
 from service.contract.schemas import JOB_EXAMPLE, Job
 from service.settings import Settings
-from service.store import keys
+from service.store import keys, workers
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from tests.conftest import serving
@@ -154,6 +155,16 @@ def test_jobs_follows_pages_until_it_has_enough(run: Command, client: httpx.Clie
         page = json.loads(run("jobs", "--limit", limit, "--json")[1])
         assert ([job["id"] for job in page["jobs"]], page["next"] is None) == (expected, is_last)
     assert run("jobs", "--limit", "0")[0] == 2
+
+
+def test_models_are_listed_with_the_workers_that_have_loaded_them(run: Command, connection: Redis) -> None:
+    assert "cpu" not in run("models")[1]
+    for name, device in (("a", "cpu"), ("b", "cpu"), ("c", "cuda:0")):
+        about = {"device": device, "models": [{"name": "toy", "digest": "9f2c"}]}
+        workers.announce(connection, name, about, lease_s=60)
+    toy, other = (line for line in run("models")[1].splitlines() if "toy" in line or "other" in line)
+    assert "2 x cpu, cuda:0" in toy + other
+    assert ("cpu" in toy) != ("cpu" in other)
 
 
 def test_labels_and_models_are_listed(run: Command) -> None:

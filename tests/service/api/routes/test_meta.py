@@ -2,15 +2,26 @@
 
 import httpx
 import pytest
+from redis import Redis
 
 from service.settings import Settings
+from service.store import workers
 from service.store.jobs import JobStore
 from shared.vocabulary import ICLEVR
 from tests.conftest import serving
 
 
-def test_with_a_worker_it_is_ready(client: httpx.Client, alive: JobStore) -> None:
-    assert client.get("/readyz").json() == {"status": "ready", "model": "toy", "workers": 1}
+def test_with_workers_it_is_ready_and_says_what_they_have_loaded(client: httpx.Client, connection: Redis) -> None:
+    assert client.get("/readyz").status_code == 503
+    for device in ("cuda:1", "cuda:0"):
+        about = {"device": device, "models": [{"name": "toy", "digest": "9f2c"}]}
+        workers.announce(connection, device, about, lease_s=60)
+    assert client.get("/readyz").json() == {
+        "status": "ready",
+        "model": "toy",
+        "workers": 2,
+        "devices": [{"name": "cuda:0", "models": ["toy"]}, {"name": "cuda:1", "models": ["toy"]}],
+    }
 
 
 def test_with_a_redis_that_evicts_jobs_it_is_not_ready(
