@@ -39,9 +39,13 @@ class PictureFiles:
             self.root.mkdir(mode=0o700, parents=True, exist_ok=True)
         storage.write(self.folder(job_id) / name, content)
 
-    def read(self, job_id: str, name: str) -> bytes:
-        """Return a file of a job. FileNotFoundError if there is none."""
-        return storage.read(self.folder(job_id) / name)
+    def read(self, job_id: str, name: str, start: int = 0, end: int | None = None) -> bytes:
+        """Return a file of a job, or its bytes from `start` to `end`. FileNotFoundError if there is none."""
+        return storage.read(self.folder(job_id) / name, start, end)
+
+    def size(self, job_id: str, name: str) -> int:
+        """Return how many bytes a file of a job has. FileNotFoundError if there is none."""
+        return storage.size(self.folder(job_id) / name)
 
     def remove(self, job_id: str) -> None:
         """Remove all files of a job."""

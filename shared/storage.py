@@ -132,13 +132,20 @@ def _open_regular(path: str, flags: int, follow: bool) -> int:
     return descriptor
 
 
-def read(path: Location) -> bytes:
-    """Return the whole file, from a single read: the file may be replaced between two."""
+def read(path: Location, start: int = 0, end: int | None = None) -> bytes:
+    """Return the whole file, or its bytes from `start` to `end`, from a single read: it may be replaced between two."""
     if isinstance(path, Path):
         with reading(path) as file:
-            return file.read()
+            file.seek(start)
+            return file.read() if end is None else file.read(end - start)
     with _errors():
-        return cast(bytes, path.fs.cat_file(path.path))
+        return cast(bytes, path.fs.cat_file(path.path, start or None, end))
+
+
+def size(path: Location) -> int:
+    """Return how many bytes a file has."""
+    with _errors():
+        return path.stat().st_size if isinstance(path, Path) else cast(int, path.fs.size(path.path))
 
 
 def write(path: Location, *parts: "bytes | memoryview") -> None:

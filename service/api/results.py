@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
 from service import pictures
@@ -24,8 +24,9 @@ from service.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 PATIENCE_S = 5.0
-READ_TOGETHER = 64  # pictures and grids, each of which may have some megabytes
+READ_TOGETHER = 64  # files, or parts of them
 READ_FOR_ONE = 8  # of them for one owner
+PART = 1 << 17  # bytes of a file that are read and sent together
 ZIPPED_TOGETHER = 4  # pictures of a zip, which wait in memory for a slow client
 PERMISSIONS = 0o644  # of a zip's files; without them `unzip` makes files that nobody may read
 
@@ -46,6 +47,13 @@ class Slots:
             yield
 
 
+class File(NamedTuple):
+    """A file that is read while it is sent: where a client does not read it, one part waits in memory."""
+
+    size: int
+    parts: AsyncIterator[bytes]
+
+
 class ResultReader:
     """Reads jobs with their pictures, and writes and removes pictures."""
 
@@ -64,27 +72,51 @@ class ResultReader:
 
     async def image(self, job_id: str, owner: str, index: int) -> bytes:
         """Return a picture's PNG. NotReady until it is finished; UnknownJob, ExpiredJob, UnknownPicture."""
-        return await self._png(job_id, owner, pictures.picture(index), index)
+        return await self._stored(self.files.read, job_id, owner, pictures.picture(index), index)
 
-    async def trajectory(self, job_id: str, owner: str, index: int) -> bytes:
+    async def image_file(self, job_id: str, owner: str, index: int) -> File:
+        """The same, to be sent as it is."""
+        return await self._file(job_id, owner, pictures.picture(index), index)
+
+    async def trajectory(self, job_id: str, owner: str, index: int) -> File:
         """Return a picture's trajectory as PNG. The same errors; UnknownPicture also if the job has none."""
         record = await self.jobs.record(job_id)
         if record.trajectory is None:
             raise UnknownPicture("the job has no trajectories; request them with `trajectory`")
-        return await self._png(job_id, owner, pictures.trajectory(index), index)
+        return await self._file(job_id, owner, pictures.trajectory(index), index)
 
-    async def grid(self, job: Job, owner: str) -> bytes:
+    async def grid(self, job: Job, owner: str) -> File:
         """Return the grid's PNG. NotReady until the job is finished; ExpiredJob."""
         if job.result is None:
             raise NotReady.of("the grid", job.status)
         if len(job.result.pictures) == 1 and job.seed is not None:  # sampled: the picture is the grid
-            return await self.image(job.id, owner, getattr(job.result, "best", 0))
-        return await self._png(job.id, owner, pictures.GRID, 0)
+            return await self.image_file(job.id, owner, getattr(job.result, "best", 0))
+        return await self._file(job.id, owner, pictures.GRID, 0)
 
-    async def _png(self, job_id: str, owner: str, name: str, index: int) -> bytes:
+    async def _file(self, job_id: str, owner: str, name: str, index: int) -> File:
+        first = await self._stored(self.files.read, job_id, owner, name, index, 0, PART)
+        size = len(first)
+        if size == PART:
+            size = await self._stored(self.files.size, job_id, owner, name, index)
+
+        async def parts() -> AsyncIterator[bytes]:
+            yield first
+            for start in range(PART, size, PART):
+                end = min(start + PART, size)
+                part = await self._stored(self.files.read, job_id, owner, name, index, start, end)
+                if len(part) != end - start:
+                    raise Unavailable(f"{name} of job {job_id!r} was written anew while it was sent; try again")
+                yield part
+
+        return File(size, parts())
+
+    async def _stored(
+        self, call: Callable[..., T], job_id: str, owner: str, name: str, index: int, *arguments: int
+    ) -> T:
+        """Make a call about a picture's file, or that of a grid, to storage."""
         async with self._reading.of(owner):
             try:
-                return await self._in_storage(self.files.read, job_id, name)
+                return await self._in_storage(call, job_id, name, *arguments)
             except FileNotFoundError:
                 await self.jobs.check_picture(job_id, index)  # which raises the reason
                 raise ExpiredJob.of(job_id) from None

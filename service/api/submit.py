@@ -22,6 +22,7 @@ from service.api.catalog import Models
 from service.api.dependencies import OwnerDep, Service, ServiceDep
 from service.api.openapi import PNG, Responses
 from service.api.spec import JobSpec, new_record
+from service.api.streams import send_png
 from service.contract.errors import (
     BadRequest,
     ClientGone,
@@ -234,7 +235,7 @@ class Submitter:
         if has_ended and preferences.png:
             headers["Content-Location"] = f"{location}/grid.png"
             grid = await self.service.results.grid(job, self.owner)
-            return Response(grid, media_type="image/png", headers=headers)
+            return send_png(grid, headers)
         return Response(job.model_dump_json(), 200 if has_ended else 202, headers, media_type="application/json")
 
 

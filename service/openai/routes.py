@@ -8,7 +8,6 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
-from fastapi.concurrency import run_in_threadpool
 from fastapi.responses import StreamingResponse
 
 from service.api.access.guard import charge
@@ -18,8 +17,8 @@ from service.api.events import HEADERS
 from service.api.openapi import PICTURE_RESPONSES, DocumentedAPI, problems
 from service.api.problems import Dialect
 from service.api.results import Slots
-from service.api.routes.jobs import CutStream
 from service.api.spec import JobSpec
+from service.api.streams import CutStream
 from service.api.submit import ERRORS, Submitter, SubmitterDep, why_unfinished
 from service.contract.errors import BadRequest, NotFound, NotInTime
 from service.contract.records import TERMINAL
@@ -27,7 +26,17 @@ from service.contract.schemas import Job
 from service.openai.errors import document, with_openai_error
 from service.openai.prompt import parse_prompt
 from service.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels
-from service.openai.sizes import MOST_PIXELS, PATTERN, Size, cost_of_scaling, in_base64, parse_size, scaled, size_of
+from service.openai.sizes import (
+    MOST_PIXELS,
+    PATTERN,
+    Size,
+    cost_of_scaling,
+    one_by_one,
+    parse_size,
+    scaled,
+    size_of,
+    with_base64,
+)
 from service.openai.stream import ImageStream
 from shared.checkpoint import CheckpointInfo
 from shared.support import picture_size
@@ -40,9 +49,7 @@ STREAM = {
         "example": 'event: image_generation.completed\ndata: {"type": "image_generation.completed", "index": 0}\n\n',
     }
 }
-READ_S = 300.0  # in which a client must read an answer
-PIECE = 1 << 16  # characters that are sent together
-MAX_SCALED = 2  # pictures that are scaled at the same time
+MAX_SCALED = 2  # parts of pictures that are scaled at the same time
 router = APIRouter(prefix=PREFIX, tags=["openai"])
 
 # OpenAI's clients repeat a request after a 409, 500 or 504. If its job was cancelled, has failed or goes on, that would
@@ -72,7 +79,7 @@ async def generate_images(request: Request, body: ImagesRequest, submitter: Subm
     first = await submitter.service.results.image(job.id, submitter.owner, 0)
     own: Size = struct.unpack(">II", first[16:24])  # from the PNG's header
     images = _images(request, body, submitter, job, own)
-    return CutStream(images, media_type="application/json", limit_s=READ_S)
+    return CutStream(images, media_type="application/json")
 
 
 async def _stream(request: Request, body: ImagesRequest, submitter: Submitter, job_id: str) -> Response:
@@ -102,12 +109,11 @@ async def _images(
             image.url = f"{request.base_url}{f'jobs/{job.id}/images/{i}.png' if size == own else where}"
             yield image.model_dump_json(exclude_none=True)
             continue
-        async with request.app.state.scaling.of(submitter.owner):
-            png = await submitter.service.results.image(job.id, submitter.owner, i)
-            image.b64_json = await in_base64(png, size)
-        content = image.model_dump_json(exclude_none=True)
-        for start in range(0, len(content), PIECE):
-            yield content[start : start + PIECE]
+        image.b64_json = ""
+        png = await submitter.service.results.image(job.id, submitter.owner, i)
+        parts = one_by_one(scaled(png, size), request.app.state.scaling, submitter.owner)
+        async for part in with_base64(image.model_dump_json(exclude_none=True), parts):
+            yield part
     yield after
 
 
@@ -130,9 +136,8 @@ async def read_scaled_image(
     except ValueError as error:
         raise BadRequest.at(("path", "size"), str(error)) from error
     await charge(request.scope, cost_of_scaling(math.prod(wanted)))
-    async with request.app.state.scaling.of(owner):
-        png = await run_in_threadpool(scaled, await service.results.image(job_id, owner, index), wanted)
-    return Response(png, media_type="image/png")
+    png = await service.results.image(job_id, owner, index)
+    return CutStream(one_by_one(scaled(png, wanted), request.app.state.scaling, owner), media_type="image/png")
 
 
 def _scaled_pixels(body: ImagesRequest) -> int:

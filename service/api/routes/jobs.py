@@ -1,33 +1,25 @@
 """/jobs and /jobs/...: list jobs, read a job, its events, grid, pictures and zip, cancel it, or retry it."""
 
-import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator
 from typing import Annotated, Any
 
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
-from fastapi.responses import StreamingResponse
-from redis.exceptions import RedisError
-from starlette.types import Receive, Scope, Send
 
 from service.api.dependencies import Index, OwnerDep, OwnJob, ServiceDep
 from service.api.events import FROM_START, HEADERS, as_stream, is_complete, job_events, only_the_end
 from service.api.openapi import PICTURE_RESPONSES, ZIP_RESPONSES, problems
+from service.api.streams import CutStream, send_png
 from service.api.submit import ERRORS as SUBMIT_ERRORS
 from service.api.submit import RESPONSES, PreferencesDep, SubmitterDep
 from service.contract.errors import (
     ExpiredJob,
     JobEnded,
     NotFailed,
-    ServiceError,
     Unavailable,
     UnknownCheckpoint,
     UnknownJob,
 )
 from service.contract.schemas import EXAMPLE_ID, LONGEST_PAGE, Job, JobPage
-from service.telemetry.logs import get_logger
-
-log = get_logger(__name__)
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -112,29 +104,6 @@ async def retry_job(job_id: OwnJob, submitter: SubmitterDep, preferences: Prefer
     return await submitter.answer(await submitter.retry(job_id), preferences)
 
 
-class CutStream(StreamingResponse):
-    """Closes the connection before the end if what follows is deleted, or cannot be read, after it has begun.
-
-    Also if the client has not read all of it within `limit_s`.
-    """
-
-    def __init__(self, content: AsyncIterator[bytes | str], *, limit_s: float | None = None, **options: Any) -> None:
-        super().__init__(content, **options)
-        self.limit_s = limit_s
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        try:
-            async with asyncio.timeout(self.limit_s):
-                await super().__call__(scope, receive, send)
-        except (ServiceError, RedisError) as error:
-            log.warning("answer is cut off", reason=str(error))
-        except TimeoutError:
-            log.warning("answer is cut off", reason=f"the client has not read it within {self.limit_s:.0f} s")
-        finally:
-            if isinstance(self.body_iterator, AsyncGenerator):
-                await self.body_iterator.aclose()  # at once, with what it holds
-
-
 @router.get(
     "/{job_id}/events",
     response_class=Response,
@@ -165,7 +134,7 @@ async def read_events(job_id: OwnJob, service: ServiceDep, last_event_id: LastEv
 )
 async def read_grid(job_id: OwnJob, owner: OwnerDep, service: ServiceDep) -> Response:
     """The grid of a finished job; for a /score job, the grid of the best repeat."""
-    return Response(await service.results.grid(await service.jobs.job(job_id), owner), media_type="image/png")
+    return send_png(await service.results.grid(await service.jobs.job(job_id), owner))
 
 
 @router.get(
@@ -186,7 +155,7 @@ async def read_zip(job_id: OwnJob, owner: OwnerDep, service: ServiceDep) -> Resp
 )
 async def read_image(job_id: OwnJob, owner: OwnerDep, index: Index, service: ServiceDep) -> Response:
     """A picture, as soon as it is finished, also while the job is running."""
-    return Response(await service.results.image(job_id, owner, index), media_type="image/png")
+    return send_png(await service.results.image_file(job_id, owner, index))
 
 
 @router.get(
@@ -197,4 +166,4 @@ async def read_image(job_id: OwnJob, owner: OwnerDep, index: Index, service: Ser
 )
 async def read_trajectory(job_id: OwnJob, owner: OwnerDep, index: Index, service: ServiceDep) -> Response:
     """The stages of a picture from noise to the finished picture, if the job was requested with `trajectory`."""
-    return Response(await service.results.trajectory(job_id, owner, index), media_type="image/png")
+    return send_png(await service.results.trajectory(job_id, owner, index))

@@ -5,6 +5,7 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -115,9 +116,9 @@ def test_only_failed_and_cancelled_jobs_are_retried(client: httpx.Client, alive:
     problem(client.post("/jobs/unknown/retry"), 404, "unknown-job")
 
 
-def finished(store: JobStore, n: int, best: int = 0, repeats: int = 1) -> tuple[str, list[bytes]]:
+def finished(store: JobStore, n: int, best: int = 0, repeats: int = 1, **about: Any) -> tuple[str, list[bytes]]:
     """Return a job that a worker without a network has finished, and the pictures of all its runs."""
-    job = record(n, repeats=repeats, kind="generate" if repeats == 1 else "score")
+    job = record(n, repeats=repeats, kind="generate" if repeats == 1 else "score", **about)
     add_job(store, job)
     pngs = [png(seed) for seed in range(job.total)]
     files = PictureFiles(store.settings.pictures)
@@ -204,10 +205,10 @@ def test_storage_that_fails_or_hangs_is_a_503_and_the_rest_is_served(
     job_id, pngs = finished(alive, 1)
     hang = threading.Event()
 
-    def fail(path: Path) -> bytes:
+    def fail(path: Path, start: int, end: int | None) -> bytes:
         raise OSError("connection refused")
 
-    def block(path: Path) -> bytes:
+    def block(path: Path, start: int, end: int | None) -> bytes:
         hang.wait()
         raise OSError
 

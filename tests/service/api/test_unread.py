@@ -1,0 +1,136 @@
+"""An answer that its client does not read has a part of itself in memory, and its connection is closed in the end."""
+
+import asyncio
+import json
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from PIL import Image
+
+from service import pictures
+from service.api import server
+from service.api.results import PART
+from service.pictures import PictureFiles
+from service.settings import Settings
+from service.store.jobs import JobStore
+from service.worker.runner import Runner
+from shared import storage
+from tests.conftest import api_server, application
+from tests.service.api.answers import JSON
+from tests.service.api.routes.test_jobs import finished
+from tests.service.processes import until
+
+LARGE = 5 * PART + 1  # bytes of a file
+
+
+async def begun(
+    settings: Settings, request: str, enough: Callable[[list[bytes]], object], body: Any = None, **headers: str
+) -> list[bytes]:
+    """Return the parts of an answer that the API sends to a client that reads no more once they are `enough`."""
+    sent, waiting, blocked = list[bytes](), asyncio.Event(), asyncio.Event()
+    received = iter([{"type": "http.request", "body": json.dumps(body).encode()}])
+
+    async def receive() -> Any:
+        return next(received, None) or await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            assert message["status"] == 200
+            return
+        sent.append(message["body"])
+        if enough(sent):
+            blocked.set()
+            await waiting.wait()
+
+    (method, path), app = request.split(), application(settings)
+    given = [(name.encode(), value.encode()) for name, value in {"host": "localhost", **JSON, **headers}.items()]
+    scope = {"type": "http", "method": method, "path": path, "headers": given, "query_string": b""}
+    async with app.router.lifespan_context(app):
+        answer = asyncio.create_task(app(scope, receive, send))
+        await asyncio.wait([answer, asyncio.create_task(blocked.wait())], return_when=asyncio.FIRST_COMPLETED)
+        assert not answer.done(), "it has not waited for the client"
+        answer.cancel()
+        await asyncio.gather(answer, return_exceptions=True)
+    return sent
+
+
+@pytest.fixture
+def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
+    """The parts that are read of files, as they come."""
+    read, seen = storage.read, list[tuple[int, int | None]]()
+
+    def noted(path: Path, start: int = 0, end: int | None = None) -> bytes:
+        seen.append((start, end))
+        return read(path, start, end)
+
+    monkeypatch.setattr(storage, "read", noted)
+    return seen
+
+
+@pytest.fixture
+def bands(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The pixels of each band of a picture that is scaled, as they come."""
+    resize, seen = Image.Image.resize, list[int]()
+
+    def noted(picture: Image.Image, size: tuple[int, int], *arguments: Any, **options: Any) -> Image.Image:
+        if size[0] == 2048:  # not what workers resize
+            seen.append(size[0] * size[1])
+        return resize(picture, size, *arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", noted)
+    return seen
+
+
+@pytest.mark.parametrize("path", ["grid.png", "images/1.png", "trajectories/1.png"])
+def test_of_a_file_that_is_not_read_two_parts_are_in_memory(
+    settings: Settings, alive: JobStore, path: str, reads: list[tuple[int, int | None]]
+) -> None:
+    job_id, _ = finished(alive, 2, trajectory=2)
+    for name in (pictures.GRID, pictures.picture(1), pictures.trajectory(1)):
+        PictureFiles(settings.pictures).write(job_id, name, bytes(LARGE))
+    sent = asyncio.run(begun(settings, f"GET /jobs/{job_id}/{path}", lambda sent: len(sent) == 2))
+    assert (reads, [len(part) for part in sent]) == ([(0, PART), (PART, 2 * PART)], [PART, PART])
+
+
+def test_a_grid_that_a_client_waited_for_is_sent_in_parts(
+    settings: Settings, working: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.api.results.PART", 100)
+    body = {"labels": [["red cube"]], "steps": 1}
+    sent = asyncio.run(begun(settings, "POST /generate", lambda sent: len(sent) == 2, body, accept="image/png"))
+    assert [len(part) for part in sent] == [100, 100]
+
+
+def test_of_a_scaled_picture_that_is_not_read_one_band_is_in_memory(
+    settings: Settings, alive: JobStore, bands: list[int]
+) -> None:
+    job_id, _ = finished(alive, 2)
+    asyncio.run(begun(settings, f"GET /v1/images/{job_id}/0/2048x2048.png", lambda _: bands))
+    assert bands == [1 << 16]
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_of_the_pictures_of_v1_that_are_not_read_one_band_is_in_memory(
+    settings: Settings, working: Runner, bands: list[int], stream: bool
+) -> None:
+    body = {"prompt": "red cube", "steps": 1, "n": 3, "size": "2048x2048", "stream": stream}
+    asyncio.run(begun(settings, "POST /v1/images/generations", lambda _: bands, body))
+    assert bands == [1 << 16]
+
+
+def test_a_connection_whose_client_does_not_read_is_closed(
+    settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the system, for every kind of answer: here of a file that is larger than what lies in sockets."""
+    monkeypatch.setattr(server, "UNREAD_MS", 500)
+    job_id, _ = finished(alive, 2)
+    PictureFiles(settings.pictures).write(job_id, pictures.GRID, bytes(32 << 20))
+    with api_server(settings) as running, socket.socket() as client:
+        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        client.connect(running.servers[0].sockets[0].getsockname())
+        client.sendall(f"GET /jobs/{job_id}/grid.png HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+        until(lambda: running.server_state.connections)
+        until(lambda: not running.server_state.connections)
