@@ -1,7 +1,5 @@
 """Time passes in Redis: times to live and leases become older, since its clock cannot be moved."""
 
-from typing import Any
-
 from redis import Redis
 
 from service.store import keys
@@ -9,13 +7,22 @@ from service.store.claims import GROUP
 
 MINUTE_S = 60
 
+AGE = """
+local by_ms, streams, group = tonumber(ARGV[1]), ARGV[2], ARGV[3]
+for _, key in ipairs(redis.call('KEYS', '*')) do
+  local ttl_ms = redis.call('PTTL', key)
+  if ttl_ms >= 0 then
+    redis.call('PEXPIRE', key, ttl_ms - by_ms)  -- one in the past removes it
+  end
+end
+for _, key in ipairs(redis.call('KEYS', streams)) do
+  for _, pending in ipairs(redis.call('XPENDING', key, group, '-', '+', 1000)) do
+    local entry, consumer, idle_ms = pending[1], pending[2], pending[3]
+    redis.call('XCLAIM', key, group, consumer, 0, entry, 'IDLE', idle_ms + by_ms, 'JUSTID')
+  end
+end
+"""
+
 
 def age(connection: Redis, seconds: int) -> None:
-    for key in connection.scan_iter(count=1000):
-        if (ttl_ms := connection.pttl(key)) >= 0:
-            connection.pexpire(key, ttl_ms - 1000 * seconds)  # one in the past removes it
-    for key in connection.scan_iter(keys.stream("*"), count=1000):
-        pending: Any = connection.xpending_range(key, GROUP, "-", "+", count=1000)
-        for one in pending:
-            idle_ms = one["time_since_delivered"] + 1000 * seconds
-            connection.xclaim(key, GROUP, one["consumer"], 0, [one["message_id"]], idle=idle_ms, justid=True)
+    connection.eval(AGE, 0, 1000 * seconds, keys.stream("*"), GROUP)

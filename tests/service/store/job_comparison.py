@@ -51,16 +51,23 @@ def _check_results(job: Job, status: Any, verdicts: Any, events: Any) -> None:
 
 def check_queues(connection: Redis, model: Model) -> None:
     """Check the number of pending pictures by owner, the entries of the streams, and what is left to do."""
-    for digest in DIGESTS:
-        pending = {text(owner): int(n) for owner, n in connection.hgetall(keys.pending_counts(digest)).items()}
+    with connection.pipeline(transaction=False) as pipe:
+        for digest in DIGESTS:
+            pipe.hgetall(keys.pending_counts(digest))
+            pipe.zrange(keys.owners(digest), 0, -1)
+            pipe.xrange(keys.stream(digest))
+            pipe.xpending_range(keys.stream(digest), GROUP, "-", "+", count=1000)
+        found: Any = pipe.execute(raise_on_error=False)  # a stream without entries may have no group
+    for digest, counts, owners, stream, claimed in zip(DIGESTS, *(found[i::4] for i in range(4)), strict=True):
+        pending = {text(owner): int(n) for owner, n in counts.items()}
         assert Counter(pending) == model.pending(digest)
         assert all(pending.values())  # the others are forgotten
-        assert pending.keys() <= set(map(text, connection.zrange(keys.owners(digest), 0, -1)))
-        entries, stream = model.entries[digest], keys.stream(digest)
-        assert [text(name) for name, _ in connection.xrange(stream)] == list(entries)
-        claimed: Any = connection.xpending_range(stream, GROUP, "-", "+", count=1000) if entries else []
-        deliveries = {text(one["message_id"]): one["times_delivered"] for one in claimed}
-        assert deliveries == {name: entry.deliveries for name, entry in entries.items()}
+        assert pending.keys() <= set(map(text, owners))
+        entries = model.entries[digest]
+        assert [text(name) for name, _ in stream] == list(entries)
+        if entries:
+            deliveries = {text(one["message_id"]): one["times_delivered"] for one in claimed}
+            assert deliveries == {name: entry.deliveries for name, entry in entries.items()}
 
 
 def check_work(store: JobStore, model: Model) -> None:
