@@ -6,6 +6,7 @@ never hang, and they do not keep the process.
 
 import asyncio
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from queue import SimpleQueue
@@ -14,6 +15,7 @@ from typing import Any, TypeVar
 THREADS = 16  # an object store answers in tens of milliseconds, so that many pictures are on their way at once
 
 Result = TypeVar("Result")
+Call = tuple["Future[Any]", Callable[[], Any]]
 
 
 class Stalled(RuntimeError):
@@ -29,11 +31,11 @@ def settle(future: "Future[Result]", work: Callable[[], Result]) -> None:
 
 
 class StorageThreads:
-    """Runs calls in order of arrival, `count` at a time."""
+    """Runs calls in order of arrival, `count` at a time. Its threads end with it."""
 
     def __init__(self, count: int = THREADS) -> None:
         self._count = count
-        self._calls: SimpleQueue[tuple[Future[Any], Callable[[], Any]]] = SimpleQueue()
+        self._calls: SimpleQueue[Call | None] = SimpleQueue()
         self._starting = threading.Lock()
         self._started = False
         self._late: list[Future[Any]] = []
@@ -42,8 +44,9 @@ class StorageThreads:
         with self._starting:
             if not self._started:  # not before it is needed
                 for _ in range(self._count):
-                    threading.Thread(target=self._run, name="storage", daemon=True).start()
+                    threading.Thread(target=_run, args=(self._calls,), name="storage", daemon=True).start()
                 self._started = True
+                weakref.finalize(self, self._calls.put, None)
         future: Future[Result] = Future()
         self._calls.put((future, work))
         return future
@@ -70,8 +73,12 @@ class StorageThreads:
         except TimeoutError as error:
             raise Stalled(f"storage has not answered within {within_s:g} s") from error
 
-    def _run(self) -> None:
-        while True:
-            future, work = self._calls.get()
-            if future.set_running_or_notify_cancel():
-                settle(future, work)
+
+def _run(calls: "SimpleQueue[Call | None]") -> None:
+    """Make calls until there is a None, which the next thread gets, too. Between two calls it keeps nothing of them."""
+    while (call := calls.get()) is not None:
+        future, work = call
+        if future.set_running_or_notify_cancel():
+            settle(future, work)
+        del call, future, work
+    calls.put(None)

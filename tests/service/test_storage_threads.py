@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+import weakref
 
 import pytest
 
@@ -52,3 +53,19 @@ def test_the_event_loop_goes_on_while_a_call_hangs() -> None:
 
     assert asyncio.run(work()) == "done"
     hang.set()
+
+
+def test_threads_keep_nothing_of_a_call_and_end_with_their_owner() -> None:
+    threads, held = StorageThreads(2), set[int]()
+    before = {thread.ident for thread in threading.enumerate()}
+    kept = weakref.ref(held)
+    threads.all([lambda held=held: held.add(1), lambda: None], 60)  # type: ignore[misc]
+    own = [thread for thread in threading.enumerate() if thread.ident not in before]
+    assert len(own) == 2
+    del held
+    threads.all([threading.Barrier(2).wait] * 2, 60)  # each thread takes one, and has left the former call behind
+    assert kept() is None
+    del threads
+    for thread in own:
+        thread.join(60)
+        assert not thread.is_alive()
