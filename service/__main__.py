@@ -167,7 +167,7 @@ def check(
     """
     with _process("check") as settings:
         if liveness:
-            from service.alive_file import is_alive
+            from service.watchdog import is_alive
 
             if settings.alive_file is None:
                 raise SettingError("alive_file", None, "set it for the worker and for this check")

@@ -181,9 +181,9 @@ class Settings(BaseSettings):
     loaded_models: int = Field(default=2, ge=1)
     """Maximum number of models that a worker keeps loaded. Beyond it, the least recently used one is unloaded."""
     idle_model_s: float = Field(default=600.0, ge=0)
-    """A model that is unused for this long is unloaded, unless it is the promoted one."""
+    """A model that is unused for this long is unloaded, but for the one that the worker used last."""
     storage_every_s: float = Field(default=2.0, ge=0)
-    """How often a worker checks which model is promoted, and how old the API's view of a remote storage may be."""
+    """How old the API's view of a remote storage may be, and so of which model is promoted there."""
     storage_timeout_s: float = Field(default=120.0, gt=0)
     """How long a worker waits for a checkpoint of which this machine has no copy. Then its job fails. While storage
     hangs, jobs of models that are loaded or cached go on."""

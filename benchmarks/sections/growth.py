@@ -27,7 +27,6 @@ from service.store import keys
 from service.store.claims import PictureStream
 from service.store.connection import connect
 from service.store.jobs import JobStore
-from service.store.sweep import Sweeper
 from shared.checkpoint import read_info
 from shared.diffusion.denoise import sample
 from shared.options import SamplingOptions
@@ -150,7 +149,7 @@ def queue_growth(sizes: Sequence[int], looks: int, pictures: int, deadline: Dead
                 "read_p95_ms": percentile(read, 0.95),
                 "list_ms": percentile(listed, 0.5),
                 "bytes_per_job": bytes_per_job,
-                "sweep_s": seconds(Sweeper(filler.store).sweep),
+                "sweep_s": seconds(filler.store.fail_overdue),
             }
             found.append(about | pace(running, lambda n: rate_of_queue(filler, n), pictures))
             say(f"  {queued} jobs queued, {deadline.spent:.0f} s")

@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from service.contract.records import Picture
 from service.settings import Settings
 from service.store import functions, keys
-from service.store.connection import best_effort, text
+from service.store.connection import text
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -59,12 +59,11 @@ class PictureStream:
 
     def __init__(self, connection: Redis, settings: Settings, digest: str, consumer: str) -> None:
         self.connection, self.settings, self.consumer = connection, settings, consumer
-        self.digest, self.key = digest, keys.stream(digest)
-        self._looked_at = 0.0
+        self.digest, self.key, self.lease_ms = digest, keys.stream(digest), int(settings.lease_s * 1000)
         self.suspects = 0  # pictures that nobody has claimed and that must be sampled alone, when last looked
-        self._left = 0  # other pictures with expired leases for which there was no room, when last looked
         self._unreadable: dict[str, tuple[str, float]] = {}  # entry -> its job, and when it was first seen
         functions.call(connection, "open_stream", digest)
+        functions.call(connection, "drop_consumers", digest, self.lease_ms)
 
     def claim_new(self, room: int) -> list[Claim]:
         """Claim up to `room` pending pictures, in the fair queue's order."""
@@ -76,57 +75,37 @@ class PictureStream:
         """Take over expired leases: up to `room` claims to sample, and hopeless ones to fail.
 
         A picture whose workers died twice may be what killed them: it is claimed alone, by a worker that samples
-        nothing (`may_be_alone`). One worker does so, and the others go on with other pictures. One that was delivered
+        nothing (`may_be_alone`); the others take what waits behind it once it is claimed. One that was delivered
         `max_deliveries` times is hopeless, and so is one that this worker cannot read and no other has taken within
         `UNREADABLE_S`.
 
-        `held`: entries that this worker is sampling, which look stale if the process was paused. Looks at most four
-        times per lease; or at once if there is a place now for a picture that is known to wait, lest new pictures take
-        every place that becomes free between two looks.
+        `held`: entries that this worker is sampling, which look stale if the process was paused.
         """
-        early = time.monotonic() - self._looked_at < self.settings.lease_s / 4
-        if early and not (self.suspects and may_be_alone) and not (self._left and room):
-            return [], []
-        self._looked_at = time.monotonic()
         most = self.settings.max_deliveries
         in_batches = min(IN_BATCHES, most - 1)
-        lease_ms = int(self.settings.lease_s * 1000)
-        functions.call(self.connection, "drop_consumers", self.digest, lease_ms)
         most_seen = 100 + len(self._unreadable)  # which must not hide the entries behind them
         try:
-            late: Any = self.connection.xpending_range(self.key, GROUP, "-", "+", count=most_seen, idle=lease_ms)
+            late: Any = self.connection.xpending_range(self.key, GROUP, "-", "+", count=most_seen, idle=self.lease_ms)
         except ResponseError:  # NOGROUP: somebody emptied Redis
             late = []
         stale = [(text(one["message_id"]), one["times_delivered"]) for one in late]
-        gone = self._unread(dict(stale)) if self._unreadable else []
+        gone = self._unread(dict(stale))
         pending = [(entry, count) for entry, count in stale if entry not in held and entry not in self._unreadable]
-        innocent = [entry for entry, count in pending if count < in_batches]
-        suspect = [entry for entry, count in pending if in_batches <= count < most]
-        for claim in self._take_over([entry for entry, count in pending if count >= most], lease_ms):
+        for claim in self._take_over([entry for entry, count in pending if count >= most]):
             gone.append(Hopeless(claim.entry, claim.job, f"workers died {most} times while {claim.what}"))
-        self.suspects = len(suspect) if suspect and self._keeps_suspects() else 0
-        self._left = 0 if self.suspects else len(innocent[room:])
-        if not self.suspects:
-            return self._take_over(innocent[:room], lease_ms), gone
-        alone = self._take_over(suspect[:1], lease_ms) if may_be_alone else []
-        self.suspects -= len(alone)
+        suspect = [entry for entry, count in pending if in_batches <= count < most]
+        if not suspect:
+            self.suspects = 0
+            return self._take_over([entry for entry, count in pending if count < in_batches][:room]), gone
+        alone = self._take_over(suspect[:1]) if may_be_alone else []
+        self.suspects = len(suspect) - len(alone)
         return [replace(claim, alone=True) for claim in alone], gone
 
-    def _keeps_suspects(self) -> bool:
-        """Whether this worker is the one that samples suspects. It stops being so if it does not ask for `lease_s`."""
-        key, lease_ms = keys.suspects_keeper(self.digest), int(self.settings.lease_s * 1000)
-        with best_effort():  # while Redis is full, nobody becomes it: the other pictures must go on
-            self.connection.set(key, self.consumer, nx=True, px=lease_ms)
-        if text(self.connection.get(key) or b"") != self.consumer:
-            return False
-        self.connection.pexpire(key, lease_ms)
-        return True
-
-    def _take_over(self, entries: Sequence[str], idle_ms: int) -> list[Claim]:
+    def _take_over(self, entries: Sequence[str]) -> list[Claim]:
         """Claim entries unless another worker was faster: XCLAIM takes only those that are still idle."""
         if not entries:
             return []
-        found: Any = self.connection.xclaim(self.key, GROUP, self.consumer, idle_ms, list(entries))
+        found: Any = self.connection.xclaim(self.key, GROUP, self.consumer, self.lease_ms, list(entries))
         return self.read([(entry, functions.flat(fields)) for entry, fields in found])
 
     def read(self, leased: Sequence[Any]) -> list[Claim]:
@@ -172,7 +151,7 @@ class PictureStream:
 
     def release(self, entries: Sequence[str]) -> None:
         """Return claims as if they had never been delivered, for another worker to take at once."""
-        self._reset(entries, idle=int(self.settings.lease_s * 1000) + 1, retrycount=0)
+        self._reset(entries, idle=self.lease_ms + 1, retrycount=0)
 
     def _reset(self, entries: Sequence[str], **leases: Any) -> None:
         """Claim entries again. Does nothing if Redis has lost the stream: the next claim creates it."""

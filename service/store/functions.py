@@ -41,7 +41,7 @@ def flat(fields: Mapping[str, Any]) -> list[Any]:
 
 
 def drop_others(connection: Redis, in_use: Collection[str]) -> None:
-    """Delete the libraries of other versions of the service, but for those `in_use` by live workers.
+    """Delete the libraries of other versions of the service, but for those `in_use`.
 
     That is safe at any time. A process that needs a deleted one, such as an API that is upgraded last, loads it again
     with its next call.

@@ -23,6 +23,8 @@ from service.telemetry.metrics import JOBS_ENDED
 
 log = get_logger(__name__)
 
+OVERDUE = "not finished within the time limit for a job"
+
 
 class JobStore:
     """The jobs of one Redis, for code that may block."""
@@ -80,6 +82,10 @@ class JobStore:
     def overdue(self) -> list[str]:
         """Return the open jobs whose time is over. Redis's clock decides: those of API and workers may be wrong."""
         return [text(raw) for raw in functions.call(self.connection, "overdue")]
+
+    def fail_overdue(self) -> None:
+        for job_id in self.overdue():
+            self.fail(job_id, OVERDUE)
 
     def wanted(self) -> list[ModelName]:
         """Return the models that have work which no live worker has taken."""

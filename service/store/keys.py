@@ -17,11 +17,9 @@ turns:DIGEST:OWNER    list        the owner's jobs with pending pictures, in tur
 waiting:DIGEST        hash        owner -> number of their pending pictures
 pictures:DIGEST       stream      pictures of a checkpoint that a worker has claimed or is about to claim, and the jobs
                                   whose grids are to be composed
-suspects:DIGEST       string      the worker that samples pictures which may kill workers; others go on with new ones
 loading:DIGEST        set         names of workers that load a checkpoint, or died while they did; expires minutes later
 worker:NAME           string      description (JSON) of a live worker; expires `lease_s` after its last heartbeat
 workers               set         names of workers; some may have died
-pruned                string      exists for an hour after a worker removed old files from storage
 webhooks              sorted set  "ID EVENT" of each webhook to send; score: when the next attempt is due
 webhook-attempts      hash        "ID EVENT" -> number of attempts so far, of those that are not sent yet
 webhook-sender:HOST   string      exists while a process on that host sends webhooks; expires seconds later
@@ -40,7 +38,6 @@ OPEN: Final = "labelgrid:deadlines"
 CHANGES: Final = "labelgrid:changes"
 PREVIEWS: Final = "labelgrid:previews"
 WORKERS: Final = "labelgrid:workers"
-PRUNED: Final = "labelgrid:pruned"
 WEBHOOKS: Final = "labelgrid:webhooks"
 
 # Of a job's id.
@@ -59,6 +56,5 @@ webhook_sender = "labelgrid:webhook-sender:{}".format  # with a host name
 owners = "labelgrid:turns:{}".format
 pending_counts = "labelgrid:waiting:{}".format
 stream = "labelgrid:pictures:{}".format
-suspects_keeper = "labelgrid:suspects:{}".format
 owner_jobs = "labelgrid:turns:{}:{}".format  # with an owner
 loading = "labelgrid:loading:{}".format

@@ -36,11 +36,6 @@ def list_live(connection: Redis) -> list[dict[str, Any]]:
     return [json.loads(raw) for raw in functions.call(connection, "live_workers")]
 
 
-def libraries(connection: Redis) -> set[str]:
-    """Return the names of the libraries of functions that live workers use."""
-    return {about["library"] for about in list_live(connection) if "library" in about}
-
-
 def ready(live: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """Leave out workers that are shutting down or hang."""
     return [about for about in live if not (about.get("draining") or about.get("stalled"))]
@@ -86,6 +81,7 @@ class ReadyWorkers:
 
 
 def forget_dead(connection: Redis) -> None:
-    """Remove the names of workers whose key has expired."""
+    """Remove the names of workers whose key has expired, and the libraries of functions that no live one uses."""
     if dead := [name for name in connection.smembers(keys.WORKERS) if not is_alive(connection, text(name))]:
         connection.srem(keys.WORKERS, *dead)
+    functions.drop_others(connection, {about.get("library", "") for about in list_live(connection)})

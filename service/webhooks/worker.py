@@ -22,7 +22,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from structlog.contextvars import bind_contextvars
 
-from service import alive_file
+from service import watchdog
 from service.contract.errors import ServiceError
 from service.contract.records import JobRecord
 from service.settings import Settings
@@ -108,7 +108,7 @@ class Sender:
                 await self.take_due()
             except RedisError as error:
                 self._check_temporary(error)
-            alive_file.touch(self.settings)  # a process that waits for Redis lives
+            watchdog.touch(self.settings)  # a process that waits for Redis lives
             try:
                 await asyncio.wait_for(self.stopping.wait(), LOOK_S)
             except TimeoutError:
@@ -247,5 +247,5 @@ async def _run(settings: Settings) -> None:
 
 def main(settings: Settings) -> None:
     """Send until SIGTERM or Ctrl-C; the attempts in progress are completed first."""
-    alive_file.reset(settings)
+    watchdog.reset(settings)
     asyncio.run(_run(settings))

@@ -127,17 +127,12 @@ class Models:
     ) -> None:
         self.connection, self.settings, self.consumer = connection, settings, consumer
         self.device, self.cache, self.files = device, cache, files
-        self.promoted: str | None = None  # digest, when last checked
-        self._is_new = False  # the promoted model is to be loaded, and has found no place yet
         self._by_digest: dict[str, Loaded] = {}
         self._judges: dict[str, Evaluator] = {}  # by digest
         self._threads = StorageThreads(FETCHES_AT_ONCE)
         self._own_judge: Location | None = None  # the evaluator that was promoted when this worker began
         self._fetches = dict[ModelName, tuple[Future[Fetched], float]]()  # with when each began
         self._loaded_at = -TURN_S
-        self._check: Future[CheckpointInfo] | None = None
-        self._checked_at = time.monotonic()
-        self._warning = ""  # the last one, which is not repeated
 
     def __iter__(self) -> Iterator[Loaded]:
         return iter(list(self._by_digest.values()))
@@ -168,12 +163,9 @@ class Models:
             places -= loaded.busy
         return [loaded for loaded in self if loaded not in early]
 
-    # --- loading ---
-
     def load(self) -> Loaded:
         """Load the promoted model, and wait for it. CheckpointError if it cannot be used."""
         info = self._wait_for(self.cache.promoted)
-        self.promoted = info.digest
         model = ModelName(name=info.name, digest=info.digest)
         return self._build(model, self._wait_for(partial(self._fetch, model)))
 
@@ -187,18 +179,16 @@ class Models:
         reason = f"has not answered within {self.settings.storage_timeout_s:g} s"
         return CheckpointError(str(self.settings.storage), reason)
 
-    def want(self, model: ModelName) -> bool:
-        """Begin to fetch a model, unless it is loaded. False if all places are taken, since less than `TURN_S`."""
+    def want(self, model: ModelName) -> None:
+        """Begin to fetch a model, unless it is loaded, or all places are taken since less than `TURN_S`."""
         if self.get(model.digest) is not None or any(one.digest == model.digest for one in self._fetches):
-            return True
+            return
         coming = sum(not one.is_evaluator for one in self._fetches)
         places = self.settings.loaded_models - coming - sum(loaded.busy for loaded, _ in self.denoisers())
         is_its_turn = not coming and time.monotonic() - self._loaded_at >= TURN_S
-        if not (places > 0 or model.is_evaluator or is_its_turn):
-            return False
-        log.info("loading a model", model=model.name, digest=model.digest)
-        self._fetches[model] = self._threads.submit(partial(self._fetch, model)), time.monotonic()
-        return True
+        if places > 0 or model.is_evaluator or is_its_turn:
+            log.info("loading a model", model=model.name, digest=model.digest)
+            self._fetches[model] = self._threads.submit(partial(self._fetch, model)), time.monotonic()
 
     def _fetch(self, model: ModelName) -> Fetched:
         path = self.cache.fetch(model.name, model.digest, "evaluator" if model.is_evaluator else "denoiser")
@@ -251,7 +241,7 @@ class Models:
         workers.end_loading(self.connection, model.digest, self.consumer)
         self._loaded_at = time.monotonic()
         self._by_digest[loaded.digest] = loaded
-        self._unload(keep=loaded)
+        self.unload(keep=loaded)
         return loaded
 
     def _load(self, model: ModelName, fetched: Fetched) -> Loaded:
@@ -294,46 +284,16 @@ class Models:
         self._judges = {one: self._judges[one] for one in self._judges.keys() & in_use} | {digest: judge}
         return judge
 
-    # --- what stays loaded ---
-
-    def _unload(self, keep: Loaded | None = None) -> None:
+    def unload(self, keep: Loaded | None = None) -> None:
         """Unload models beyond `loaded_models`, least recently used first, and those unused for `idle_model_s`.
 
         A model with pictures in progress stays, because they are finished with the weights that they began with. So
-        does the promoted one, however long it is unused.
+        does the denoiser that was used last, however long ago.
         """
+        last = max((loaded.used_at for loaded, _ in self.denoisers()), default=0.0)
         for loaded in sorted(self, key=lambda one: one.used_at):
-            unused = time.monotonic() - loaded.used_at > self.settings.idle_model_s and loaded.digest != self.promoted
+            unused = time.monotonic() - loaded.used_at > self.settings.idle_model_s and loaded.used_at != last
             too_many = isinstance(loaded.engine, Engine) and len(self.denoisers()) > self.settings.loaded_models
             if (unused or too_many) and not (loaded.busy or loaded is keep):
                 log.info("model unloaded", model=loaded.name, digest=loaded.digest)
                 del self._by_digest[loaded.digest]
-
-    def follow_storage(self) -> None:
-        """Every `storage_every_s`, unload unused models, and load a newly promoted one before it is needed.
-
-        If the promoted checkpoint cannot be read, one warning says so, and the loaded models stay in use.
-        """
-        if self._check is None and time.monotonic() - self._checked_at >= self.settings.storage_every_s:
-            self._unload()
-            self._checked_at = time.monotonic()
-            self._check = self._threads.submit(self.cache.promoted)
-        if self._check is None or not self._check.done():
-            return
-        check, self._check = self._check, None
-        try:
-            found = check.result()
-        except Exception as error:  # of any kind: the loaded models must stay in use
-            self.warn(str(error))
-        else:
-            if found.digest != self.promoted:
-                self._warning = ""
-                self.promoted, self._is_new = found.digest, True
-            if self._is_new:
-                self._is_new = not self.want(ModelName(name=found.name, digest=found.digest))
-
-    def warn(self, reason: str) -> None:
-        """Log why a promoted model cannot be used, once."""
-        if reason != self._warning:
-            log.warning("promoted model cannot be loaded", reason=reason)
-        self._warning = reason

@@ -11,22 +11,20 @@ import torch
 from redis import Redis
 from redis.exceptions import RedisError
 
-from service import alive_file
+from service import watchdog
 from service.pictures import PictureFiles
 from service.settings import SettingError, Settings
 from service.store import workers
 from service.store.connection import RetryUntilStopped, connect
-from service.store.sweep import is_time_to_prune
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import serve_worker
-from service.watchdog import watch
 from service.worker.runner import Runner
 from shared.device import DeviceError, pick_device
 from shared.openvino import TORCH_THREADS, EngineError, uses_openvino
 
 log = get_logger(__name__)
 
-LOOK_EVERY_S = 60.0  # whether old files are to be removed
+PRUNE_EVERY_S = 3600.0
 
 
 def send_heartbeats(runner: Runner, ended: threading.Event) -> None:
@@ -63,20 +61,20 @@ def _beat(runner: Runner, born_at: float) -> None:
 
 
 def prune_pictures(settings: Settings, connection: Redis, ended: threading.Event) -> None:
-    """Remove old files from storage every hour, in one of all workers. In a thread of its own: storage may hang.
+    """Remove old files from storage, now and every hour. In a thread of its own: storage may hang.
 
     Redis's clock decides what is old: by its own, one worker whose clock is wrong would remove everything.
     """
     lifetime_s = settings.keep_s + settings.job_timeout_s
-    while not ended.wait(LOOK_EVERY_S):
+    while not ended.is_set():
         try:
-            if is_time_to_prune(connection):
-                removed = PictureFiles(settings.pictures).remove_older(connection.time()[0] - lifetime_s)
-                log.info("old pictures removed", hours=removed)
+            removed = PictureFiles(settings.pictures).remove_older(connection.time()[0] - lifetime_s)
+            log.info("old pictures removed", hours=removed)
         except (RedisError, OSError) as error:
             log.warning("old pictures cannot be removed", reason=str(error))
         except Exception:  # the thread must live on
             log.exception("old pictures cannot be removed")
+        ended.wait(PRUNE_EVERY_S)
 
 
 def build(settings: Settings, connection: Redis) -> Runner:
@@ -92,6 +90,7 @@ def build(settings: Settings, connection: Redis) -> Runner:
         raise SettingError("device", settings.device, f"{error}; auto takes what there is") from error
     except EngineError as error:
         raise SettingError("engine", settings.engine, str(error)) from error
+    workers.forget_dead(connection)
     model = runner.models.load()
     log.info("worker ready", worker=runner.name, model=model.name, digest=model.digest, device=str(runner.device))
     return runner
@@ -117,7 +116,7 @@ def _serve_metrics(runner: Runner, settings: Settings) -> None:
 
 def main(settings: Settings) -> None:
     """Work until SIGTERM or Ctrl-C. SettingError if the metrics' port or the alive file cannot be used."""
-    alive_file.reset(settings)
+    watchdog.reset(settings)
     built: list[Runner] = []
     connection = connect(settings.redis_url, retry=RetryUntilStopped(lambda: any(map(gives_up, built))))
     runner = build(settings, connection)
@@ -127,17 +126,13 @@ def main(settings: Settings) -> None:
     def stop(*_: object) -> None:
         runner.stop(0.0 if runner.stopping else settings.drain_s)  # at once after a second signal
 
-    def progress() -> float:
-        alive_file.touch(settings)
-        return runner.moved_at
-
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
     ended = threading.Event()
     heartbeats = threading.Thread(target=send_heartbeats, args=(runner, ended), name="heartbeat", daemon=True)
     heartbeats.start()
-    watched = (progress, settings.stalled_after_s, ended)
-    threading.Thread(target=watch, args=watched, name="watchdog", daemon=True).start()
+    watched = (settings, lambda: runner.moved_at, ended)
+    threading.Thread(target=watchdog.watch, args=watched, name="watchdog", daemon=True).start()
     threading.Thread(target=prune_pictures, args=(settings, connection, ended), name="prune", daemon=True).start()
     try:
         runner.work()

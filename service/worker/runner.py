@@ -22,7 +22,6 @@ from service.store.claims import Claim
 from service.store.connection import best_effort
 from service.store.doorbell import ModelName
 from service.store.jobs import JobStore
-from service.store.sweep import Sweeper
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import PICTURES, WAIT_SECONDS, one_step
@@ -72,7 +71,6 @@ class Runner:
         self.store = JobStore(connection, settings)
         files = PictureFiles(settings.pictures)
         self.storer = Storer(self.store, files, patience_s=settings.lease_s)
-        self.sweeper = Sweeper(self.store)
         self.device = pick_device(settings.device)
         cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes)
         self.models = Models(connection, settings, self.device, cache, files, name)
@@ -133,8 +131,7 @@ class Runner:
             if not self.stopping:
                 for loaded in self.models.claiming():
                     self._claim(loaded)
-                self._look()  # after the claims, so that a model which was just loaded has its place
-                self.models.follow_storage()  # likewise, so that no model is unloaded before it was used
+                self._look()  # after the claims, so that a model which was just loaded has its place and is used
                 for model, error, awaited_s in self.models.follow():
                     self._cannot_load(model, error, awaited_s)
             begun = time.monotonic()
@@ -185,13 +182,14 @@ class Runner:
                 loaded.stream.discard(loaded.take_out({key for key in loaded.claims if key[0] in ended}))
 
     def _look(self) -> None:
-        """Now and then, fail overdue jobs, and load a model whose work no worker takes."""
+        """Now and then, unload idle models, fail overdue jobs, and load a model whose work no worker takes."""
         now = time.monotonic()
         if now - self._looked_at < CHECK_EVERY_S:
             return
         self._looked_at = now
+        self.models.unload()
         with best_effort():  # the next look repairs what this one cannot
-            self.sweeper.sweep()
+            self.store.fail_overdue()
             wanted = {model.digest: model for model in self.store.wanted() if self.models.get(model.digest) is None}
             self._wanted_since = {digest: self._wanted_since.get(digest, now) for digest in wanted}
             for digest in sorted(wanted, key=self._wanted_since.__getitem__):
@@ -209,8 +207,6 @@ class Runner:
         But not those that were created after this worker asked storage for it: it is asked again for them.
         """
         self._not_before[model.digest] = time.monotonic() + RETRY_S
-        if model.digest == self.models.promoted:
-            self.models.warn(str(error))
         log.warning("model cannot be loaded", model=model.name, digest=model.digest, reason=str(error))
         if isinstance(error, CheckpointError) and not workers.have_loaded(self.connection, model.digest):
             self._not_before.pop(model.digest)  # its next job may find it
@@ -225,13 +221,14 @@ class Runner:
 
         A picture that killed too many workers fails its job.
         """
+        room = 0 if self._holds_back else self._room(loaded)
+        if not (room or loaded.stream.suspects):
+            return
         held = {claim.entry for claim in loaded.claims.values()}
         held |= {entry for work in self.storer.held if work.stream is loaded.stream for entry in work.entries}
-        room = 0 if self._holds_back else self._room(loaded)
         claims, hopeless = loaded.stream.claim_stale(room, may_be_alone=not self.busy, held=held)
-        room = self._room(loaded) - len(claims)
-        if room > 0 and not (self._holds_back or any(claim.alone for claim in claims)):
-            claims += loaded.stream.claim_new(room)
+        if room > len(claims) and not (loaded.stream.suspects or any(claim.alone for claim in claims)):
+            claims += loaded.stream.claim_new(room - len(claims))
         for one in hopeless:
             self.store.fail(one.job, one.reason)
         loaded.stream.discard([one.entry for one in hopeless])

@@ -1,14 +1,18 @@
-"""The watchdog: a loop that hangs ends its process; one that was paused does not."""
+"""The watchdog: a loop that hangs ends its process, one that was paused does not; and the file that supervisors see."""
 
+import os
 import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import pytest
 
 from service import watchdog
+from service.__main__ import main
+from service.settings import SettingError, Settings
 from service.store import workers
 from service.store.jobs import JobStore
 from tests.service.api.answers import problem
@@ -16,8 +20,9 @@ from tests.service.api.answers import problem
 HANGS = """
 import threading, time
 from service import watchdog
+from service.settings import Settings
 watchdog.TICK_S = 0.05
-threading.Thread(target=watchdog.watch, args=(lambda: 1.0, 0.2, threading.Event())).start()
+threading.Thread(target=watchdog.watch, args=(Settings(stalled_after_s=0.2), lambda: 1.0, threading.Event())).start()
 def the_step_that_hangs():
     time.sleep(60)
 the_step_that_hangs()
@@ -49,7 +54,7 @@ def test_progress_starts_the_count_again(ends: list[int]) -> None:
             return 3.0
         return tick
 
-    watchdog.watch(progress, 0.004, ended)
+    watchdog.watch(Settings(stalled_after_s=0.004), progress, ended)
     assert ends == []
 
 
@@ -61,7 +66,7 @@ def test_time_in_which_the_process_was_paused_does_not_count(ends: list[int]) ->
         ended.set()
         return 1.0
 
-    watchdog.watch(progress, 0.01, ended)
+    watchdog.watch(Settings(stalled_after_s=0.01), progress, ended)
     assert ends == []
 
 
@@ -70,3 +75,44 @@ def test_a_service_whose_only_worker_hangs_is_not_ready(client: httpx.Client, al
     workers.announce(alive.connection, "w", {"stalled": True}, alive.settings.lease_s)
     problem(client.get("/readyz"), 503, "no-worker")
     problem(client.post("/generate", json={"labels": [["red cube"]]}), 503, "no-worker")
+
+
+# The file.
+
+
+def checked(monkeypatch: pytest.MonkeyPatch, *options: str) -> object:
+    """Return the exit status of `python -m service check`, with a Redis that is away."""
+    monkeypatch.setenv("LABELGRID_REDIS_URL", "redis://127.0.0.1:1/0")
+    monkeypatch.setattr(sys, "argv", ["service", "check", *options])
+    with pytest.raises(SystemExit) as end:
+        main()
+    return end.value.code
+
+
+def test_liveness_needs_the_file_but_no_redis(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "alive"
+    monkeypatch.setenv("LABELGRID_ALIVE_FILE", str(file))
+    settings = Settings()
+    assert checked(monkeypatch, "--liveness") == 1
+    watchdog.touch(settings)
+    assert checked(monkeypatch, "--liveness") == 0
+    assert checked(monkeypatch) == 1
+    before = time.time() - watchdog.MAX_AGE_S - 1
+    os.utime(file, (before, before))
+    assert checked(monkeypatch, "--liveness") == 1
+    watchdog.touch(settings)
+    watchdog.reset(settings)  # after a restart in the same container
+    assert checked(monkeypatch, "--liveness") == 1
+
+
+def test_liveness_without_a_file_is_an_error(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert checked(monkeypatch, "--liveness") == 1
+    assert capsys.readouterr().err.startswith("labelgrid: LABELGRID_ALIVE_FILE=None: set it")
+
+
+def test_a_file_that_cannot_be_written_is_refused_at_the_start(tmp_path: Path) -> None:
+    with pytest.raises(SettingError, match=r"LABELGRID_ALIVE_FILE=.*: cannot be written"):
+        watchdog.reset(Settings(alive_file=tmp_path / "absent" / "alive"))
+    watchdog.touch(Settings(alive_file=tmp_path / "absent" / "alive"))  # later it is no reason to end

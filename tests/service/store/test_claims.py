@@ -1,6 +1,5 @@
 """Claims: owners take turns, leases expire, and pictures that kill workers are given up."""
 
-import math
 import time
 from collections.abc import Sequence
 
@@ -9,7 +8,7 @@ from redis import Redis
 
 from service.contract.records import JobRecord, JobResult
 from service.settings import Settings
-from service.store import claims, keys
+from service.store import claims
 from service.store.claims import GROUP, Claim, PictureStream
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
@@ -17,7 +16,7 @@ from shared.checkpoint import read_info
 from shared.registry import resolve
 from tests.service.processes import until
 from tests.service.store.ageing import MINUTE_S, age
-from tests.service.store.helpers import DIGEST, add_job, full, record
+from tests.service.store.helpers import DIGEST, add_job, record
 
 
 def test_new_pictures_do_not_take_the_places_of_those_with_expired_leases(
@@ -29,19 +28,6 @@ def test_new_pictures_do_not_take_the_places_of_those_with_expired_leases(
     assert b.claim_stale(0, may_be_alone=False) == ([], [])  # its batch is full
     taken = [[claim.picture.index for claim in b.claim_stale(room, may_be_alone=False)[0]] for room in (0, 2, 2, 2)]
     assert taken == [[], [0, 1], [2], []]  # at once, not a quarter of a lease later
-
-
-def test_suspects_do_not_hold_up_the_other_pictures_while_redis_is_full(
-    connection: Redis, store: JobStore, a: PictureStream, b: PictureStream
-) -> None:
-    add_job(store, record(2))
-    suspect, _ = a.claim_new(2)
-    connection.xclaim(a.key, GROUP, a.consumer, 0, [suspect.entry], retrycount=claims.IN_BATCHES)
-    age(connection, MINUTE_S)
-    with full(connection):
-        taken, hopeless = b.claim_stale(5, may_be_alone=True)
-    assert ([claim.picture.index for claim in taken], hopeless) == ([1], [])
-    assert [claim.picture.index for claim in a.claim_stale(5, may_be_alone=True)[0]] == [0]
 
 
 def of_a_newer_version(connection: Redis, stream: PictureStream, job: str) -> str:
@@ -78,29 +64,27 @@ def test_a_worker_that_samples_others_leaves_a_suspect_alone(
     assert [one["times_delivered"] for one in connection.xpending_range(a.key, GROUP, "-", "+", 5)] == [2, 1]
 
 
-def test_one_worker_samples_suspects_and_the_others_go_on(
+def test_a_suspect_waits_until_a_worker_is_free_and_the_others_then_go_on(
     connection: Redis, store: JobStore, a: PictureStream, b: PictureStream
 ) -> None:
-    add_job(store, record(6))
-    entries = [claim.entry for claim in a.claim_new(6)]
-    of_dead_worker(connection, a, entries[:5], deliveries=2)
-    of_dead_worker(connection, a, entries[5:], deliveries=1)
+    add_job(store, record(3))
+    entries = [claim.entry for claim in a.claim_new(3)]
+    of_dead_worker(connection, a, entries[:2], deliveries=2)
+    of_dead_worker(connection, a, entries[2:], deliveries=1)
+    assert b.claim_stale(5, may_be_alone=False) == ([], [])
     assert [claim.picture.index for claim in a.claim_stale(5, may_be_alone=True)[0]] == [0]
-    assert [(one.picture.index, one.alone) for one in b.claim_stale(5, may_be_alone=True)[0]] == [(5, False)]
-    assert (a.suspects, b.suspects) == (4, 0)
-    connection.pexpire(keys.suspects_keeper(DIGEST), 1000)
-    a._looked_at = -math.inf
-    a.claim_stale(0, may_be_alone=False)
-    assert connection.pttl(keys.suspects_keeper(DIGEST)) > 1000  # it remains the one as long as it asks
+    assert (a.suspects, b.suspects) == (1, 2)
+    assert [claim.picture.index for claim in b.claim_stale(5, may_be_alone=True)[0]] == [1]
+    assert [(one.picture.index, one.alone) for one in a.claim_stale(5, may_be_alone=False)[0]] == [(2, False)]
 
 
-def test_consumers_that_are_idle_for_a_lease_are_dropped(connection: Redis, a: PictureStream) -> None:
+def test_consumers_that_are_idle_for_a_lease_are_dropped_when_a_worker_opens_the_stream(
+    connection: Redis, settings: Settings, a: PictureStream
+) -> None:
     connection.xgroup_createconsumer(a.key, GROUP, "idle")
     for lease_s, consumers in ((3600.0, 1), (0.01, 0)):
         time.sleep(0.02)
-        a.settings = a.settings.model_copy(update={"lease_s": lease_s})
-        a._looked_at = -math.inf
-        a.claim_stale(0, may_be_alone=False)
+        PictureStream(connection, settings.model_copy(update={"lease_s": lease_s}), DIGEST, "new")
         assert len(connection.xinfo_consumers(a.key, GROUP)) == consumers
 
 
@@ -122,12 +106,10 @@ def test_an_unreadable_picture_is_left_to_other_workers_until_it_fails_its_job(
     entry = of_a_newer_version(connection, a, "j")
     add_job(store, record(1))
     assert [claim.picture.index for claim in a.claim_new(5)] == [0]
-    a._looked_at = 0.0
     assert a.claim_stale(5, may_be_alone=True) == ([], [])  # it does not try again
     (pending,) = connection.xpending_range(a.key, GROUP, entry, entry, 1, idle=int(a.settings.lease_s * 1000))
     assert pending["times_delivered"] == 0  # which counts no death
     monkeypatch.setattr(claims, "UNREADABLE_S", 0.0)
-    a._looked_at = 0.0
     (hopeless,) = a.claim_stale(5, may_be_alone=True)[1]
     assert (hopeless.entry, hopeless.job) == (entry, "j")
     assert "another version" in hopeless.reason

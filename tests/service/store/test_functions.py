@@ -12,7 +12,6 @@ from service.store.connection import OldRedis, check_version, connect_async, tex
 from service.store.creation import JobCreator
 from service.store.jobs import JobStore
 from service.store.reader import JobReader
-from service.store.sweep import Sweeper
 from tests.service.store.helpers import record
 
 OF_ANOTHER = functions.SOURCE.replace(functions.VERSION, "another")
@@ -63,15 +62,15 @@ def test_two_versions_side_by_side_keep_their_functions(without_library: Redis) 
     assert without_library.fcall("labelgrid_another_live_workers", 0) == [b'{"host": "h"}']
 
 
-def test_a_former_version_is_removed_once_no_worker_uses_it(without_library: Redis, settings: Settings) -> None:
+def test_a_former_version_is_removed_once_no_worker_uses_it(without_library: Redis) -> None:
     without_library.function_load(OF_ANOTHER)
     without_library.function_load("#!lua name=foreign\nredis.register_function('foreign', function() end)")
     workers.announce(without_library, "new", {}, 60)
     functions.call(without_library, "announce", "old", '{"library": "labelgrid_another"}', 60_000)
-    Sweeper(JobStore(without_library, settings)).sweep()
+    workers.forget_dead(without_library)
     assert libraries(without_library) == {functions.LIBRARY, "labelgrid_another", "foreign"}
     workers.withdraw(without_library, "old")
-    Sweeper(JobStore(without_library, settings)).sweep()
+    workers.forget_dead(without_library)
     assert libraries(without_library) == {functions.LIBRARY, "foreign"}
 
 

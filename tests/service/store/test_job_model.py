@@ -1,4 +1,4 @@
-"""The life of jobs: clients, workers, sweeps and time in random order, on a real Redis and on a model in memory.
+"""The life of jobs: clients, workers and time in random order, on a real Redis and on a model in memory.
 
 Each rule is one call of the store, or of storage, so that workers die between any two. Redis's clock jumps, and Redis
 comes back from an older snapshot. After every step all that Redis holds must equal the model, and no picture of an open
@@ -6,7 +6,6 @@ job may be lost or stored twice; at the end nothing may be left of any job. `mak
 """
 
 import copy
-import math
 import os
 import time
 from collections import Counter
@@ -28,7 +27,6 @@ from service.store.claims import Claim, PictureStream
 from service.store.connection import text
 from service.store.creation import IdempotentRequest, NoRoom
 from service.store.jobs import JobStore
-from service.store.sweep import Sweeper
 from tests.service.store.ageing import age
 from tests.service.store.helpers import RESULT, add_job, done, record
 from tests.service.store.job_comparison import check_jobs, check_queues, check_work
@@ -50,7 +48,6 @@ class Worker:
     def __init__(self, connection: Redis, settings: Settings, name: str) -> None:
         self.name = name
         self.streams = {digest: PictureStream(connection, settings, digest, name) for digest in DIGESTS}
-        self.sweeper = Sweeper(JobStore(connection, settings))
         self.held: dict[str, dict[str, Claim]] = {digest: {} for digest in DIGESTS}
         self.written: set[Claim] = set()
 
@@ -161,9 +158,8 @@ class JobMachine(RuleBasedStateMachine):
         """As the runner does: stale claims first, then new ones; those that nobody needs are discarded."""
         worker = self.workers[who]
         stream = worker.streams[digest]
-        stream._looked_at = -math.inf  # it does not look at every call
         taken, hopeless = stream.claim_stale(room, may_be_alone=True, held=worker.held[digest])
-        expected_taken, expected_hopeless = self.model.take_stale(worker.name, digest, room, worker.held[digest])
+        expected_taken, expected_hopeless = self.model.take_stale(digest, room, worker.held[digest])
         assert {claim.entry: claim.alone for claim in taken} == expected_taken
         assert {one.entry for one in hopeless} == expected_hopeless
         for one in hopeless:
@@ -335,9 +331,9 @@ class JobMachine(RuleBasedStateMachine):
     def dies(self, who: int) -> None:
         self.workers[who] = Worker(self.connection, self.settings, next(self.names))
 
-    @rule(who=any_worker)
-    def sweeps(self, who: int) -> None:
-        self.workers[who].sweeper.sweep()
+    @rule()
+    def fails_overdue_jobs(self) -> None:
+        self.store.fail_overdue()
         for job in self.model.jobs.values():
             if job.is_open and self.model.clock >= job.overdue_at:
                 self.model.end_early(job, "failed")
@@ -441,7 +437,7 @@ class JobMachine(RuleBasedStateMachine):
         self.time_passes(1)
         for _ in range(100):
             self.beats(0)
-            self.sweeps(0)
+            self.fails_overdue_jobs()
             for digest in DIGESTS:
                 self.claims(0, digest, 6)
                 self.works(0, digest, at_once=False)

@@ -1,6 +1,5 @@
 """What a worker keeps loaded: no job waits for another model's job, and each has the weights it was accepted with."""
 
-import logging
 import threading
 from pathlib import Path
 
@@ -16,7 +15,6 @@ from service.worker.runner import Runner
 from shared.checkpoint import CheckpointInfo, read_info
 from shared.evaluator import JudgeInside
 from shared.options import SamplingOptions
-from shared.registry import promote
 from tests.service.processes import until
 from tests.service.worker.conftest import (
     LISTS,
@@ -117,30 +115,6 @@ def test_a_job_whose_checkpoint_only_another_worker_has_is_left_to_it(
     assert "no longer the checkpoint" in error_of(store, job)
 
 
-def test_a_promoted_model_is_loaded_before_a_job_needs_it(runner: Runner, folder: Path) -> None:
-    promote(folder, "other")
-    run_until(runner, lambda: runner.models.get(info_of(folder, "other").digest))
-    assert runner.models.promoted == info_of(folder, "other").digest
-    new = publish_toy_denoiser(folder, "other", 6)
-    run_until(runner, lambda: runner.models.promoted == new.digest and runner.models.get(new.digest))
-
-
-def test_a_damaged_promoted_model_is_logged_once(
-    runner: Runner, folder: Path, store: JobStore, create: Create, caplog: pytest.LogCaptureFixture
-) -> None:
-    promote(folder, "other")
-    content = bytearray((folder / "other.safetensors").read_bytes())
-    content[-1] ^= 1
-    (folder / "other.safetensors").write_bytes(content)
-    caplog.set_level(logging.WARNING)
-    run_until(runner, lambda: caplog.records)
-    job = create()
-    run(runner, job.id)
-    assert status(store, job) == "finished"
-    told = [record for record in caplog.records if record.message == "promoted model cannot be loaded"]
-    assert ["damaged: the tensors do not match their digest" in record.__dict__["reason"] for record in told] == [True]
-
-
 # Evaluators.
 
 
@@ -152,18 +126,20 @@ def test_pictures_of_a_padded_network_are_judged_without_their_borders(runner: R
 # What stays loaded, and what is loaded.
 
 
-def test_unused_models_are_unloaded_but_never_one_with_pictures_in_progress(
-    connection: Redis, own: Settings, folder: Path, create: Create
+def test_unused_models_are_unloaded_but_never_the_last_one_or_one_with_pictures_in_progress(
+    connection: Redis, own: Settings, folder: Path, store: JobStore, create: Create
 ) -> None:
     runner = started(connection, own.model_copy(update={"idle_model_s": 0.0}))
     other = load(runner, info_of(folder, "other"))
-    create(model="other", options=SamplingOptions(steps=30))
-    for _ in range(20):
-        runner.run_once()
+    long = create(model="other", options=LONG)
+    run_until(runner, lambda: [model.name for model in runner.models] == ["other"])
     assert other.busy
-    assert {model.name for model in runner.models} == {"toy", "other"}
-    run_until(runner, lambda: runner.models.get(other.digest) is None)
-    assert {model.name for model in runner.models} == {"toy"}
+    run(runner, create().id)
+    assert other.busy
+    store.cancel(long.id)
+    for _ in range(3):
+        runner.run_once()
+    assert [model.name for model in runner.models] == ["other"]
 
 
 def test_at_most_as_many_models_stay_loaded_as_the_settings_allow(

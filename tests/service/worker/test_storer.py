@@ -12,8 +12,7 @@ from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.claims import GROUP
-from service.store.jobs import JobStore
-from service.store.sweep import OVERDUE
+from service.store.jobs import OVERDUE, JobStore
 from service.worker import grids, process
 from service.worker.runner import Runner
 from shared.options import SamplingOptions
