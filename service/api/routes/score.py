@@ -82,8 +82,9 @@ async def _submit(form: ScoreForm, submitter: Submitter) -> Accepted:
             return await submitter.submit("score", fields, lists, partial(_check, fields, lists, "file"))
         if unused := sorted(fields.model_fields_set - BESIDE_PICTURES):
             raise BadRequest.at(("body", unused[0]), "has no effect on uploaded pictures; leave it out")
-        content = await form.pictures.read()
-        pngs = await run_in_threadpool(read_submission, content, len(lists), submitter.service.settings)
+        pngs = await run_in_threadpool(  # keeps no name for the zip, so that it is gone while its pictures are stored
+            read_submission, await form.pictures.read(), len(lists), submitter.service.settings
+        )
         await form.pictures.close()
         check = partial(_check, fields, lists, "file", are_sent=True)
         return await submitter.submit("score", fields, lists, check, pngs)
