@@ -229,7 +229,7 @@ async def flood(process: subprocess.Popen[bytes], port: int, only: str) -> tuple
 
         async def send(name: str, request: Request) -> None:
             try:
-                answer = await asyncio.wait_for(request(client), EACH_S)
+                answer = await asyncio.wait_for(request(client), WORK_S if name.startswith(JOBS) else EACH_S)
             except (httpx.HTTPError, OSError, TimeoutError) as error:
                 answer = type(error).__name__
             answers.setdefault(name, Counter())[answer] += 1
