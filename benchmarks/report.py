@@ -22,6 +22,7 @@ TITLES = {
     "servers": "Beside other servers",
     "before": "Beside the commit before",
     "growth": "Growth",
+    "scaling": "One Redis",
     "training": "Training",
     "startup": "Start-up",
 }

@@ -277,5 +277,5 @@ def test_the_training_job_is_as_its_schema_says_and_its_pods_meet(copy: Path) ->
     for argument in container["args"]:
         if "=/" in argument:
             assert any(argument.partition("=")[2].startswith(mount) for mount in mounts), argument
-    command, objective, *arguments = container["args"]
+    command, objective, *arguments = [part.replace("/training/data", str(copy)) for part in container["args"]]
     get_command(trainer).commands[command].commands[objective].make_context(objective, arguments)
