@@ -48,7 +48,7 @@ scaling-out-test: $(VENV)/.dev  ## Test workers on two hosts with one Redis, TLS
 	command -v redis-server || (apt-get update -qq && apt-get install -y -qq --no-install-recommends redis-server)
 	unshare --map-root-user --net $(BIN)/python -m pytest deploy/hosts_test.py
 
-kubernetes-check: $(VENV)/.kubernetes  ## Check deploy/kubernetes against the schemas of Kubernetes and KEDA, and against the code
+kubernetes-check: $(VENV)/.kubernetes  ## Check deploy/kubernetes against the schemas of Kubernetes, KEDA and the Prometheus operator, and against the code
 	command -v kustomize || command -v kubectl || (apt-get update -qq && apt-get install -y -qq --no-install-recommends kustomize)
 	$(BIN)/python -m pytest deploy/kubernetes_test.py
 

@@ -13,7 +13,10 @@ from benchmarks.results import ROOT, Data, Results, results, say
 from benchmarks.timing import machine_rate
 
 # The sections that need the least disturbed machine come first.
-SECTIONS = "roofline", "before", "servers", "sampling", "service", "load", "training", "growth", "startup"
+SECTIONS = (
+    "roofline", "before", "servers", "sampling", "service", "workers", "load", "training", "growth", "scaling",
+    "startup",
+)  # fmt: skip
 HANGS_S = 3 * 3600  # a section ends itself long before, with fewer rounds on a slow machine
 
 

@@ -170,7 +170,7 @@ def stack(workers: int = 1, tree: Tree = HERE, **environment: str) -> Iterator[S
         own = {"LABELGRID_REDIS_URL": redis.url, "LABELGRID_STORAGE": str(tree.storage)}
         own |= {"LABELGRID_PICTURES": str(redis.folder / "pictures")}
         own |= {"LABELGRID_WAIT_S": str(WAIT_S), "LABELGRID_LOG_FORMAT": "json"}  # logs as in the containers
-        running = Stack(tree, redis, tree.environment(**own, **environment), free_port())
+        running = Stack(tree, redis, tree.environment(**(own | environment)), free_port())
         try:
             running.start_api()
             if workers:

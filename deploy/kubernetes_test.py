@@ -1,4 +1,4 @@
-"""deploy/kubernetes as kustomize builds it, checked against the schemas of Kubernetes and KEDA and against the code.
+"""deploy/kubernetes as kustomize builds it, checked against the code and the schemas of Kubernetes and two operators.
 
 `make kubernetes-check`. Needs kustomize, or kubectl, which has it inside. No cluster is asked.
 """
@@ -13,6 +13,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from cloudcoil.models.keda import v1alpha1 as keda
+from cloudcoil.models.prometheus_operator import v1 as prometheus
 from typer.main import get_command
 
 from service.__main__ import app
@@ -20,6 +21,7 @@ from service.api.app import create_app
 from service.settings import Settings
 from service.telemetry import metrics
 from tests.test_deployment import setting_names
+from trainer.__main__ import app as trainer
 
 KUBERNETES = Path(__file__).parent / "kubernetes"
 OVERLAYS = sorted(folder.name for folder in (KUBERNETES / "overlays").iterdir())
@@ -30,9 +32,11 @@ SECRET = {
     "LABELGRID_API_KEYS": f"alice:{'0' * 64}",
     "LABELGRID_WEBHOOK_SECRET": "letters",
     "KEDA_API_KEY": "lg_letters",
+    "PROMETHEUS_API_KEY": "lg_letters",
     "AWS_ACCESS_KEY_ID": "letters",
     "AWS_SECRET_ACCESS_KEY": "letters",
 }
+OTHERS = {"keda.sh": keda, "monitoring.coreos.com": prometheus}  # groups that are not Kubernetes' own
 Object = dict[str, Any]
 
 
@@ -55,14 +59,20 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=[*OVERLAYS, "production with GPUs"])
+@pytest.fixture(scope="module", params=[*OVERLAYS, "with optional components"])
 def objects(request: pytest.FixtureRequest, copy: Path) -> list[Object]:
     if request.param in OVERLAYS:
         return build(copy / "overlays" / request.param)
-    folder = copy / "overlays" / "gpu"
-    folder.mkdir()
-    (folder / "kustomization.yaml").write_text("resources: [../production]\ncomponents: [../../components/gpu]\n")
-    return build(folder)
+    return build(with_components(copy, "gpu", "prometheus"))
+
+
+def with_components(copy: Path, *names: str) -> Path:
+    """Return the folder of an overlay: production with more components."""
+    folder = copy / "overlays" / "-".join(names)
+    folder.mkdir(exist_ok=True)
+    components = ", ".join(f"../../components/{name}" for name in names)
+    (folder / "kustomization.yaml").write_text(f"resources: [../production]\ncomponents: [{components}]\n")
+    return folder
 
 
 def of_kind(objects: list[Object], *kinds: str) -> list[Object]:
@@ -86,15 +96,20 @@ def containers(objects: list[Object]) -> Iterator[tuple[str, Object]]:
         yield name, container
 
 
-def test_every_object_is_as_its_schema_says(objects: list[Object]) -> None:
+def validate(objects: list[Object]) -> None:
     for one in objects:
-        if one["apiVersion"].startswith("keda.sh/"):
-            read = getattr(keda, one["kind"]).model_validate(one)
+        group = one["apiVersion"].partition("/")[0]
+        if group in OTHERS:
+            read = getattr(OTHERS[group], one["kind"]).model_validate(one)
             # Fields that the schema does not know are dropped.
             assert read.model_dump(mode="json", by_alias=True, exclude_unset=True) == one
         else:
             for version in (OLDEST, NEWEST):
                 kubernetes_validate.validate(one, version, strict=True)
+
+
+def test_every_object_is_as_its_schema_says(objects: list[Object]) -> None:
+    validate(objects)
 
 
 def test_the_pod_that_fills_the_volume_is_as_its_schema_says() -> None:
@@ -115,24 +130,29 @@ def test_pods_are_restricted(objects: list[Object]) -> None:
     assert named(objects, "Namespace", "labelgrid")["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == (
         "restricted"
     )
-    for name, pod in pods(objects):
-        assert pod["securityContext"]["runAsNonRoot"] is True, name
-        assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-        assert pod["automountServiceAccountToken"] is False
-        assert pod["enableServiceLinks"] is False
+    for _, pod in pods(objects):
+        restricted(pod)
         (container,) = pod["containers"]
-        assert container["securityContext"] == {
-            "allowPrivilegeEscalation": False,
-            "readOnlyRootFilesystem": True,
-            "capabilities": {"drop": ["ALL"]},
-        }
-        assert {volume["name"] for volume in pod["volumes"]} >= {"tmp"}
         mounts = {mount["name"]: mount for mount in container["volumeMounts"]}
-        assert "tmp" in mounts
         assert mounts.get("models", {"readOnly": True})["readOnly"] is True
-        assert container["resources"]["limits"]["memory"]
         assert pod["terminationGracePeriodSeconds"] >= 30
         assert container["livenessProbe"]
+
+
+def restricted(pod: Object) -> None:
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert pod["automountServiceAccountToken"] is False
+    assert pod["enableServiceLinks"] is False
+    (container,) = pod["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert "tmp" in {volume["name"] for volume in pod["volumes"]}
+    assert "tmp" in {mount["name"] for mount in container["volumeMounts"]}
+    assert container["resources"]["limits"]["memory"]
 
 
 def test_variables_are_settings_and_probes_are_routes(objects: list[Object]) -> None:
@@ -215,3 +235,47 @@ def test_keda_reads_a_metric_that_there_is_with_a_key_of_the_secret(copy: Path) 
     (secret,) = of_kind(objects, "Secret")
     assert reference["name"] == secret["metadata"]["name"]
     assert reference["key"] in secret["data"]
+
+
+def test_prometheus_scrapes_ports_that_there_are_under_the_names_of_the_alerts(copy: Path) -> None:
+    objects = build(with_components(copy, "prometheus"))
+    (secret,) = of_kind(objects, "Secret")
+    scraped = yaml.safe_load((KUBERNETES.parent / "monitoring" / "prometheus.yml").read_text())["scrape_configs"]
+    monitors = of_kind(objects, "PodMonitor")
+    assert {one["metadata"]["name"] for one in monitors} == {"api", "worker"}
+    for one in monitors:
+        name = one["metadata"]["name"]
+        template = named(objects, "Deployment", name)["spec"]["template"]
+        assert one["spec"]["selector"]["matchLabels"].items() <= template["metadata"]["labels"].items()
+        (endpoint,) = one["spec"]["podMetricsEndpoints"]
+        assert endpoint["port"] in {port["name"] for port in template["spec"]["containers"][0]["ports"]}
+        (relabeling,) = endpoint["relabelings"]
+        assert relabeling["replacement"] in {config["job_name"] for config in scraped}
+        if name == "api":
+            credentials = endpoint["authorization"]["credentials"]
+            assert credentials["name"] == secret["metadata"]["name"]
+            assert credentials["key"] in secret["data"]
+
+
+def test_the_training_job_is_as_its_schema_says_and_its_pods_meet(copy: Path) -> None:
+    objects = build(copy / "training")
+    validate(objects)
+    spec = named(objects, "Job", "train")["spec"]
+    pod, labels = spec["template"]["spec"], spec["template"]["metadata"]["labels"]
+    restricted(pod)
+    (container,) = pod["containers"]
+    options = dict(part.split("=") for part in container["command"] if "=" in part)
+    assert int(options["--nnodes"]) == spec["completions"] == spec["parallelism"]
+    service = named(objects, "Service", pod["subdomain"])
+    assert options["--rdzv-endpoint"].startswith(f"train-0.{service['metadata']['name']}:")
+    for selector in (service["spec"]["selector"], named(objects, "NetworkPolicy", "train")["spec"]["podSelector"]):
+        assert selector.get("matchLabels", selector).items() <= labels.items()
+    claims = {claim["metadata"]["name"] for claim in of_kind(objects, "PersistentVolumeClaim")} | {"models"}
+    volumes = [volume["persistentVolumeClaim"] for volume in pod["volumes"] if "emptyDir" not in volume]
+    assert {volume["claimName"] for volume in volumes} == claims
+    mounts = [mount["mountPath"] for mount in container["volumeMounts"]]
+    for argument in container["args"]:
+        if "=/" in argument:
+            assert any(argument.partition("=")[2].startswith(mount) for mount in mounts), argument
+    command, objective, *arguments = [part.replace("/training/data", str(copy)) for part in container["args"]]
+    get_command(trainer).commands[command].commands[objective].make_context(objective, arguments)

@@ -1,11 +1,9 @@
 """How cost grows with size: `python -m benchmarks.sections.growth`.
 
-The cost of a long queue and of many stored results for worker, API and Redis; many open event streams; two workers
-compared with one.
+The cost of a long queue and of many stored results for worker, API and Redis; many open event streams.
 """
 
 import asyncio
-import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -17,7 +15,7 @@ from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
 from benchmarks.sections.service import CLIENTS, saturate
 from benchmarks.stack import Stack, memory_mib, stack, until
-from benchmarks.timing import Deadline, figure, paired, percentile, seconds
+from benchmarks.timing import Deadline, figure, percentile, seconds
 from service import pictures
 from service.contract.job_ids import new_job_id
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
@@ -230,18 +228,6 @@ def stream_growth(sizes: Sequence[int], looks: int) -> list[Data]:
     return found
 
 
-def worker_growth(requests: int, rounds: int) -> dict[int, list[float]]:
-    """Return the pictures/s of one worker with all cores and of two with half the cores each, in turn."""
-    cores, found = len(os.sched_getaffinity(0)), dict[int, list[float]]({1: [], 2: []})
-    for _ in range(rounds):
-        for workers, rates in found.items():
-            with stack(workers=0) as running:
-                running.start_workers(workers, OMP_NUM_THREADS=str(max(1, cores // workers)))
-                saturate(running.port, requests // 4)
-                rates.append(saturate(running.port, requests))
-    return found
-
-
 def measure(quick: bool) -> Data:
     queued, finished = ([100], [50]) if quick else ([1000, 10_000], [1000, 10_000])
     streams, looks, pictures = ([50], 10, 8) if quick else ([100, 1000], 100, 32)
@@ -249,10 +235,9 @@ def measure(quick: bool) -> Data:
     stepper = ours.stepper()
     picture = sample(stepper, subject.multi_hot([["red cube"]], ours.vocabulary), SamplingOptions(steps=4), [1])
     png = png_bytes(to_uint8(picture)[0])
-    workers = worker_growth(8 if quick else 48, 1 if quick else 3)
     watched = stream_growth(streams, looks)
     store = store_growth(finished, looks, pictures, png)
-    say(f"  workers, streams and store, {deadline.spent:.0f} s")
+    say(f"  streams and store, {deadline.spent:.0f} s")
     queue = queue_growth(queued, looks, pictures, deadline)
     return {
         "figures": {
@@ -260,7 +245,6 @@ def measure(quick: bool) -> Data:
             "growth.read_ms_with_most_queued": figure([queue[-1]["read_ms"]]),
             "growth.bytes_per_queued_job": figure(one["bytes_per_job"] for one in queue),
             "growth.bytes_per_finished_picture": figure(one["bytes_per_job"] for one in store),
-            "growth.two_workers_over_one": paired(workers[2], workers[1]),
         },
         "pictures": pictures,
         "png_bytes": len(png),
@@ -268,7 +252,6 @@ def measure(quick: bool) -> Data:
         "queue": queue,
         "store": store,
         "streams": watched,
-        "workers": {str(count): figure(rates) for count, rates in workers.items()},
     }
 
 
@@ -293,10 +276,6 @@ def report(data: Data) -> list[Piece]:
     fields = ("open_s", "read_ms", "read_p95_ms", "end_s", "api_mib")
     for one in data["streams"]:
         streams.add(one["streams"], *(number(one[field]) for field in fields))
-    workers = Table(["workers", "pictures/s", "spread", "rounds"])
-    for count, rate in data["workers"].items():
-        workers.add(count, number(rate["median"]), number(rate["spread"]), rate["n"])
-
     return [
         "*Queued jobs.* They have one picture each, and no worker takes them. Every worker runs a sweep each second, "
         "which fails overdue jobs.",
@@ -309,8 +288,6 @@ def report(data: Data) -> list[Piece]:
         rates,
         "*Event streams* of one job:",
         streams,
-        "*Two workers* have half of the machine's cores each.",
-        workers,
     ]
 
 

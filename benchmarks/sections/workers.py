@@ -1,0 +1,87 @@
+"""Two workers on a CPU, with half of its cores each, beside one that has all: `python -m benchmarks.sections.workers`.
+
+Both services run all the time and take turns; the one whose turn it is not does nothing. Clients send one-picture
+requests for a fixed time, on the quiet machine and beside a process that computes all the time.
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+
+from benchmarks.busy import busy
+from benchmarks.clients import for_seconds, send_all
+from benchmarks.document import Piece, Table, number
+from benchmarks.results import Data, main, say
+from benchmarks.sections.before import Both, Served, body, described, order, settle
+from benchmarks.sections.servers import ask
+from benchmarks.stack import Stack, memory_mib, stack
+from benchmarks.timing import paired, pooled_p95
+from service.local.supervisor import worker_environments
+
+COUNTS = 1, 2  # workers
+# clients, and processes that compute beside the service
+CONDITIONS = {"crowd": (32, 0), "alone": (1, 0), "crowd_1_busy": (32, 1), "alone_1_busy": (1, 1)}
+WARM_S, SPAN_S, ROUNDS = 8.0, 10.0, 5
+
+
+def serve(port: int, clients: int, span_s: float) -> Served:
+    """Let clients send requests for `span_s`, each the next one after its answer, and wait for all answers."""
+    begun = time.perf_counter()
+    latencies = send_all(port, for_seconds(span_s, body), clients, ask)
+    return Served(time.perf_counter() - begun, latencies)
+
+
+@contextmanager
+def services(warm_s: float) -> Iterator[list[Stack]]:
+    """Run a service with each number of workers, as `labelgrid serve --workers N` does, warm and idle."""
+    with ExitStack() as running:
+        found = [running.enter_context(stack(workers=0)) for _ in COUNTS]
+        for one, count in zip(found, COUNTS, strict=True):
+            one.start_workers(count, **worker_environments(count, "cpu")[0])
+            serve(one.port, 32, warm_s)
+            settle(one)
+        yield found
+
+
+def measure(quick: bool) -> Data:
+    seen: dict[str, Both] = {name: ([], []) for name in CONDITIONS}
+    with services(2.0 if quick else WARM_S) as both:
+        for turn in range(1 if quick else ROUNDS):
+            for name, (clients, others) in CONDITIONS.items():
+                with busy(others):
+                    for place in order(turn):
+                        seen[name][place].append(serve(both[place].port, clients, 1.0 if quick else SPAN_S))
+            say(f"  one worker and two, round {turn + 1}")
+        mib = [sum(map(memory_mib, running.workers)) for running in both]
+    figures = dict[str, Data]()
+    for name, (one, two) in seen.items():
+        figures[f"workers.{name}"] = paired([served.rate for served in two], [served.rate for served in one])
+        waits = [served.latencies for served in two], [served.latencies for served in one]
+        figures[f"workers.{name}_p95"] = pooled_p95(*waits)
+    return {
+        "figures": figures,
+        "mib": mib,
+        "served": {name: [described(runs) for runs in both] for name, both in seen.items()},
+    }
+
+
+def report(data: Data) -> list[Piece]:
+    header = ["clients", "busy processes", "measurement", "one worker", "two workers", "two over one", "95 % interval"]
+    table, figures = Table(header), data["figures"]
+    for name, both in data["served"].items():
+        for key, what, figure_name in (("pictures_per_s", "pictures/s", name), ("p95", "p95, s", f"{name}_p95")):
+            ratio = figures[f"workers.{figure_name}"]
+            cells = [*(number(one[key]) for one in both), number(ratio["median"])]
+            table.add(*CONDITIONS[name], what, *cells, " to ".join(map(number, ratio["interval"] or ())))
+    one, two = data["mib"]
+    return [
+        "One worker has all cores, each of two has half of them, as `labelgrid serve --workers 2` divides them. "
+        "Clients send requests of one picture, each the next one after its answer, beside so many processes that only "
+        "compute.",
+        table,
+        f"The workers take {number(one)} MiB of memory, and {number(two)}.",
+    ]
+
+
+if __name__ == "__main__":
+    main("workers", __doc__, measure)
