@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import gc
 import os
 import shutil
 import sys
@@ -42,6 +43,12 @@ if TYPE_CHECKING:
 hypothesis.settings.register_profile("quick", derandomize=True, deadline=None, database=None)
 hypothesis.settings.register_profile("long", max_examples=2000, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("quick")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the modules of all tests out of the garbage collector's way: each of its full runs would look at them."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)
