@@ -70,12 +70,8 @@ class CheckpointCache:
             except CheckpointError as error:
                 raise CheckpointError(beside.name, f"is the base of an adapter, and {error.reason}") from error
         files.write(kept, files.read(source))
-        try:
-            if verify(kept).digest != info.digest:
-                raise CheckpointError(source.name, "changed while it was read")
-        except CheckpointError:
-            self.forget(kept)
-            raise
+        if verify(kept).digest != info.digest:
+            raise CheckpointError(source.name, "changed while it was read")
         try:
             self._prune()
         except OSError as error:  # such as another worker that removes the same ones
@@ -84,11 +80,6 @@ class CheckpointCache:
     def folder_of(self, path: Location) -> Path | None:
         """Return the folder that holds only this checkpoint's files, which is removed with it; None if in storage."""
         return path.parent if isinstance(path, Path) and path.parent.parent == self.folder else None
-
-    def forget(self, path: Location) -> None:
-        """Remove a checkpoint that cannot be used."""
-        if folder := self.folder_of(path):
-            shutil.rmtree(folder, ignore_errors=True)
 
     def _prune(self) -> None:
         """Remove the least recently fetched checkpoints until the rest fits. The folder may hold others' files, too."""

@@ -235,8 +235,6 @@ class Models:
         except Exception as error:
             if not lost(error, self.device):  # of which this worker dies
                 workers.end_loading(self.connection, model.digest, self.consumer)
-            if isinstance(error, CheckpointError):
-                self.cache.forget(fetched.path)
             raise
         workers.end_loading(self.connection, model.digest, self.consumer)
         self._loaded_at = time.monotonic()

@@ -286,7 +286,6 @@ class Runner:
         if finished:
             stream, judged_by, judged_at = loaded.stream, loaded.judged_by, loaded.engine.judged_at
             self.storer.submit(Work(stream=stream, judged_by=judged_by, finished=finished, judged_at=judged_at))
-            self._collect()
 
     def _collect(self) -> None:
         """Note what is stored. What could not be is sampled again, here or elsewhere, once its lease has expired."""

@@ -5,7 +5,6 @@ Knows no networks and no queues.
 
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -43,7 +42,8 @@ class Work:
     complete: list[Claim] = field(default_factory=list)
     judged_at: tuple[float, float] = (0.0, 0.0)  # begin and end, in seconds since 1970
     stored_at: tuple[float, float] = (0.0, 0.0)
-    is_stored: bool = False
+    is_stored: bool = False  # but for grids
+    is_over: bool = False
 
     @property
     def pictures(self) -> list[FinishedPicture]:
@@ -60,70 +60,66 @@ class Storer:
     """Does work in order, in a thread, so that no step of a batch waits for storage.
 
     While storage fails or hangs, all work waits here, leased to this worker, and is tried again: nothing is lost, and
-    `problem` says why nothing moves.
+    `problem` says why nothing moves. Only the loop's thread changes `held`, all work that is not over.
     """
 
     def __init__(self, store: JobStore, files: PictureFiles, patience_s: float) -> None:
         """`patience_s`: how long a call of storage may take before it counts as hanging."""
         self.store, self.files, self.patience_s = store, files, patience_s
         self.problem = ""
+        self.held = list[Work]()
         self._thread, self._calls = StorageThreads(1), StorageThreads()
-        self._waiting = list[Work]()
-        self._begun = list[Work]()
-        self._outcome: Future[None] | None = None
-        self._not_before = 0.0  # monotonic seconds
+        self._failure: BaseException | None = None
         self._warned_at = -WARN_EVERY_S
 
     @property
     def busy(self) -> bool:
-        return bool(self._waiting or self._begun)
-
-    @property
-    def held(self) -> list[Work]:
-        """All work that is not over. Safe in another thread."""
-        return [*self._begun, *self._waiting]
+        return bool(self.held)
 
     def count(self, stream: PictureStream) -> int:
         """Return how many pictures of a model are not stored yet."""
         return sum(len(work.finished) for work in self.held if work.stream is stream and not work.is_stored)
 
     def submit(self, work: Work) -> None:
-        """Note work, which the next `collect` begins."""
-        self._waiting.append(work)
+        self.held = [*self.held, work]
+        self._thread.submit(self._store)
 
     def collect(self) -> list[Work]:
-        """Begin work if none is in progress, and return what is over. Raises what stopped it, but for storage."""
-        over = list[Work]()
-        if self._outcome is not None and self._outcome.done():
-            outcome, self._outcome = self._outcome, None
-            begun, self._begun = self._begun, []
-            try:
-                outcome.result()
-            except (OSError, Stalled) as error:
-                self._put_off(begun, error)
-            else:
-                self.problem = ""
-                over = begun
-        if self._outcome is None and self._waiting and time.monotonic() >= self._not_before:
-            self._begun, self._waiting = self._waiting, []
-            self._outcome = self._thread.submit(partial(self._do, self._begun))
+        """Return what is over. Raises what stopped the thread, but for storage."""
+        if self._failure is not None:
+            failure, self._failure, self.held = self._failure, None, []
+            raise failure
+        over = [work for work in self.held if work.is_over]
+        self.held = [work for work in self.held if work not in over]
         return over
 
-    def _put_off(self, works: list[Work], error: Exception) -> None:
-        self.problem = str(error)
-        self._waiting = works + self._waiting
-        self._not_before = time.monotonic() + RETRY_S
+    def _store(self) -> None:
+        """Do all work that is held, and try again while storage fails."""
+        while works := [work for work in self.held if not work.is_over]:
+            try:
+                self._do(works)
+                self.problem = ""
+            except (OSError, Stalled) as error:
+                self._warn(str(error))
+                time.sleep(RETRY_S)
+            except BaseException as error:
+                self._failure = error
+                return
+
+    def _warn(self, problem: str) -> None:
+        self.problem = problem
         if time.monotonic() - self._warned_at >= WARN_EVERY_S:
             self._warned_at = time.monotonic()
-            log.warning("pictures cannot be stored; retrying", storage=str(self.files.root), reason=self.problem)
+            log.warning("pictures cannot be stored; retrying", storage=str(self.files.root), reason=problem)
 
     def _do(self, works: list[Work]) -> None:
-        new = [work for work in works if not work.is_stored and work.finished]
+        new = [work for work in works if not work.is_stored]
         self._write([one for work in new for one in work.pictures])
         for work in new:
             self._commit(work)
         for work in works:
             self._complete(work)
+            work.is_over = True
 
     def _write(self, finished: Iterable[FinishedPicture]) -> None:
         """Write what was sampled; uploaded pictures are in storage already."""
@@ -210,4 +206,4 @@ class Storer:
         """Leave all work that is not over to other workers."""
         for work in self.held:
             work.stream.release(work.entries)
-        self._begun, self._waiting, self._outcome = [], [], None
+        self.held = []

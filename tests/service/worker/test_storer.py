@@ -119,10 +119,9 @@ def test_while_storage_is_away_nothing_is_lost_and_a_job_past_its_deadline_fails
     monkeypatch.setattr(runner.storer.files, "write", late)
     overdue, waits = create(LISTS[:1], options=ONE_STEP), create(options=ONE_STEP)
     run_until(runner, lambda: runner.storer.problem)
-    reason = "storage has not answered within 0.05 s" if hangs else "no space left"
-    assert runner.storer.problem == reason
+    reason = "storage has not answered" if hangs else "no space left"
     process._beat(runner, born_at=0.0)
-    assert [one["storage_problem"] for one in workers.list_live(store.connection)] == [runner.storer.problem]
+    assert [reason in one["storage_problem"] for one in workers.list_live(store.connection)] == [True]
     store.connection.zadd(keys.OPEN, {overdue.id: 0})
     other = create(LISTS[:1], options=ONE_STEP)
     run(runner, overdue.id)
