@@ -10,9 +10,9 @@ from service.settings import Settings
 from service.store import workers
 from service.store.doorbell import ModelName
 from service.store.jobs import JobStore
-from service.worker.models import TURN_S, Fetched
+from service.worker.models import TURN_S, Fetched, Models
 from service.worker.runner import Runner
-from shared.checkpoint import CheckpointInfo, read_info
+from shared.checkpoint import CheckpointError, CheckpointInfo, read_info
 from shared.evaluator import JudgeInside
 from shared.options import SamplingOptions
 from tests.service.processes import until
@@ -20,7 +20,9 @@ from tests.service.worker.conftest import (
     LISTS,
     LONG,
     Create,
+    Death,
     create_upload,
+    die,
     engine_of,
     error_of,
     load,
@@ -45,6 +47,17 @@ def runner(connection: Redis, own: Settings) -> Runner:
 
 def info_of(folder: Path, name: str = "toy") -> CheckpointInfo:
     return read_info(folder / f"{name}.safetensors")
+
+
+def test_a_promoted_model_that_kills_workers_at_their_start_is_loaded_no_more(
+    connection: Redis, own: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(Models, "_load", die)
+    for number in range(own.max_deliveries):
+        with pytest.raises(Death):
+            started(connection, own, f"dead{number}")
+    with pytest.raises(CheckpointError, match="workers died 4 times while they loaded it"):
+        started(connection, own, "w5")
 
 
 # Storage changes.

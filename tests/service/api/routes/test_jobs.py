@@ -19,6 +19,7 @@ from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.claims import PictureStream
+from service.store.connection import text
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from tests.conftest import running
@@ -181,6 +182,26 @@ def test_an_ended_job_is_deleted_with_its_results(client: httpx.Client, working:
     assert client.get("/jobs").json()["jobs"] == []
     assert working.connection.keys(f"{keys.job(job['id'])}*") == []
     assert not folder.exists()
+
+
+def test_a_job_that_is_created_cancelled_and_deleted_takes_no_room(client: httpx.Client, alive: JobStore) -> None:
+    def taken(requests: int) -> dict[str, int]:
+        for request in range(requests):
+            headers = {"prefer": "respond-async", "idempotency-key": f"key-{request}"}
+            address = client.post("/generate", json={"labels": LISTS}, headers=headers).headers["location"]
+            for _ in range(2):  # cancels, deletes
+                assert client.delete(address).status_code == 200
+        redis: Any = alive.connection
+        return {text(key): redis.memory_usage(key) for key in redis.keys("labelgrid:*")}
+
+    assert taken(1) == taken(20)  # what a model's first job creates, is there
+
+
+def test_the_list_of_jobs_reads_no_verdicts(client: httpx.Client, alive: JobStore) -> None:
+    job_id, _ = finished(alive, 2)
+    alive.connection.hset(keys.verdicts(job_id), "0", b"no JSON")
+    (head,) = client.get("/jobs").json()["jobs"]
+    assert (head["id"], head["status"], head["progress"]) == (job_id, "finished", {"done": 2, "total": 2})
 
 
 def test_a_job_that_is_older_than_jobs_are_kept_is_410(client: httpx.Client, settings: Settings) -> None:
