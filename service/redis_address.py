@@ -103,7 +103,7 @@ def _is_watched(url: str) -> bool:
 
 
 def _split(url: str) -> tuple[str, SplitResult]:
-    """Return the Sentinels, and the address with `primary` in their place: Python 3.14 refuses [::1] after another host."""
+    """Return the Sentinels, and the address with `primary` in their place: Python 3.14 takes one host only."""
     if not _is_watched(url):
         return "", urlsplit(url)
     scheme, _, rest = url.partition("://")
