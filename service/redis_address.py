@@ -8,7 +8,7 @@ has TLS. NAME is what the Sentinels call the primary. Options after `?` are thos
 import re
 from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from redis import Redis
 from redis.asyncio import ConnectionPool as AsyncPool
@@ -36,7 +36,7 @@ class Watched:
 def checked(url: str) -> str:
     """Return an address that can be used. ValueError otherwise; its text shows no part of the address."""
     try:
-        parts = urlsplit(url)
+        parts = _split(url)[1]
         if parts.fragment or (not _is_watched(url) and parts.port == 0):
             raise ValueError
     except ValueError:
@@ -102,15 +102,22 @@ def _is_watched(url: str) -> bool:
     return url.startswith(SCHEMES)
 
 
+def _split(url: str) -> tuple[str, SplitResult]:
+    """Return the Sentinels, and the address with `primary` in their place: Python 3.14 takes one host only."""
+    if not _is_watched(url):
+        return "", urlsplit(url)
+    scheme, _, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    credentials, at, hosts = authority.rpartition("@")
+    return hosts, urlsplit(f"{scheme}://{credentials}{at}primary{slash}{path}")
+
+
 def _watched(url: str) -> Watched:
-    parts = urlsplit(url)
-    credentials, at, hosts = parts.netloc.rpartition("@")
+    hosts, parts = _split(url)
     name, _, database = parts.path.strip("/").partition("/")
     if not name or not re.fullmatch("[0-9]*", database):
         raise ValueError("its path should be the primary's name, and may have a database: /mymaster or /mymaster/1")
-    primary = parts._replace(
-        scheme=parts.scheme.removesuffix(SUFFIX), netloc=f"{credentials}{at}primary", path=f"/{database}"
-    )
+    primary = parts._replace(scheme=parts.scheme.removesuffix(SUFFIX), path=f"/{database}")
     options = parse_url(primary.geturl())  # type: ignore[no-untyped-call]
     del options["host"]
     if options.pop("connection_class", None) is not None:

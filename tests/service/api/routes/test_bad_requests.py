@@ -2,6 +2,7 @@
 
 import gc
 import json
+import sys
 import weakref
 from typing import Any
 
@@ -17,6 +18,8 @@ from shared.vocabulary import ICLEVR
 from tests.service.api.answers import JSON, LISTS, Body, nothing_is_queued, problem
 from tests.service.processes import until
 
+# Python 3.14 reads on, for more levels than a body may have.
+NESTED = "nested too deeply" if sys.version_info < (3, 14) else "Expecting value at character 5000"
 BAD_LISTS = [
     ([["red cube"], ["red kube"]], 'unknown label "red kube"; did you mean "red cube"?', 1),
     ([["cube red"]], 'did you mean "red cube"?', 0),
@@ -90,7 +93,7 @@ def test_options_that_are_not_allowed(
         (b'{"seed":', "Expecting value at character 8"),
         (b'{"seed": ' + b"9" * 5000 + b"}", "a number with too many digits"),
         (b'{"model": "\xff"}', "not utf-8 text at byte 11"),
-        (b"[" * 5_000, "nested too deeply"),
+        (b"[" * 5_000, NESTED),
     ],
 )
 def test_what_is_not_json_is_said_without_words_of_python(
