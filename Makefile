@@ -35,7 +35,7 @@ train: $(VENV)/.train  ## Render data, train evaluator, denoiser, its distilled 
 TEST_PROCESSES = $(shell expr 3 \* $$(getconf _NPROCESSORS_ONLN) / 2)
 
 test: $(VENV)/.dev  ## The tests, on all cores
-	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile
+	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-browser: $(VENV)/.browser  ## Test the page in Chromium
 	BIN=$(BIN) sh tests_browser/setup.sh

@@ -45,6 +45,14 @@ hypothesis.settings.register_profile("long", max_examples=2000, deadline=None, p
 hypothesis.settings.load_profile("quick")
 
 
+FIRST = ("tests/trainer/", "tests/service/")  # their tests take longest
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Begin with the longest tests, lest at the end one process runs them and the others have nothing left."""
+    items.sort(key=lambda item: [not item.nodeid.startswith(folder) for folder in FIRST])
+
+
 def pytest_collection_finish() -> None:
     """Keep the modules of all tests out of the garbage collector's way: each of its full runs would look at them."""
     gc.collect()

@@ -19,10 +19,7 @@ from service.pictures import PictureFiles
 from service.settings import Settings
 from tests.paths import ROOT
 from tests.service.conftest import Command
-from tests.service.processes import (
-    clean_environment,
-    run_all,
-)
+from tests.service.processes import clean_environment, run_all
 
 
 def test_a_failed_start_is_reported(command: Command, storage: Path, tmp_path: Path) -> None:

@@ -1,11 +1,13 @@
 """The models in storage, as the API sees them: they appear, change, break and go while it runs."""
 
 import asyncio
+import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import httpx
 import pytest
@@ -22,7 +24,7 @@ from shared.checkpoint import publish, read_info
 from shared.registry import PROMOTED_FILE, promote
 from shared.vocabulary import ICLEVR
 from tests.conftest import serving
-from tests.service.api.answers import Body, nothing_is_queued, problem
+from tests.service.api.answers import problem
 from tests.service.api.fresh import Fresh
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toys
 from trainer.studies.card import write_card
@@ -247,20 +249,15 @@ def test_the_list_has_cards_and_problems(client: httpx.Client, folder: Path) -> 
     ],
 )
 def test_a_foreign_checkpoint_is_refused_with_its_reason(
-    settings: Settings, alive: JobStore, tmp_path: Path, config: Body, reason: str
+    models: Fresh, folder: Path, config: dict[str, Any], reason: str
 ) -> None:
     weights = {"w": torch.zeros(1)}
-    publish(tmp_path, "foreign", weights, kind="denoiser", vocabulary=("red cube",), config=config, training={})
-    with serving(settings.model_copy(update={"storage": tmp_path})) as client:
-        body = {"labels": [["red cube"]], "model": "foreign"}
-        assert reason in problem(client.post("/generate", json=body), 422, "invalid-request")["detail"]
-        models = client.get("/models").json()
-        assert models["models"] == []
-        assert reason in models["problems"]["foreign.safetensors"]
-        promote(tmp_path, "foreign")
-        assert reason in problem(client.post("/generate", json={"labels": [["red cube"]]}), 503, "no-model")["detail"]
-        assert reason in problem(client.get("/labels"), 503, "no-model")["detail"]
-    assert nothing_is_queued(alive.connection)
+    publish(folder, "foreign", weights, kind="denoiser", vocabulary=("red cube",), config=config, training={})
+    promote(folder, "foreign")
+    assert reason in models().problems["foreign.safetensors"]
+    for name, error in (("foreign", BadRequest), (None, NoModel)):
+        with pytest.raises(error, match=re.escape(reason)):
+            models.find(name)
 
 
 @pytest.fixture

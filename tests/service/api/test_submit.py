@@ -15,7 +15,6 @@ from typing import Any, cast
 
 import httpx
 import pytest
-from PIL import Image
 from redis import Redis
 
 import service.api.app
@@ -33,7 +32,7 @@ from service.worker.runner import Runner
 from shared.checkpoint import read_info
 from shared.registry import resolve
 from tests.conftest import running, serving
-from tests.service.api.answers import LISTS, Body, nothing_is_queued, png_with, problem, submitted
+from tests.service.api.answers import LISTS, nothing_is_queued, png_with, problem, submitted
 from tests.service.processes import until
 
 
@@ -165,25 +164,27 @@ def test_an_idempotency_key_holds_for_a_form_and_as_long_as_its_job(client: http
         assert job_id != before
 
 
+def request_of(how: str, **fields: str) -> tuple[str, dict[str, Any]]:
+    """Return the path and the content of a request of this kind."""
+    form, zipped = {"file": json.dumps(LISTS[:1])}, io.BytesIO()
+    with zipfile.ZipFile(zipped, "w") as archive:
+        archive.writestr("0.png", png_with(None))
+    return {
+        "generate": ("/generate", {"json": {"labels": LISTS, **fields}}),
+        "score": ("/score/conditions", {"json": {"conditions": LISTS, **fields}}),
+        "a form": ("/score", {"files": form, "data": fields}),
+        "pictures": ("/score", {"files": {**form, "pictures": zipped.getvalue()}}),
+        "v1": ("/v1/images/generations", {"json": {"prompt": "red cube", **fields}}),
+    }[how]
+
+
 @pytest.mark.parametrize("how", ["generate", "score", "a form", "pictures", "v1"])
 def test_an_idempotency_key_finds_its_job_after_the_models_are_gone(
     settings: Settings, alive: JobStore, tmp_path: Path, how: str
 ) -> None:
     folder = shutil.copytree(settings.storage, tmp_path / "storage")
     headers = {"prefer": "respond-async", "idempotency-key": "mine"}
-    zipped, picture = io.BytesIO(), io.BytesIO()
-    Image.new("RGB", (4, 4)).save(picture, "PNG")
-    with zipfile.ZipFile(zipped, "w") as archive:
-        archive.writestr("0.png", picture.getvalue())
-    form = {"file": json.dumps(LISTS[:1])}
-    requests: dict[str, tuple[str, Body]] = {
-        "generate": ("/generate", {"json": {"labels": LISTS, "model": "other"}}),
-        "score": ("/score/conditions", {"json": {"conditions": LISTS, "model": "other"}}),
-        "a form": ("/score", {"files": form, "data": {"model": "other"}}),
-        "pictures": ("/score", {"files": {**form, "pictures": zipped.getvalue()}}),
-        "v1": ("/v1/images/generations", {"json": {"prompt": "red cube", "model": "other"}}),
-    }
-    path, given = requests[how]
+    path, given = request_of(how, model="other")
     with serving(settings.model_copy(update={"storage": folder, "wait_s": 0.0})) as client:
 
         def ask() -> str:
@@ -219,16 +220,11 @@ def test_a_request_stops_waiting_when_its_client_disconnects(
     client: httpx.Client, alive: JobStore, settings: Settings, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setattr(service.store.reader, "LOOK_AGAIN_S", 14.0)  # no read ends by itself
-    made_with = {"name": "toy", "digest": read_info(resolve(settings.storage, "toy", "denoiser")).digest}
-    picture = png_with(json.dumps(example() | {"model": made_with}))
-    requests: dict[str, tuple[str, dict[str, Any]]] = {
-        "generate": ("/generate", {"json": {"labels": LISTS}}),
-        "by its picture": ("/generate/png", {"files": {"file": picture}}),
-        "score": ("/score/conditions", {"json": {"conditions": LISTS}}),
-        "a form": ("/score", {"files": {"file": json.dumps(LISTS)}}),
-        "v1": ("/v1/images/generations", {"json": {"prompt": "red cube"}}),
-    }
-    path, given = requests[how]
+    if how == "by its picture":
+        made_with = {"name": "toy", "digest": read_info(resolve(settings.storage, "toy", "denoiser")).digest}
+        path, given = "/generate/png", {"files": {"file": png_with(json.dumps(example() | {"model": made_with}))}}
+    else:
+        path, given = request_of(how)
     request = client.build_request("POST", path, **given)
     head = b"".join(b"%s: %s\r\n" % pair for pair in request.headers.raw)
     with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as connection:

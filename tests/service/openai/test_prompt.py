@@ -14,27 +14,16 @@ OWN = Vocabulary(("black and white cat", "cat", "white cat", "Dr. No", "the end"
 @pytest.mark.parametrize(
     ("prompt", "labels"),
     [
-        ("red cube and blue sphere", ["red cube", "blue sphere"]),
         ("A red cube, the Blue  Sphere; one gray cylinder.", ["red cube", "blue sphere", "gray cylinder"]),
         ("red cube & blue sphere\nwith a cyan cube", ["red cube", "blue sphere", "cyan cube"]),
-        ("red cube blue sphere", ["red cube", "blue sphere"]),
-        ('"red cube"', ["red cube"]),
-    ],
-)
-def test_labels_are_read_from_a_prompt(prompt: str, labels: list[str]) -> None:
-    assert parse_prompt(prompt, ICLEVR) == labels
-
-
-@pytest.mark.parametrize(
-    ("prompt", "labels"),
-    [
+        ('"red cube" blue sphere', ["red cube", "blue sphere"]),
         ("a black and white cat and a white cat", ["black and white cat", "white cat"]),
         ("dr. no and the end", ["Dr. No", "the end"]),
         ("a cat, white cat", ["cat", "white cat"]),
     ],
 )
-def test_names_may_contain_separators(prompt: str, labels: list[str]) -> None:
-    assert parse_prompt(prompt, OWN) == labels
+def test_labels_are_read_from_a_prompt(prompt: str, labels: list[str]) -> None:
+    assert parse_prompt(prompt, OWN if "cube" not in prompt else ICLEVR) == labels
 
 
 @pytest.mark.parametrize(

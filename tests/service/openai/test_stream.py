@@ -115,8 +115,3 @@ def test_the_same_request_again_streams_the_pictures_of_its_job(
     assert seen[0] == seen[1]
     assert [index for index, _ in seen[0]] == [0, 1]
     assert len(client.get("/jobs").json()["jobs"]) == 1
-
-
-def test_a_bad_request_is_an_error_before_the_stream(ai: openai.OpenAI, alive: JobStore) -> None:
-    with pytest.raises(openai.BadRequestError, match='did you mean "red cube"'):
-        ai.images.generate(prompt="red kube", stream=True)

@@ -2,14 +2,13 @@
 
 import asyncio
 import ipaddress
-import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import trustme
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -149,29 +148,19 @@ def test_a_name_is_resolved_once_and_the_checked_address_is_called(
 
 @pytest.mark.parametrize(("name", "received"), [("receiver.example", 1), ("other.example", 0)])
 def test_the_certificate_is_checked_for_the_name(
-    start: Callable[..., Receiver],
-    store: JobStore,
-    hooked: Settings,
-    monkeypatch: pytest.MonkeyPatch,
-    tmp_path: Path,
-    name: str,
-    received: int,
-) -> None:
-    if shutil.which("openssl") is None:
-        pytest.skip("openssl is not installed")
-    certificate = tmp_path / "certificate.pem"
-    command = ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes"]
-    names = ["-subj", f"/CN={name}", "-addext", f"subjectAltName=DNS:{name}"]
-    files = ["-keyout", str(tmp_path / "key"), "-out", str(tmp_path / "crt"), "-days", "2"]
-    subprocess.run([*command, *names, *files], check=True, capture_output=True)
-    certificate.write_text((tmp_path / "key").read_text() + (tmp_path / "crt").read_text())
+    start: Callable[..., Receiver], store: JobStore, hooked: Settings, monkeypatch: pytest.MonkeyPatch, tmp_path: Path,
+    name: str, received: int,
+) -> None:  # fmt: skip
+    authority, certificate = trustme.CA(), tmp_path / "certificate.pem"
+    authority.cert_pem.write_to_path(tmp_path / "authority.pem")
+    authority.issue_cert(name).private_key_and_cert_chain_pem.write_to_path(certificate)
     receiver = start(200, certificate=certificate)
 
     async def resolved(self: object, host: str, port: int, **_: object) -> list[Any]:
         return [(2, 1, 6, "", ("127.0.0.1", port))]
 
     monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", resolved)
-    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "crt"))
+    monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
     store.cancel(job_id := create_job(store, f"https://receiver.example:{receiver.port}/"))
     attempt(hooked, job_id, "cancelled")
     assert len(receiver.got()) == received
