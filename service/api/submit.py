@@ -19,7 +19,7 @@ from fastapi.concurrency import run_in_threadpool
 from structlog.contextvars import bind_contextvars
 
 from service.api.catalog import Models
-from service.api.dependencies import OwnerDep, Service, ServiceDep
+from service.api.dependencies import OwnerDep, ServiceDep
 from service.api.openapi import PNG, Responses
 from service.api.spec import JobSpec, new_record
 from service.api.streams import send_png
@@ -112,9 +112,17 @@ class Submitter:
     """Creates the job of one request, waits for it, and answers with it."""
 
     request: Request
-    service: Service
-    owner: str
-    idempotency_key: str | None
+    service: ServiceDep
+    owner: OwnerDep
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=200,
+            description="a retry of the same request with the same key returns the same job",
+            examples=["order-1234"],
+        ),
+    ] = None
 
     async def submit(
         self,
@@ -268,21 +276,4 @@ def _refusal(full: NoRoom, pictures: int, rate: float) -> QueueFull | QuotaExcee
     return QueueFull(detail, headers={"Retry-After": str(min(wait_s, MAX_WAIT_S))}, queued=full.taken)
 
 
-async def _submitter(
-    request: Request,
-    service: ServiceDep,
-    owner: OwnerDep,
-    idempotency_key: Annotated[
-        str | None,
-        Header(
-            min_length=1,
-            max_length=200,
-            description="a retry of the same request with the same key returns the same job",
-            examples=["order-1234"],
-        ),
-    ] = None,
-) -> Submitter:
-    return Submitter(request, service, owner, idempotency_key)
-
-
-SubmitterDep = Annotated[Submitter, Depends(_submitter)]
+SubmitterDep = Annotated[Submitter, Depends()]

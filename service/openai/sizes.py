@@ -13,13 +13,13 @@ from fastapi.concurrency import run_in_threadpool
 from PIL import Image, ImageChops
 
 from service.api.results import Slots
+from service.api.uploads.png import CHUNK, SIGNATURE
 from shared.rgb import to_rgb
 
 LARGEST: Final = 2048  # pixels along a side
 MOST_PIXELS: Final = 20_000_000  # of one answer's pictures: ten of OpenAI's 1792x1024
 PIXELS_A_REQUEST: Final = 100_000  # that take as long to scale as one usual request
 BAND_PIXELS: Final = 1 << 16  # that are scaled together
-PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 UP: Final = b"\2"  # begins a row of differences from the row above
 FORM: Final = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
 SIDE: Final = "([1-9][0-9]{0,2}|1[0-9]{3}|20[0-3][0-9]|204[0-8])"
@@ -66,7 +66,7 @@ def scaled(png: bytes, size: Size) -> Iterator[bytes]:
             return
         source = to_rgb(picture)
     width, height = size
-    yield PNG_SIGNATURE + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    yield SIGNATURE + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
     packer, above = zlib.compressobj(1), Image.new("RGB", (width, 1))
     rows, scale = max(1, BAND_PIXELS // width), source.height / height
     for top in range(0, height, rows):
@@ -84,7 +84,7 @@ def scaled(png: bytes, size: Size) -> Iterator[bytes]:
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
-    return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+    return CHUNK.pack(len(content), kind) + content + struct.pack(">I", zlib.crc32(kind + content))
 
 
 async def one_by_one(parts: Iterator[bytes], slots: Slots, owner: str) -> AsyncIterator[bytes]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from PIL import Image
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service import pictures
 from service.api import server
@@ -125,6 +126,13 @@ def test_a_connection_whose_client_does_not_read_is_closed(
     settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By the system, for every kind of answer: here of a file that is larger than what lies in sockets."""
+    ends, end = list[Exception | None](), H11Protocol.connection_lost
+
+    def noted(protocol: H11Protocol, error: Exception | None) -> None:
+        ends.append(error)
+        end(protocol, error)
+
+    monkeypatch.setattr(H11Protocol, "connection_lost", noted)
     monkeypatch.setattr(server, "UNREAD_MS", 500)
     job_id, _ = finished(alive, 2)
     PictureFiles(settings.pictures).write(job_id, pictures.GRID, bytes(32 << 20))
@@ -132,5 +140,5 @@ def test_a_connection_whose_client_does_not_read_is_closed(
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
         client.connect(running.servers[0].sockets[0].getsockname())
         client.sendall(f"GET /jobs/{job_id}/grid.png HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        until(lambda: running.server_state.connections)
-        until(lambda: not running.server_state.connections)
+        until(lambda: ends)
+    assert [type(error) for error in ends] == [TimeoutError]
