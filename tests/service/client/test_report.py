@@ -6,6 +6,7 @@ import html
 import io
 import re
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 from service.client import Client, report
@@ -16,7 +17,7 @@ from service.contract.schemas import JOB_EXAMPLE, Job, PictureResult, Repeat, Sc
 
 def picture(labels: list[str], found: list[str], f1: float, index: int) -> PictureResult:
     scores = dict.fromkeys(labels, 0.1) | dict.fromkeys(found, 0.9)
-    measured = {"accuracy": f1, "exact": set(labels) == set(found), "f1": f1, "scores": scores}
+    measured: dict[str, Any] = {"accuracy": f1, "exact": set(labels) == set(found), "f1": f1, "scores": scores}
     return PictureResult(labels=labels, seed=1, url=f"/jobs/0/images/{index}.png", trajectory_url=None, **measured)
 
 

@@ -1,6 +1,7 @@
 """Records: the pictures of a job, and that a stored job reads back unchanged."""
 
 import json
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -20,19 +21,8 @@ def test_a_job_record_reads_back_unchanged(
     lists: list[list[str]], options: SamplingOptions, seed: int, repeats: int, data: st.DataObject
 ) -> None:
     places = data.draw(st.none() | st.tuples(*(st.none() | layouts for _ in lists)).map(list))
-    stored = JobRecord(
-        id="a",
-        kind="score",
-        created_at=0.1,
-        model="m",
-        digest="d",
-        labels=lists,
-        layouts=places,
-        seed=seed,
-        repeats=repeats,
-        columns=8,
-        options=options,
-    )
+    asked: dict[str, Any] = {"labels": lists, "layouts": places, "seed": seed, "repeats": repeats, "options": options}
+    stored = JobRecord(id="a", kind="score", created_at=0.1, model="m", digest="d", columns=8, **asked)
     read = JobRecord.read(stored.write())
     assert read == stored
     assert list(read.pictures()) == list(stored.pictures())

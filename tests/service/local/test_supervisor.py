@@ -83,9 +83,7 @@ def test_everything_starts_works_and_ends(service: tuple[subprocess.Popen[str], 
     until(lambda: not any(is_alive(pid) for pid in parts), timeout_s=15)
 
 
-def test_a_dead_process_is_restarted_and_none_is_left_behind(
-    service: tuple[subprocess.Popen[str], str],
-) -> None:
+def test_a_dead_process_is_restarted_and_none_is_left_behind(service: tuple[subprocess.Popen[str], str]) -> None:
     process, address = service
     before = children(process.pid)
     by_name = {(Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")[3:4] or [b"redis"])[0]: pid for pid in before}

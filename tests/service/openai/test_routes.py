@@ -122,11 +122,8 @@ def test_bad_requests_are_400_with_the_parameter(
 ) -> None:
     with pytest.raises(openai.BadRequestError, match=words) as caught:
         ai.images.generate(**arguments)
-    assert (caught.value.param, caught.value.type, caught.value.code) == (
-        param,
-        "invalid_request_error",
-        "invalid_request",
-    )
+    found = (caught.value.param, caught.value.type, caught.value.code)
+    assert found == (param, "invalid_request_error", "invalid_request")
     response = caught.value.response
     assert response.headers["content-type"] == "application/problem+json"
     problem = response.json()

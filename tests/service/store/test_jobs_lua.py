@@ -198,6 +198,13 @@ def test_pictures_are_claimed_in_turn_stored_and_finished(library: Library) -> N
     assert all(KEEP_S - 5 <= library.connection.ttl(key) <= KEEP_S for key in of_jobs)
 
 
+def test_of_a_picture_that_two_workers_sampled_the_first_verdict_counts(library: Library) -> None:
+    library.create(A)
+    entries = library.claim(1)
+    assert [library.commit(entries, verdict) for verdict in ("first", "second")] == [([1], {})] * 2
+    assert library.hash(f"labelgrid:job:{A}:verdicts") == {"0": "first 0"}
+
+
 def test_a_commit_makes_the_group_that_a_redis_has_lost(library: Library) -> None:
     """As one that came back without its last writes: the job's pictures are pending again."""
     library.create(A, 1)

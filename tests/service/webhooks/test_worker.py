@@ -24,15 +24,7 @@ from tests.conftest import serving
 from tests.paths import ROOT
 from tests.service.conftest import Command
 from tests.service.processes import until
-from tests.service.webhooks.conftest import (
-    SECRET,
-    Receiver,
-    attempt,
-    create_job,
-    outbox,
-    send_due,
-    verified,
-)
+from tests.service.webhooks.conftest import SECRET, Receiver, attempt, create_job, outbox, send_due, verified
 
 
 @contextmanager

@@ -12,15 +12,7 @@ from service.worker import grids
 from service.worker.runner import Runner
 from tests.service.api.answers import pixels
 from tests.service.store.helpers import done, record
-from tests.service.worker.conftest import (
-    LISTS,
-    Create,
-    error_of,
-    grid_of,
-    run,
-    started,
-    status,
-)
+from tests.service.worker.conftest import LISTS, Create, error_of, grid_of, run, started, status
 
 
 def test_of_repeats_with_the_same_accuracy_the_first_with_most_exact_matches_is_best() -> None:

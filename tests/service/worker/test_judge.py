@@ -4,6 +4,7 @@ import io
 from collections.abc import Sequence
 from concurrent.futures import wait
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,17 +23,7 @@ from service.worker.runner import Runner
 from shared.options import SamplingOptions
 from shared.pictures import marked_grid, read_png
 from shared.vocabulary import Vocabulary
-from tests.service.worker.conftest import (
-    create_upload,
-    grid_of,
-    png,
-    pngs,
-    run,
-    run_until,
-    settle,
-    status,
-    verdicts_of,
-)
+from tests.service.worker.conftest import create_upload, grid_of, png, pngs, run, run_until, settle, status, verdicts_of
 from tests.service.worker.test_engine import CPU, NAMES, ToyJudge, picture
 
 
@@ -174,16 +165,8 @@ class LabelsOnly(Locating):
 
 def placed(index: int, *labels: str, places: list[tuple[float, float]] | None = None) -> Picture:
     layout = None if places is None else tuple(Point(x=x, y=y) for x, y in places)
-    return Picture(
-        job="a",
-        index=index,
-        labels=labels,
-        layout=layout,
-        seed=1,
-        options=SamplingOptions(),
-        run_seed=7,
-        position=index,
-    )
+    asked: dict[str, Any] = {"labels": labels, "layout": layout, "seed": 1, "options": SamplingOptions()}
+    return Picture(job="a", index=index, run_seed=7, position=index, **asked)
 
 
 PICTURES = [

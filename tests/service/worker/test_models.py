@@ -98,15 +98,9 @@ def test_a_new_worker_can_still_sample_jobs_that_were_accepted(
 
 @pytest.mark.parametrize(("is_busy", "is_draining"), [(False, False), (True, False), (False, True)])
 def test_a_job_whose_checkpoint_only_another_worker_has_is_left_to_it(
-    connection: Redis,
-    own: Settings,
-    folder: Path,
-    tmp_path: Path,
-    store: JobStore,
-    create: Create,
-    is_busy: bool,
-    is_draining: bool,
-) -> None:
+    connection: Redis, own: Settings, folder: Path, tmp_path: Path, store: JobStore, create: Create,
+    is_busy: bool, is_draining: bool,
+) -> None:  # fmt: skip
     """Whether a worker has nothing to do, or wants its model while it samples another one; and if the other drains."""
     one, old = started(connection, own), publish_toy_denoiser(folder, "other", 6)
     elsewhere = started(connection, own.model_copy(update={"cache": tmp_path / "elsewhere"}), "w2")

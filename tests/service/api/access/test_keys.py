@@ -16,11 +16,7 @@ def entry(name: str, key: str) -> str:
 
 def test_entries_may_have_comments_commas_and_blank_lines_between_them() -> None:
     text = f"# keys\n{entry('a', ALICE)},{entry('b.c-d_1', BOB)}  # bob's\n\n{entry('a', BOB)}"
-    assert list(parse(text, "x")) == [
-        ("a", hash_of(ALICE)),
-        ("b.c-d_1", hash_of(BOB)),
-        ("a", hash_of(BOB)),
-    ]
+    assert list(parse(text, "x")) == [("a", hash_of(ALICE)), ("b.c-d_1", hash_of(BOB)), ("a", hash_of(BOB))]
 
 
 BAD_ENTRIES = {

@@ -1,7 +1,6 @@
 """GET /: the page and its files are served with their types and headers, and follow the content policy."""
 
 import re
-from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import urljoin
 
@@ -11,23 +10,6 @@ import pytest
 from service.api.routes.page import CONTENT_POLICY, FOLDER
 
 TYPES = {".js": "text/javascript", ".css": "text/css", ".svg": "image/svg+xml", ".html": "text/html"}
-
-
-class Tags(HTMLParser):
-    """Collects the tags of a document with their attributes, and the text inside scripts and styles."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.inline = ""
-        self.feed(text)
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_data(self, data: str) -> None:
-        if self.tags and self.tags[-1][0] in ("script", "style"):
-            self.inline += data.strip()
 
 
 def named_files(client: httpx.Client) -> set[str]:
@@ -50,8 +32,6 @@ def test_the_page_and_its_headers(client: httpx.Client) -> None:
     assert response.headers["content-type"] == "text/html; charset=utf-8"
     assert response.headers["content-security-policy"] == CONTENT_POLICY
     assert response.headers["x-content-type-options"] == "nosniff"
-    head = client.head("/")
-    assert (head.status_code, head.content) == (200, b"")
 
 
 @pytest.mark.parametrize("path", ["/", "/static/app.js", "/static/docs/swagger-ui-bundle.js"])
@@ -64,11 +44,7 @@ def test_a_browser_keeps_a_file_and_asks_whether_it_has_changed(client: httpx.Cl
 def test_the_policy_allows_nothing_inline_and_nothing_from_elsewhere(client: httpx.Client) -> None:
     assert "unsafe" not in CONTENT_POLICY
     assert "http" not in CONTENT_POLICY
-    document = Tags(client.get("/").text)
-    assert document.inline == ""
-    for tag, attributes in document.tags:
-        assert "style" not in attributes, tag
-        assert not [name for name in attributes if name.startswith("on")], tag
+    assert not re.findall(r"<style|<script[^>]*>[^<]|<[^>]*\s(?:style|on\w+)\s*=", client.get("/").text)
 
 
 def test_every_file_is_served_with_its_type(client: httpx.Client) -> None:

@@ -63,13 +63,9 @@ def test_a_body_that_is_announced_too_large_is_refused_before_it_comes() -> None
 
 @pytest.mark.parametrize(
     ("path", "field"),
-    [
-        ("/generate", "labels"),
-        ("/generate", "layouts"),
-        ("/score/conditions", "conditions"),
-        ("/v1/images/generations", "user"),
-    ],
-)
+    [("/generate", "labels"), ("/generate", "layouts"), ("/score/conditions", "conditions"),
+     ("/v1/images/generations", "user")],
+)  # fmt: skip
 def test_json_of_very_many_parts_is_not_parsed(client: httpx.Client, alive: JobStore, path: str, field: str) -> None:
     body = json.dumps({field: [[]] * LIMITS.max_parts}).encode()
     found = problem(client.post(path, content=body, headers=JSON), 413, "content-too-large")
