@@ -23,6 +23,7 @@ from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
+HEAD = b"record", b"status", b"started_at", b"finished_at", b"error"  # of a job in a list; its result may be large
 LOOK_AGAIN_S = 5.0  # how often one who waits looks at the job itself, in case its end was not heard
 
 
@@ -67,10 +68,11 @@ class JobReader:
         found = await self.redis("ZREVRANGEBYLEX", keys.index(owner), last, "-", "LIMIT", 0, limit + 1)
         members = [text(raw) for raw in found]
         ids = [member.partition("-")[2] for member in members[:limit]]
-        stored = await self.redis.ask(*(("HGETALL", keys.job(job_id)) for job_id in ids))
+        stored = await self.redis.ask(*(("HMGET", keys.job(job_id), *HEAD) for job_id in ids))
         counts = await self.redis.ask(*(("HLEN", keys.verdicts(job_id)) for job_id in ids))
         heads = []
-        for job_id, fields, done in zip(ids, stored, counts, strict=True):
+        for job_id, values, done in zip(ids, stored, counts, strict=True):
+            fields = {name: value for name, value in zip(HEAD, values, strict=True) if value is not None}
             if fields:  # otherwise the job has expired
                 with contextlib.suppress(Unavailable):  # the list is of use without a job of another version
                     heads.append(answers.head(*_parsed(job_id, fields), done))
