@@ -26,6 +26,7 @@ from service.local.redis_server import RedisServer, die_with_parent
 READY_S = 600.0
 LOG_TAIL = 2000  # characters
 WAIT_S = 3600  # for a request; more than a busy machine takes
+LEASE_S = 60  # a worker that gets no core for so long counts as dead; the default is 8 s, few on a busy machine
 
 
 class NotUp(RuntimeError):
@@ -170,6 +171,7 @@ def stack(workers: int = 1, tree: Tree = HERE, **environment: str) -> Iterator[S
         own = {"LABELGRID_REDIS_URL": redis.url, "LABELGRID_STORAGE": str(tree.storage)}
         own |= {"LABELGRID_PICTURES": str(redis.folder / "pictures")}
         own |= {"LABELGRID_WAIT_S": str(WAIT_S), "LABELGRID_LOG_FORMAT": "json"}  # logs as in the containers
+        own |= {"LABELGRID_LEASE_S": str(LEASE_S)}
         running = Stack(tree, redis, tree.environment(**(own | environment)), free_port())
         try:
             running.start_api()

@@ -22,14 +22,6 @@ class Stalled(RuntimeError):
     """Storage has not answered in time."""
 
 
-def settle(future: "Future[Result]", work: Callable[[], Result]) -> None:
-    """Do the work, and note its result or its error."""
-    try:
-        future.set_result(work())
-    except BaseException as error:
-        future.set_exception(error)
-
-
 class StorageThreads:
     """Runs calls in order of arrival, `count` at a time. Its threads end with it."""
 
@@ -38,7 +30,6 @@ class StorageThreads:
         self._calls: SimpleQueue[Call | None] = SimpleQueue()
         self._starting = threading.Lock()
         self._started = False
-        self._late: list[Future[Any]] = []
 
     def submit(self, work: Callable[[], Result]) -> "Future[Result]":
         with self._starting:
@@ -52,17 +43,12 @@ class StorageThreads:
         return future
 
     def all(self, works: Sequence[Callable[[], Result]], within_s: float) -> list[Result]:
-        """Return what all of `works` return. Stalled after `within_s`, or at once while calls of before still hang.
-
-        For one thread at a time.
-        """
-        self._late = [future for future in self._late if not future.done()]
-        if self._late:
-            raise Stalled("storage has not answered an earlier call")
+        """Return what all of `works` return. Stalled after `within_s`."""
         futures = [self.submit(work) for work in works]
-        wait(futures, within_s)
-        self._late = [future for future in futures if not (future.done() or future.cancel())]
-        if any(future.cancelled() for future in futures) or self._late:
+        _, late = wait(futures, within_s)
+        for future in late:
+            future.cancel()  # unless a thread has begun it
+        if late:
             raise Stalled(f"storage has not answered within {within_s:g} s")
         return [future.result() for future in futures]
 
@@ -79,6 +65,9 @@ def _run(calls: "SimpleQueue[Call | None]") -> None:
     while (call := calls.get()) is not None:
         future, work = call
         if future.set_running_or_notify_cancel():
-            settle(future, work)
+            try:
+                future.set_result(work())
+            except BaseException as error:
+                future.set_exception(error)
         del call, future, work
     calls.put(None)
