@@ -210,9 +210,13 @@ class Submitter:
 
     async def rate(self) -> float:
         """Return the pictures that the workers finish per second; 0 while it is unknown. Raises NoWorker."""
-        ready = await self.service.jobs.workers()
-        if not ready and not self.service.settings.accept_without_workers:
-            raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
+        settings, workers = self.service.settings, self.service.jobs.workers
+        ready = await workers()
+        if not ready and not settings.accept_without_workers:
+            # After the machine stood still, or Redis lost its last writes, a live worker announces itself again
+            await asyncio.sleep(settings.heartbeat_s)
+            if not (ready := await workers()):
+                raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
         return float(sum(about.get("pictures_per_s", 0.0) for about in ready))
 
     async def wait(self, accepted: Accepted, wait_s: float) -> Job:

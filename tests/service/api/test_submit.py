@@ -46,6 +46,17 @@ def test_without_a_worker_nothing_is_accepted(client: httpx.Client, connection: 
     assert nothing_is_queued(connection)
 
 
+def test_a_worker_that_announces_itself_again_within_a_heartbeat_was_never_gone(
+    settings: Settings, connection: Redis
+) -> None:
+    """As after the machine stood still for longer than a lease."""
+    with serving(settings.model_copy(update={"heartbeat_s": 1.0, "lease_s": 10.0})) as client:
+        back = threading.Timer(0.2, workers.announce, (connection, "paused", {}, 60))
+        back.start()
+        assert client.post("/generate", json={"labels": LISTS}, headers={"prefer": "wait=0"}).status_code == 202
+        back.join()
+
+
 def test_requests_wait_for_the_first_worker_if_they_may(settings: Settings, connection: Redis) -> None:
     """As with workers that something starts when there is work."""
     waiting = settings.model_copy(update={"accept_without_workers": True, "max_queued_pictures": 3})
