@@ -16,7 +16,7 @@ from redis.exceptions import ResponseError
 from service.contract.records import Picture
 from service.settings import Settings
 from service.store import functions, keys
-from service.store.connection import text
+from service.store.connection import best_effort, text
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -75,7 +75,7 @@ class PictureStream:
         """Take over expired leases: up to `room` claims to sample, and hopeless ones to fail.
 
         A picture whose workers died twice may be what killed them: it is claimed alone, by a worker that samples
-        nothing (`may_be_alone`); the others take what waits behind it once it is claimed. One that was delivered
+        nothing (`may_be_alone`). One worker does so, and the others go on with other pictures. One that was delivered
         `max_deliveries` times is hopeless, and so is one that this worker cannot read and no other has taken within
         `UNREADABLE_S`.
 
@@ -94,12 +94,22 @@ class PictureStream:
         for claim in self._take_over([entry for entry, count in pending if count >= most]):
             gone.append(Hopeless(claim.entry, claim.job, f"workers died {most} times while {claim.what}"))
         suspect = [entry for entry, count in pending if in_batches <= count < most]
-        if not suspect:
+        if not (suspect and self._keeps_suspects()):
             self.suspects = 0
             return self._take_over([entry for entry, count in pending if count < in_batches][:room]), gone
         alone = self._take_over(suspect[:1]) if may_be_alone else []
         self.suspects = len(suspect) - len(alone)
         return [replace(claim, alone=True) for claim in alone], gone
+
+    def _keeps_suspects(self) -> bool:
+        """Whether this worker is the one that samples suspects. It stops being so if it does not ask for `lease_s`."""
+        key = keys.suspects_keeper(self.digest)
+        with best_effort():  # while Redis is full, nobody becomes it: the other pictures must go on
+            self.connection.set(key, self.consumer, nx=True, px=self.lease_ms)
+        if text(self.connection.get(key) or b"") != self.consumer:
+            return False
+        self.connection.pexpire(key, self.lease_ms)
+        return True
 
     def _take_over(self, entries: Sequence[str]) -> list[Claim]:
         """Claim entries unless another worker was faster: XCLAIM takes only those that are still idle."""

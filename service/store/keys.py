@@ -17,6 +17,7 @@ turns:DIGEST:OWNER    list        the owner's jobs with pending pictures, in tur
 waiting:DIGEST        hash        owner -> number of their pending pictures
 pictures:DIGEST       stream      pictures of a checkpoint that a worker has claimed or is about to claim, and the jobs
                                   whose grids are to be composed
+suspects:DIGEST       string      the worker that samples pictures which may kill workers; others go on with new ones
 loading:DIGEST        set         names of workers that load a checkpoint, or died while they did; expires minutes later
 worker:NAME           string      description (JSON) of a live worker; expires `lease_s` after its last heartbeat
 workers               set         names of workers; some may have died
@@ -56,5 +57,6 @@ webhook_sender = "labelgrid:webhook-sender:{}".format  # with a host name
 owners = "labelgrid:turns:{}".format
 pending_counts = "labelgrid:waiting:{}".format
 stream = "labelgrid:pictures:{}".format
+suspects_keeper = "labelgrid:suspects:{}".format
 owner_jobs = "labelgrid:turns:{}:{}".format  # with an owner
 loading = "labelgrid:loading:{}".format

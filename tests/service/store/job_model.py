@@ -79,6 +79,7 @@ class Model:
         self.now, self.clock = 0, CLOCK
         self.jobs: dict[str, Job] = {}
         self.entries: dict[str, dict[str, Entry]] = {digest: {} for digest in DIGESTS}
+        self.keepers: dict[str, str] = {}  # digest -> the worker that samples suspects
         self.keys: dict[tuple[str, str], tuple[str, str, int]] = {}  # owner and key -> request, job, time
         self.stored: dict[str, dict[int, int]] = {owner: {} for owner in OWNERS}  # hour -> pictures
         self.stored_until = dict.fromkeys(OWNERS, 0)
@@ -116,6 +117,7 @@ class Model:
     def time_passes(self, ticks: int) -> None:
         self.now += ticks * T
         if ticks:
+            self.keepers.clear()
             for entry in (one for entries in self.entries.values() for one in entries.values()):
                 entry.stale = True
         for owner in OWNERS:
@@ -159,14 +161,15 @@ class Model:
             raise KeyReuse("")
         return known[1]
 
-    def take_stale(self, digest: str, room: int, held: Container[str]) -> tuple[dict[str, bool], set[str]]:
+    def take_stale(self, who: str, digest: str, room: int, held: Container[str]) -> tuple[dict[str, bool], set[str]]:
         """Deliver stale entries again. Return them, with whether they must be sampled alone, and the hopeless ones."""
         entries = self.entries[digest]
         stale = [name for name, entry in entries.items() if entry.stale and name not in held]
         hopeless = {name for name in stale if entries[name].deliveries > LAST_TRY}
         suspects = [name for name in stale if entries[name].deliveries == LAST_TRY]
         innocent = [name for name in stale if entries[name].deliveries < LAST_TRY]
-        taken = {suspects[0]: True} if suspects else dict.fromkeys(innocent[:room], False)
+        keeps = bool(suspects) and self.keepers.setdefault(digest, who) == who
+        taken = {suspects[0]: True} if keeps else dict.fromkeys(innocent[:room], False)
         for name in (*taken, *hopeless):
             entries[name].stale = False
             entries[name].deliveries += 1

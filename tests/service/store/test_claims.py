@@ -8,7 +8,7 @@ from redis import Redis
 
 from service.contract.records import JobRecord, JobResult
 from service.settings import Settings
-from service.store import claims
+from service.store import claims, keys
 from service.store.claims import GROUP, Claim, PictureStream
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
@@ -16,7 +16,7 @@ from shared.checkpoint import read_info
 from shared.registry import resolve
 from tests.service.processes import until
 from tests.service.store.ageing import MINUTE_S, age
-from tests.service.store.helpers import DIGEST, add_job, record
+from tests.service.store.helpers import DIGEST, add_job, full, record
 
 
 def test_new_pictures_do_not_take_the_places_of_those_with_expired_leases(
@@ -28,6 +28,19 @@ def test_new_pictures_do_not_take_the_places_of_those_with_expired_leases(
     assert b.claim_stale(0, may_be_alone=False) == ([], [])  # its batch is full
     taken = [[claim.picture.index for claim in b.claim_stale(room, may_be_alone=False)[0]] for room in (0, 2, 2, 2)]
     assert taken == [[], [0, 1], [2], []]  # at once, not a quarter of a lease later
+
+
+def test_suspects_do_not_hold_up_the_other_pictures_while_redis_is_full(
+    connection: Redis, store: JobStore, a: PictureStream, b: PictureStream
+) -> None:
+    add_job(store, record(2))
+    suspect, _ = a.claim_new(2)
+    connection.xclaim(a.key, GROUP, a.consumer, 0, [suspect.entry], retrycount=claims.IN_BATCHES)
+    age(connection, MINUTE_S)
+    with full(connection):
+        taken, hopeless = b.claim_stale(5, may_be_alone=True)
+    assert ([claim.picture.index for claim in taken], hopeless) == ([1], [])
+    assert [claim.picture.index for claim in a.claim_stale(5, may_be_alone=True)[0]] == [0]
 
 
 def of_a_newer_version(connection: Redis, stream: PictureStream, job: str) -> str:
@@ -64,18 +77,19 @@ def test_a_worker_that_samples_others_leaves_a_suspect_alone(
     assert [one["times_delivered"] for one in connection.xpending_range(a.key, GROUP, "-", "+", 5)] == [2, 1]
 
 
-def test_a_suspect_waits_until_a_worker_is_free_and_the_others_then_go_on(
+def test_one_worker_samples_suspects_and_the_others_go_on(
     connection: Redis, store: JobStore, a: PictureStream, b: PictureStream
 ) -> None:
-    add_job(store, record(3))
-    entries = [claim.entry for claim in a.claim_new(3)]
-    of_dead_worker(connection, a, entries[:2], deliveries=2)
-    of_dead_worker(connection, a, entries[2:], deliveries=1)
-    assert b.claim_stale(5, may_be_alone=False) == ([], [])
+    add_job(store, record(6))
+    entries = [claim.entry for claim in a.claim_new(6)]
+    of_dead_worker(connection, a, entries[:5], deliveries=2)
+    of_dead_worker(connection, a, entries[5:], deliveries=1)
     assert [claim.picture.index for claim in a.claim_stale(5, may_be_alone=True)[0]] == [0]
-    assert (a.suspects, b.suspects) == (1, 2)
-    assert [claim.picture.index for claim in b.claim_stale(5, may_be_alone=True)[0]] == [1]
-    assert [(one.picture.index, one.alone) for one in a.claim_stale(5, may_be_alone=False)[0]] == [(2, False)]
+    assert [(one.picture.index, one.alone) for one in b.claim_stale(5, may_be_alone=True)[0]] == [(5, False)]
+    assert (a.suspects, b.suspects) == (4, 0)
+    connection.pexpire(keys.suspects_keeper(DIGEST), 1000)
+    a.claim_stale(0, may_be_alone=False)
+    assert connection.pttl(keys.suspects_keeper(DIGEST)) > 1000  # it remains the one as long as it asks
 
 
 def test_consumers_that_are_idle_for_a_lease_are_dropped_when_a_worker_opens_the_stream(

@@ -159,7 +159,7 @@ class JobMachine(RuleBasedStateMachine):
         worker = self.workers[who]
         stream = worker.streams[digest]
         taken, hopeless = stream.claim_stale(room, may_be_alone=True, held=worker.held[digest])
-        expected_taken, expected_hopeless = self.model.take_stale(digest, room, worker.held[digest])
+        expected_taken, expected_hopeless = self.model.take_stale(worker.name, digest, room, worker.held[digest])
         assert {claim.entry: claim.alone for claim in taken} == expected_taken
         assert {one.entry for one in hopeless} == expected_hopeless
         for one in hopeless:
