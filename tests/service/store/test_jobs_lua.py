@@ -165,6 +165,25 @@ def test_create_takes_more_pictures_than_a_lua_function_takes_arguments(library:
     assert library.connection.llen(f"labelgrid:job:{A}:waiting") == pictures
 
 
+@pytest.mark.parametrize(
+    ("limits", "answer"),
+    [
+        ({"request_key": "labelgrid:key:k", "request_hash": "h"}, [b"request", f"{A} h".encode()]),
+        ({"most_queued": 3}, [b"queue", 2]),
+        ({"most_own": 3}, [b"owner", 2]),
+        ({"most_stored": 3, "lifetime_s": 10**9}, [b"stored", 2]),
+    ],
+    ids=["request", "queue", "owner", "stored"],
+)
+def test_create_says_what_prevents_a_job_and_writes_nothing(
+    library: Library, limits: dict[str, Any], answer: list[Any]
+) -> None:
+    library.create(A, 2, "ann", request_key="labelgrid:key:k", request_hash="h", most_stored=9)
+    before = library.dump()
+    assert library.create(B, 2, "ann", **limits) == answer
+    assert library.dump() == before
+
+
 def test_begin_moves_queued_jobs_and_says_which_pictures_are_finished(library: Library) -> None:
     for job in (A, B):
         library.create(job)
