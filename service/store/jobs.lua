@@ -372,22 +372,24 @@ local function begin(args)
     used = used + 2 + #indices
     local keys = keys_of_job(id)
     local status, wanted, record = unpack(redis.call('HMGET', keys.job, 'status', 'webhook_events', 'record'))
-    local answer = false
+    local moved = 0
     if status == 'queued' then
+      moved = 1
       redis.call('HSET', keys.job, 'status', 'running', 'started_at', time)
       add_event(id, 'status', 'running')
       add_webhook(id, 'running', wanted)
-      answer = {1, record, {}}
-    elseif status == 'running' then
+    end
+    local answer = false
+    if status == 'queued' or status == 'running' then
       local finished = {}
-      if #indices > 0 then
+      if #indices > 0 then  -- also of a queued job: Redis may have forgotten that it ran
         for i, verdict in ipairs(redis.call('HMGET', keys.verdicts, unpack(indices))) do
           if verdict then
             table.insert(finished, indices[i])
           end
         end
       end
-      answer = {0, record, finished}
+      answer = {moved, record, finished}
     end
     table.insert(answers, answer)
   end
