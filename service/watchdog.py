@@ -30,6 +30,7 @@ def watch(settings: Settings, progress: Callable[[], float], ended: threading.Ev
     process that was paused is not stuck.
     """
     last, same_s = progress(), 0.0
+    touch(settings)
     while not ended.wait(TICK_S):
         touch(settings)
         before, last = last, progress()

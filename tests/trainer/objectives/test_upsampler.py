@@ -137,7 +137,9 @@ def test_one_loss_teaches_the_upsampler_pixels_and_edges_and_the_discriminator(t
         grads.append({name: value.grad.clone() for name, value in network.named_parameters() if value.grad is not None})
     of_discriminator = [name for name in grads[0] if name.startswith("discriminator.")]
     assert of_discriminator
-    assert all(torch.equal(grads[0][name], grads[1][name]) and grads[0][name].any() for name in of_discriminator)
+    assert all(grads[0][name].any() for name in of_discriminator)
+    for name in of_discriminator:
+        torch.testing.assert_close(grads[0][name], grads[1][name], rtol=1e-3, atol=1e-6)  # threads sum in any order
     head = "upsampler.head.weight"
     assert not torch.allclose(grads[0][head], grads[1][head], rtol=0.1)
 
