@@ -61,7 +61,7 @@ class StorageThreads:
 
 
 def _run(calls: "SimpleQueue[Call | None]") -> None:
-    """Make calls until there is a None, which the next thread gets, too. Between two calls it keeps nothing of them."""
+    """Make calls until a None comes, and pass it on to the next thread. Between two calls nothing of them is kept."""
     while (call := calls.get()) is not None:
         future, work = call
         if future.set_running_or_notify_cancel():

@@ -125,7 +125,7 @@ def pace(running: Stack, rate: Callable[[int], float], pictures: int) -> Data:
 
 
 def queue_growth(sizes: Sequence[int], looks: int, pictures: int, deadline: Deadline) -> list[Data]:
-    """For each number of queued jobs, measure one more job, the API's latency, Redis's memory, a sweep, and pictures/s.
+    """For each number of queued jobs, measure one more job, the API's latency, Redis's memory, a look and pictures/s.
 
     Jobs are created by the API's own call. When time runs out, the queue stays as long as it is.
     """
@@ -256,7 +256,7 @@ def measure(quick: bool) -> Data:
 
 
 def report(data: Data) -> list[Piece]:
-    queue = Table(["queued jobs", "one more, ms", "GET job, ms", "p95", "GET /jobs, ms", "bytes per job", "sweep, s"])
+    queue = Table(["queued jobs", "one more, ms", "GET job, ms", "p95", "GET /jobs, ms", "bytes per job", "look, s"])
     for one in data["queue"]:
         fields = ("create_ms", "read_ms", "read_p95_ms", "list_ms", "bytes_per_job", "sweep_s")
         queue.add(f"{one['queued']:,}", *(number(one[field]) for field in fields))
@@ -277,8 +277,8 @@ def report(data: Data) -> list[Piece]:
     for one in data["streams"]:
         streams.add(one["streams"], *(number(one[field]) for field in fields))
     return [
-        "*Queued jobs.* They have one picture each, and no worker takes them. Every worker runs a sweep each second, "
-        "which fails overdue jobs.",
+        "*Queued jobs.* They have one picture each, and no worker takes them. Every worker looks for overdue jobs "
+        "each second.",
         queue,
         f"*Finished jobs.* A picture's PNG has {data['png_bytes']:,} bytes; it lies in storage. Redis has its "
         "verdict, record, events and keys.",

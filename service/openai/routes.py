@@ -1,7 +1,6 @@
 """/v1: OpenAI's images and models API, for clients written for it. docs/api.md."""
 
 import math
-import struct
 from collections.abc import AsyncIterator
 from datetime import datetime
 from functools import partial
@@ -20,6 +19,7 @@ from service.api.results import Slots
 from service.api.spec import JobSpec
 from service.api.streams import CutStream
 from service.api.submit import ERRORS, Submitter, SubmitterDep, why_unfinished
+from service.api.uploads.png import png_size
 from service.contract.errors import BadRequest, NotFound, NotInTime
 from service.contract.records import TERMINAL
 from service.contract.schemas import Job
@@ -77,8 +77,7 @@ async def generate_images(request: Request, body: ImagesRequest, submitter: Subm
     if job.result is None:
         raise why_unfinished(job, NO_RETRY)
     first = await submitter.service.results.image(job.id, submitter.owner, 0)
-    own: Size = struct.unpack(">II", first[16:24])  # from the PNG's header
-    images = _images(request, body, submitter, job, own)
+    images = _images(request, body, submitter, job, png_size(first))
     return CutStream(images, media_type="application/json")
 
 

@@ -11,9 +11,10 @@ from typing import Final
 
 from fastapi.concurrency import run_in_threadpool
 from PIL import Image, ImageChops
+from PIL.PngImagePlugin import putchunk
 
 from service.api.results import Slots
-from service.api.uploads.png import CHUNK, SIGNATURE
+from service.api.uploads.png import SIGNATURE
 from shared.rgb import to_rgb
 
 LARGEST: Final = 2048  # pixels along a side
@@ -66,7 +67,7 @@ def scaled(png: bytes, size: Size) -> Iterator[bytes]:
             return
         source = to_rgb(picture)
     width, height = size
-    yield SIGNATURE + _chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    yield SIGNATURE + _chunk(b"IHDR", struct.pack(">2I5B", width, height, 8, 2, 0, 0, 0))  # 8 bits, RGB
     packer, above = zlib.compressobj(1), Image.new("RGB", (width, 1))
     rows, scale = max(1, BAND_PIXELS // width), source.height / height
     for top in range(0, height, rows):
@@ -84,7 +85,9 @@ def scaled(png: bytes, size: Size) -> Iterator[bytes]:
 
 
 def _chunk(kind: bytes, content: bytes) -> bytes:
-    return CHUNK.pack(len(content), kind) + content + struct.pack(">I", zlib.crc32(kind + content))
+    chunk = io.BytesIO()
+    putchunk(chunk, kind, content)
+    return chunk.getvalue()
 
 
 async def one_by_one(parts: Iterator[bytes], slots: Slots, owner: str) -> AsyncIterator[bytes]:

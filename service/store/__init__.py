@@ -2,5 +2,5 @@
 
 `keys.py` lists every key. Start reading in `jobs.lua`, which has every move of a job, then `creation.py` and `jobs.py`
 (a job from creation to end), `claims.py` (how pending pictures reach workers), `reader.py` and `hub.py` (what clients
-see, and when) and `sweep.py` (how lost jobs are repaired).
+see, and when).
 """

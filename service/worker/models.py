@@ -106,7 +106,6 @@ class Fetched:
     """The files of a checkpoint and of the evaluator that judges its pictures, which may be the same."""
 
     path: Location
-    info: CheckpointInfo
     judge: Location
 
 
@@ -192,8 +191,7 @@ class Models:
 
     def _fetch(self, model: ModelName) -> Fetched:
         path = self.cache.fetch(model.name, model.digest, "evaluator" if model.is_evaluator else "denoiser")
-        info = read_info(path)
-        return Fetched(path, info, path if model.is_evaluator else self._fetch_judge(info))
+        return Fetched(path, path if model.is_evaluator else self._fetch_judge(read_info(path)))
 
     def _fetch_judge(self, info: CheckpointInfo) -> Location:
         """Fetch the evaluator of a denoiser: this worker's own, or one that knows its labels."""

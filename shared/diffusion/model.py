@@ -107,12 +107,10 @@ class Denoiser:
         if uses_openvino(engine, device):
             dtype, threads = None, TORCH_THREADS
             with ThreadPoolExecutor(1) as beside:  # compiling takes one core each
+                denoising = beside.submit(CompiledDenoiser, self.network, kept and kept / "denoiser")
                 if self.upsampler is not None:
-                    folder = kept and kept / "upsampler"
-                    enlarging = beside.submit(CompiledUpsampler, self.upsampler, self.image_shape, folder)
-                network = CompiledDenoiser(self.network, kept and kept / "denoiser")
-            if self.upsampler is not None:
-                upsampler = enlarging.result()
+                    upsampler = CompiledUpsampler(self.upsampler, self.image_shape, kept and kept / "upsampler")
+            network = denoising.result()
         return Stepper(
             network, self.alpha_bar, self.prediction, device=device, dtype=dtype, max_rows=max_rows,
             layouts=self.layouts, rotations=self.network.config.rotations, upsampler=upsampler, threads=threads,

@@ -55,10 +55,10 @@ def test_the_event_loop_goes_on_while_a_call_hangs() -> None:
 
 def test_threads_keep_nothing_of_a_call_and_end_with_their_owner() -> None:
     threads, held = StorageThreads(2), set[int]()
-    before = {thread.ident for thread in threading.enumerate()}
+    before = set(threading.enumerate())
     kept = weakref.ref(held)
     threads.all([lambda held=held: held.add(1), lambda: None], 60)  # type: ignore[misc]
-    own = [thread for thread in threading.enumerate() if thread.ident not in before]
+    own = set(threading.enumerate()) - before
     assert len(own) == 2
     del held
     threads.all([threading.Barrier(2).wait] * 2, 60)  # each thread takes one, and has left the former call behind

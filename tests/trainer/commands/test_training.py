@@ -1,7 +1,4 @@
-"""`trainer fit-evaluator` and `trainer train`: publishing, resuming, logging, and refused arguments.
-
-`trainer distill` is tested in tests/trainer/stages/test_distill.py.
-"""
+"""`trainer train evaluator` and `trainer train denoiser`: publishing, resuming, logging, and refused arguments."""
 
 import json
 import re
