@@ -79,6 +79,11 @@ def in_turn(
     return {name: taken[1:] or taken for name, taken in times.items()}
 
 
+def order(turn: int) -> list[int]:
+    """Return the places of two that take turns, in another order in each round."""
+    return [0, 1] if turn % 2 == 0 else [1, 0]
+
+
 def ratios(above: Sequence[float], below: Sequence[float]) -> list[float]:
     """Return above / below, round by round."""
     return [a / b for a, b in zip(above, below, strict=True)]

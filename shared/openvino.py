@@ -159,10 +159,13 @@ class CompiledNetwork:
     def _keep(self, size: Size, compiled: Any) -> None:
         if self._kept is None:
             return
-        content = io.BytesIO()
+        content, file = io.BytesIO(), _file(self._kept, size)
         with suppress(OSError):  # a full or read-only disk costs the next start some seconds
             compiled.export_model(content)
-            storage.write(_file(self._kept, size), content.getbuffer())
+            storage.write(file, content.getbuffer())
+            for former in file.parent.glob(_file_name(self._kept, size, "*")):
+                if former != file:  # of another version of a library or of this code
+                    former.unlink(missing_ok=True)
 
     @cached_property
     def _graph(self) -> Any:
@@ -170,7 +173,11 @@ class CompiledNetwork:
 
 
 def _file(kept: Path, size: Size) -> Path:
-    return kept.with_name(f"{kept.name}-{size.rows}x{size.streams}-{_made_by()}.openvino")
+    return kept.with_name(_file_name(kept, size, _made_by()))
+
+
+def _file_name(kept: Path, size: Size, made_by: str) -> str:
+    return f"{kept.name}-{size.rows}x{size.streams}-{made_by}.openvino"
 
 
 @cache

@@ -25,7 +25,7 @@ from benchmarks.results import ROOT, Data, machine, main, say
 from benchmarks.sections.servers import ask
 from benchmarks.sections.startup import first_picture
 from benchmarks.stack import Stack, cpu_s, redis_server, stack
-from benchmarks.timing import Deadline, figure, paired, percentile, pooled_p95
+from benchmarks.timing import Deadline, figure, order, paired, percentile, pooled_p95
 from benchmarks.trees import HERE, Tree, checkout
 
 BEFORE = "9d6151c"  # the last commit whose networks run in packed torch on a CPU
@@ -92,11 +92,6 @@ class Served:
 
 Trees = tuple[Tree, Tree]  # the older one and this one
 Both = tuple[list[Served], list[Served]]  # of theirs, by round
-
-
-def order(turn: int) -> list[int]:
-    """Return the places of both trees, in another order in each round."""
-    return [0, 1] if turn % 2 == 0 else [1, 0]
 
 
 def calls(trees: Trees, rounds: int) -> tuple[dict[int, tuple[list[float], list[float]]], list[Data]]:

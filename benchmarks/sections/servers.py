@@ -2,9 +2,9 @@
 
 The others are LitServe and FastAPI with one RQ job a request, each twice: with our engine, which shows what the server
 costs, and with diffusers' pipeline, which is what a user would otherwise run, at the same network rows. LitServe also
-runs it with diffusers' own defaults. All answer the same requests over HTTP with a PNG grid, and take turns; those that
-wait are idle. Three loads: a burst of equal requests, for the servers with our engine also a burst of mixed requests,
-and for ours and LitServe mixed requests that arrive at random. Each runs on the quiet machine, and beside two processes
+runs it with diffusers' own defaults. Each runs beside ours alone. The two answer the same requests over HTTP with a PNG
+grid, in turn. Three loads: a burst of equal requests, for the servers with our engine also a burst of mixed requests,
+and for LitServe mixed requests that arrive at random. Each load comes on the quiet machine, and beside two processes
 that compute all the time, because a service often shares its cores.
 """
 
@@ -27,8 +27,8 @@ from benchmarks.busy import busy
 from benchmarks.clients import Body, send_all
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
-from benchmarks.stack import WAIT_S, redis_server, stack, start, stop, until
-from benchmarks.timing import Deadline, paired, percentile, pooled_p95
+from benchmarks.stack import WAIT_S, Stack, redis_server, stack, start, stop, until
+from benchmarks.timing import order, paired, percentile, pooled_p95
 from benchmarks.trees import HERE
 from service.local.demo import free_port
 
@@ -43,17 +43,28 @@ NAMES = {  # in the names of figures
     RQ_DIFFUSERS: "rq_diffusers",
     LITSERVE_DEFAULTS: "litserve_defaults",
 }
+DRAWINGS = {
+    LITSERVE: ENGINE,
+    LITSERVE_DIFFUSERS: DIFFUSERS,
+    RQ: ENGINE,
+    RQ_DIFFUSERS: DIFFUSERS,
+    LITSERVE_DEFAULTS: DIFFUSERS_DEFAULTS,
+}
 BUSY = {"quiet": 0, "busy": 2}  # condition -> busy processes beside the servers
 BURST, MIXED, ARRIVING = "burst", "mixed", "arriving"
-MIXED_AT = OURS, LITSERVE, RQ  # diffusers would take minutes
-ARRIVING_AT = OURS, LITSERVE  # slower ones would still serve a backlog minutes later
+LOADS = {  # diffusers would take minutes for mixed requests, and a slow server still has a backlog when others begin
+    LITSERVE: (BURST, MIXED, ARRIVING),
+    RQ: (BURST, MIXED),
+    LITSERVE_DIFFUSERS: (BURST,),
+    RQ_DIFFUSERS: (BURST,),
+    LITSERVE_DEFAULTS: (BURST,),
+}
+REQUESTS = {LITSERVE: 32, RQ: 32, LITSERVE_DIFFUSERS: 8, RQ_DIFFUSERS: 8, LITSERVE_DEFAULTS: 4}  # of a burst
 STEPS = 1, 4, 8, 16, 50  # of mixed requests; their sizes and guidance are those of the load section
 LOAD = 0.6  # of LitServe's pictures/s in the mixed burst before, at which mixed requests arrive
-LIMIT_S = 480.0  # of the rounds
-FEWEST_ROUNDS, ROUNDS = 2, 5  # ratios of one round would have no interval
-DEFAULTS_BURST = 4  # requests of the burst that diffusers with its defaults gets, one batch: it takes that long
 ARRIVING_S = 30.0  # in which mixed requests arrive at random; on a slow machine fewer do
 FEWEST = 6
+ROUNDS = 4
 HEADERS = {"Content-Type": "application/json", "Accept": "image/png", "Prefer": f"wait={WAIT_S}"}
 PNG = b"\x89PNG"
 
@@ -92,7 +103,7 @@ class Answers:
         return self.pictures / self.seconds
 
 
-Seen = dict[str, dict[str, dict[str, list[Answers]]]]  # condition -> load -> server -> each round's answers
+Seen = dict[str, dict[str, dict[str, list[list[Answers]]]]]  # other -> condition -> load -> ours and theirs by round
 
 
 def mixed(count: int, seed: int) -> list[dict[str, Any]]:
@@ -123,43 +134,35 @@ def answers(server: Server, bodies: Sequence[Body], at: Sequence[float] = ()) ->
     return Answers(pictures, time.perf_counter() - begun, latencies, server.cpu_s() - cpu_s)
 
 
+def server_of(running: Stack) -> Server:
+    """Return our service as a server."""
+    assert running.api is not None
+    assert running.redis.process is not None
+    return Server(running.port, (running.api.pid, *(one.pid for one in running.workers), running.redis.process.pid))
+
+
 @contextlib.contextmanager
-def servers() -> Iterator[dict[str, Server]]:
-    """Run all servers, each ready and warm."""
+def started(name: str) -> Iterator[Server]:
+    """Run another server, ready and warm. No other runs beside it: those that wait poll, which costs time slices."""
     with contextlib.ExitStack() as running:
-        ours = running.enter_context(stack())
         redis = running.enter_context(redis_server())
-        environment = HERE.environment(LABELGRID_REDIS_URL=redis.url)
+        environment, port = HERE.environment(LABELGRID_REDIS_URL=redis.url), str(free_port())
 
         def begin(*module: str) -> int:
             process = start([f"benchmarks.baselines.{module[0]}", *module[1:]], environment)
             running.callback(end, process)
             return process.pid
 
-        def litserve(drawing: str) -> Server:
-            port = free_port()
-            return Server(port, (begin("litserve_server", drawing, "--port", str(port)),))
-
-        def rq(drawing: str) -> Server:
-            port = free_port()
-            api = begin("rq_server", "api", drawing, "--port", str(port))
-            return Server(port, (api, begin("rq_server", "worker", drawing)))
-
-        assert ours.api is not None
-        assert ours.redis.process is not None
-        found = {
-            OURS: Server(ours.port, (ours.api.pid, *(worker.pid for worker in ours.workers), ours.redis.process.pid)),
-            LITSERVE: litserve(ENGINE),
-            LITSERVE_DIFFUSERS: litserve(DIFFUSERS),
-            RQ: rq(ENGINE),
-            RQ_DIFFUSERS: rq(DIFFUSERS),
-            LITSERVE_DEFAULTS: litserve(DIFFUSERS_DEFAULTS),
-        }
-        for name, server in found.items():
-            until(lambda server=server: is_up(server), f"{name} to answer")
-            if name in MIXED_AT:
-                answers(server, mixed(3, seed=0))
-        yield found
+        drawing = DRAWINGS[name]
+        if name in (RQ, RQ_DIFFUSERS):
+            pids = begin("rq_server", "api", drawing, "--port", port), begin("rq_server", "worker", drawing)
+        else:
+            pids = (begin("litserve_server", drawing, "--port", port),)
+        server = Server(int(port), pids)
+        until(lambda: is_up(server), f"{name} to answer")
+        if MIXED in LOADS[name]:
+            answers(server, mixed(3, seed=0))
+        yield server
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -178,62 +181,57 @@ def is_up(server: Server) -> bool:
     return False
 
 
-def by_server(
-    found: dict[str, Server], names: Sequence[str], turn: int, bodies: Sequence[Body], at: Sequence[float] = ()
-) -> dict[str, Answers]:
-    """Let the servers answer the same requests one after the other; each round begins with another one."""
-    first = turn % len(names)
-    return {name: answers(found[name], bodies, at) for name in [*names[first:], *names[:first]]}
+def one_round(pair: Sequence[Server], name: str, turn: int, quick: bool) -> dict[str, list[Answers]]:
+    """Let ours and the server `name` answer the same requests in turn. Return the answers by load."""
+    count, burst, arriving = (4, 4, 3) if quick else (REQUESTS[name], 8, 12)
 
+    def both(bodies: Sequence[Body], at: Sequence[float] = ()) -> list[Answers]:
+        taken = {place: answers(pair[place], bodies, at) for place in order(turn)}
+        return [taken[place] for place in range(2)]
 
-def one_round(
-    found: dict[str, Server], turn: int, same: Sequence[Body], burst: int, arriving: int
-) -> dict[str, dict[str, Answers]]:
-    """Return the answers to each load by server."""
-    taken = {
-        BURST: by_server(found, [name for name in found if name != LITSERVE_DEFAULTS], turn, same),
-        MIXED: by_server(found, MIXED_AT, turn, mixed(burst, 100 + turn)),
-    }
-    taken[BURST][LITSERVE_DEFAULTS] = answers(found[LITSERVE_DEFAULTS], same[:DEFAULTS_BURST])
-    later = mixed(arriving, 200 + turn)
-    pictures = sum(len(body["labels"]) for body in later) / arriving
-    apart_s = pictures / (LOAD * taken[MIXED][LITSERVE].rate)
-    later = later[: max(FEWEST, int(ARRIVING_S / apart_s))]
-    at = np.random.default_rng(turn).exponential(apart_s, len(later)).cumsum().tolist()
-    taken[ARRIVING] = by_server(found, ARRIVING_AT, turn, later, at)
+    same = [{"labels": lists, "seed": i} for i, lists in enumerate(zip(subject.label_lists(count)))]
+    taken = {BURST: both(same)}
+    if MIXED in LOADS[name]:
+        taken[MIXED] = both(mixed(burst, 100 + turn))
+    if ARRIVING in LOADS[name]:
+        later = mixed(arriving, 200 + turn)
+        pictures = sum(len(body["labels"]) for body in later) / arriving
+        apart_s = pictures / (LOAD * taken[MIXED][1].rate)
+        later = later[: max(FEWEST, int(ARRIVING_S / apart_s))]
+        at = np.random.default_rng(turn).exponential(apart_s, len(later)).cumsum().tolist()
+        taken[ARRIVING] = both(later, at)
     return taken
 
 
 def measure(quick: bool) -> Data:
-    same_size, burst, arriving, rounds = (8, 4, 3, 1) if quick else (32, 8, 12, ROUNDS)
-    seen: Seen = {condition: {BURST: {}, MIXED: {}, ARRIVING: {}} for condition in BUSY}
-    with servers() as found:
-        say(f"  {len(found)} servers are up")
-        deadline = Deadline(LIMIT_S)
-        same = [{"labels": lists, "seed": i} for i, lists in enumerate(zip(subject.label_lists(same_size)))]
-        for turn in deadline.rounds(rounds, at_least=FEWEST_ROUNDS):
-            for condition, count in BUSY.items():
-                with busy(count):
-                    taken = one_round(found, turn, same, burst, arriving)
-                for load, by in taken.items():
-                    for name, one in by.items():
-                        seen[condition][load].setdefault(name, []).append(one)
-                say(f"  round {turn + 1}, {condition}, {deadline.spent:.0f} s")
-        memory = {name: server.memory_mib() for name, server in found.items()}
+    seen: Seen = {name: {condition: {load: [] for load in LOADS[name]} for condition in BUSY} for name in LOADS}
+    memory = dict[str, float]()
+    with stack() as running:
+        ours = server_of(running)
+        answers(ours, mixed(3, seed=0))
+        for name in LOADS:
+            with started(name) as other:
+                for turn in range(1 if quick else ROUNDS):
+                    for condition, count in BUSY.items():
+                        with busy(count):
+                            taken = one_round((ours, other), name, turn, quick)
+                        for load, two in taken.items():
+                            seen[name][condition][load].append(two)
+                    say(f"  {name}, round {turn + 1}")
+                memory[name] = other.memory_mib()
+        memory[OURS] = ours.memory_mib()
     denoiser = subject.denoiser()
     return {
         "figures": figures(seen),
         "loads": {
-            condition: {load: {name: described(runs) for name, runs in by.items()} for load, by in loads.items()}
-            for condition, loads in seen.items()
+            name: {
+                condition: {load: [described(one) for one in zip(*rounds, strict=True)] for load, rounds in by.items()}
+                for condition, by in conditions.items()
+            }
+            for name, conditions in seen.items()
         },
         "memory_mib": memory,
-        "requests": {
-            BURST: same_size,
-            MIXED: burst,
-            ARRIVING: max(len(one.latencies) for one in seen["quiet"][ARRIVING][OURS]),
-        },
-        "rounds": len(seen["quiet"][BURST][OURS]),
+        "rounds": len(seen[LITSERVE]["quiet"][BURST]),
         "network_rows": sum(subject.network_rows(denoiser.stepper(engine="torch"), denoiser.options)),
     }
 
@@ -241,15 +239,15 @@ def measure(quick: bool) -> Data:
 def figures(seen: Seen) -> Data:
     """Return the ratios of ours to the others, round by round."""
     found = {}
-    for condition, loads in seen.items():
-        for load, by in loads.items():
-            for other in by.keys() - {OURS}:
-                pairs = list(zip(by[OURS], by[other], strict=True))
-                key = f"servers.{load}{{}}_vs_{NAMES[other]}_{condition}"
+    for name, conditions in seen.items():
+        for condition, loads in conditions.items():
+            for load, rounds in loads.items():
+                key = f"servers.{load}{{}}_vs_{NAMES[name]}_{condition}"
+                ours, theirs = zip(*rounds, strict=True)
                 if load != ARRIVING:  # there the clients set the pace
-                    found[key.format("")] = paired([one.rate for one, _ in pairs], [one.rate for _, one in pairs])
+                    found[key.format("")] = paired([one.rate for one in ours], [one.rate for one in theirs])
                 if load != BURST:  # of which all answers come at once
-                    waits = [one.latencies for one, _ in pairs], [one.latencies for _, one in pairs]
+                    waits = [one.latencies for one in ours], [one.latencies for one in theirs]
                     found[key.format("_p95")] = pooled_p95(*waits)
     return dict(sorted(found.items()))
 
@@ -269,7 +267,7 @@ def shown(found: Data) -> str:
 
 
 def report(data: Data) -> list[Piece]:
-    found, asked = data["figures"], data["requests"]
+    found = data["figures"]
     ratios = Table(
         ["ours relative to", "machine", "burst, pictures/s", "mixed, pictures/s", "mixed, p95", "random, p95"]
     )
@@ -278,17 +276,14 @@ def report(data: Data) -> list[Piece]:
             keys = (f"{BURST}_vs", f"{MIXED}_vs", f"{MIXED}_p95_vs", f"{ARRIVING}_p95_vs")
             cells = (found.get(f"servers.{key}_{name}_{condition}") for key in keys)
             ratios.add(other, titled(condition), *(shown(one) if one else "" for one in cells))
-    table = Table(["machine", "load", "server", "pictures/s", "p50 s", "p95", "CPU, ms a picture"])
-    titles = {
-        BURST: f"burst: {asked[BURST]} requests of one picture at once",
-        MIXED: f"mixed: {asked[MIXED]} requests at once",
-        ARRIVING: f"random: {asked[ARRIVING]} mixed requests, one after the other",
-    }
-    for condition, loads in data["loads"].items():
-        for load, by in loads.items():
-            for name, one in by.items():
-                cells = (number(one[key]) for key in ("pictures_per_s", "p50", "p95", "cpu_ms"))
-                table.add(titled(condition), titles[load], name, *cells)
+    columns = ("pictures/s", "p50, s", "p95, s", "CPU, ms a picture")
+    table = Table(["ours and", "machine", "load", *(f"{one}: ours, theirs" for one in columns)])
+    for other, conditions in data["loads"].items():
+        for condition, loads in conditions.items():
+            for load, two in loads.items():
+                keys = ("pictures_per_s", "p50", "p95", "cpu_ms")
+                cells = (", ".join(number(one[key]) for one in two) for key in keys)
+                table.add(other, titled(condition), load, *cells)
     memory = ", ".join(f"{name} {number(mib)}" for name, mib in data["memory_mib"].items())
     steps = ", ".join(map(str, STEPS[:-1]))
     return [
@@ -298,11 +293,14 @@ def report(data: Data) -> list[Piece]:
         "DPM-Solver++, in bfloat16 where the CPU has it. Steps and guidance are the same in all of these, so they "
         f"compute the same network rows: {data['network_rows']} for a picture of the burst. *With its defaults* means "
         f"float32 and {DEFAULT_STEPS} guided steps, {2 * DEFAULT_STEPS} network rows: what its documentation leads to. "
-        f"This one gets only {DEFAULTS_BURST} requests of the burst, as one batch. Every server judges each picture "
-        "and answers with the grid; only ours also keeps results, verdicts and recipes.",
-        f"{data['rounds']} rounds. A mixed request has 1 to 8 pictures, {steps} or {STEPS[-1]} steps and guidance 1 "
-        f"or 3. Those at random times arrive at {LOAD} of the pictures/s that LitServe made of mixed ones just before. "
-        f"The busy machine runs {BUSY['busy']} processes besides that only compute. Medians, with 95 % intervals:",
+        "Every server judges each picture and answers with the grid; only ours also keeps results, verdicts and "
+        "recipes.",
+        f"Each runs beside ours alone, {data['rounds']} rounds. A burst has {REQUESTS[LITSERVE]} requests of one "
+        f"picture at once, with diffusers {REQUESTS[LITSERVE_DIFFUSERS]}, with its defaults "
+        f"{REQUESTS[LITSERVE_DEFAULTS]}. Mixed requests, eight at once, have 1 to 8 pictures, {steps} or {STEPS[-1]} "
+        f"steps and guidance 1 or 3. Random ones are mixed, and arrive one by one at {LOAD} of the pictures/s that "
+        f"LitServe made of mixed ones just before. The busy machine runs {BUSY['busy']} processes besides that only "
+        "compute. Medians, with 95 % intervals:",
         ratios,
         table,
         f"Memory that a server does not share with others, MiB: {memory}.",

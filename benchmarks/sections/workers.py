@@ -12,10 +12,10 @@ from benchmarks.busy import busy
 from benchmarks.clients import for_seconds, send_all
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
-from benchmarks.sections.before import Both, Served, body, described, order, settle
+from benchmarks.sections.before import Both, Served, body, described, settle
 from benchmarks.sections.servers import ask
 from benchmarks.stack import Stack, memory_mib, stack
-from benchmarks.timing import paired, pooled_p95
+from benchmarks.timing import order, paired, pooled_p95
 from service.local.supervisor import worker_environments
 
 COUNTS = 1, 2  # workers

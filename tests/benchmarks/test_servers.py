@@ -94,84 +94,67 @@ def test_a_failed_request_is_an_error(server: Server) -> None:
         answers(server, [{"labels": []}])
 
 
-def test_ratios_are_by_round_and_ours_over_theirs() -> None:
-    def runs(*seconds: float) -> list[Answers]:
-        return [Answers(10, s, [s / 2, s], 0.1) for s in seconds]
+def runs(*seconds: float) -> list[Answers]:
+    return [Answers(10, s, [s / 2, s], 0.1) for s in seconds]
 
-    by = {servers.OURS: runs(1, 2), servers.LITSERVE: runs(2, 3), servers.RQ: runs(4, 8)}
-    defaults = [Answers(2, 4.0, [4.0], 0.1)] * 2
-    quiet = {
-        servers.BURST: by | {servers.LITSERVE_DEFAULTS: defaults},
-        servers.MIXED: by,
-        servers.ARRIVING: {name: by[name] for name in servers.ARRIVING_AT},
+
+def rounds(ours: list[Answers], theirs: list[Answers]) -> list[list[Answers]]:
+    return [list(pair) for pair in zip(ours, theirs, strict=True)]
+
+
+def test_ratios_are_by_round_and_ours_over_theirs() -> None:
+    ours, litserve, rq = runs(1, 2), runs(2, 3), runs(4, 8)
+    loads = {servers.BURST: rounds(ours, litserve), servers.ARRIVING: rounds(ours, litserve)}
+    seen = {
+        servers.LITSERVE: {"quiet": loads},
+        servers.RQ: {"quiet": {servers.MIXED: rounds(ours, rq)}, "busy": {servers.MIXED: rounds(runs(2, 4), rq)}},
     }
-    twice = [Answers(10, 2 * one.seconds, one.latencies, 0.1) for one in by[servers.OURS]]
-    busy = {**quiet, servers.MIXED: {**by, servers.OURS: twice}}
-    found = servers.figures({"quiet": quiet, "busy": busy})
+    found = servers.figures(seen)
     assert found["servers.burst_vs_litserve_quiet"]["median"] == pytest.approx((2 + 1.5) / 2)
     assert found["servers.burst_vs_litserve_quiet"]["interval"][0] < 1.5
     assert found["servers.mixed_vs_rq_quiet"]["median"] == pytest.approx(4)
     assert found["servers.mixed_vs_rq_busy"]["median"] == pytest.approx(2)
     assert found["servers.arriving_p95_vs_litserve_quiet"]["low"] == pytest.approx(0.5)
     assert found["servers.mixed_p95_vs_rq_quiet"]["median"] == pytest.approx(1 / 4)
-    assert found["servers.burst_vs_litserve_defaults_busy"]["low"] == pytest.approx(5 / 0.5)
-    assert len(found) == 2 * (3 + 2 * 2 + 1)
+    assert len(found) == 6
 
 
-def test_each_round_begins_with_another_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    order: list[str] = []
-
-    def note(server: Server, *_: object) -> Answers:
-        order.append(chr(server.port))
-        return Answers(1, 1.0, [1.0], 0.0)
-
-    monkeypatch.setattr(servers, "answers", note)
-    found = {name: Server(ord(name), ()) for name in "abc"}
-    for turn in range(2):
-        servers.by_server(found, list(found), turn, BODIES)
-    assert order == list("abcbca")
-
-
-def test_slow_servers_get_the_burst_alone_and_only_two_get_requests_at_random_times(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """They arrive at LOAD of the pictures/s that LitServe has just reached: 1 here."""
-    times: list[list[float]] = []
+def test_ours_and_another_take_turns_and_random_requests_arrive_at_its_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They arrive at LOAD of the pictures/s that it has just reached: 1 here."""
+    calls: list[tuple[int, int, list[float]]] = []
 
     def note(server: Server, bodies: list[dict[str, list[object]]], at: list[float] = ()) -> Answers:  # type: ignore[assignment]
-        times.append(list(at))
+        calls.append((server.port, len(bodies), list(at)))
         pictures = sum(len(body["labels"]) for body in bodies)
         return Answers(pictures, float(pictures), [1.0], 0.0)
 
     monkeypatch.setattr(servers, "answers", note)
-    found = {name: Server(0, ()) for name in (servers.OURS, *servers.NAMES)}
-    first = servers.one_round(found, 0, BODIES, 4, 12)
-    assert {load: set(by) for load, by in first.items()} == {
-        servers.BURST: set(found),
-        servers.MIXED: set(servers.MIXED_AT),
-        servers.ARRIVING: set(servers.ARRIVING_AT),
-    }
-    assert times[-1] == times[-2] == sorted(times[-1])
-    assert servers.FEWEST <= len(times[-1]) <= 12
-    assert first[servers.BURST][servers.LITSERVE_DEFAULTS].pictures == sum(
-        len(body["labels"]) for body in BODIES[: servers.DEFAULTS_BURST]
-    )
+    pair = [Server(port, ()) for port in (1, 2)]
+    for turn, ports in enumerate(([1, 2], [2, 1])):
+        calls.clear()
+        taken = servers.one_round(pair, servers.LITSERVE, turn, quick=False)
+        assert list(taken) == [servers.BURST, servers.MIXED, servers.ARRIVING]
+        assert [port for port, *_ in calls] == 3 * ports
+        assert [count for _, count, _ in calls[:2]] == 2 * [servers.REQUESTS[servers.LITSERVE]]
+        times = calls[-1][2]
+        assert times == calls[-2][2] == sorted(times)
+        assert servers.FEWEST <= len(times) <= 12
+    assert list(servers.one_round(pair, servers.LITSERVE_DEFAULTS, 0, quick=False)) == [servers.BURST]
 
 
 def test_the_report_shows_ratios_with_intervals_for_both_conditions() -> None:
-    by = {name: [Answers(10, s, [s], 0.1) for s in (1.0, 2.0)] for name in (servers.OURS, *servers.NAMES)}
-    mixed = {name: by[name] for name in servers.MIXED_AT}
-    arriving = {name: by[name] for name in servers.ARRIVING_AT}
-    loads = {servers.BURST: by, servers.MIXED: mixed, servers.ARRIVING: arriving}
-    seen = {"quiet": loads, "busy": loads}
-    described = {load: {name: servers.described(runs) for name, runs in by.items()} for load, by in loads.items()}
+    pairs = rounds(runs(1, 2), runs(1, 2))
+    seen = {name: {one: dict.fromkeys(loads, pairs) for one in servers.BUSY} for name, loads in servers.LOADS.items()}
+    described = [servers.described(runs(1, 2))] * 2
     text = markdown(
         servers.report(
             {
                 "figures": servers.figures(seen),
-                "loads": {"quiet": described, "busy": described},
+                "loads": {
+                    name: {one: dict.fromkeys(loads, described) for one in servers.BUSY}
+                    for name, loads in servers.LOADS.items()
+                },
                 "memory_mib": {servers.OURS: 500.0},
-                "requests": {servers.BURST: 1, servers.MIXED: 2, servers.ARRIVING: 3},
                 "rounds": 2,
                 "network_rows": 6,
             }

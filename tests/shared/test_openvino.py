@@ -169,10 +169,11 @@ def test_what_was_compiled_is_kept_for_the_next_start(tmp_path: Path, compilatio
 
 
 @pytest.mark.parametrize("change", ["THREADS", "autocast_dtype"])  # stand for all that the digest is of
-def test_what_another_machine_or_version_kept_is_not_used(
+def test_what_another_machine_or_version_kept_is_replaced(
     change: str, tmp_path: Path, compilations: list[Size], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     load(tmp_path)
+    before = set(tmp_path.iterdir())
     compilations.clear()
     has_bf16 = autocast_dtype(torch.device("cpu")) is not None
     other = {"THREADS": openvino.THREADS + 1, "autocast_dtype": lambda device: None if has_bf16 else torch.bfloat16}
@@ -182,6 +183,8 @@ def test_what_another_machine_or_version_kept_is_not_used(
         load(tmp_path)
     openvino._made_by.cache_clear()
     assert sorted(compilations) == LOADED
+    assert len(list(tmp_path.iterdir())) == len(LOADED)
+    assert not before & set(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("damage", [b"", b"no network", "half"])
