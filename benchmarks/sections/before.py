@@ -283,8 +283,8 @@ def report(data: Data) -> list[Piece]:
         f"Commit {before}, in a git worktree and with this commit's packages, runs the networks in "
         f"{data['libraries'][0]}, this one in {data['libraries'][1]}. The two take turns; each serves {same}.",
         called,
-        f"*Whole requests* of one picture from {CLIENTS} clients over HTTP, each the next one after its answer, beside "
-        "so many processes that only compute.",
+        f"*Requests* of one picture from {CLIENTS} clients over HTTP, each the next one after its answer, beside "
+        "processes that only compute.",
         asked,
         "*Start-up.* At a first start, caches are empty; files are in the page cache.",
         started,

@@ -186,8 +186,7 @@ def report(data: Data) -> list[Piece]:
         f"The network runs in {data['library']}. One row takes {data['flops_per_row'] / 1e9:.2f} GFLOP of convolutions "
         f"and matrix products (counted). The limit is the fastest kernel of {data['library']} below, {data['best']}: "
         f"{number(best['median'])} GFLOP/s in {data['precision']}. The network cannot reach it: norms, activations, "
-        "skip connections and casts are not counted, and the narrow layers at 32x32 are slower than the best kernel. A "
-        "call is a step of our loop without guidance.",
+        "skip connections and casts are not counted.",
         kernels,
         rows,
         Plot("roofline", "rows per second by rows per call", draw),

@@ -293,16 +293,15 @@ def report(data: Data) -> list[Piece]:
     steps = ", ".join(map(str, STEPS[:-1]))
     return [
         "LitServe batches up to eight requests, as its documentation shows. *FastAPI and RQ* has one job a request. "
-        "With *our engine* they sample with the same loop and networks as the service, so the ratio is what the server "
-        "costs. With *diffusers* they run the same network and weights as a diffusers model in its own loop, with its "
-        "DPM-Solver++, in bfloat16 where the CPU has it. Steps and guidance are the same in all of these, so they "
-        f"compute the same network rows: {data['network_rows']} for a picture of the burst. *With its defaults* means "
-        f"float32 and {DEFAULT_STEPS} guided steps, {2 * DEFAULT_STEPS} network rows: what its documentation leads to. "
-        f"This one gets only {DEFAULTS_BURST} requests of the burst, as one batch. Every server judges each picture "
-        "and answers with the grid; only ours also keeps results, verdicts and recipes.",
+        "With *our engine* they sample with the same loop and networks as the service. With *diffusers* they run the "
+        "same network in its own loop, with its DPM-Solver++, in bfloat16 where the CPU has it. All of these compute "
+        f"the same network rows: {data['network_rows']} for a picture of the burst. *With its defaults* means float32 "
+        f"and {DEFAULT_STEPS} guided steps, {2 * DEFAULT_STEPS} network rows, for {DEFAULTS_BURST} requests of the "
+        "burst in one batch. Every server judges each picture and answers with the grid; only ours also keeps results, "
+        "verdicts and recipes.",
         f"{data['rounds']} rounds. A mixed request has 1 to 8 pictures, {steps} or {STEPS[-1]} steps and guidance 1 "
-        f"or 3. Those at random times arrive at {LOAD} of the pictures/s that LitServe made of mixed ones just before. "
-        f"The busy machine runs {BUSY['busy']} processes besides that only compute. Medians, with 95 % intervals:",
+        f"or 3. Those at random times arrive at {LOAD} of the pictures/s that LitServe has just made of mixed ones. "
+        f"The busy machine runs {BUSY['busy']} other processes that only compute. Medians, with 95 % intervals:",
         ratios,
         table,
         f"Memory that a server does not share with others, MiB: {memory}.",

@@ -171,15 +171,12 @@ def report(data: Data) -> list[Piece]:
     )
     return [
         f"All train the same network (10 M parameters, labels without positions) with batches of {data['batch']} "
-        f"rendered 320x240 PNGs. A round has {data['steps']} steps after a first one. The course report's loop decodes "
-        "with PIL in the loop, drops labels for the whole batch and averages the weights in a Python loop. diffusers' "
-        "loop is its training script: accelerate, AdamW, EMAModel and a DataLoader. Ours uses Muon, clips gradients "
-        "and keeps two averages.",
+        f"rendered 320x240 PNGs. A round has {data['steps']} steps after a first one. The report's loop decodes with "
+        "PIL in the loop and averages the weights in a Python loop. diffusers' loop is its training script: "
+        "accelerate, AdamW, EMAModel and a DataLoader. Ours uses Muon, clips gradients and keeps two averages.",
         table,
-        f"The network's forward and backward take {share:.0%} of our step; drawing pictures, noise and timesteps from "
-        f"the decoded cache takes {drawn:.1%}. With this network and machine, no loop can be more than "
-        f"{number(highest)} times faster than the report's: that is the gain from not decoding, and from bfloat16 "
-        "instead of float32.",
+        f"The network's forward and backward take {share:.0%} of our step, drawing the batch {drawn:.1%}. On this "
+        f"machine no loop can be more than {number(highest)} times faster than the report's.",
         other,
     ]
 
