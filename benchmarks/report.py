@@ -136,10 +136,9 @@ def performance(content: Data) -> list[Piece]:
         "measurement with its command, [how many devices you need](#capacity), and [further goals](#further-goals).",
         goals(content, GOALS[:SUMMARY]),
         f"`{command}` writes this page; do not edit it. What is compared takes turns on the same machine. Figures are "
-        "medians over rounds, ratios are computed round by round, the spread is the highest minus the lowest round, "
-        "and the interval is that of the ratio's geometric mean (Student's t of the logarithms). "
-        "`benchmarks/results.json` has all figures. *The report* is a [student's report](results.md#terms) whose code "
-        "is one of the baselines.",
+        "medians over rounds, ratios are computed round by round, and the interval is that of the ratio's geometric "
+        "mean (Student's t of the logarithms). `benchmarks/results.json` has all figures. *The report* is a "
+        "[student's report](results.md#terms) whose code is one of the baselines.",
         machine_line(content),
     ]
     for name, title in TITLES.items():

@@ -215,7 +215,6 @@ def measure(quick: bool) -> Data:
     return {
         "figures": figures(called, seen, started),
         "goals": goals("amx_bf16" in machine()["features"]),
-        "cores": machine()["cores"],
         "names": [tree.name for tree in trees],
         "libraries": [one["library"] for one in about],
         "same_checkpoint": about[0]["digest"] == about[1]["digest"],
@@ -270,11 +269,6 @@ def report(data: Data) -> list[Piece]:
         rates, waits = ([number(one[key]) for one in both] for key in ("pictures_per_s", "p95"))
         asked.add(count, "pictures/s", *rates, *ratio_cells(f"before.requests_{count}_busy"))
         asked.add(count, "p95, s", *waits, *ratio_cells(f"before.requests_p95_{count}_busy"))
-        if int(count):
-            quiet = zip(both, data["requests"]["0"], strict=True)
-            kept = [number(one["pictures_per_s"] / alone["pictures_per_s"]) for one, alone in quiet]
-            fair = number(data["cores"] / (data["cores"] + int(count)))
-            asked.add(count, f"kept of the quiet rate; a fair share of the cores is {fair}", *kept, "", "")
     started = Table(["seconds of", before, now, ratio, header[1]])
     for key, both in data["starts"].items():
         started.add(STARTS[key], *(number(one["median"]) for one in both), *ratio_cells(f"before.{key}"))

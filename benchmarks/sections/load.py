@@ -190,13 +190,13 @@ def who_waits(data: Data) -> str:
 
 
 def report(data: Data) -> list[Piece]:
-    table = Table(["load", "policy", "mean s", "p50", "p95", "p99", "requests", "simulated mean", "p95"])
+    table = Table(["load", "policy", "mean s", "p95", "requests", "simulated mean", "p95"])
     for load, by in data["latencies"].items():
         if float(load) > 1:  # latencies grow for as long as requests arrive
             continue
         for name, found in by.items():
             simulated = data["simulated"][load][name]
-            cells = (number(found[key]) for key in ("mean", "p50", "p95", "p99"))
+            cells = (number(found[key]) for key in ("mean", "p95"))
             table.add(load, name, *cells, found["requests"], number(simulated["mean"]), number(simulated["p95"]))
     spans = " to ".join(f"{end(data['spans_s'].values()):.0f}" for end in (min, max))
     left_out = [load for load in data["spans_s"] if load not in data["latencies"]]

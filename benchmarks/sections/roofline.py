@@ -163,9 +163,9 @@ def measure(quick: bool) -> Data:
 
 def report(data: Data) -> list[Piece]:
     best = data["gflops"][data["best"]]
-    kernels = Table(["kernel", "GFLOP/s", "spread"])
+    kernels = Table(["kernel", "GFLOP/s"])
     for name, rate in sorted(data["gflops"].items(), key=lambda item: -item[1]["median"]):
-        kernels.add(name, number(rate["median"]), number(rate["spread"]))
+        kernels.add(name, number(rate["median"]))
     batches = list(data["fractions"])
     rows = Table(["rows per call", *batches])
     rows.add("rows/s", *(number(data["rows"][count]["median"]) for count in batches))

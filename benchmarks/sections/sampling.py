@@ -147,12 +147,12 @@ def measure(quick: bool) -> Data:
 
 def report(data: Data) -> list[Piece]:
     served = data["served"]
-    table = Table(["way", "steps", "pictures/s", "spread", "accuracy", "exact match"])
+    table = Table(["way", "steps", "pictures/s", "accuracy, exact match"])
     for name, rate in data["rates"].items():
         score = data["scores"].get(name)
-        quality = (f"{score['accuracy']:.3f}", f"{score['exact_match']:.3f}") if score else ("", "")
+        quality = f"{score['accuracy']:.3f}, {score['exact_match']:.3f}" if score else ""
         scaled = "" if data["measured"][name] == data["steps"][name] else f" ({data['measured'][name]} measured)"
-        table.add(name, f"{data['steps'][name]}{scaled}", number(rate["median"]), number(rate["spread"]), *quality)
+        table.add(name, f"{data['steps'][name]}{scaled}", number(rate["median"]), quality)
     few = data["scores"].get(REPORT, {}).get("pictures")
     return [
         f"A batch of {data['count']} pictures with guidance {GUIDANCE:g}; all use the same weights and schedule. The "

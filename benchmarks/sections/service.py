@@ -205,7 +205,7 @@ def measure(quick: bool) -> Data:
 
 def report(data: Data) -> list[Piece]:
     figures = data["figures"]
-    table = Table(["measurement", "service", "bare loop", "ratio", "spread of the ratio"])
+    table = Table(["measurement", "service", "bare loop", "ratio"])
     ratio = figures["service.single_ratio"]
     for fraction, rate, requests in (
         (figures["service.saturation_fraction"], figures["service.pictures_per_s"], "1 picture per request"),
@@ -226,14 +226,12 @@ def report(data: Data) -> list[Piece]:
             number(rate["median"]),
             number(alone["median"]),
             f"{fraction['median']:.3f}",
-            f"{fraction['spread']:.3f}",
         )
     table.add(
         "one picture on an idle service, ms",
         number(data["single_ms"]["median"]),
         number(data["single_loop_ms"]["median"]),
         f"{ratio['median']:.3f}",
-        f"{ratio['spread']:.3f}",
     )
     overhead = figures["service.single_overhead_ms"]["median"]
     allowed = data["goal_ms"]["median"]

@@ -209,9 +209,9 @@ def report(data: Data) -> list[Piece]:
         "memory of the API after one picture, MiB": "startup.api_memory_mib",
         "memory of a worker after one picture, MiB": "startup.worker_memory_mib",
     }
-    table = Table(["measurement", "median", "spread"])
+    table = Table(["measurement", "median"])
     for label, key in rows.items():
-        table.add(label, number(data["figures"][key]["median"]), number(data["figures"][key]["spread"]))
+        table.add(label, number(data["figures"][key]["median"]))
     sizes = "; ".join(f"{image} {_size(mib)}" for image, mib in data["containers_mib"].items())
     loaded = "has loaded torch, which it must not" if data["api_has_torch"] else "does not load torch"
     return [

@@ -153,13 +153,13 @@ def measure(quick: bool) -> Data:
 
 
 def report(data: Data) -> list[Piece]:
-    table = Table(["loop", "pictures/s", "spread", "our speed-up"])
+    table = Table(["loop", "pictures/s", "our speed-up"])
     figures = data["figures"]
     over = {REPORT: "speedup_vs_report", LIBRARY: "speedup_vs_library", LIBRARY_BF16: "speedup_vs_library_bf16"}
     over |= {ALONE: "network_share"}
     for name, rate in data["pictures_per_s"].items():
         ratio = number(figures[f"training.{over[name]}"]["median"]) if name in over else ""
-        table.add(name, number(rate["median"]), number(rate["spread"]), ratio)
+        table.add(name, number(rate["median"]), ratio)
     other = Table(["measurement", "pictures/s"])
     for name, rate in data["rendering"].items():
         other.add(f"rendering {name}", number(rate))
