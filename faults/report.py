@@ -37,9 +37,9 @@ a row only if it passed. Checkpoints are toys; settings are the defaults unless 
 server behind a proxy, `disk-full` needs root, and the flood has one worker, API keys and no rate limit. Pictures of the
 release before, which computes its networks in another library, are compared by their sizes alone.
 
-*Recovery* lasts from the fault, or from its end if it lasts, until a new request has its picture and all jobs that were
-open at the fault have ended, less the time that they take without a fault. *Wait* is the longest time until a request
-was accepted, for a client that sends one every quarter of a second and retries it.
+*Recovery* lasts from the fault, from its end or from the last of several, until a new request has its picture and all
+jobs that were open at the fault have ended, less the time that they take without a fault. *Wait* is the longest time
+until a request was accepted, for a client that sends one every quarter of a second and retries it.
 
 | fault | name | recovery, s | wait, s |
 | --- | --- | --- | --- |

@@ -74,8 +74,7 @@ def _change(trial: Trial, before: Path, after: Path) -> None:
 
 
 def rolling_upgrade(trial: Trial) -> None:
-    """every process of the release before this one is replaced by this version, one after the other, while it works;
-    recovery is measured from the last"""
+    """every process of the release before this one is replaced by this version, one after the other, while it works"""
     with release() as before:
         _change(trial, before, ROOT)
 
