@@ -49,22 +49,13 @@ TAIL = """
 
 | promise | test |
 | --- | --- |
-| two versions share Redis | `tests/service/contract/test_records.py` |
-| a worker that hangs ends itself | `tests/service/test_watchdog.py` |
 | a picture is the same alone and in any batch, on any CPU | `tests/shared/test_openvino.py` |
 | simultaneous requests cannot pass a limit together | `tests/service/store/test_creation.py` |
-| the API follows a failover although its connections stay open | `tests/service/store/test_connection.py` |
-| no job waits for another model's long job | `tests/service/worker/test_models.py` |
-| a step that raises ends only the picture that breaks it | `tests/service/worker/test_engine.py` |
-| a suspected picture has its worker for itself | `tests/service/worker/test_runner.py` |
-| while storage hangs, workers use their copies | `tests/service/worker/test_checkpoint_cache.py` |
 | a job finishes only while Redis has all of its verdicts | `tests/service/store/test_job_model.py` |
-| while pictures cannot be stored, jobs wait and nothing is lost | `tests/service/worker/test_storer.py` |
-| a grid whose worker died is composed by another | `tests/service/worker/test_storer.py` |
 | pictures of dead workers come before new ones | `tests/service/store/test_claims.py` |
-| a model that kills the workers that load it fails its jobs | `tests/service/worker/test_runner.py` |
 | an unreadable picture stops nobody | `tests/service/store/test_claims.py` |
-| an unreadable record stops nobody | `tests/service/worker/test_grids.py` |
+| a suspected picture has its worker for itself | `tests/service/worker/test_runner.py` |
+| a model that kills the workers that load it fails its jobs | `tests/service/worker/test_runner.py` |
 """
 SOAKED = """
 ## Soak

@@ -269,9 +269,10 @@ def report(data: Data) -> list[Piece]:
         rates, waits = ([number(one[key]) for one in both] for key in ("pictures_per_s", "p95"))
         asked.add(count, "pictures/s", *rates, *ratio_cells(f"before.requests_{count}_busy"))
         asked.add(count, "p95, s", *waits, *ratio_cells(f"before.requests_p95_{count}_busy"))
-    started = Table(["seconds of", before, now, ratio, header[1]])
-    for key, both in data["starts"].items():
-        started.add(STARTS[key], *(number(one["median"]) for one in both), *ratio_cells(f"before.{key}"))
+    started = "; ".join(
+        f"{STARTS[key]} {number(was['median'])} and {number(takes['median'])}"
+        for key, (was, takes) in data["starts"].items()
+    )
     same = "the same checkpoint" if data["same_checkpoint"] else "the checkpoint that it ships, which differ"
     return [
         f"Commit {before}, in a git worktree and with this commit's packages, runs the networks in "
@@ -280,8 +281,7 @@ def report(data: Data) -> list[Piece]:
         f"*Requests* of one picture from {CLIENTS} clients over HTTP, each the next one after its answer, beside "
         "processes that only compute.",
         asked,
-        "*Start-up.* At a first start, caches are empty; files are in the page cache.",
-        started,
+        f"*Start-up*, in seconds, with empty caches at a first start: {started}.",
     ]
 
 
