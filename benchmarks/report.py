@@ -21,7 +21,7 @@ TITLES = {
     "workers": "Two workers beside one",
     "load": "Batching under load",
     "servers": "Beside other servers",
-    "before": "Beside the commit before",
+    "before": "OpenVINO beside torch",
     "growth": "Growth",
     "scaling": "One Redis",
     "training": "Training",

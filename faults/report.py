@@ -40,6 +40,7 @@ release before, which computes its networks in another library, are compared by 
 *Recovery* lasts from the fault, from its end or from the last of several, until a new request has its picture and all
 jobs that were open at the fault have ended, less the time that they take without a fault. *Wait* is the longest time
 until a request was accepted, for a client that sends one every quarter of a second and retries it.
+`faults/results.json` has each fault's date, commit and machine.
 
 | fault | name | recovery, s | wait, s |
 | --- | --- | --- | --- |
@@ -105,11 +106,7 @@ def document(results: dict[str, Any]) -> str:
     rows = "".join(_row(name, result) for name, result in shown.items())
     if missing := [f"`{name}`" for name in CASES if name not in results]:
         rows += f"\nNot measured since they were last changed: {', '.join(missing)}.\n"
-    measured: dict[str, list[str]] = {}
-    for name, result in shown.items():
-        measured.setdefault(f"{result['date']}, commit {result['commit']}, {result['machine']}", []).append(name)
-    when = "\nMeasured:\n\n" + "".join(f"- {about}: {', '.join(names)}\n" for about, names in measured.items())
-    return HEAD + rows + when + TAIL + SOAKED + _soaked(json.loads(SOAK.read_text()))
+    return HEAD + rows + TAIL + SOAKED + _soaked(json.loads(SOAK.read_text()))
 
 
 def _row(name: str, result: dict[str, Any]) -> str:
