@@ -169,12 +169,10 @@ def out_of_reach(data: Data) -> str:
     best, few = max(rows_per_s.values()), (rows_per_s[1], rows_per_s[2])
     floor, theirs = data["alone"]["p95"], data["simulated"][str(AT)][REQUEST_LEVEL]["p95"]
     return (
-        f"The limits of this device: calls of one network row compute {number(few[0])} rows/s, calls of two (a guided "
-        f"picture) {number(few[1])}, and calls of the best size {number(best)}. So batching can gain at most "
-        f"{number(best / few[0])} times on unguided pictures and {number(best / few[1])} times on guided ones. On an "
-        f"idle device, the p95 is {number(floor)} s, {number(floor / theirs)} of request-level batching's p95; no "
-        "policy can be faster. Continuous batching gains more on a device that small steps leave partly idle "
-        "([simulated](#capacity))."
+        f"On this device calls of one network row compute {number(few[0])} rows/s, calls of two {number(few[1])}, and "
+        f"calls of the best size {number(best)}, so batching can gain at most {number(best / few[0])} times on "
+        f"unguided pictures and {number(best / few[1])} times on guided ones. No policy can have a p95 below "
+        f"{number(floor)} s, {number(floor / theirs)} of request-level batching's: that of an idle device."
     )
 
 
@@ -210,12 +208,11 @@ def report(data: Data) -> list[Piece]:
         "when the batch ends; *one at a time* samples one picture after the other. A run takes the requests of "
         f"{spans} s. One at a time has no steady latency above a load of about 0.5.{note}",
         table,
+        f"Simulated: the same scheduler with {SIMULATED_REQUESTS} requests on a virtual clock ([checked](#capacity)). "
         f"On a backlog, continuous batching samples {saturated[CONTINUOUS]} pictures/s and one at a time "
         f"{saturated[ONE]}.",
         who_waits(data),
         out_of_reach(data),
-        f"The simulation runs the same scheduler with {SIMULATED_REQUESTS} requests on a virtual clock, on which a "
-        "step takes the time measured for its rows ([checked](#capacity)).",
         Plot("load", "latency by load; dots measured, lines simulated", lambda axes: draw_latency(axes, data), 2),
         Plot("load-throughput", "throughput by load, measured", lambda axes: draw_throughput(axes, data)),
     ]
