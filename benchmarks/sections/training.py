@@ -160,11 +160,7 @@ def report(data: Data) -> list[Piece]:
     for name, rate in data["pictures_per_s"].items():
         ratio = number(figures[f"training.{over[name]}"]["median"]) if name in over else ""
         table.add(name, number(rate["median"]), ratio)
-    other = Table(["measurement", "pictures/s"])
-    for name, rate in data["rendering"].items():
-        other.add(f"rendering {name}", number(rate))
-    other.add("decoding into the cache, once per data set", number(data["decoding"]))
-    other.add("fitting the evaluator, with augmentations", number(data["fitting"]))
+    rendering = ", ".join(f"{number(rate)} at {name}" for name, rate in data["rendering"].items())
     share, drawn, highest = (
         figures[f"training.{key}"]["median"]
         for key in ("network_share", "data_path_share", "highest_speedup_vs_report")
@@ -177,7 +173,8 @@ def report(data: Data) -> list[Piece]:
         table,
         f"The network's forward and backward take {share:.0%} of our step, drawing the batch {drawn:.1%}. On this "
         f"machine no loop can be more than {number(highest)} times faster than the report's.",
-        other,
+        f"Also in pictures/s: rendering {rendering}; decoding into the cache, once per data set, "
+        f"{number(data['decoding'])}; fitting the evaluator {number(data['fitting'])}.",
     ]
 
 
