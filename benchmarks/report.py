@@ -100,11 +100,7 @@ def machine_line(content: Data) -> str:
     commits = sorted({one["commit"] for one in sections if one.get("commit")})
     times = sorted(one["measured_at"] for one in sections if "measured_at" in one)
     measured = f" Measured commit: {', '.join(commits)}; last section at {times[-1]}." if times else ""
-    libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
-    return (
-        f"{processor(machine)}, {machine['memory_gib']} GiB, GPU: {machine['gpu'] or 'none'}, "
-        f"Linux {machine['kernel']}, Python {machine['python']}, {libraries}.{measured}"
-    )
+    return f"{processor(machine)}, {machine['memory_gib']} GiB, GPU: {machine['gpu'] or 'none'}.{measured}"
 
 
 def processor(machine: Data) -> str:
@@ -137,8 +133,8 @@ def performance(content: Data) -> list[Piece]:
         goals(content, GOALS[:SUMMARY]),
         f"`{command}` writes this page; do not edit it. What is compared takes turns on the same machine. Figures are "
         "medians over rounds, ratios are computed round by round, and the interval is that of the ratio's geometric "
-        "mean (Student's t of the logarithms). `benchmarks/results.json` has all figures. *The report* is a "
-        "[student's report](results.md#terms) whose code is one of the baselines.",
+        "mean (Student's t of the logarithms). `benchmarks/results.json` has all figures and versions. *The report* is "
+        "a [student's report](results.md#terms) whose code is one of the baselines.",
         machine_line(content),
     ]
     for name, title in TITLES.items():

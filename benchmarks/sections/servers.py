@@ -278,17 +278,10 @@ def report(data: Data) -> list[Piece]:
             keys = (f"{BURST}_vs", f"{MIXED}_vs", f"{MIXED}_p95_vs", f"{ARRIVING}_p95_vs")
             cells = (found.get(f"servers.{key}_{name}_{condition}") for key in keys)
             ratios.add(other, titled(condition), *(shown(one) if one else "" for one in cells))
-    table = Table(["machine", "load", "server", "pictures/s", "p50 s", "p95", "CPU, ms a picture"])
-    titles = {
-        BURST: f"burst: {asked[BURST]} requests of one picture at once",
-        MIXED: f"mixed: {asked[MIXED]} requests at once",
-        ARRIVING: f"random: {asked[ARRIVING]} mixed requests, one after the other",
-    }
+    served = Table(["ours", *(f"{load}, {count} requests: pictures/s, p95 s" for load, count in asked.items())])
     for condition, loads in data["loads"].items():
-        for load, by in loads.items():
-            for name, one in by.items():
-                cells = (number(one[key]) for key in ("pictures_per_s", "p50", "p95", "cpu_ms"))
-                table.add(titled(condition), titles[load], name, *cells)
+        ours = (loads[load][OURS] for load in asked)
+        served.add(titled(condition), *(f"{number(one['pictures_per_s'])}, {number(one['p95'])}" for one in ours))
     memory = ", ".join(f"{name} {number(mib)}" for name, mib in data["memory_mib"].items())
     steps = ", ".join(map(str, STEPS[:-1]))
     return [
@@ -303,7 +296,7 @@ def report(data: Data) -> list[Piece]:
         f"or 3. Those at random times arrive at {LOAD} of the pictures/s that LitServe has just made of mixed ones. "
         f"The busy machine runs {BUSY['busy']} other processes that only compute. Medians, with 95 % intervals:",
         ratios,
-        table,
+        served,
         f"Memory that a server does not share with others, MiB: {memory}.",
     ]
 

@@ -84,7 +84,7 @@ def test_the_report_has_both_commits_and_their_ratio() -> None:
         "requests": {str(count): [before.described(runs) for runs in both] for count, both in seen.items()},
         "starts": {key: [before.figure(one) for one in both] for key, both in started.items()},
     }
-    text = markdown(before.report(data), "performance")
+    text = markdown(before.report(data), "performance").replace("\n", " ")
     assert "| 2 | 0.400 | 0.200 | 4.00 | 2.00 |" in text
     assert "1 row 41.7 and 100" in text
     assert "until it is ready 4.00 and 2.00" in text
