@@ -100,7 +100,7 @@ class Settings(BaseSettings):
     max_queued_pictures: int = Field(default=10_000, ge=1)
     """Maximum number of unfinished pictures of one model. Beyond it requests get a 429, unless the queue is empty."""
     max_queued_pictures_per_owner: int = Field(default=5_000, ge=1)
-    """Maximum number of one API key's owner's pending pictures of one model, so that others find room in the queue."""
+    """Maximum number of one API key's owner's pending pictures of one model."""
     max_stored_pictures_per_owner: int = Field(default=50_000, ge=1)
     """Maximum number of pictures in the jobs of one API key's owner, until the jobs expire or are deleted."""
     accept_without_workers: bool = False
@@ -119,7 +119,7 @@ class Settings(BaseSettings):
     """Maximum width and height in pixels of an uploaded picture."""
 
     metrics_host: str = "127.0.0.1"
-    """Address on which a worker serves its metrics, if metrics_port is set. The API serves its own at GET /metrics."""
+    """Address on which a worker serves its metrics. The API serves its own at GET /metrics."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port of a worker's metrics, at /metrics. If unset, a worker serves none; 0 picks a free port and logs it."""
     api_keys: str = ""
@@ -180,11 +180,11 @@ class Settings(BaseSettings):
     idle_model_s: float = Field(default=600.0, ge=0)
     """A model that is unused for this long is unloaded, but for the one that the worker used last."""
     storage_every_s: float = Field(default=2.0, ge=0)
-    """How old the API's view of a remote storage may be, and so of which model is promoted there."""
+    """How old the API's view of a remote storage may be."""
     storage_timeout_s: float = Field(default=120.0, gt=0)
     """How long a worker waits for a checkpoint of which this machine has no copy. Then its job fails."""
     cache: Path = Path("~/.cache/labelgrid")
-    """Where a worker caches checkpoint files, so that accepted jobs can finish after the storage has changed."""
+    """Where a worker caches checkpoint files."""
     cache_bytes: int = Field(default=4 << 30, ge=0)
     """Approximate maximum size of that cache."""
     heartbeat_s: float = Field(default=2.0, gt=0)

@@ -25,8 +25,6 @@ def _allowed(name: str) -> str:
     parts = [part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"]
     if choices := [f"`{choice}`" for part in parts for choice in part.get("enum", [])]:
         return ", ".join(choices)
-    if any(part.get("type") == "boolean" for part in parts):
-        return "`true`, `false`"
     return ", ".join(f"{sign} {part[bound]}" for part in parts for bound, sign in BOUNDS.items() if bound in part)
 
 
