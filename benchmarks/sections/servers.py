@@ -286,15 +286,14 @@ def report(data: Data) -> list[Piece]:
     steps = ", ".join(map(str, STEPS[:-1]))
     return [
         "LitServe batches up to eight requests, as its documentation shows. *FastAPI and RQ* has one job a request. "
-        "With *our engine* they sample with the same loop and networks as the service. With *diffusers* they run the "
-        "same network in its own loop, with its DPM-Solver++, in bfloat16 where the CPU has it. All of these compute "
-        f"the same network rows: {data['network_rows']} for a picture of the burst. *With its defaults* means float32 "
-        f"and {DEFAULT_STEPS} guided steps, {2 * DEFAULT_STEPS} network rows, for {DEFAULTS_BURST} requests of the "
-        "burst in one batch. Every server judges each picture and answers with the grid; only ours also keeps results, "
-        "verdicts and recipes.",
+        "With *our engine* they sample with the service's loop and networks; with *diffusers* in its own loop, with "
+        "its DPM-Solver++, in bfloat16 where the CPU has it. All compute the same network rows, "
+        f"{data['network_rows']} for a picture of the burst, except *with its defaults*: float32, "
+        f"{2 * DEFAULT_STEPS} rows, and {DEFAULTS_BURST} requests of the burst. Every server judges each picture and "
+        "answers with the grid; only ours also keeps them.",
         f"{data['rounds']} rounds. A mixed request has 1 to 8 pictures, {steps} or {STEPS[-1]} steps and guidance 1 "
-        f"or 3. Those at random times arrive at {LOAD} of the pictures/s that LitServe has just made of mixed ones. "
-        f"The busy machine runs {BUSY['busy']} other processes that only compute. Medians, with 95 % intervals:",
+        f"or 3; those at random times arrive at {LOAD} of LitServe's pictures/s just before. The busy machine runs "
+        f"{BUSY['busy']} other processes that only compute. Medians, with 95 % intervals:",
         ratios,
         served,
         f"Memory that a server does not share with others, MiB: {memory}.",
