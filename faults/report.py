@@ -33,9 +33,8 @@ after a worker died, that worker's pictures wait for as long as the jump.
 
 `make faults` injects each fault into a service of real processes, the API, two workers and Redis with an append-only
 file, and checks all of the above for every job that it accepted. `python -m faults NAME` repeats one fault. A fault has
-a row only if it passed. Checkpoints are toys; settings are the defaults unless a row names them. Storage is an S3
-server behind a proxy, `disk-full` needs root, and the flood has one worker, API keys and no rate limit. Pictures of the
-release before, which computes its networks in another library, are compared by their sizes alone.
+a row only if it passed. Checkpoints are toys; settings are the defaults unless a row names them. `disk-full` needs
+root. Pictures of the release before, which computes its networks in another library, are compared by their sizes alone.
 
 *Recovery* lasts from the fault, from its end or from the last of several, until a new request has its picture and all
 jobs that were open at the fault have ended, less the time that they take without a fault. *Wait* is the longest time
