@@ -278,24 +278,33 @@ def report(data: Data) -> list[Piece]:
             keys = (f"{BURST}_vs", f"{MIXED}_vs", f"{MIXED}_p95_vs", f"{ARRIVING}_p95_vs")
             cells = (found.get(f"servers.{key}_{name}_{condition}") for key in keys)
             ratios.add(other, titled(condition), *(shown(one) if one else "" for one in cells))
-    served = Table(["ours", *(f"{load}, {count} requests: pictures/s, p95 s" for load, count in asked.items())])
+    table = Table(["machine", "load", "server", "pictures/s", "p50 s", "p95", "CPU, ms a picture"])
+    titles = {
+        BURST: f"burst: {asked[BURST]} requests of one picture at once",
+        MIXED: f"mixed: {asked[MIXED]} requests at once",
+        ARRIVING: f"random: {asked[ARRIVING]} mixed requests, one after the other",
+    }
     for condition, loads in data["loads"].items():
-        ours = (loads[load][OURS] for load in asked)
-        served.add(titled(condition), *(f"{number(one['pictures_per_s'])}, {number(one['p95'])}" for one in ours))
+        for load, by in loads.items():
+            for name, one in by.items():
+                cells = (number(one[key]) for key in ("pictures_per_s", "p50", "p95", "cpu_ms"))
+                table.add(titled(condition), titles[load], name, *cells)
     memory = ", ".join(f"{name} {number(mib)}" for name, mib in data["memory_mib"].items())
     steps = ", ".join(map(str, STEPS[:-1]))
     return [
         "LitServe batches up to eight requests, as its documentation shows. *FastAPI and RQ* has one job a request. "
-        "With *our engine* they sample with the service's loop and networks; with *diffusers* in its own loop, with "
-        "its DPM-Solver++, in bfloat16 where the CPU has it. All compute the same network rows, "
-        f"{data['network_rows']} for a picture of the burst, except *with its defaults*: float32, "
-        f"{2 * DEFAULT_STEPS} rows, and {DEFAULTS_BURST} requests of the burst. Every server judges each picture and "
-        "answers with the grid; only ours also keeps them.",
+        "With *our engine* they sample with the same loop and networks as the service, so the ratio is what the server "
+        "costs. With *diffusers* they run the same network and weights as a diffusers model in its own loop, with its "
+        "DPM-Solver++, in bfloat16 where the CPU has it. Steps and guidance are the same in all of these, so they "
+        f"compute the same network rows: {data['network_rows']} for a picture of the burst. *With its defaults* means "
+        f"float32 and {DEFAULT_STEPS} guided steps, {2 * DEFAULT_STEPS} network rows: what its documentation leads to. "
+        f"This one gets only {DEFAULTS_BURST} requests of the burst, as one batch. Every server judges each picture "
+        "and answers with the grid; only ours also keeps results, verdicts and recipes.",
         f"{data['rounds']} rounds. A mixed request has 1 to 8 pictures, {steps} or {STEPS[-1]} steps and guidance 1 "
-        f"or 3; those at random times arrive at {LOAD} of LitServe's pictures/s just before. The busy machine runs "
-        f"{BUSY['busy']} other processes that only compute. Medians, with 95 % intervals:",
+        f"or 3. Those at random times arrive at {LOAD} of the pictures/s that LitServe made of mixed ones just before. "
+        f"The busy machine runs {BUSY['busy']} processes besides that only compute. Medians, with 95 % intervals:",
         ratios,
-        served,
+        table,
         f"Memory that a server does not share with others, MiB: {memory}.",
     ]
 
