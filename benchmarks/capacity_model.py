@@ -203,26 +203,24 @@ def capacity(content: Data) -> list[Piece]:
     how_well = check(sections["load"], the_same_requests(sections["load"], costs.step))
     ways_out = {
         1_000: "One machine with one worker is enough.",
-        100_000: "Add workers (`--scale worker=N`, or KEDA by the backlog) to the one Redis.",
-        10_000_000: "Use dozens of workers on CPUs, or a few GPUs; API processes behind a load balancer, since they "
-        "hold no state; object storage for pictures (`LABELGRID_PICTURES`); and one Redis per model or region, since "
-        "jobs of different models share nothing. A Redis cluster would have to be built; the rest exists.",
+        100_000: "Add workers (`--scale worker=N`, or KEDA by the backlog).",
+        10_000_000: "Add workers and API processes, keep pictures in object storage, and run "
+        "[several deployments](scaling.md#after-one-redis).",
     }
     pieces: list[Piece] = [
         "## Capacity",
-        "How many devices does a given number of pictures per day need, and what runs out first? Computed from the "
-        f"sections above. Three things are assumed, not measured: the peak is {PEAK:g} times the daily mean, the load "
-        f"at the peak is {LOAD:g} of capacity, and devices do not slow each other down, since they share only Redis.",
+        "How many devices a number of pictures per day needs, computed from the sections above. Assumed, not measured: "
+        f"the peak is {PEAK:g} times the daily mean, the load at the peak is {LOAD:g} of capacity, and devices do not "
+        "slow each other down, since they share only Redis.",
         f"With full batches, a device takes {number(1000 * costs.row_s)} ms per network row, and "
-        f"{number(1000 * costs.other_s)} ms for all else that the service does for a picture on the same cores. As "
-        f"shipped, a picture has {sum(costs.served)} rows. If pictures arrive at a rate A and each takes D device "
-        f"seconds, the number of devices is ceil(A D / {LOAD:g}). On an idle device, a picture takes "
+        f"{number(1000 * costs.other_s)} ms for all else that a picture needs on the same cores. As shipped, a picture "
+        f"has {sum(costs.served)} rows. If pictures arrive at a rate A and each takes D device seconds, the number of "
+        f"devices is ceil(A D / {LOAD:g}). On an idle device, a picture takes "
         f"{number(1000 * alone_s(costs, costs.served))} ms with {as_shipped}, "
         f"{number(1000 * alone_s(costs, (2,) * 16))} ms with 16 guided ones.",
         sizing(costs, kinds),
-        "Latency under load is simulated: the scheduler runs on a virtual clock. With the very requests of the load "
-        f"test above, {how_well}. Those runs are short, so a p95 depends on a few requests. If a step takes equally "
-        "long for 1 row and for 32, as on a large GPU, the model gives, with "
+        f"With the very requests of the load test above, {how_well}. Those runs are short, so a p95 depends on a few "
+        "requests. If a step takes equally long for 1 row and for 32, as on a large GPU, the model gives, with "
         f"{costs.max_pictures} pictures in progress, {number(flat['throughput'])} times the throughput of one at a "
         f"time and, at {LOAD:g} of capacity, {number(flat['p95_ratio'])} of the p95 of request-level batching.",
     ]

@@ -5,6 +5,7 @@ With --quick, writes that of the last quick run to runs/bench-quick, beside its 
 
 import argparse
 import sys
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -20,7 +21,7 @@ TITLES = {
     "workers": "Two workers beside one",
     "load": "Batching under load",
     "servers": "Beside other servers",
-    "before": "Beside the commit before",
+    "before": "OpenVINO beside torch",
     "growth": "Growth",
     "scaling": "One Redis",
     "training": "Training",
@@ -28,63 +29,57 @@ TITLES = {
 }
 OTHERS = 20.0  # percent of the machine's cores; more is said in the page
 OVERHEAD = "service.single_overhead_ms"  # its goal depends on the loop's time
-# figure, description, goal, and whether a good figure is above the goal
-GOALS = [
-    ("sampling.speedup_vs_report", "a batch of 32, speed-up over the course report's sampler", 1000.0, True),
-    ("sampling.speedup_vs_report_distilled", "the same, distilled into one step", None, True),
-    ("sampling.speedup_vs_diffusers_fp32", "speed-up over diffusers in fp32, equal solver and steps", 3.0, True),
-    ("sampling.speedup_vs_diffusers_bf16", "speed-up over diffusers in bf16", 1.3, True),
-    ("limit.fraction", "the network at 16 rows, fraction of its library's best kernel", 0.6, True),
-    ("service.saturation_fraction", "32 clients, 1 picture per request, fraction of the bare loop", 0.85, True),
-    ("service.saturation_fraction_several", "the same, 8 pictures per request", 0.95, True),
-    ("service.one_step_fraction", "the same, 8 pictures per request, one-step model", 0.6, True),
-    ("service.cpu_ms_beside_loop", "CPU beside the loop's, ms per picture, 1 picture per request", 5.0, False),
+Goal = tuple[str, str, float | None, bool]
+SUMMARY = 10  # goals at the top of the page; the others are at its end
+# figure, description, goal (None: it depends on the machine), and whether a good figure is above the goal
+GOALS: list[Goal] = [
+    ("sampling.speedup_vs_report", "sampling a batch of 32, speed-up over the report's sampler", 1000.0, True),
+    ("sampling.speedup_vs_diffusers_fp32", "the same over diffusers in fp32, equal solver and steps", 3.0, True),
+    ("sampling.speedup_vs_diffusers_bf16", "the same over diffusers in bf16", 1.3, True),
+    ("limit.fraction", "a network call of 16 rows, fraction of its library's best kernel", 0.6, True),
+    ("service.saturation_fraction", "the service at saturation, fraction of the bare loop's pictures/s", 0.85, True),
+    (OVERHEAD, "one picture from an idle service, ms in addition to the loop's time", None, False),
     ("service.api_cpu_ms_per_request", "CPU of the API, ms per request", 1.5, False),
-    ("service.api_vs_least_api", "the same, relative to the least that an API can take", None, False),
-    ("service.redis_commands_per_picture", "Redis commands per picture, 1 picture per request", 40.0, False),
-    ("service.redis_commands_per_picture_several", "the same, 8 pictures per request", None, False),
-    ("service.single_ratio", "one picture end to end, relative to the loop's time", None, True),
-    (OVERHEAD, "the same, ms in addition to the loop's time", None, False),
-    ("workers.crowd", "two workers on a CPU, 32 clients, pictures/s relative to one with all cores", None, True),
-    ("workers.alone", "the same, one client", None, True),
     ("batching.p95_ratio_at_0_6", "p95 at 0.6 of capacity, relative to request-level batching", 0.5, False),
-    ("batching.p95_ratio_at_0_6_simulated", "the same, simulated with 4000 requests", None, False),
-    ("batching.throughput_vs_one_at_a_time", "throughput at saturation, relative to one at a time", 3.0, True),
     ("servers.burst_vs_litserve_quiet", "a burst, pictures/s relative to LitServe with our engine", 1.0, True),
-    ("servers.burst_vs_litserve_busy", "the same beside two busy processes", 1.0, True),
+    ("training.speedup_vs_library", "training, speed-up over diffusers' loop in fp32, its default", 2.0, True),
+    (
+        "service.saturation_fraction_several",
+        "the service, 8 pictures a request, fraction of the bare loop",
+        0.95,
+        True,
+    ),
+    ("service.one_step_fraction", "the same with the one-step model", 0.6, True),
+    ("service.cpu_ms_beside_loop", "CPU beside the loop's, ms per picture", 5.0, False),
+    ("service.redis_commands_per_picture", "Redis commands per picture, 1 picture per request", 40.0, False),
+    ("batching.throughput_vs_one_at_a_time", "throughput at saturation, relative to one at a time", 3.0, True),
+    (
+        "servers.burst_vs_litserve_busy",
+        "the burst relative to LitServe beside two busy processes",
+        1.0,
+        True,
+    ),
     ("servers.burst_vs_litserve_defaults_quiet", "a burst, relative to LitServe with diffusers' defaults", 3.0, True),
     ("servers.burst_vs_litserve_defaults_busy", "the same beside two busy processes", 3.0, True),
-    ("servers.burst_vs_litserve_diffusers_quiet", "the same at equal network rows and precision", None, True),
-    ("servers.burst_vs_litserve_diffusers_busy", "the same beside two busy processes", None, True),
-    ("servers.burst_vs_rq_quiet", "a burst, relative to FastAPI with one RQ job a request, our engine", None, True),
-    ("servers.burst_vs_rq_diffusers_quiet", "the same with diffusers", None, True),
-    ("servers.mixed_vs_litserve_quiet", "mixed requests, pictures/s relative to LitServe with our engine", None, True),
-    ("servers.mixed_vs_litserve_diffusers_quiet", "the same with diffusers", None, True),
     ("servers.arriving_p95_vs_litserve_quiet", "mixed requests at random times, p95 relative to LitServe", 0.7, False),
-    ("servers.arriving_p95_vs_litserve_busy", "the same beside two busy processes", None, False),
     ("before.call_speedup_1_rows", "a network call of 1 row, speed-up over packed torch", None, True),
     ("before.call_speedup_8_rows", "the same of 8 rows", None, True),
     ("before.call_speedup_32_rows", "the same of 32 rows", None, True),
-    ("before.requests_0_busy", "one-picture requests, pictures/s relative to packed torch", None, True),
-    ("before.requests_1_busy", "the same beside one busy process", 3.0, True),
+    ("before.requests_1_busy", "requests beside one busy process, pictures/s relative to packed torch", 3.0, True),
     ("before.requests_2_busy", "the same beside two busy processes", 3.0, True),
     ("before.requests_p95_1_busy", "p95 of these requests beside one busy process", 0.33, False),
     ("before.requests_p95_2_busy", "the same beside two busy processes", 0.33, False),
     ("before.worker_ready_again", "a worker's second start until ready, relative to packed torch", 1.0, False),
     ("before.service_picture", "the first picture of a new service, relative to packed torch", 1.0, False),
-    ("training.speedup_vs_report", "training, speed-up over the course report's loop", 10.0, True),
-    ("training.speedup_vs_library", "training, speed-up over diffusers' loop in fp32, its default", 2.0, True),
-    ("training.speedup_vs_library_bf16", "training, speed-up over diffusers' loop in bf16", None, True),
-    ("growth.bytes_per_finished_picture", "Redis memory of a finished job of one picture, bytes", None, False),
-    ("growth.bytes_per_queued_job", "the same of a queued job", None, False),
+    ("training.speedup_vs_report", "training, speed-up over the report's loop", 10.0, True),
 ]
 
 
-def goals(content: Data) -> Table:
-    """Return the table of main figures and their goals."""
-    table = Table(["figure", "description", "median", "spread", "95 % interval", "goal", "met"])
+def goals(content: Data, chosen: Sequence[Goal] = GOALS) -> Table:
+    """Return the table of figures that have a goal."""
+    table = Table(["what", "median", "95 % interval", "goal", "met"])
     of_machine = content["sections"].get("before", {}).get("goals", {})  # that depend on its instructions
-    for key, what, goal, above in GOALS:
+    for key, what, goal, above in chosen:
         if (found := content.get(key)) is None:
             continue
         goal = of_machine.get(key, goal)
@@ -94,8 +89,7 @@ def goals(content: Data) -> Table:
         if goal is not None:
             wanted = f"{'at least' if above else 'at most'} {goal:g}"
             met = "yes" if (found["median"] >= goal) == above else "no"
-        spread, interval = number(found["spread"]), " to ".join(map(number, found.get("interval") or ()))
-        table.add(f"`{key}`", what, number(found["median"]), spread, interval, wanted, met)
+        table.add(what, number(found["median"]), " to ".join(map(number, found.get("interval") or ())), wanted, met)
     return table
 
 
@@ -106,11 +100,7 @@ def machine_line(content: Data) -> str:
     commits = sorted({one["commit"] for one in sections if one.get("commit")})
     times = sorted(one["measured_at"] for one in sections if "measured_at" in one)
     measured = f" Measured commit: {', '.join(commits)}; last section at {times[-1]}." if times else ""
-    libraries = ", ".join(f"{name} {version}" for name, version in machine["libraries"].items())
-    return (
-        f"{processor(machine)}, {machine['memory_gib']} GiB, GPU: {machine['gpu'] or 'none'}, "
-        f"Linux {machine['kernel']}, Python {machine['python']}, {libraries}.{measured}"
-    )
+    return f"{processor(machine)}, {machine['memory_gib']} GiB, GPU: {machine['gpu'] or 'none'}.{measured}"
 
 
 def processor(machine: Data) -> str:
@@ -138,13 +128,14 @@ def performance(content: Data) -> list[Piece]:
     command = "make bench-quick" if content["about"].get("quick") else "make bench"
     pieces: list[Piece] = [
         "# Performance",
-        f"`{command}` writes this page from its measurements; do not edit it. What is compared takes turns on the same "
-        "machine. Figures are medians over rounds, ratios are computed round by round, and the spread is the highest "
-        "minus the lowest round. The interval is that of the ratio's geometric mean (Student's t of the logarithms). "
-        "`benchmarks/results.json` has all of them. *The course report* is the work that this project began with; its "
-        "code is one of the baselines.",
+        "How fast sampling, serving and training are, beside other ways to do the same. First a summary; then each "
+        "measurement with its command, [how many devices you need](#capacity), and [further goals](#further-goals).",
+        goals(content, GOALS[:SUMMARY]),
+        f"`{command}` writes this page; do not edit it. What is compared takes turns on the same machine. Figures are "
+        "medians over rounds, ratios are computed round by round, and the interval is that of the ratio's geometric "
+        "mean (Student's t of the logarithms). `benchmarks/results.json` has all figures and versions. *The report* is "
+        "a [student's report](results.md#terms) whose code is one of the baselines.",
         machine_line(content),
-        goals(content),
     ]
     for name, title in TITLES.items():
         section = content["sections"].get(name)
@@ -155,7 +146,7 @@ def performance(content: Data) -> list[Piece]:
         module = import_module(f"benchmarks.sections.{name}")
         pieces.append(measured_line(name, section, content["about"]["machine"]))
         pieces += module.report(section)
-    return pieces + capacity_model.capacity(content)
+    return [*pieces, *capacity_model.capacity(content), "## Further goals", goals(content, GOALS[SUMMARY:])]
 
 
 def main() -> int:

@@ -90,8 +90,8 @@ class Settings(BaseSettings):
     redis+sentinel://host:26379,host/NAME for a primary that Sentinels watch. If neither variable is set,
     `python -m service` starts its own."""
     queue: str = "labelgrid"
-    """Name of the RQ queue of jobs. Only one: a worker that reads several queues can lose a job. It does not separate
-    two services: each needs a Redis database of its own, the number at the end of redis_url."""
+    """Name of the RQ queue. It does not separate two services: each needs a Redis database of its own, the number at
+    the end of redis_url."""
 
     idempotent_s: int = Field(default=86400, ge=1)
     """How long an Idempotency-Key counts. Costs about 300 bytes a key."""
@@ -100,7 +100,7 @@ class Settings(BaseSettings):
     max_queued_pictures: int = Field(default=10_000, ge=1)
     """Maximum number of unfinished pictures of one model. Beyond it requests get a 429, unless the queue is empty."""
     max_queued_pictures_per_owner: int = Field(default=5_000, ge=1)
-    """Maximum number of one API key's owner's pending pictures of one model, so that others find room in the queue."""
+    """Maximum number of one API key's owner's pending pictures of one model."""
     max_stored_pictures_per_owner: int = Field(default=50_000, ge=1)
     """Maximum number of pictures in the jobs of one API key's owner, until the jobs expire or are deleted."""
     accept_without_workers: bool = False
@@ -119,12 +119,11 @@ class Settings(BaseSettings):
     """Maximum width and height in pixels of an uploaded picture."""
 
     metrics_host: str = "127.0.0.1"
-    """Address on which a worker serves its metrics, if metrics_port is set. The API serves its own at GET /metrics."""
+    """Address on which a worker serves its metrics. The API serves its own at GET /metrics."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
     """Port of a worker's metrics, at /metrics. If unset, a worker serves none; 0 picks a free port and logs it."""
     api_keys: str = ""
-    """API keys as NAME:HASH, separated by commas or spaces; `python -m service keys NAME` makes one. If there are keys,
-    every request except those for the page and for health needs one, and a job belongs to the owner of its key."""
+    """API keys as NAME:HASH, separated by commas or spaces; `python -m service keys NAME` makes one."""
     api_keys_file: Path | None = None
     """A file with further API keys, one a line. It is read again when it changes."""
     rate_limit: str = "3000/minute"
@@ -139,7 +138,7 @@ class Settings(BaseSettings):
 
     webhook_secret: SecretStr | None = None
     """The secret from which all owners' signing keys are derived; make it long and random. Without it there are no
-    webhooks. `python -m service webhook-secret NAME` prints what a receiver needs."""
+    webhooks."""
     webhook_allow_private: bool = False
     """Whether webhooks may call addresses of this machine and of private networks."""
     webhook_timeout_s: float = Field(default=10.0, gt=0, le=50)
@@ -153,8 +152,7 @@ class Settings(BaseSettings):
     """A file that a worker or a webhooks' worker touches every second, for `python -m service check --liveness`. Each
     process needs its own."""
     drain_s: float = Field(default=20.0, ge=0)
-    """How long a process may finish its work after SIGTERM. A worker finishes the pictures it can and hands the others
-    back; the API, which takes at least 3 s, answers its open requests."""
+    """How long a process may finish its work after SIGTERM. The API takes at least 3 s."""
 
     log_format: Literal["json", "console"] = "console"
     """Format of the logs on standard error: one JSON object a line, or text for people."""
@@ -171,8 +169,7 @@ class Settings(BaseSettings):
     installed."""
     batch_pictures: int | None = Field(default=None, ge=1)
     """Maximum number of pictures that a worker samples at the same time; all of them step together. If unset, it is 16
-    on a CPU and 64 on a GPU; as many again may then join, a few at each step, and large jobs give way to small ones
-    (docs/architecture.md)."""
+    on a CPU and 64 on a GPU, and large jobs give way to small ones (docs/architecture.md)."""
     batch_rows: int | None = Field(default=None, ge=1)
     """Maximum number of rows in one call of the network; a guided picture takes two. If unset, it is 64 on a CPU and
     256 on a GPU."""
@@ -183,25 +180,23 @@ class Settings(BaseSettings):
     idle_model_s: float = Field(default=600.0, ge=0)
     """A model that is unused for this long is unloaded, but for the one that the worker used last."""
     storage_every_s: float = Field(default=2.0, ge=0)
-    """How old the API's view of a remote storage may be, and so of which model is promoted there."""
+    """How old the API's view of a remote storage may be."""
     storage_timeout_s: float = Field(default=120.0, gt=0)
-    """How long a worker waits for a checkpoint of which this machine has no copy. Then its job fails. While storage
-    hangs, jobs of models that are loaded or cached go on."""
+    """How long a worker waits for a checkpoint of which this machine has no copy. Then its job fails."""
     cache: Path = Path("~/.cache/labelgrid")
-    """Where a worker caches checkpoint files, so that accepted jobs can finish after the storage has changed."""
+    """Where a worker caches checkpoint files."""
     cache_bytes: int = Field(default=4 << 30, ge=0)
     """Approximate maximum size of that cache."""
     heartbeat_s: float = Field(default=2.0, gt=0)
     """How often a worker reports that it is alive and renews the leases of the pictures it has claimed."""
     lease_s: float = Field(default=8.0, gt=0)
     """A worker without a heartbeat for this long counts as dead, and other workers take over its pictures. Must be more
-    than heartbeat_s, and should be several times that."""
+    than heartbeat_s."""
     stalled_after_s: float = Field(default=60.0, gt=0)
-    """A worker whose loop makes no progress for this long hangs: it logs where, and ends its process. Must be longer
-    than one step of a full batch."""
+    """A worker whose loop makes no progress for this long ends its process. Must be longer than one step of a full
+    batch."""
     max_deliveries: int = Field(default=4, ge=2)
-    """A job fails when workers have died this often with the same picture in progress: twice in a batch, then alone. So
-    does one whose model killed as many that loaded it."""
+    """A job fails when so many workers have died with the same picture in progress, or while they loaded its model."""
 
     @field_validator("*")
     @classmethod

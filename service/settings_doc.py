@@ -7,10 +7,10 @@ HEAD = f"""\
 
 Each process of the service reads its settings from environment variables when it starts. It refuses to start with a
 value that is not allowed, and warns of a `LABELGRID_` variable that is no setting. Times are at most {MOST_S:,} s,
-other numbers {MOST:,}. This page is generated: `python -m service settings > docs/settings.md`.
+other numbers {MOST:,}. `python -m service settings` writes this page.
 
-| variable | default | allowed | meaning |
-| --- | --- | --- | --- |
+| variable | default, allowed | meaning |
+| --- | --- | --- |
 """
 BOUNDS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
 
@@ -25,8 +25,6 @@ def _allowed(name: str) -> str:
     parts = [part for part in schema.get("anyOf", [schema]) if part.get("type") != "null"]
     if choices := [f"`{choice}`" for part in parts for choice in part.get("enum", [])]:
         return ", ".join(choices)
-    if any(part.get("type") == "boolean" for part in parts):
-        return "`true`, `false`"
     return ", ".join(f"{sign} {part[bound]}" for part in parts for bound, sign in BOUNDS.items() if bound in part)
 
 
@@ -36,5 +34,6 @@ def document() -> str:
     for name, field in Settings.model_fields.items():
         names = " or ".join(f"`{variable}`" for variable in variables(name))
         meaning = " ".join((field.description or "").split())
-        rows.append(f"| {names} | {_default(name)} | {_allowed(name)} | {meaning} |\n")
+        values = "; ".join(filter(None, (_default(name), _allowed(name))))
+        rows.append(f"| {names} | {values} | {meaning} |\n")
     return HEAD + "".join(rows)

@@ -35,12 +35,13 @@ CLIENTS = 8
 WARM_S = 8.0  # of requests before those that count: a worker compiles the sizes of its calls when they first come
 SPANS_S = {0: 6.0, 1: 12.0, 2: 12.0}  # busy processes -> how long clients send requests
 STARTS = {
-    "worker_ready": "a worker until it is ready, first start",
-    "worker_picture": "a worker until its first picture, first start",
-    "worker_ready_again": "a worker until it is ready, second start",
-    "worker_picture_again": "a worker until its first picture, second start",
-    "service_picture": "`python -m service` until the first picture, first start",
+    "worker_ready": "a worker until it is ready",
+    "worker_picture": "until its first picture",
+    "worker_ready_again": "its second start until ready",
+    "worker_picture_again": "until its first picture",
+    "service_picture": "`python -m service` until the first picture",
 }
+ROWS = {"1": "1 row", "8": "8 rows", "32": "32 rows"}
 # speed-ups of network calls, with AMX and without
 SPEED_UPS = {True: {1: 1.5, 8: 1.4, 32: 1.3}, False: {1: 1.3, 8: 1.2, 32: 1.0}}
 
@@ -210,7 +211,6 @@ def measure(quick: bool) -> Data:
     return {
         "figures": figures(called, seen, started),
         "goals": goals("amx_bf16" in machine()["features"]),
-        "cores": machine()["cores"],
         "names": [tree.name for tree in trees],
         "libraries": [one["library"] for one in about],
         "same_checkpoint": about[0]["digest"] == about[1]["digest"],
@@ -250,39 +250,23 @@ def described(runs: Sequence[Served]) -> Data:
 def report(data: Data) -> list[Piece]:
     if "skipped" in data:
         return [f"Skipped: {data['skipped']}."]
-    found, (before, now) = data["figures"], data["names"]
-    ratio, header = f"{now} over {before}", ["median", "95 % interval"]
-
-    def ratio_cells(key: str) -> list[str]:
-        one = found[key]
-        return [number(one["median"]), " to ".join(map(number, one["interval"] or ()))]
-
-    called = Table(["rows of a call", f"{before}, rows/s", f"{now}, rows/s", f"speed-up, {header[0]}", header[1]])
-    for rows, both in data["calls"].items():
-        called.add(rows, *(number(one["median"]) for one in both), *ratio_cells(f"before.call_speedup_{rows}_rows"))
-    asked = Table(["busy processes", "measurement", before, now, ratio, header[1]])
+    commit, (before, now) = data["names"][0], data["libraries"]
+    table = Table(["busy processes", f"pictures/s, {before}", now, f"p95 s, {before}", now])
     for count, both in data["requests"].items():
-        rates, waits = ([number(one[key]) for one in both] for key in ("pictures_per_s", "p95"))
-        asked.add(count, "pictures/s", *rates, *ratio_cells(f"before.requests_{count}_busy"))
-        asked.add(count, "p95, s", *waits, *ratio_cells(f"before.requests_p95_{count}_busy"))
-        if int(count):
-            quiet = zip(both, data["requests"]["0"], strict=True)
-            kept = [number(one["pictures_per_s"] / alone["pictures_per_s"]) for one, alone in quiet]
-            fair = number(data["cores"] / (data["cores"] + int(count)))
-            asked.add(count, f"kept of the quiet rate; a fair share of the cores is {fair}", *kept, "", "")
-    started = Table(["seconds of", before, now, ratio, header[1]])
-    for key, both in data["starts"].items():
-        started.add(STARTS[key], *(number(one["median"]) for one in both), *ratio_cells(f"before.{key}"))
+        table.add(count, *(number(one[key]) for key in ("pictures_per_s", "p95") for one in both))
+    calls, starts = (
+        ", ".join(
+            f"{names[key]} {number(was['median'])} and {number(this['median'])}" for key, (was, this) in of.items()
+        )
+        for names, of in ((ROWS, data["calls"]), (STARTS, data["starts"]))
+    )
     same = "the same checkpoint" if data["same_checkpoint"] else "the checkpoint that it ships, which differ"
     return [
-        f"Commit {before}, in a git worktree and with this commit's packages, runs the networks in "
-        f"{data['libraries'][0]}, this one in {data['libraries'][1]}. The two take turns; each serves {same}.",
-        called,
-        f"*Whole requests* of one picture from {CLIENTS} clients over HTTP, each the next one after its answer, beside "
-        "so many processes that only compute.",
-        asked,
-        "*Start-up.* At a first start, caches are empty; files are in the page cache.",
-        started,
+        f"Commit {commit}, with this commit's packages, runs the networks in {before}, this one in {now}. The two take "
+        f"turns; each serves {same}. Requests of one picture from {CLIENTS} clients over HTTP, each the next one after "
+        "its answer, beside processes that only compute ([ratios](#further-goals)):",
+        table,
+        f"Network calls, rows/s: {calls}. Start-up, s, at first with empty caches: {starts}.",
     ]
 
 

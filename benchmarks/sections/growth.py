@@ -13,7 +13,7 @@ from redis import Redis
 from benchmarks import subject
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
-from benchmarks.sections.service import CLIENTS, saturate
+from benchmarks.sections.service import saturate
 from benchmarks.stack import Stack, memory_mib, stack, until
 from benchmarks.timing import Deadline, figure, percentile, seconds
 from service import pictures
@@ -264,12 +264,9 @@ def report(data: Data) -> list[Piece]:
     for one in data["store"]:
         cells = (number(one[key]) for key in ("read_ms", "image_ms", "bytes_per_job"))
         store.add(f"{one['finished']:,}", *cells)
-    rates = Table(["in Redis", "pictures/s", "spread", "worker, MiB"])
     held = {f"{one['queued']:,} queued jobs": one for one in data["queue"]}
     held |= {f"{one['finished']:,} finished jobs": one for one in data["store"]}
-    for what, one in held.items():
-        rate = one["pictures_per_s"]
-        rates.add(what, number(rate["median"]), number(rate["spread"]), number(one["worker_mib"]))
+    rates = ", ".join(f"{number(one['pictures_per_s']['median'])} with {what}" for what, one in held.items())
     streams = Table(
         ["open event streams", "opening all, s", "GET job, ms", "p95", "end reaches the last, s", "API, MiB"]
     )
@@ -277,15 +274,12 @@ def report(data: Data) -> list[Piece]:
     for one in data["streams"]:
         streams.add(one["streams"], *(number(one[field]) for field in fields))
     return [
-        "*Queued jobs.* They have one picture each, and no worker takes them. Every worker looks for overdue jobs "
-        "each second.",
+        "*Queued jobs* of one picture, which no worker takes; each worker looks for overdue jobs each second.",
         queue,
-        f"*Finished jobs.* A picture's PNG has {data['png_bytes']:,} bytes; it lies in storage. Redis has its "
-        "verdict, record, events and keys.",
+        f"*Finished jobs.* Redis has verdict, record, events and keys; the PNG, {data['png_bytes']:,} bytes, lies in "
+        "storage.",
         store,
-        f"*A worker's throughput* with all that in Redis, three times over {data['pictures']} pictures. It takes the "
-        f"queued jobs or, if there are none, the requests of {CLIENTS} clients.",
-        rates,
+        f"With all that in Redis, a worker samples, in pictures/s: {rates}.",
         "*Event streams* of one job:",
         streams,
     ]

@@ -169,12 +169,10 @@ def out_of_reach(data: Data) -> str:
     best, few = max(rows_per_s.values()), (rows_per_s[1], rows_per_s[2])
     floor, theirs = data["alone"]["p95"], data["simulated"][str(AT)][REQUEST_LEVEL]["p95"]
     return (
-        f"The limits of this device: calls of one network row compute {number(few[0])} rows/s, calls of two (a guided "
-        f"picture) {number(few[1])}, and calls of the best size {number(best)}. So batching can gain at most "
-        f"{number(best / few[0])} times on unguided pictures and {number(best / few[1])} times on guided ones. On an "
-        f"idle device, the p95 is {number(floor)} s, {number(floor / theirs)} of request-level batching's p95; no "
-        "policy can be faster. Continuous batching gains more on a device that small steps leave partly idle "
-        "([simulated](#capacity))."
+        f"On this device calls of one network row compute {number(few[0])} rows/s, calls of two {number(few[1])}, and "
+        f"calls of the best size {number(best)}, so batching can gain at most {number(best / few[0])} times on "
+        f"unguided pictures and {number(best / few[1])} times on guided ones. No policy can have a p95 below "
+        f"{number(floor)} s, {number(floor / theirs)} of request-level batching's: that of an idle device."
     )
 
 
@@ -182,43 +180,39 @@ def who_waits(data: Data) -> str:
     """Say what it gains that large requests wait for small ones."""
     now, together = data["simulated"][str(AT)][CONTINUOUS], data["together"]
     return (
-        f"In continuous batching, a large request waits for small ones once a step has {data['few']} network rows "
-        f"(`service/worker/step_order.py`). Simulated at {AT} of capacity, latencies are {number(now['mean'])} s in "
-        f"the mean, {number(now['p95'])} s at p95 and {number(now['p99'])} s at p99. If all pictures stepped together, "
-        f"they would be {number(together['mean'])}, {number(together['p95'])} and {number(together['p99'])} s."
+        f"A large request waits for small ones once a step has {data['few']} network rows. Simulated at {AT} of "
+        f"capacity, mean, p95 and p99 are {number(now['mean'])}, {number(now['p95'])} and {number(now['p99'])} s; if "
+        f"all pictures stepped together, {number(together['mean'])}, {number(together['p95'])} and "
+        f"{number(together['p99'])} s."
     )
 
 
 def report(data: Data) -> list[Piece]:
-    table = Table(["load", "policy", "mean s", "p50", "p95", "p99", "requests", "pictures/s", "simulated mean", "p95"])
+    table = Table(["load", "policy", "mean s", "p95", "requests", "simulated mean", "p95"])
     for load, by in data["latencies"].items():
+        if float(load) > 1:  # latencies grow for as long as requests arrive
+            continue
         for name, found in by.items():
             simulated = data["simulated"][load][name]
-            cells = (number(found[key]) for key in ("mean", "p50", "p95", "p99"))
-            rest = number(data["pictures_per_s"][load][name]), number(simulated["mean"]), number(simulated["p95"])
-            table.add(load, name, *cells, found["requests"], *rest)
+            cells = (number(found[key]) for key in ("mean", "p95"))
+            table.add(load, name, *cells, found["requests"], number(simulated["mean"]), number(simulated["p95"]))
     spans = " to ".join(f"{end(data['spans_s'].values()):.0f}" for end in (min, max))
     left_out = [load for load in data["spans_s"] if load not in data["latencies"]]
     note = f" There was no time for loads of {', '.join(left_out)}." if left_out else ""
     saturated = {name: number(figure(found)["median"]) for name, found in data["saturated"].items()}
     return [
-        f"The capacity is {data['requests_per_s']:.2f} requests/s, simulated with measured step costs: the throughput "
-        "of continuous batching on a backlog. A request has 1 to 8 pictures, 4 to 16 steps and guidance 1 or 3, "
-        f"{mean_network_rows():.0f} network rows on average; {data['max_pictures']} pictures are in progress, and in "
-        f"continuous batching at most {data['late']} more, a few of which join at each step. "
-        "*Request-level* batching takes whole requests, with mixed options, computes no finished pictures, and answers "
-        "when the batch ends. *One at a time* samples one picture after the other. "
-        f"A run takes the requests of {spans} s. At a load of {AT}, the first two policies have several runs with "
-        "different requests. Above a load of 1 (for one at a time, above about 0.5) there is no steady latency: it "
-        f"grows for as long as requests arrive.{note}",
+        f"The capacity is {data['requests_per_s']:.2f} requests/s: continuous batching on a backlog, simulated with "
+        f"measured step costs. A request has 1 to 8 pictures, 4 to 16 steps and guidance 1 or 3, "
+        f"{mean_network_rows():.0f} network rows on average. {data['max_pictures']} pictures are in progress, and in "
+        f"continuous batching up to {data['late']} more. *Request-level* batching takes whole requests and answers "
+        "when the batch ends; *one at a time* samples one picture after the other. A run takes the requests of "
+        f"{spans} s. One at a time has no steady latency above a load of about 0.5.{note}",
         table,
-        f"The ratio of p95 at {AT} is computed over the requests of all rounds; its spread covers the ratios with one "
-        f"round left out. On a backlog, continuous batching samples {saturated[CONTINUOUS]} pictures/s and one at a "
-        f"time {saturated[ONE]}.",
+        f"Simulated: the same scheduler with {SIMULATED_REQUESTS} requests on a virtual clock ([checked](#capacity)). "
+        f"On a backlog, continuous batching samples {saturated[CONTINUOUS]} pictures/s and one at a time "
+        f"{saturated[ONE]}.",
         who_waits(data),
         out_of_reach(data),
-        f"The simulation runs the same code with {SIMULATED_REQUESTS} requests on a virtual clock, on which a step "
-        "takes the time measured for its rows. [Below](#capacity) it is checked against the measured requests.",
         Plot("load", "latency by load; dots measured, lines simulated", lambda axes: draw_latency(axes, data), 2),
         Plot("load-throughput", "throughput by load, measured", lambda axes: draw_throughput(axes, data)),
     ]

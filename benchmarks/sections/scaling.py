@@ -107,18 +107,15 @@ def report(data: Data) -> list[Piece]:
         rate = LOAD / one["redis_ms"] * 1000
         costs: Sequence[float] = (one["redis_ms"], one["api_ms"], one["commands"], one["bytes"], rate)
         table.add(size, *map(number, costs), number(rate * one["api_ms"] / 1000 / LOAD))
-    waiting = Table(["Redis busy", "a command waits, ms, median", "p99"])
-    for load, waits in data["waits_ms"].items():
-        waiting.add(f"{float(load):.0%}", *map(number, waits))
+    waits = ", ".join(f"{number(p99)} ms at {float(load):.0%}" for load, (_, p99) in data["waits_ms"].items())
     return [
         "A toy network instead of the real one: what is left is the service's own work. One worker, 32 clients, each "
         "with one open request. The last two columns are for Redis and API processes that are busy "
         f"{LOAD:.0%} of the time.",
         table,
-        f"A worker that has nothing to do takes {100 * data['idle_worker_share']:.2g} % of a core in Redis. "
-        f"*Simulated*: commands come at random, {number(data['command_us'])} µs each in the mean, in the mixture "
-        "measured with one picture per request.",
-        waiting,
+        f"A worker that has nothing to do takes {100 * data['idle_worker_share']:.2g} % of a core in Redis. A command "
+        f"waits at p99, by how busy Redis is, {waits} (simulated: commands at random times, "
+        f"{number(data['command_us'])} µs each).",
     ]
 
 

@@ -209,22 +209,24 @@ def report(data: Data) -> list[Piece]:
         "memory of the API after one picture, MiB": "startup.api_memory_mib",
         "memory of a worker after one picture, MiB": "startup.worker_memory_mib",
     }
-    table = Table(["measurement", "median", "spread"])
+    table = Table(["measurement", "median"])
     for label, key in rows.items():
-        table.add(label, number(data["figures"][key]["median"]), number(data["figures"][key]["spread"]))
-    sizes = Table(["container", "dependencies, MiB", "image, MiB", "its base, MiB"])
-    for image, mib in data["containers_mib"].items():
-        built = [number(mib[key]) if mib["image"] and mib[key] else "not built here" for key in ("image", "base")]
-        sizes.add(image, number(mib["dependencies"]), *built)
+        table.add(label, number(data["figures"][key]["median"]))
+    sizes = "; ".join(f"{image} {_size(mib)}" for image, mib in data["containers_mib"].items())
     loaded = "has loaded torch, which it must not" if data["api_has_torch"] else "does not load torch"
     return [
-        f"The API process {loaded}.",
+        f"The API process {loaded}. The bound is what no server with these networks can beat: a fresh interpreter that "
+        "loads the promoted checkpoints and samples one picture.",
         table,
-        "The bound is what no server with these networks can beat: a fresh interpreter that loads the promoted "
-        "checkpoints and samples one picture. It takes turns with the service.",
-        "Sizes of the images that `docker compose build` made on this machine:",
-        sizes,
+        f"Containers: {sizes}.",
     ]
+
+
+def _size(mib: Data) -> str:
+    """Say how large a container is, by what was built on this machine."""
+    built = mib["image"] and mib["base"]
+    image = f", in an image of {number(mib['image'])} (its base {number(mib['base'])})" if built else ""
+    return f"has {number(mib['dependencies'])} MiB of dependencies{image}"
 
 
 if __name__ == "__main__":

@@ -153,34 +153,28 @@ def measure(quick: bool) -> Data:
 
 
 def report(data: Data) -> list[Piece]:
-    table = Table(["loop", "pictures/s", "spread", "our speed-up"])
+    table = Table(["loop", "pictures/s", "our speed-up"])
     figures = data["figures"]
     over = {REPORT: "speedup_vs_report", LIBRARY: "speedup_vs_library", LIBRARY_BF16: "speedup_vs_library_bf16"}
     over |= {ALONE: "network_share"}
     for name, rate in data["pictures_per_s"].items():
         ratio = number(figures[f"training.{over[name]}"]["median"]) if name in over else ""
-        table.add(name, number(rate["median"]), number(rate["spread"]), ratio)
-    other = Table(["measurement", "pictures/s"])
-    for name, rate in data["rendering"].items():
-        other.add(f"rendering {name}", number(rate))
-    other.add("decoding into the cache, once per data set", number(data["decoding"]))
-    other.add("fitting the evaluator, with augmentations", number(data["fitting"]))
+        table.add(name, number(rate["median"]), ratio)
+    rendering = ", ".join(f"{number(rate)} at {name}" for name, rate in data["rendering"].items())
     share, drawn, highest = (
         figures[f"training.{key}"]["median"]
         for key in ("network_share", "data_path_share", "highest_speedup_vs_report")
     )
     return [
         f"All train the same network (10 M parameters, labels without positions) with batches of {data['batch']} "
-        f"rendered 320x240 PNGs. A round has {data['steps']} steps after a first one. The course report's loop decodes "
-        "with PIL in the loop, drops labels for the whole batch and averages the weights in a Python loop. diffusers' "
-        "loop is its training script: accelerate, AdamW, EMAModel and a DataLoader. Ours uses Muon, clips gradients "
-        "and keeps two averages.",
+        f"rendered 320x240 PNGs. A round has {data['steps']} steps after a first one. The report's loop decodes with "
+        "PIL in the loop and averages the weights in a Python loop. diffusers' loop is its training script: "
+        "accelerate, AdamW, EMAModel and a DataLoader. Ours uses Muon, clips gradients and keeps two averages.",
         table,
-        f"The network's forward and backward take {share:.0%} of our step; drawing pictures, noise and timesteps from "
-        f"the decoded cache takes {drawn:.1%}. With this network and machine, no loop can be more than "
-        f"{number(highest)} times faster than the report's: that is the gain from not decoding, and from bfloat16 "
-        "instead of float32.",
-        other,
+        f"The network's forward and backward take {share:.0%} of our step, drawing the batch {drawn:.1%}. On this "
+        f"machine no loop can be more than {number(highest)} times faster than the report's.",
+        f"Also in pictures/s: rendering {rendering}; decoding into the cache, once per data set, "
+        f"{number(data['decoding'])}; fitting the evaluator {number(data['fitting'])}.",
     ]
 
 

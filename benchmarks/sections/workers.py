@@ -75,9 +75,8 @@ def report(data: Data) -> list[Piece]:
             table.add(*CONDITIONS[name], what, *cells, " to ".join(map(number, ratio["interval"] or ())))
     one, two = data["mib"]
     return [
-        "One worker has all cores, each of two has half of them, as `labelgrid serve --workers 2` divides them. "
-        "Clients send requests of one picture, each the next one after its answer, beside so many processes that only "
-        "compute.",
+        "One worker with all cores, and two with half of them each (`labelgrid serve --workers 2`). Clients send "
+        "requests of one picture, each the next one after its answer; busy processes only compute.",
         table,
         f"The workers take {number(one)} MiB of memory, and {number(two)}.",
     ]

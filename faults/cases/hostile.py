@@ -32,8 +32,7 @@ BESIDE_S = 10.0  # the longest that others may wait meanwhile
 
 
 def oversize_requests_at_once(trial: Trial) -> None:
-    """twelve requests of 100 pictures at the same time, with `max_queued_pictures` = 400: what fits is accepted, the
-    others get a 429, and the queue is never longer"""
+    """twelve requests of 100 pictures at once, with `max_queued_pictures` = 400: what fits is accepted"""
     trial.begin()
     connection, digest = trial.stack.connection, trial.stack.digest
 
@@ -68,8 +67,7 @@ def _bomb() -> bytes:
 
 
 def chunk_bombs(trial: Trial) -> None:
-    """PNGs with a million empty chunks at `/generate/png`, and in small zips at `/score`, eight at a time: all are
-    refused, and others wait for them no longer than 10 s"""
+    """PNGs with a million empty chunks, also in small zips: all are refused, and others wait no longer than 10 s"""
     bomb, packed = _bomb(), io.BytesIO()
     with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("0.png", bomb)
@@ -150,8 +148,7 @@ def receivers(stack: Stack) -> Iterator[tuple[_Receiver, _Receiver]]:
 
 
 def tarpit_webhooks(trial: Trial) -> None:
-    """twenty webhooks to a receiver that answers a byte a second, with `webhook_timeout_s` = 5: another one gets its
-    message meanwhile, and in the end all are given up"""
+    """twenty webhooks to a receiver that answers a byte a second: another one gets its message meanwhile"""
     tarpit, good = trial.stack.beside
     trial.stack.run("webhooks", "service webhooks")
     until(lambda: trial.stack.check() == 0, "a worker or the webhooks' worker")
@@ -182,8 +179,7 @@ def tarpit_webhooks(trial: Trial) -> None:
 
 
 def large_job_beside_others(trial: Trial) -> None:
-    """one worker has a `/score` job of 1,280 pictures: another model's job, and uploaded pictures, wait no longer than
-    10 s"""
+    """one worker has a job of 1,280 pictures: another model's job, and uploaded pictures, wait no longer than 10 s"""
     trial.submit(*LARGE)
     conditions = {"conditions": [["red cube"], ["blue sphere", "gray cube"]] * 32, "repeats": 20, "steps": 20}
     address, large = f"{trial.stack.address}/score/conditions", ""

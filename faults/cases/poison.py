@@ -21,7 +21,7 @@ def poison_picture(trial: Trial) -> None:
 
 def poison_picture_that_kills(trial: Trial) -> None:
     """a picture that kills every worker that samples it, in a batch with good ones: only its job fails, after four
-    deaths; recovery is measured from the last"""
+    deaths"""
     _kills(trial, "purple sphere")
 
 
@@ -43,7 +43,7 @@ def _kills(trial: Trial, label: str) -> None:
 
 def hung_picture(trial: Trial) -> None:
     """a picture that hangs every worker that samples it, in a batch with good ones, with `stalled_after_s` = 4: each
-    worker ends itself, and after four only the picture's job fails; recovery is measured from the last"""
+    worker ends itself, and after four only the picture's job fails"""
     _kills(trial, "purple cylinder")
 
 

@@ -54,7 +54,7 @@ def picture_claimed_twice(trial: Trial) -> None:
 
 def preempted_three_times(trial: Trial) -> None:
     """`kill -9`, three times, of the worker that has a certain picture in progress, as when machines are preempted: its
-    job finishes; recovery is measured from the last"""
+    job finishes"""
     trial.begin()
     entry, first, _ = [one for one in trial.stack.claims() if one[1]][-1]  # killed before it can finish
 

@@ -104,8 +104,7 @@ def disk_full(trial: Trial) -> None:
 
 
 def redis_away(trial: Trial) -> None:
-    """Redis away for three minutes, with the probes of `deploy/kubernetes`: `/readyz` and `check` fail, `/healthz` and
-    `check --liveness` do not, and nothing is restarted"""
+    """Redis away for three minutes: probes for readiness fail, those for liveness do not, and nothing is restarted"""
     trial.begin()
     trial.stack.held.add("redis")
     trial.strike(partial(trial.stack.signal, "redis", signal.SIGKILL))
@@ -135,8 +134,7 @@ def _probe(trial: Trial) -> None:
 
 
 def truncated_append_only_file(trial: Trial) -> None:
-    """`kill -9` of Redis, whose append-only file then ends in the middle of a picture, and lacks all that came after it
-    (no job was accepted in this time)"""
+    """`kill -9` of Redis, whose append-only file then ends in the middle of a picture"""
     trial.begin()
 
     def truncate() -> None:
@@ -276,8 +274,7 @@ def _offset(connection: Redis) -> int:
 
 
 def unreadable_record(trial: Trial) -> None:
-    """the record of a job is damaged: reading it is a 503, the list of jobs leaves it out, and it fails when its grid
-    is composed"""
+    """the record of a job is damaged: reading it is a 503, and it fails when its grid is composed"""
     trial.begin()
     damaged: list[str] = []
 

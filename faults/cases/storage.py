@@ -70,9 +70,8 @@ def _make_known(trial: Trial, model: str) -> None:
 
 
 def storage_hangs(trial: Trial) -> None:
-    """storage hangs: models that workers have loaded are served; the job of another one fails after
-    `storage_timeout_s` = 10, and one for which storage answers again in time finishes; recovery is measured from then
-    on"""
+    """storage hangs: loaded models are served; the job of another one fails after `storage_timeout_s` = 10, and one for
+    which storage answers in time finishes"""
     _make_known(trial, "other")
     other = {**BODIES[SMALL], "model": "other"}
     failing: list[str] = []

@@ -74,8 +74,7 @@ def _change(trial: Trial, before: Path, after: Path) -> None:
 
 
 def rolling_upgrade(trial: Trial) -> None:
-    """every process of the release before this one is replaced by this version, one after the other, while it works;
-    recovery is measured from the last"""
+    """every process of the release before this one is replaced by this version, one after the other, while it works"""
     with release() as before:
         _change(trial, before, ROOT)
 
@@ -87,8 +86,8 @@ def rolling_downgrade(trial: Trial) -> None:
 
 
 def option_of_the_next_version(trial: Trial) -> None:
-    """API and one of two workers are of a next version with one more option; jobs without it are sampled by both, and a
-    job with it waits for the worker that knows it; recovery is measured from that worker's restart"""
+    """API and one of two workers are of a next version with one more option: a job with it waits for the worker that
+    knows it"""
     with following() as newer:
         for name in ("api", "worker 1"):
             trial.stack.replace(name, newer)
