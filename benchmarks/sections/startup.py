@@ -203,7 +203,6 @@ def report(data: Data) -> list[Piece]:
         "`python -m service` until the first picture, s": "startup.first_picture_s",
         "the bound: an interpreter that only samples one picture, s": "startup.bound_s",
         "`python -m service` until the first picture, relative to the bound": "startup.first_picture_vs_bound",
-        "`python -m service` until ready, s": "startup.ready_s",
         "a worker alone until ready, files in the page cache, s": "startup.worker_s",
         "importing the API, s": "startup.api_import_s",
         "memory of the API after one picture, MiB": "startup.api_memory_mib",
