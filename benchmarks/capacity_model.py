@@ -225,7 +225,7 @@ def capacity(content: Data) -> list[Piece]:
         f"time and, at {LOAD:g} of capacity, {number(flat['p95_ratio'])} of the p95 of request-level batching.",
     ]
     if "outdated" in sections["growth"]:
-        return [*pieces, "What Redis needs is not measured since pictures lie in storage."]
+        return [*pieces, "[Above](#one-redis) is what Redis needs."]
     return [
         *pieces,
         f"A finished job of one picture takes {number(costs.redis_bytes)} bytes in Redis, and its PNG "

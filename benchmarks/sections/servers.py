@@ -268,48 +268,28 @@ def shown(found: Data) -> str:
 
 def report(data: Data) -> list[Piece]:
     found = data["figures"]
-    ratios = Table(
-        ["ours relative to", "machine", "burst, pictures/s", "mixed, pictures/s", "mixed, p95", "random, p95"]
-    )
+    measures = (f"{BURST}_vs", f"{MIXED}_vs", f"{ARRIVING}_p95_vs")
+    header = [f"{what}, {condition}" for what in ("burst", "mixed", "random, p95") for condition in BUSY]
+    ratios = Table(["ours relative to", *header])
     for other, name in NAMES.items():
-        for condition in BUSY:
-            keys = (f"{BURST}_vs", f"{MIXED}_vs", f"{MIXED}_p95_vs", f"{ARRIVING}_p95_vs")
-            cells = (found.get(f"servers.{key}_{name}_{condition}") for key in keys)
-            ratios.add(other, titled(condition), *(shown(one) if one else "" for one in cells))
-    columns = ("pictures/s", "p50, s", "p95, s", "CPU, ms a picture")
-    table = Table(["ours and", "machine", "load", *(f"{one}: ours, theirs" for one in columns)])
-    for other, conditions in data["loads"].items():
-        for condition, loads in conditions.items():
-            for load, two in loads.items():
-                keys = ("pictures_per_s", "p50", "p95", "cpu_ms")
-                cells = (", ".join(number(one[key]) for one in two) for key in keys)
-                table.add(other, titled(condition), load, *cells)
-    memory = ", ".join(f"{name} {number(mib)}" for name, mib in data["memory_mib"].items())
+        cells = (found.get(f"servers.{key}_{name}_{condition}") for key in measures for condition in BUSY)
+        ratios.add(other, *(shown(one) if one else "" for one in cells))
     steps = ", ".join(map(str, STEPS[:-1]))
     return [
         "LitServe batches up to eight requests, as its documentation shows. *FastAPI and RQ* has one job a request. "
-        "With *our engine* they sample with the same loop and networks as the service, so the ratio is what the server "
-        "costs. With *diffusers* they run the same network and weights as a diffusers model in its own loop, with its "
-        "DPM-Solver++, in bfloat16 where the CPU has it. Steps and guidance are the same in all of these, so they "
-        f"compute the same network rows: {data['network_rows']} for a picture of the burst. *With its defaults* means "
-        f"float32 and {DEFAULT_STEPS} guided steps, {2 * DEFAULT_STEPS} network rows: what its documentation leads to. "
-        "Every server judges each picture and answers with the grid; only ours also keeps results, verdicts and "
-        "recipes.",
+        "With *our engine* they sample with the service's loop and networks; with *diffusers* in its own loop, with "
+        "its DPM-Solver++, in bfloat16 where the CPU has it. All compute the same network rows, "
+        f"{data['network_rows']} for a picture of the burst, except *with its defaults*: float32 and "
+        f"{2 * DEFAULT_STEPS} rows. Every server judges each picture and answers with the grid; only ours also keeps "
+        "them.",
         f"Each runs beside ours alone, {data['rounds']} rounds. A burst has {REQUESTS[LITSERVE]} requests of one "
         f"picture at once, with diffusers {REQUESTS[LITSERVE_DIFFUSERS]}, with its defaults "
         f"{REQUESTS[LITSERVE_DEFAULTS]}. Mixed requests, eight at once, have 1 to 8 pictures, {steps} or {STEPS[-1]} "
-        f"steps and guidance 1 or 3. Random ones are mixed, and arrive one by one at {LOAD} of the pictures/s that "
-        f"LitServe made of mixed ones just before. The busy machine runs {BUSY['busy']} processes besides that only "
-        "compute. Medians, with 95 % intervals:",
+        f"steps and guidance 1 or 3. Random ones are mixed, and arrive one by one at {LOAD} of LitServe's pictures/s. "
+        f"A busy machine runs {BUSY['busy']} other processes that only compute. Pictures/s of ours over theirs, medians "
+        "with 95 % intervals:",
         ratios,
-        table,
-        f"Memory that a server does not share with others, MiB: {memory}.",
     ]
-
-
-def titled(condition: str) -> str:
-    """Name a condition for readers."""
-    return f"beside {BUSY[condition]} busy processes" if BUSY[condition] else condition
 
 
 if __name__ == "__main__":
