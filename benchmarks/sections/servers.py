@@ -286,8 +286,8 @@ def report(data: Data) -> list[Piece]:
         f"picture at once, with diffusers {REQUESTS[LITSERVE_DIFFUSERS]}, with its defaults "
         f"{REQUESTS[LITSERVE_DEFAULTS]}. Mixed requests, eight at once, have 1 to 8 pictures, {steps} or {STEPS[-1]} "
         f"steps and guidance 1 or 3. Random ones are mixed, and arrive one by one at {LOAD} of LitServe's pictures/s. "
-        f"A busy machine runs {BUSY['busy']} other processes that only compute. Pictures/s of ours over theirs, medians "
-        "with 95 % intervals:",
+        f"A busy machine runs {BUSY['busy']} other processes that only compute. Pictures/s of ours over theirs, "
+        "medians with 95 % intervals:",
         ratios,
     ]
 

@@ -13,7 +13,7 @@ from benchmarks.clients import for_seconds, send_all
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
 from benchmarks.sections.before import Both, Served, body, described, settle
-from benchmarks.sections.servers import ask
+from benchmarks.sections.servers import ask, shown
 from benchmarks.stack import Stack, memory_mib, stack
 from benchmarks.timing import order, paired, pooled_p95
 from service.local.supervisor import worker_environments
@@ -66,13 +66,12 @@ def measure(quick: bool) -> Data:
 
 
 def report(data: Data) -> list[Piece]:
-    header = ["clients", "busy processes", "measurement", "one worker", "two workers", "two over one", "95 % interval"]
-    table, figures = Table(header), data["figures"]
+    table = Table(["clients", "busy processes", "pictures/s: one, two", "ratio", "p95, s: one, two", "ratio"])
     for name, both in data["served"].items():
-        for key, what, figure_name in (("pictures_per_s", "pictures/s", name), ("p95", "p95, s", f"{name}_p95")):
-            ratio = figures[f"workers.{figure_name}"]
-            cells = [*(number(one[key]) for one in both), number(ratio["median"])]
-            table.add(*CONDITIONS[name], what, *cells, " to ".join(map(number, ratio["interval"] or ())))
+        cells = list[str]()
+        for key, figure_name in (("pictures_per_s", name), ("p95", f"{name}_p95")):
+            cells += ", ".join(number(one[key]) for one in both), shown(data["figures"][f"workers.{figure_name}"])
+        table.add(*CONDITIONS[name], *cells)
     one, two = data["mib"]
     return [
         "One worker with all cores, and two with half of them each (`labelgrid serve --workers 2`). Clients send "
