@@ -47,15 +47,13 @@ until a request was accepted, for a client that sends one every quarter of a sec
 TAIL = """
 ## Promises with tests of their own
 
-| promise | test |
-| --- | --- |
-| a picture is the same alone and in any batch, on any CPU | `tests/shared/test_openvino.py` |
-| simultaneous requests cannot pass a limit together | `tests/service/store/test_creation.py` |
-| a job finishes only while Redis has all of its verdicts | `tests/service/store/test_job_model.py` |
-| pictures of dead workers come before new ones | `tests/service/store/test_claims.py` |
-| an unreadable picture stops nobody | `tests/service/store/test_claims.py` |
-| a suspected picture has its worker for itself | `tests/service/worker/test_runner.py` |
-| a model that kills the workers that load it fails its jobs | `tests/service/worker/test_runner.py` |
+- A picture is the same alone and in any batch, on any CPU: `tests/shared/test_openvino.py`.
+- Simultaneous requests cannot pass a limit together: `tests/service/store/test_creation.py`.
+- A job finishes only while Redis has all of its verdicts: `tests/service/store/test_job_model.py`.
+- Pictures of dead workers come before new ones, and an unreadable picture stops nobody:
+  `tests/service/store/test_claims.py`.
+- A suspected picture has its worker for itself, and a model that kills the workers that load it fails its jobs:
+  `tests/service/worker/test_runner.py`.
 """
 SOAKED = """
 ## Soak
