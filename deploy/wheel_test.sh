@@ -31,7 +31,8 @@ isolated="env -i HOME=$at/home PATH=$at/path TMPDIR=$at/tmp"
 labelgrid() { $isolated "$bin/labelgrid" "$@"; }
 
 start() {
-  $isolated "$bin/labelgrid" serve --port "$port" >"$at/log" 2>&1 &
+  : >"$at/log"  # without the line that the loop below waits for
+  $isolated "$bin/labelgrid" serve --port "$port" >>"$at/log" 2>&1 &
   server=$!
   for _ in $(seq 600); do
     ! grep -q "labelgrid is ready" "$at/log" || return 0
