@@ -17,7 +17,7 @@ from http.client import HTTPConnection
 import psutil
 from packaging.requirements import Requirement
 
-from benchmarks.document import Piece, Table, number
+from benchmarks.document import Piece, number
 from benchmarks.results import ROOT, STORAGE, Data, main, say
 from benchmarks.sections.servers import ask
 from benchmarks.stack import got, memory_mib, stack, start, stop, until
@@ -199,25 +199,18 @@ def measure(quick: bool) -> Data:
 
 
 def report(data: Data) -> list[Piece]:
-    rows = {
-        "`python -m service` until the first picture, s": "startup.first_picture_s",
-        "the bound: an interpreter that only samples one picture, s": "startup.bound_s",
-        "`python -m service` until the first picture, relative to the bound": "startup.first_picture_vs_bound",
-        "a worker alone until ready, files in the page cache, s": "startup.worker_s",
-        "importing the API, s": "startup.api_import_s",
-        "memory of the API after one picture, MiB": "startup.api_memory_mib",
-        "memory of a worker after one picture, MiB": "startup.worker_memory_mib",
-    }
-    table = Table(["measurement", "median"])
-    for label, key in rows.items():
-        table.add(label, number(data["figures"][key]["median"]))
+    def of(key: str) -> str:
+        return number(data["figures"][f"startup.{key}"]["median"])
+
     sizes = "; ".join(f"{image} {_size(mib)}" for image, mib in data["containers_mib"].items())
     loaded = "has loaded torch, which it must not" if data["api_has_torch"] else "does not load torch"
     return [
-        f"The API process {loaded}. The bound is what no server with these networks can beat: a fresh interpreter that "
-        "loads the promoted checkpoints and samples one picture.",
-        table,
-        f"Containers: {sizes}.",
+        f"`python -m service` has its first picture after {of('first_picture_s')} s. The bound is what no server with "
+        f"these networks can beat, {of('bound_s')} s: a fresh interpreter that loads the promoted checkpoints and "
+        f"samples one picture. The service takes {of('first_picture_vs_bound')} times as long. A worker alone is ready "
+        f"after {of('worker_s')} s. The API {loaded}; importing it takes {of('api_import_s')} s.",
+        f"After one picture the API takes {of('api_memory_mib')} MiB, a worker {of('worker_memory_mib')}. Containers: "
+        f"{sizes}.",
     ]
 
 
