@@ -24,11 +24,10 @@ from service.api.routes import generate, jobs, meta, metrics, page, score
 from service.contract.errors import Unavailable
 from service.pictures import PictureFiles
 from service.settings import Settings
+from service.store.async_jobs import AsyncJobs
 from service.store.connection import connect, connect_async
-from service.store.creation import JobCreator
+from service.store.functions import Pipeline
 from service.store.jobs import JobStore
-from service.store.pipeline import Pipeline
-from service.store.reader import JobReader
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 
@@ -77,21 +76,21 @@ def create_app(settings: Settings) -> DocumentedAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         connection = connect(settings.redis_url)
         reading = connect_async(settings.redis_url, timeout_s=SOCKET_TIMEOUT_S, max_connections=MAX_CONNECTIONS)
-        store, reader = JobStore(connection, settings), JobReader(reading, settings.keep_s)
+        store = JobStore(connection, settings)
+        async_jobs = AsyncJobs(reading, settings, store.doorbell)
         app.state.service = Service(
             settings=settings,
             store=store,
-            creator=JobCreator(reader.redis, settings, store.doorbell),
-            jobs=reader,
-            results=ResultReader(reader, PictureFiles(settings.pictures)),
+            jobs=async_jobs,
+            results=ResultReader(async_jobs, PictureFiles(settings.pictures)),
             catalog=Catalog(settings.storage, settings.storage_every_s),
             uploads=Slots(MAX_UPLOADS),
         )
         app.state.rate_limiter = RateLimiter(reading, limit) if limit else None
-        await _look_at_redis(reader.redis)
-        reader.hub.start()
+        await _look_at_redis(async_jobs.redis)
+        async_jobs.hub.start()
         yield
-        await reader.hub.close()
+        await async_jobs.hub.close()
         await reading.aclose()
         connection.close()
         tracing.stop()  # here, because uvicorn then raises its signal again, which ends the process

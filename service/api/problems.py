@@ -87,8 +87,6 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, ClientDisconnect):  # FastAPI's 400 hides it
         return await _client_gone(request, error.__cause__)
-    if isinstance(error.__cause__, ServiceError):  # of a middleware that FastAPI read the body through
-        return await _service_error(request, error.__cause__)
     if isinstance(error.__cause__, ValueError | RecursionError):  # FastAPI's 400 hides why the JSON parser failed
         return await _service_error(request, NotJson.of(error.__cause__))
     phrase = PHRASES.get(error.status_code) or HTTPStatus(error.status_code).phrase

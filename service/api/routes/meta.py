@@ -9,7 +9,7 @@ from service.api.dependencies import NEEDS_KEY, ModelsDep, ServiceDep
 from service.api.openapi import problems
 from service.contract.errors import NoModel, NoWorker, Unavailable
 from service.contract.schemas import Health, Labels, Model, ModelList, Ready, WorkerDevice
-from service.store.pipeline import Pipeline
+from service.store.functions import Pipeline
 from shared.support import picture_size
 
 

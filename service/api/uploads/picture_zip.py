@@ -20,7 +20,6 @@ CENTRAL_HEADER = b"PK\x01\x02"  # begins every entry of a zip's directory
 NAME = re.compile(r"(0|[1-9][0-9]{0,5})\.png")
 BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile cannot limit how much the other methods unpack
 SHOWN_CHARACTERS = 80  # of an entry's name
-ENCRYPTED = 0x1  # in an entry's flags
 # What zipfile raises for damaged and malicious archives.
 UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError, OverflowError)
 
@@ -78,8 +77,6 @@ def _unpack(archive: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo], most: 
     left = most
     for i, entry in enumerate(entries):
         name = f"{i}.png"
-        if entry.flag_bits & ENCRYPTED:
-            raise _refused((name, "is encrypted"))
         if entry.compress_type not in BOUNDED:
             raise _refused((name, f"compression {entry.compress_type}; use stored or deflated"))
         try:

@@ -1,16 +1,15 @@
 """PNGs from outside: which kinds are accepted, and that damaged ones and their recipes are read right or refused."""
 
-import io
 import json
+import struct
 import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from PIL import Image
 
-from service.api.uploads.png import MAX_CHUNKS, MAX_PIXELS, PngError, _chunks, check_picture, recipe_of, reduced
+from service.api.uploads.png import MAX_CHUNKS, MAX_PIXELS, SIGNATURE, PngError, check_picture, recipe_of, reduced
 from service.contract.recipe import JudgedRecipe, Recipe, example
 from shared.options import LIMITS
 from shared.pictures import png_bytes, read_png
@@ -103,8 +102,7 @@ BOMBS = {
     "empty chunks": (with_chunks(png(), chunk(b"teXt") * (1 << 20)), "too many chunks"),
     "empty pixel chunks": (png().replace(chunk(b"IEND"), chunk(b"IDAT") * (1 << 20)), "too many chunks"),
     "packed texts": (with_chunks(png(), PACKED * 65), "too many chunks"),
-    "a long tail": (png().replace(chunk(b"IEND"), chunk(b"IDAT", bytes(1 << 20))), "more data than 16x16 pixels need"),
-    "a recipe cut short": (png().replace(END, RECIPE[:-1]), "its recipe is cut short"),
+    "a recipe cut short": (png().replace(END, RECIPE[:-1]), "one that is cut short"),
     "two recipes": (with_chunks(png(), RECIPE * 2), "several recipes"),
     "a long recipe": (with_chunks(png(), chunk(b"iTXt", b"labelgrid\0" + bytes(1 << 20))), "more than 1048576 bytes"),
 }
@@ -121,13 +119,9 @@ def test_pillow_never_sees_a_bomb(content: bytes, words: str, monkeypatch: pytes
 
 def test_many_chunks_of_pixels_are_accepted() -> None:
     """libpng writes 8 KiB of them at a time; these have 1 KiB."""
-    pixels = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
-    buffer = io.BytesIO()
-    Image.fromarray(pixels).save(buffer, "PNG", compress_level=0)
-    whole = buffer.getvalue()
-    data = b"".join(part[8:-4] for kind, part in _chunks(whole) if kind == b"IDAT")
-    cut = b"".join(chunk(b"IDAT", data[at : at + 1024]) for at in range(0, len(data), 1024))
-    content = whole[: whole.index(b"IDAT") - 4] + cut + chunk(b"IEND")
+    data = zlib.compress(bytes(512 * (1 + 3 * 512)), 0)
+    pixels = b"".join(chunk(b"IDAT", data[at : at + 1024]) for at in range(0, len(data), 1024))
+    content = SIGNATURE + chunk(b"IHDR", struct.pack(">2I5B", 512, 512, 8, 2, 0, 0, 0)) + pixels + END
     assert reduced(content, MAX_PIXELS) == content
     assert check_picture(content, 512) == (512, 512)
 
