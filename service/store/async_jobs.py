@@ -99,7 +99,7 @@ def arguments(record: JobRecord, request: IdempotentRequest | None, settings: Se
         "id": record.id,
         "owner": record.owner,
         "digest": record.digest,
-        "model": model_of(record).write(),
+        "model": model_of(record).model_dump_json(),
         "total": record.total,
         "fields": 2 * len(fields),
         "timeout_s": settings.job_timeout_s,
@@ -233,7 +233,8 @@ class AsyncJobs:
             gone.add_done_callback(lambda _: watch.heard.set())
             while not gone.done():
                 try:
-                    if watch.has_ended or not await self._is_open(job_id):
+                    status = None if watch.has_ended else await self.redis("HGET", keys.job(job_id), "status")
+                    if status is None or text(status) in TERMINAL:
                         break
                     away_since = math.inf
                 except RedisError:  # perhaps for a moment only
@@ -245,10 +246,6 @@ class AsyncJobs:
                     break
                 await watch.wait(min(left_s, LOOK_AGAIN_S))
         return await self.job(job_id)
-
-    async def _is_open(self, job_id: str) -> bool:
-        status = await self.redis("HGET", keys.job(job_id), "status")
-        return status is not None and text(status) not in TERMINAL
 
     async def check_picture(self, job_id: str, index: int) -> None:
         """Raise why a job has no such picture: UnknownPicture, NotReady, ExpiredJob if the job or its file is gone."""
