@@ -12,7 +12,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import Match
 from starlette.types import Scope
 
 from service.contract.errors import (
@@ -29,7 +28,6 @@ from service.telemetry.logs import REQUEST_ID, get_logger, request_id
 
 log = get_logger(__name__)
 
-METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # they change nothing
 PHRASES = {413: "Content Too Large"}  # RFC 9110; Python 3.11 has the older name
 
@@ -93,18 +91,8 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     detail = error.detail
     if detail == phrase:  # Starlette's 404 and 405 only repeat the status
         detail = f"{request.method} {request.url.path}: {phrase.lower()}"
-    headers = dict(error.headers or {})
-    is_mounted = "app_root_path" in request.scope  # a mounted app names its methods itself
-    if "Allow" in headers and not is_mounted:  # Starlette lists the methods of the path's first route only
-        headers["Allow"] = ", ".join(method for method in METHODS if _is_routed(request, method))
     problem = problem_body(error.status_code, phrase.lower().replace(" ", "-"), phrase, detail)
-    return _response(request.scope, problem, headers)
-
-
-def _is_routed(request: Request, method: str) -> bool:
-    method = "GET" if method == "HEAD" else method  # `access/guard.py`
-    scope = {**request.scope, "method": method}
-    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+    return _response(request.scope, problem, error.headers)
 
 
 async def _client_gone(request: Request, error: Exception) -> JSONResponse:
