@@ -1,7 +1,5 @@
 """The HTTP application: everything that a request passes through, put together. Imports no torch."""
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -9,7 +7,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from redis.exceptions import RedisError
 
 from service.api import problems
 from service.api.access.guard import Guard
@@ -21,20 +18,14 @@ from service.api.dependencies import MAX_UPLOADS, Service
 from service.api.openapi import DocumentedAPI
 from service.api.results import ResultReader, Slots
 from service.api.routes import generate, jobs, meta, metrics, page, score
-from service.contract.errors import Unavailable
 from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store.async_jobs import AsyncJobs
 from service.store.connection import connect, connect_async
-from service.store.functions import Pipeline
 from service.store.jobs import JobStore
 from service.telemetry import tracing
-from service.telemetry.logs import get_logger
-
-log = get_logger(__name__)
 
 SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
-LOOK_S = 1.0  # for the look at Redis's settings at the start
 MAX_CONNECTIONS = 2000
 CROSS_ORIGIN: dict[str, Any] = {  # what pages of the origins in `cors_origins` may send and read
     "allow_methods": ["GET", "POST", "DELETE"],
@@ -58,16 +49,6 @@ def _telemetry() -> dict[str, Any]:
     }
 
 
-async def _look_at_redis(redis: Pipeline) -> None:
-    """Say at the start what /readyz will say. The API also starts without Redis."""
-    with contextlib.suppress(RedisError, TimeoutError):
-        async with asyncio.timeout(LOOK_S):
-            try:
-                await meta.check_redis_keeps(redis)
-            except Unavailable as error:
-                log.error("Redis is not configured for this service", reason=error.detail)
-
-
 def create_app(settings: Settings) -> DocumentedAPI:
     """Return the application for these settings. Dialects, such as `service.openai`, are mounted on it."""
     limit = read_limit(settings.rate_limit)
@@ -87,7 +68,6 @@ def create_app(settings: Settings) -> DocumentedAPI:
             uploads=Slots(MAX_UPLOADS),
         )
         app.state.rate_limiter = RateLimiter(reading, limit) if limit else None
-        await _look_at_redis(async_jobs.redis)
         async_jobs.hub.start()
         yield
         await async_jobs.hub.close()
