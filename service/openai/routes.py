@@ -1,5 +1,6 @@
 """/v1: OpenAI's images and models API, for clients written for it. docs/api.md."""
 
+import io
 import math
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -8,6 +9,7 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import StreamingResponse
+from PIL import Image as PictureFile
 
 from service.api.catalog import Models
 from service.api.dependencies import Index, ModelsDep, OwnerDep, OwnJob, ServiceDep
@@ -16,7 +18,6 @@ from service.api.openapi import PICTURE_RESPONSES, DocumentedAPI, problems
 from service.api.problems import Dialect
 from service.api.results import CutStream, Slots
 from service.api.submit import ERRORS, JobSpec, Submitter, SubmitterDep, why_unfinished
-from service.api.uploads.png import png_size
 from service.contract.errors import BadRequest, NotFound, NotInTime
 from service.contract.records import TERMINAL
 from service.contract.schemas import Job
@@ -72,8 +73,8 @@ async def generate_images(request: Request, body: ImagesRequest, submitter: Subm
         raise NotInTime(detail, headers=NO_RETRY, job=f"/jobs/{job_id}")
     if job.result is None:
         raise why_unfinished(job, NO_RETRY)
-    first = await submitter.service.results.image(job.id, 0)
-    images = _images(request, body, submitter, job, png_size(first))
+    with PictureFile.open(io.BytesIO(await submitter.service.results.image(job.id, 0))) as first:
+        images = _images(request, body, submitter, job, first.size)
     return CutStream(images, media_type="application/json")
 
 

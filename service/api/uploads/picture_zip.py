@@ -99,7 +99,7 @@ def _check_pictures(pngs: Iterable[bytes], settings: Settings) -> list[bytes]:
     for i, png in enumerate(pngs):
         name = f"{i}.png"
         try:
-            small.append(reduced(png, settings.picture_side**2))
+            small.append(reduced(png))
             width, height = sizes[name] = check_picture(small[-1], settings.picture_side)
         except PngError as error:
             faults.append((name, str(error)))
