@@ -5,7 +5,6 @@ Of the routes it knows only the public ones, so a new one is closed until it is 
 
 import asyncio
 import contextlib
-import functools
 import ipaddress
 import re
 from collections import Counter
@@ -34,7 +33,6 @@ class Exposed(StartError):
     """The API would be open to everybody who can reach this machine."""
 
 
-@functools.lru_cache(maxsize=64)  # nearly all requests have the same
 def is_loopback(host: str) -> bool:
     """Return whether a host name or address is this machine itself."""
     host = host.strip("[]").lower().rstrip(".")

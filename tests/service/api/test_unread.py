@@ -92,23 +92,6 @@ def test_of_a_file_that_is_not_read_two_parts_are_in_memory(
     assert (reads, [len(part) for part in sent]) == ([(0, PART), (PART, 2 * PART)], [PART, PART])
 
 
-def test_a_grid_that_a_client_waited_for_is_sent_in_parts(
-    settings: Settings, working: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.api.results.PART", 100)
-    body = {"labels": [["red cube"]], "steps": 1}
-    sent = asyncio.run(begun(settings, "POST /generate", lambda sent: len(sent) == 2, body, accept="image/png"))
-    assert [len(part) for part in sent] == [100, 100]
-
-
-def test_of_a_scaled_picture_that_is_not_read_one_band_is_in_memory(
-    settings: Settings, alive: JobStore, bands: list[int]
-) -> None:
-    job_id, _ = finished(alive, 2)
-    asyncio.run(begun(settings, f"GET /v1/images/{job_id}/0/2048x2048.png", lambda _: bands))
-    assert bands == [1 << 16]
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_of_the_pictures_of_v1_that_are_not_read_one_band_is_in_memory(
     settings: Settings, working: Runner, bands: list[int], stream: bool
