@@ -89,7 +89,7 @@ def model_of(record: JobRecord) -> ModelName:
 def arguments(record: JobRecord, request: IdempotentRequest | None, settings: Settings) -> list[Any]:
     """Return the arguments of `create` in `jobs.lua`."""
     fields: dict[str, Any] = {"record": record.write(), "total": record.total, "status": "queued"}
-    fields |= {"digest": record.digest, "owner": record.owner, "asked_at": record.created_at}
+    fields |= {"digest": record.digest, "owner": record.owner}
     if record.webhook:
         fields["webhook_events"] = " ".join(record.webhook_events)
     if request is not None:

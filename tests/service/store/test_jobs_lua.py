@@ -50,7 +50,7 @@ class Library:
     def create(self, job: str, pictures: int = 2, owner: str = "", digest: str = DIGEST, **more: Any) -> Any:
         """Create a job; `more`: other settings."""
         fields = {"status": "queued", "total": pictures, "record": f"record of {job[-1]}", "digest": digest}
-        fields |= {"owner": owner, "webhook_events": "running finished", "asked_at": 1}
+        fields |= {"owner": owner, "webhook_events": "running finished"}
         of_job = [part for pair in fields.items() for part in pair]
         about = {"id": job, "owner": owner, "digest": digest, "model": "{}", "total": pictures, "fields": len(of_job)}
         about |= {"timeout_s": 50, "lifetime_s": 150, "idempotent_s": 300}
