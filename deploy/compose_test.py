@@ -23,7 +23,7 @@ from PIL import Image
 
 from service.api.access.keys import hash_of, new_key
 from service.client import ApiError, Client, JobUnfinished
-from service.contract.job_ids import hour_of
+from service.contract.records import hour_of
 from service.contract.schemas import Job
 from service.local.demo import free_port
 from tests.service.processes import until

@@ -48,7 +48,7 @@ TAIL = """
 ## Promises with tests of their own
 
 - A picture is the same alone and in any batch, on any CPU: `tests/shared/test_openvino.py`.
-- Simultaneous requests cannot pass a limit together: `tests/service/store/test_creation.py`.
+- Simultaneous requests cannot pass a limit together: `tests/service/store/test_async_jobs.py`.
 - A job finishes only while Redis has all of its verdicts: `tests/service/store/test_job_model.py`.
 - Pictures of dead workers come before new ones, and an unreadable picture stops nobody:
   `tests/service/store/test_claims.py`.

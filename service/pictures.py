@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from service.contract.job_ids import HOUR, hour_of
+from service.contract.records import HOUR, hour_of
 from shared import storage
 from shared.storage import Location
 

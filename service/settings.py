@@ -180,7 +180,7 @@ class Settings(BaseSettings):
     idle_model_s: float = Field(default=600.0, ge=0)
     """A model that is unused for this long is unloaded, but for the one that the worker used last."""
     storage_every_s: float = Field(default=2.0, ge=0)
-    """How old the API's view of a remote storage may be."""
+    """How old the API's view of storage may be."""
     storage_timeout_s: float = Field(default=120.0, gt=0)
     """How long a worker waits for a checkpoint of which this machine has no copy. Then its job fails."""
     cache: Path = Path("~/.cache/labelgrid")

@@ -182,7 +182,7 @@ def placed(storage: Path, settings: Settings, tmp_path_factory: pytest.TempPathF
 def api_server(settings: Settings) -> Iterator[Server]:
     """Run the API as a real server on a free port, in a thread; `should_exit` stops it as SIGTERM does.
 
-    It sees a changed model at once, not 0.05 s later, so that no test depends on its own speed.
+    It sees a changed model at once, not two seconds later.
     """
     settings = settings.model_copy(update={"storage_every_s": 0.0})
     server = Server(application(settings), host="127.0.0.1", port=0)

@@ -17,8 +17,7 @@ from benchmarks.sections.service import saturate
 from benchmarks.stack import Stack, memory_mib, stack, until
 from benchmarks.timing import Deadline, figure, percentile, seconds
 from service import pictures
-from service.contract.job_ids import new_job_id
-from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
+from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict, new_job_id
 from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store import keys

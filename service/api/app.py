@@ -1,7 +1,5 @@
 """The HTTP application: everything that a request passes through, put together. Imports no torch."""
 
-import asyncio
-import contextlib
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from importlib.metadata import version
@@ -9,7 +7,6 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
-from redis.exceptions import RedisError
 
 from service.api import problems
 from service.api.access.guard import Guard
@@ -21,21 +18,14 @@ from service.api.dependencies import MAX_UPLOADS, Service
 from service.api.openapi import DocumentedAPI
 from service.api.results import ResultReader, Slots
 from service.api.routes import generate, jobs, meta, metrics, page, score
-from service.contract.errors import Unavailable
 from service.pictures import PictureFiles
 from service.settings import Settings
+from service.store.async_jobs import AsyncJobs
 from service.store.connection import connect, connect_async
-from service.store.creation import JobCreator
 from service.store.jobs import JobStore
-from service.store.pipeline import Pipeline
-from service.store.reader import JobReader
 from service.telemetry import tracing
-from service.telemetry.logs import get_logger
-
-log = get_logger(__name__)
 
 SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
-LOOK_S = 1.0  # for the look at Redis's settings at the start
 MAX_CONNECTIONS = 2000
 CROSS_ORIGIN: dict[str, Any] = {  # what pages of the origins in `cors_origins` may send and read
     "allow_methods": ["GET", "POST", "DELETE"],
@@ -59,16 +49,6 @@ def _telemetry() -> dict[str, Any]:
     }
 
 
-async def _look_at_redis(redis: Pipeline) -> None:
-    """Say at the start what /readyz will say. The API also starts without Redis."""
-    with contextlib.suppress(RedisError, TimeoutError):
-        async with asyncio.timeout(LOOK_S):
-            try:
-                await meta.check_redis_keeps(redis)
-            except Unavailable as error:
-                log.error("Redis is not configured for this service", reason=error.detail)
-
-
 def create_app(settings: Settings) -> DocumentedAPI:
     """Return the application for these settings. Dialects, such as `service.openai`, are mounted on it."""
     limit = read_limit(settings.rate_limit)
@@ -77,21 +57,20 @@ def create_app(settings: Settings) -> DocumentedAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         connection = connect(settings.redis_url)
         reading = connect_async(settings.redis_url, timeout_s=SOCKET_TIMEOUT_S, max_connections=MAX_CONNECTIONS)
-        store, reader = JobStore(connection, settings), JobReader(reading, settings.keep_s)
+        store = JobStore(connection, settings)
+        async_jobs = AsyncJobs(reading, settings, store.doorbell)
         app.state.service = Service(
             settings=settings,
             store=store,
-            creator=JobCreator(reader.redis, settings, store.doorbell),
-            jobs=reader,
-            results=ResultReader(reader, PictureFiles(settings.pictures)),
+            jobs=async_jobs,
+            results=ResultReader(async_jobs, PictureFiles(settings.pictures)),
             catalog=Catalog(settings.storage, settings.storage_every_s),
             uploads=Slots(MAX_UPLOADS),
         )
         app.state.rate_limiter = RateLimiter(reading, limit) if limit else None
-        await _look_at_redis(reader.redis)
-        reader.hub.start()
+        async_jobs.hub.start()
         yield
-        await reader.hub.close()
+        await async_jobs.hub.close()
         await reading.aclose()
         connection.close()
         tracing.stop()  # here, because uvicorn then raises its signal again, which ends the process

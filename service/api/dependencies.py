@@ -12,9 +12,8 @@ from service.api.catalog import Catalog, Models
 from service.api.results import ResultReader, Slots
 from service.contract.schemas import EXAMPLE_ID
 from service.settings import Settings
-from service.store.creation import JobCreator
+from service.store.async_jobs import AsyncJobs
 from service.store.jobs import JobStore
-from service.store.reader import JobReader
 
 MAX_UPLOADS = 2  # sets of uploaded pictures in memory; each may take some 200 MB
 
@@ -28,8 +27,7 @@ class Service:
 
     settings: Settings
     store: JobStore
-    creator: JobCreator
-    jobs: JobReader
+    jobs: AsyncJobs
     results: ResultReader
     catalog: Catalog
     uploads: Slots

@@ -12,7 +12,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
-from starlette.routing import Match
 from starlette.types import Scope
 
 from service.contract.errors import (
@@ -29,7 +28,6 @@ from service.telemetry.logs import REQUEST_ID, get_logger, request_id
 
 log = get_logger(__name__)
 
-METHODS = ("DELETE", "GET", "HEAD", "PATCH", "POST", "PUT")
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # they change nothing
 PHRASES = {413: "Content Too Large"}  # RFC 9110; Python 3.11 has the older name
 
@@ -87,26 +85,14 @@ async def _http_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, HTTPException)
     if isinstance(error.__cause__, ClientDisconnect):  # FastAPI's 400 hides it
         return await _client_gone(request, error.__cause__)
-    if isinstance(error.__cause__, ServiceError):  # of a middleware that FastAPI read the body through
-        return await _service_error(request, error.__cause__)
     if isinstance(error.__cause__, ValueError | RecursionError):  # FastAPI's 400 hides why the JSON parser failed
         return await _service_error(request, NotJson.of(error.__cause__))
     phrase = PHRASES.get(error.status_code) or HTTPStatus(error.status_code).phrase
     detail = error.detail
     if detail == phrase:  # Starlette's 404 and 405 only repeat the status
         detail = f"{request.method} {request.url.path}: {phrase.lower()}"
-    headers = dict(error.headers or {})
-    is_mounted = "app_root_path" in request.scope  # a mounted app names its methods itself
-    if "Allow" in headers and not is_mounted:  # Starlette lists the methods of the path's first route only
-        headers["Allow"] = ", ".join(method for method in METHODS if _is_routed(request, method))
     problem = problem_body(error.status_code, phrase.lower().replace(" ", "-"), phrase, detail)
-    return _response(request.scope, problem, headers)
-
-
-def _is_routed(request: Request, method: str) -> bool:
-    method = "GET" if method == "HEAD" else method  # `access/guard.py`
-    scope = {**request.scope, "method": method}
-    return any(route.matches(scope)[0] is Match.FULL for route in request.app.routes)
+    return _response(request.scope, problem, error.headers)
 
 
 async def _client_gone(request: Request, error: Exception) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""Jobs from Redis with their pictures from storage, for their owner. Knows no HTTP.
+"""The pictures of jobs, from storage, and answers that are sent while they are read.
 
 Storage never blocks the event loop: a call that hangs is a 503 after some seconds.
 """
@@ -6,26 +6,27 @@ Storage never blocks the event loop: a call that hangs is a 503 after some secon
 import asyncio
 import io
 import zipfile
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
 from weakref import WeakValueDictionary
 
+from fastapi.responses import StreamingResponse
+from redis.exceptions import RedisError
+from starlette.types import Receive, Scope, Send
+
 from service import pictures
-from service.contract.errors import ExpiredJob, NotReady, Unavailable, UnknownPicture
-from service.contract.records import TERMINAL
+from service.contract.errors import ExpiredJob, NotReady, ServiceError, Unavailable, UnknownPicture
 from service.contract.schemas import Job
 from service.pictures import PictureFiles
 from service.storage_threads import Stalled, StorageThreads
-from service.store.reader import JobReader
+from service.store.async_jobs import AsyncJobs
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
 PATIENCE_S = 5.0
-READ_TOGETHER = 64  # files, or parts of them
-READ_FOR_ONE = 8  # of them for one owner
 PART = 1 << 17  # bytes of a file that are read and sent together
 ZIPPED_TOGETHER = 4  # pictures of a zip, which wait in memory for a slow client
 PERMISSIONS = 0o644  # of a zip's files; without them `unzip` makes files that nobody may read
@@ -34,15 +35,15 @@ T = TypeVar("T")
 
 
 class Slots:
-    """A semaphore of which one owner has a part: nobody waits behind all that another has sent."""
+    """A semaphore of which each owner has one place: nobody waits behind all that another has sent."""
 
-    def __init__(self, count: int, of_one: int = 1) -> None:
-        self._all, self._of_one = asyncio.Semaphore(count), of_one
-        self._own = WeakValueDictionary[str, asyncio.Semaphore]()  # of owners who use a slot or wait for one
+    def __init__(self, count: int) -> None:
+        self._all = asyncio.Semaphore(count)
+        self._own = WeakValueDictionary[str, asyncio.Lock]()  # of owners who use a slot or wait for one
 
     @asynccontextmanager
     async def of(self, owner: str) -> AsyncIterator[None]:
-        own = self._own.setdefault(owner, asyncio.Semaphore(self._of_one))
+        own = self._own.setdefault(owner, asyncio.Lock())
         async with own, self._all:
             yield
 
@@ -54,74 +55,71 @@ class File(NamedTuple):
     parts: AsyncIterator[bytes]
 
 
-class ResultReader:
-    """Reads jobs with their pictures, and writes and removes pictures."""
+class CutStream(StreamingResponse):
+    """Closes the connection before the end if what follows is deleted, or cannot be read, after it has begun."""
 
-    def __init__(self, jobs: JobReader, files: PictureFiles) -> None:
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except (ServiceError, RedisError) as error:
+            log.warning("answer is cut off", reason=str(error))
+        finally:
+            if isinstance(self.body_iterator, AsyncGenerator):
+                await self.body_iterator.aclose()  # at once, with what it holds
+
+
+def send_png(file: File, headers: Mapping[str, str] | None = None) -> CutStream:
+    """Return the answer with a PNG of storage."""
+    return CutStream(file.parts, media_type="image/png", headers={**(headers or {}), "Content-Length": str(file.size)})
+
+
+class ResultReader:
+    """Reads, writes and removes the pictures of jobs."""
+
+    def __init__(self, jobs: AsyncJobs, files: PictureFiles) -> None:
         self.jobs, self.files = jobs, files
         self._threads = StorageThreads()
-        self._reading = Slots(READ_TOGETHER, READ_FOR_ONE)
 
-    async def job(self, job_id: str) -> Job:
-        """Return the job in its current state. UnknownJob, ExpiredJob; Unavailable if it cannot be read now."""
-        job = await self.jobs.job(job_id)
-        if job.status not in TERMINAL:
-            problems = (about.get("storage_problem") for about in await self.jobs.workers())
-            job = job.model_copy(update={"delay": next(filter(None, problems), None)})
-        return job
-
-    async def image(self, job_id: str, owner: str, index: int) -> bytes:
+    async def image(self, job_id: str, index: int) -> bytes:
         """Return a picture's PNG. NotReady until it is finished; UnknownJob, ExpiredJob, UnknownPicture."""
-        return await self._stored(self.files.read, job_id, owner, pictures.picture(index), index)
+        return await self._in_storage(self.files.read, job_id, pictures.picture(index), index=index)
 
-    async def image_file(self, job_id: str, owner: str, index: int) -> File:
+    async def image_file(self, job_id: str, index: int) -> File:
         """The same, to be sent as it is."""
-        return await self._file(job_id, owner, pictures.picture(index), index)
+        return await self._file(job_id, pictures.picture(index), index)
 
-    async def trajectory(self, job_id: str, owner: str, index: int) -> File:
+    async def trajectory(self, job_id: str, index: int) -> File:
         """Return a picture's trajectory as PNG. The same errors; UnknownPicture also if the job has none."""
-        record = await self.jobs.record(job_id)
-        if record.trajectory is None:
+        if (await self.jobs.record(job_id)).trajectory is None:
             raise UnknownPicture("the job has no trajectories; request them with `trajectory`")
-        return await self._file(job_id, owner, pictures.trajectory(index), index)
+        return await self._file(job_id, pictures.trajectory(index), index)
 
-    async def grid(self, job: Job, owner: str) -> File:
+    async def grid(self, job: Job) -> File:
         """Return the grid's PNG. NotReady until the job is finished; ExpiredJob."""
         if job.result is None:
             raise NotReady.of("the grid", job.status)
         if len(job.result.pictures) == 1 and job.seed is not None:  # sampled: the picture is the grid
-            return await self.image_file(job.id, owner, getattr(job.result, "best", 0))
-        return await self._file(job.id, owner, pictures.GRID, 0)
+            return await self.image_file(job.id, getattr(job.result, "best", 0))
+        return await self._file(job.id, pictures.GRID, 0)
 
-    async def _file(self, job_id: str, owner: str, name: str, index: int) -> File:
-        first = await self._stored(self.files.read, job_id, owner, name, index, 0, PART)
+    async def _file(self, job_id: str, name: str, index: int) -> File:
+        first = await self._in_storage(self.files.read, job_id, name, 0, PART, index=index)
         size = len(first)
         if size == PART:
-            size = await self._stored(self.files.size, job_id, owner, name, index)
+            size = await self._in_storage(self.files.size, job_id, name, index=index)
 
         async def parts() -> AsyncIterator[bytes]:
             yield first
             for start in range(PART, size, PART):
                 end = min(start + PART, size)
-                part = await self._stored(self.files.read, job_id, owner, name, index, start, end)
+                part = await self._in_storage(self.files.read, job_id, name, start, end, index=index)
                 if len(part) != end - start:
                     raise Unavailable(f"{name} of job {job_id!r} was written anew while it was sent; try again")
                 yield part
 
         return File(size, parts())
 
-    async def _stored(
-        self, call: Callable[..., T], job_id: str, owner: str, name: str, index: int, *arguments: int
-    ) -> T:
-        """Make a call about a picture's file, or that of a grid, to storage."""
-        async with self._reading.of(owner):
-            try:
-                return await self._in_storage(call, job_id, name, *arguments)
-            except FileNotFoundError:
-                await self.jobs.check_picture(job_id, index)  # which raises the reason
-                raise ExpiredJob.of(job_id) from None
-
-    async def zipped(self, job_id: str, owner: str) -> AsyncIterator[bytes]:
+    async def zipped(self, job_id: str) -> AsyncIterator[bytes]:
         """Return the parts of a zip of a finished job's pictures: 0.png, 1.png, ..., as /score takes them.
 
         A few of them are in memory at any time. NotReady, UnknownJob, ExpiredJob; the last one also between two parts,
@@ -132,7 +130,7 @@ class ResultReader:
             raise NotReady.of("the zip of all pictures", job.status)
         n = len(job.result.pictures)
         first = getattr(job.result, "best", 0) * n
-        return zip_stream(partial(self.image, job_id, owner), range(first, first + n))
+        return zip_stream(partial(self.image, job_id), range(first, first + n))
 
     async def uploaded(self, job_id: str, total: int) -> list[bytes]:
         """Return all pictures that were uploaded for a job. ExpiredJob if one is gone."""
@@ -153,12 +151,15 @@ class ResultReader:
         """Remove a job's pictures. Unavailable if storage does not answer."""
         await self._in_storage(self.files.remove, job_id)
 
-    async def _in_storage(self, call: Callable[..., T], *arguments: Any) -> T:
-        """Make a call to storage. FileNotFoundError if a file is missing."""
+    async def _in_storage(self, call: Callable[..., T], job_id: str, *arguments: Any, index: int | None = None) -> T:
+        """Make a call about a job's file to storage. If it is missing: why, if its picture's `index` is given."""
         try:
-            return await self._threads.one(partial(call, *arguments), PATIENCE_S)
+            return await self._threads.one(partial(call, job_id, *arguments), PATIENCE_S)
         except FileNotFoundError:
-            raise
+            if index is None:
+                raise
+            await self.jobs.check_picture(job_id, index)  # which raises the reason
+            raise ExpiredJob.of(job_id) from None
         except (OSError, Stalled) as error:
             log.warning("the storage of pictures cannot be reached", reason=str(error))
             raise Unavailable(

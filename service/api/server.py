@@ -14,7 +14,6 @@ from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-UNREAD_MS = 300_000  # after which a connection is closed whose client does not read its answer
 M_MMAP_THRESHOLD = -3  # of malloc.h
 LARGE_BYTES = 1 << 18  # so much memory, as of a zip, goes back to the system as soon as it is free
 GRACE_S = 3.0  # the last part of `drain_s`, in which the requests that still wait are answered
@@ -46,13 +45,6 @@ class Server(uvicorn.Server):
         with contextlib.suppress(AttributeError):  # of other C libraries
             ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
         super().run(sockets)
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        if option := getattr(socket, "TCP_USER_TIMEOUT", None):  # of Linux; the clients' connections inherit it
-            for listening in (one for server in self.servers for one in server.sockets):
-                if listening.family != socket.AF_UNIX:
-                    listening.setsockopt(socket.IPPROTO_TCP, option, UNREAD_MS)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         log.info("draining", requests=len(self.server_state.tasks), within_s=self.drain_s)

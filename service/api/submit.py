@@ -9,20 +9,20 @@ import hashlib
 import json
 import math
 import re
+import secrets
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Final
 from urllib.request import parse_http_list
 
 from fastapi import Depends, Header, Request, Response
-from fastapi.concurrency import run_in_threadpool
+from pydantic import ValidationError
 from structlog.contextvars import bind_contextvars
 
 from service.api.catalog import Models
 from service.api.dependencies import OwnerDep, ServiceDep
 from service.api.openapi import PNG, Responses
-from service.api.spec import JobSpec, new_record
-from service.api.streams import send_png
+from service.api.results import send_png
 from service.contract.errors import (
     BadRequest,
     ClientGone,
@@ -39,17 +39,32 @@ from service.contract.errors import (
     TooLarge,
     Unavailable,
 )
-from service.contract.job_ids import new_job_id
-from service.contract.records import TERMINAL, JobKind, JobRecord
+from service.contract.recipe import Recipe
+from service.contract.records import (
+    MAX_STAGES_PER_REQUEST,
+    TERMINAL,
+    JobKind,
+    JobRecord,
+    Layout,
+    WebhookEvent,
+    new_job_id,
+)
 from service.contract.schemas import Job, SamplingFields
-from service.store.creation import FEW, IdempotentRequest, NoRoom
+from service.settings import Settings
+from service.store.async_jobs import IdempotentRequest, NoRoom
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger, request_id
 from service.telemetry.metrics import PICTURES_ACCEPTED
+from service.webhooks.addresses import AddressNotAllowed, check_url
+from shared.checkpoint import CheckpointInfo
+from shared.options import MAX_SEED, SamplingOptions
 
 log = get_logger(__name__)
+
 UNMEASURED_WAIT_S, MAX_WAIT_S = 10, 3600  # Retry-After of a full queue: before workers have a rate, and at most
 STORED_WAIT_S = 3600  # Retry-After for an owner with too many stored pictures: jobs expire by the hour
+DRAWN_SEED_BITS = 32  # short enough to type
+ENDS: Final[tuple[WebhookEvent, ...]] = ("finished", "failed", "cancelled")  # the events of a webhook, by default
 RESPONSES: Responses = {
     200: {"content": PNG, "description": "The finished job, or with `Accept: image/png` its grid"},
     202: {"model": Job, "description": "The job is accepted and has not ended yet"},
@@ -59,6 +74,105 @@ ERRORS = (
     NotJson, JobCancelled, TooLarge, BadRequest, NotLearnt, KeyReuse, QueueFull, QuotaExceeded, JobFailed, NoModel,
     NoWorker, Unavailable,
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class JobSpec:
+    """The job of a request that was checked against the models. A `recipe` determines seed and options.
+
+    info: the denoiser's description, or the evaluator's if the request has pictures. at: the place of the label lists
+    in the request. same_labels: that place has a single list, which all pictures share.
+    """
+
+    labels: list[list[str]]
+    info: CheckpointInfo
+    repeats: int = 1
+    recipe: Recipe | None = None
+    trajectory: int | None = None
+    layouts: list[Layout | None] | None = None
+    at: tuple[str, ...] = ("body", "labels")
+    same_labels: bool = False
+
+
+def _check_learnt(spec: JobSpec) -> None:
+    """Raise NotLearnt for the first picture with a number of objects or a layout that the model has not learnt."""
+    support = spec.info.support
+    more = {"model": spec.info.name, "support": support.model_dump(mode="json")}
+    for i, labels in enumerate(spec.labels):
+        if problem := support.count_problem(len(labels)):
+            raise NotLearnt.at(spec.at if spec.same_labels else (*spec.at, i), problem, entry=i, **more)
+    for i, layout in enumerate(spec.layouts or ()):
+        if layout and (problem := support.layout_problem([(point.x, point.y) for point in layout])):
+            raise NotLearnt.at((*spec.at[:-1], "layouts", i), problem, entry=i, **more)
+
+
+def _check_stages(trajectory: int, pictures: int, options: SamplingOptions) -> None:
+    """Raise BadRequest for a trajectory with more stages than there are steps, or too many for one request."""
+    if trajectory > options.steps + 1:
+        detail = f"{trajectory} stages; {options.steps} steps have {options.steps + 1}, noise and picture included"
+        raise BadRequest.at(("body", "trajectory"), detail)
+    if pictures * trajectory > MAX_STAGES_PER_REQUEST:
+        detail = f"{pictures} pictures of {trajectory} stages; at most {MAX_STAGES_PER_REQUEST} stages are allowed"
+        raise BadRequest.at(("body", "trajectory"), detail)
+
+
+def _check_webhook(fields: SamplingFields, settings: Settings) -> None:
+    """Raise BadRequest for a webhook that cannot be used."""
+    if fields.webhook is None:
+        raise BadRequest.at(("body", "webhook_events"), "has no effect without webhook; leave it out")
+    if settings.webhook_secret is None:
+        raise BadRequest.at(("body", "webhook"), "this service has no webhooks: LABELGRID_WEBHOOK_SECRET is not set")
+    try:
+        check_url(fields.webhook, settings.webhook_allow_private)
+    except AddressNotAllowed as error:
+        raise BadRequest.at(("body", "webhook"), str(error)) from error
+
+
+def _new_record(
+    kind: JobKind, fields: SamplingFields, spec: JobSpec, owner: str, now: float, *, sent: bool
+) -> JobRecord:
+    """Return the job to store. `now`: by Redis's clock. `sent`: whether the request has pictures to judge.
+
+    Raises NotLearnt, and BadRequest for options that do not go together.
+    """
+    if not sent:
+        _check_learnt(spec)
+    recipe, info = spec.recipe, spec.info
+    try:
+        options = recipe.options if recipe else fields.sampling(info.sampling)
+    except ValidationError as error:
+        raise BadRequest.from_validation(error) from error
+    if options.steps > info.max_steps:
+        detail = f"{options.steps} steps; the model {info.name} takes {info.max_steps} at most"
+        raise BadRequest.at(("body", "steps"), detail)
+    seed = recipe.seed if recipe else fields.seed
+    if seed is None:
+        seed = secrets.randbits(DRAWN_SEED_BITS)
+    if seed + spec.repeats - 1 > MAX_SEED:
+        raise BadRequest.at(("body", "seed"), f"with {spec.repeats} repeats the last seed would exceed {MAX_SEED}")
+    if spec.trajectory is not None:
+        _check_stages(spec.trajectory, len(spec.labels), options)
+    return JobRecord(
+        id=new_job_id(now),
+        owner=owner,
+        kind=kind,
+        created_at=now,
+        model=info.name,
+        digest=info.digest,
+        labels=spec.labels,
+        layouts=spec.layouts,
+        seed=seed,
+        first=recipe.first if recipe else 0,
+        repeats=spec.repeats,
+        trajectory=spec.trajectory,
+        webhook=fields.webhook,
+        webhook_events=tuple(fields.webhook_events or ENDS) if fields.webhook else (),
+        request_id=request_id(),
+        traceparent=tracing.traceparent(),
+        columns=recipe.columns if recipe else fields.columns,
+        options=options,
+        sent=sent,
+    )
 
 
 @dataclass(frozen=True)
@@ -100,13 +214,6 @@ async def read_preferences(
 PreferencesDep = Annotated[Preferences, Depends(read_preferences)]
 
 
-class Accepted(NamedTuple):
-    """The job of a request. `is_new`: the request created it just now."""
-
-    job_id: str
-    is_new: bool
-
-
 @dataclass(frozen=True)
 class Submitter:
     """Creates the job of one request, waits for it, and answers with it."""
@@ -131,82 +238,70 @@ class Submitter:
         labels: Sequence[Sequence[str]],
         check: Callable[[Models], JobSpec],
         pictures: Sequence[bytes] = (),
-    ) -> Accepted:
+    ) -> str:
         """Return the request's job: the one that the same request created before, or a new one.
 
         Same requests have the same Idempotency-Key, fields, labels and pictures, as JSON or as a form. Models do not
-        count: they may be gone on a retry. So `check` is called only for a new job, in a thread unless that is quick.
+        count: they may be gone on a retry. So `check` is called only for a new job.
         """
-
-        def make(models: Models, now: float) -> JobRecord:
-            settings, sent = self.service.settings, bool(pictures)
-            return new_record(kind, fields, check(models), self.owner, settings, created_at=now, sent=sent)
-
-        def content() -> list[Any]:
+        same = None
+        if self.idempotency_key is not None:
             given = fields.model_dump(mode="json", exclude={"labels", "conditions"}, exclude_defaults=True)
-            return [kind, labels, given, [hashlib.sha256(png).hexdigest() for png in pictures]]
+            same = self._same_as([kind, labels, given, [hashlib.sha256(png).hexdigest() for png in pictures]])
+            if job_id := await self.service.jobs.existing(same):
+                return _note(job_id)
+        spec = check(await self.service.catalog.models())
+        if fields.webhook is not None or fields.webhook_events is not None:
+            _check_webhook(fields, self.service.settings)
+        now = await self.service.jobs.redis.now()
+        record = _new_record(kind, fields, spec, self.owner, now, sent=bool(pictures))
+        return await self._create(record, same, pictures)
 
-        return await self._create(content, make, len(labels) <= FEW, pictures)
-
-    async def retry(self, job_id: str) -> Accepted:
+    async def retry(self, job_id: str) -> str:
         """Return a new job like one that failed or was cancelled, of the same checkpoint.
 
         Raises NotFailed, UnknownCheckpoint and what `submit` does.
         """
-        results = self.service.results
-        job, before = await results.job(job_id), await results.jobs.record(job_id)
-
-        def make(models: Models, now: float) -> JobRecord:
-            if job.status not in ("failed", "cancelled"):
-                detail = f"the job is {job.status}; only a failed or cancelled job can be retried"
-                raise NotFailed(detail, job_status=job.status)
-            if not before.sent:
-                models.with_digest(before.digest, ("path", "job_id"))
-            own = {"id": new_job_id(now), "created_at": now, "request_id": request_id()}
-            return before.model_copy(update={**own, "traceparent": tracing.traceparent()})
-
+        jobs, results = self.service.jobs, self.service.results
+        status, before = (await jobs.job(job_id)).status, await jobs.record(job_id)
+        same = None
+        if self.idempotency_key is not None:
+            same = self._same_as(["retry", job_id])
+            if known := await jobs.existing(same):
+                return _note(known)
+        if status not in ("failed", "cancelled"):
+            raise NotFailed(f"the job is {status}; only a failed or cancelled job can be retried", job_status=status)
+        if not before.sent:
+            (await self.service.catalog.models()).with_digest(before.digest, ("path", "job_id"))
+        now = await jobs.redis.now()
+        own = {"id": new_job_id(now), "created_at": now, "request_id": request_id()}
+        record = before.model_copy(update={**own, "traceparent": tracing.traceparent()})
         async with self.service.uploads.of(self.owner) if before.sent else contextlib.nullcontext():
             pictures = await results.uploaded(job_id, before.total) if before.sent else []
-            return await self._create(lambda: ["retry", job_id], make, is_quick=True, pictures=pictures)
+            return await self._create(record, same, pictures)
 
-    async def _create(
-        self,
-        content: Callable[[], list[Any]],
-        make: Callable[[Models, float], JobRecord],
-        is_quick: bool,
-        pictures: Sequence[bytes],
-    ) -> Accepted:
-        """Return the job that a request with the same `content` created before, or create one.
+    def _same_as(self, content: list[Any]) -> IdempotentRequest:
+        """Return what this request has in common with those that repeat it."""
+        assert self.idempotency_key is not None
+        return IdempotentRequest(self.owner, self.idempotency_key, json.dumps(content, sort_keys=True))
 
-        `make` gets the models, and the time by Redis's clock.
-        """
-        creator, results = self.service.creator, self.service.results
-        request, job_id = None, None
-        if self.idempotency_key is not None:
-            request = IdempotentRequest(self.owner, self.idempotency_key, json.dumps(content(), sort_keys=True))
-            job_id = await creator.existing_job(request)
-        record = None
-        if job_id is None:
-            about = await self.service.catalog.models(), await creator.redis.now()
-            record = make(*about) if is_quick else await run_in_threadpool(make, *about)
-            rate = await self.rate()
-            if pictures:
-                await results.upload(record.id, pictures)
-            try:
-                job_id = await creator.create(record, request)
-            except NoRoom as error:
-                raise _refusal(error, record.total, rate) from None
-            finally:
-                if pictures and job_id != record.id:
-                    await results.remove(record.id)
-        tracing.describe({"labelgrid.job_id": job_id})
-        if record is None or job_id != record.id:  # the same request created its job first
-            bind_contextvars(job_id=job_id)
-            return Accepted(job_id, is_new=False)
-        PICTURES_ACCEPTED.labels(record.kind).inc(record.total)
-        bind_contextvars(job_id=job_id, kind=record.kind, pictures=record.total, model=record.model)
-        log.debug("job accepted")
-        return Accepted(job_id, is_new=True)
+    async def _create(self, record: JobRecord, same: IdempotentRequest | None, pictures: Sequence[bytes]) -> str:
+        results, job_id, rate = self.service.results, None, await self.rate()
+        if pictures:
+            await results.upload(record.id, pictures)
+        try:
+            job_id = await self.service.jobs.create(record, same)
+        except NoRoom as error:
+            raise _refusal(error, record.total, rate) from None
+        finally:
+            if pictures and job_id != record.id:
+                await results.remove(record.id)
+        _note(job_id)
+        if job_id == record.id:  # else the same request created its job first
+            PICTURES_ACCEPTED.labels(record.kind).inc(record.total)
+            bind_contextvars(kind=record.kind, pictures=record.total, model=record.model)
+            log.debug("job accepted")
+        return job_id
 
     async def rate(self) -> float:
         """Return the pictures that the workers finish per second; 0 while it is unknown. Raises NoWorker."""
@@ -219,13 +314,13 @@ class Submitter:
                 raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
         return float(sum(about.get("pictures_per_s", 0.0) for about in ready))
 
-    async def wait(self, accepted: Accepted, wait_s: float) -> Job:
+    async def wait(self, job_id: str, wait_s: float) -> Job:
         """Return the job once it has ended, or its state after `wait_s`. Raises ClientGone after a disconnect."""
         if wait_s <= 0:
-            return await self.service.results.job(accepted.job_id)
+            return await self.service.jobs.job(job_id)
         gone = asyncio.create_task(_disconnect(self.request))
         try:
-            job = await self.service.jobs.wait(accepted.job_id, wait_s, gone, accepted.is_new)
+            job = await self.service.jobs.wait(job_id, wait_s, gone)
         finally:
             gone.cancel()
         if gone.done() and job.status not in TERMINAL:
@@ -233,9 +328,9 @@ class Submitter:
             raise ClientGone(ClientGone.example)
         return job
 
-    async def answer(self, accepted: Accepted, preferences: Preferences) -> Response:
+    async def answer(self, job_id: str, preferences: Preferences) -> Response:
         """Wait for the job and answer in the form that the client prefers."""
-        job = await self.wait(accepted, preferences.wait_s)
+        job = await self.wait(job_id, preferences.wait_s)
         location = f"/jobs/{job.id}"
         headers = {"Vary": "Accept, Prefer"}
         if preferences.applied:
@@ -246,9 +341,15 @@ class Submitter:
             raise why_unfinished(job, headers)
         if has_ended and preferences.png:
             headers["Content-Location"] = f"{location}/grid.png"
-            grid = await self.service.results.grid(job, self.owner)
-            return send_png(grid, headers)
+            return send_png(await self.service.results.grid(job), headers)
         return Response(job.model_dump_json(), 200 if has_ended else 202, headers, media_type="application/json")
+
+
+def _note(job_id: str) -> str:
+    """Let the request's log line and span name its job."""
+    tracing.describe({"labelgrid.job_id": job_id})
+    bind_contextvars(job_id=job_id)
+    return job_id
 
 
 def why_unfinished(job: Job, headers: Mapping[str, str]) -> JobFailed | JobCancelled:

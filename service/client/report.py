@@ -10,7 +10,7 @@ from typing import Final
 
 from jinja2 import Environment, PackageLoader
 
-from service.contract.breakdown import LabelScore
+from service.contract.records import LabelScore
 from service.contract.schemas import Job, PictureResult, ScoreResult
 from shared.options import THRESHOLD
 

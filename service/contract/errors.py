@@ -21,7 +21,7 @@ ServiceError                500  unexpected; the server's log has the cause
 ├── TooLarge                413  a body or a file in it; Starlette raises it for bodies, as an HTTPException
 ├── TooManyRequests         429  Retry-After says when the next one is accepted
 ├── QueueFull               429  Retry-After says when there will be room
-├── QuotaExceeded           429  the owner's stored results; Retry-After says when some of them expire
+├── QuotaExceeded           429  the owner's stored pictures; Retry-After says when some of them may have expired
 ├── ClientGone              499  the client disconnected while it sent or waited, so nobody reads this
 ├── JobFailed               500  for a client that waited for the job
 ├── Unavailable             503
@@ -216,7 +216,7 @@ class QueueFull(ServiceError, status=429, slug="queue-full", title="The queue is
 
 
 class QuotaExceeded(ServiceError, status=429, slug="quota-exceeded", title="Your results take too much room"):
-    example = "530000000 bytes of yours are stored and 900000 more would exceed 536870912; delete jobs or retry later"
+    example = "49990 pictures of yours are stored and 32 more would exceed 50000; delete jobs or retry later"
 
 
 class ClientGone(ServiceError, status=499, slug="client-gone", title="The client disconnected"):

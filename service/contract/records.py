@@ -1,12 +1,15 @@
-"""Jobs, pictures, verdicts and results as JSON in Redis, for the API and the workers. Knows no Redis, HTTP or torch."""
+"""Jobs, their ids, pictures, verdicts and results as JSON in Redis, for the API and the workers."""
 
-from collections.abc import Iterator
+import re
+import secrets
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.contract.breakdown import LabelScore, ObjectsScore
 from shared.options import IGNORE_UNKNOWN, LIMITS, THRESHOLD, Fraction, SamplingOptions, Strict, picture_seed
 
 MAX_STAGES = 32  # of a trajectory
@@ -18,6 +21,28 @@ JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
 TERMINAL = frozenset({"finished", "failed", "cancelled"})
 ACTIVE = frozenset(get_args(JobStatus)) - TERMINAL
 WebhookEvent = Literal["running", "finished", "failed", "cancelled"]
+
+JOB_ID = re.compile(r"[0-9a-f]{12}7[0-9a-f]{19}")  # a UUID of version 7 (RFC 9562, 5.7) in hexadecimal
+HOUR = re.compile(r"\d{4}-\d\d-\d\dT\d\d")
+RANDOM_BITS = 74
+LAST_MS = 253_402_300_799_999  # of the year 9999
+
+
+def new_job_id(created_at: float) -> str:
+    """Return a new id, which sorts by the time of creation and tells it. `created_at`: seconds since 1970."""
+    random = secrets.randbits(RANDOM_BITS)
+    value = int(created_at * 1000) << 80 | 7 << 76 | (random >> 62) << 64 | 2 << 62 | random & (1 << 62) - 1
+    return f"{value:032x}"
+
+
+def created_at(job_id: str) -> float:
+    """Return when a job was created, in seconds since 1970. Any id of the right form has a time, also a made-up one."""
+    return min(int(job_id[:12], 16), LAST_MS) / 1000
+
+
+def hour_of(job_id: str) -> str:
+    """Return the hour in which a job was created, such as 2026-01-31T17 in UTC, by which old files are found."""
+    return datetime.fromtimestamp(created_at(job_id), UTC).strftime("%Y-%m-%dT%H")
 
 
 class Stored(BaseModel):
@@ -174,6 +199,40 @@ class Verdict(Stored):
         }
 
 
+class LabelScore(BaseModel):
+    """How often one label was found (probability over 0.5), over the pictures of all repeats."""
+
+    label: str
+    asked: int = Field(description="pictures that asked for it")
+    found: int = Field(description="those of them in which it was found")
+    extra: int = Field(description="pictures in which it was found though they did not ask for it")
+    instead: dict[str, int] = Field(
+        description="label -> pictures that miss this one, and have that one without asking for it"
+    )
+
+    @property
+    def missing(self) -> int:
+        return self.asked - self.found
+
+    @property
+    def recall(self) -> float | None:
+        """found / asked; None if it was never asked for."""
+        return self.found / self.asked if self.asked else None
+
+    @property
+    def precision(self) -> float | None:
+        """found / all pictures in which it was found; None if it was found in none."""
+        return self.found / (self.found + self.extra) if self.found + self.extra else None
+
+
+class ObjectsScore(BaseModel):
+    """How many pictures of so many objects are exactly as asked, over all repeats."""
+
+    objects: int
+    pictures: int
+    exact: int
+
+
 class Scores(BaseModel):
     accuracy: float = Field(description="hits / requested labels, over all pictures")
     exact_match: float
@@ -185,14 +244,46 @@ class JobResult(Stored):
 
     repeats: list[Scores]
     best: int
-    by_label: list[LabelScore] = []
-    by_objects: list[ObjectsScore] = []
+    by_label: list[LabelScore] = []  # every label that was asked for or found, in alphabetical order
+    by_objects: list[ObjectsScore] = []  # ascending
     worst: list[int] = []  # indices of the pictures with the lowest scores, the worst first
 
     def best_indices(self, record: JobRecord) -> range:
         """Return the indices of the pictures in the grid."""
         n = len(record.labels)
         return range(self.best * n, (self.best + 1) * n)
+
+
+def breakdown(verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Return the fields of a JobResult that count what was asked for and what was found."""
+    asked = Counter[str]()
+    found = Counter[str]()
+    extra = Counter[str]()
+    pictures = Counter[int]()
+    exact = Counter[int]()
+    instead = defaultdict[str, Counter[str]](Counter)
+    for verdict in verdicts:
+        wanted = set(verdict.labels)
+        present = {label for label, probability in verdict.probabilities.items() if probability > THRESHOLD}
+        asked.update(wanted)
+        found.update(wanted & present)
+        extra.update(present - wanted)
+        pictures[len(wanted)] += 1
+        exact[len(wanted)] += wanted == present
+        for label in wanted - present:
+            instead[label].update(present - wanted)
+    by_label = [
+        LabelScore(
+            label=label,
+            asked=asked[label],
+            found=found[label],
+            extra=extra[label],
+            instead=dict(sorted(instead[label].items())),
+        )
+        for label in sorted(asked.keys() | extra.keys())
+    ]
+    by_objects = [ObjectsScore(objects=n, pictures=pictures[n], exact=exact[n]) for n in sorted(pictures)]
+    return {"by_label": by_label, "by_objects": by_objects}
 
 
 @dataclass(frozen=True)

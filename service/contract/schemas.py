@@ -8,9 +8,17 @@ from typing import Annotated, Any, Final, Literal, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-from service.contract.breakdown import LabelScore, ObjectsScore
 from service.contract.recipe import LabelLists, Recipe, example
-from service.contract.records import MAX_STAGES, JobKind, JobStatus, Layouts, Scores, WebhookEvent
+from service.contract.records import (
+    MAX_STAGES,
+    JobKind,
+    JobStatus,
+    LabelScore,
+    Layouts,
+    ObjectsScore,
+    Scores,
+    WebhookEvent,
+)
 from shared.options import LIMITS, MAX_SEED, THRESHOLD, Fraction, SamplerName, SamplingOptions, SpacingName, Strict
 from shared.support import Support
 

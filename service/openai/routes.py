@@ -1,5 +1,6 @@
 """/v1: OpenAI's images and models API, for clients written for it. docs/api.md."""
 
+import io
 import math
 from collections.abc import AsyncIterator
 from datetime import datetime
@@ -8,18 +9,15 @@ from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
 from fastapi.responses import StreamingResponse
+from PIL import Image as PictureFile
 
-from service.api.access.guard import charge
 from service.api.catalog import Models
 from service.api.dependencies import Index, ModelsDep, OwnerDep, OwnJob, ServiceDep
 from service.api.events import HEADERS
 from service.api.openapi import PICTURE_RESPONSES, DocumentedAPI, problems
 from service.api.problems import Dialect
-from service.api.results import Slots
-from service.api.spec import JobSpec
-from service.api.streams import CutStream
-from service.api.submit import ERRORS, Submitter, SubmitterDep, why_unfinished
-from service.api.uploads.png import png_size
+from service.api.results import CutStream, Slots
+from service.api.submit import ERRORS, JobSpec, Submitter, SubmitterDep, why_unfinished
 from service.contract.errors import BadRequest, NotFound, NotInTime
 from service.contract.records import TERMINAL
 from service.contract.schemas import Job
@@ -30,7 +28,6 @@ from service.openai.sizes import (
     MOST_PIXELS,
     PATTERN,
     Size,
-    cost_of_scaling,
     one_by_one,
     parse_size,
     scaled,
@@ -65,24 +62,24 @@ NO_RETRY = {"X-Should-Retry": "false"}
 )
 async def generate_images(request: Request, body: ImagesRequest, submitter: SubmitterDep) -> Response:
     """Reads the labels from the prompt; for a word that is no label, the error suggests the nearest one."""
-    await charge(request.scope, cost_of_scaling(_scaled_pixels(body)))
-    accepted = await submitter.submit("generate", body, [], partial(_check, body))  # the prompt has the labels
+    _check_size(body)
+    job_id = await submitter.submit("generate", body, [], partial(_check, body))  # the prompt has the labels
     if body.stream:
-        return await _stream(request, body, submitter, accepted.job_id)
+        return await _stream(request, body, submitter, job_id)
     wait_s = submitter.service.settings.wait_s
-    job = await submitter.wait(accepted, wait_s)
+    job = await submitter.wait(job_id, wait_s)
     if job.status not in TERMINAL:
         detail = f"not finished within {wait_s:.0f} s; the job goes on"
-        raise NotInTime(detail, headers=NO_RETRY, job=f"/jobs/{accepted.job_id}")
+        raise NotInTime(detail, headers=NO_RETRY, job=f"/jobs/{job_id}")
     if job.result is None:
         raise why_unfinished(job, NO_RETRY)
-    first = await submitter.service.results.image(job.id, submitter.owner, 0)
-    images = _images(request, body, submitter, job, png_size(first))
+    with PictureFile.open(io.BytesIO(await submitter.service.results.image(job.id, 0))) as first:
+        images = _images(request, body, submitter, job, first.size)
     return CutStream(images, media_type="application/json")
 
 
 async def _stream(request: Request, body: ImagesRequest, submitter: Submitter, job_id: str) -> Response:
-    job = await submitter.service.results.job(job_id)
+    job = await submitter.service.jobs.job(job_id)
     info = (await submitter.service.catalog.models()).with_digest(job.digest)
     events = ImageStream(body, submitter, job, request.app.state.scaling, picture_size(info.config))
     return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS)
@@ -109,7 +106,7 @@ async def _images(
             yield image.model_dump_json(exclude_none=True)
             continue
         image.b64_json = ""
-        png = await submitter.service.results.image(job.id, submitter.owner, i)
+        png = await submitter.service.results.image(job.id, i)
         parts = one_by_one(scaled(png, size), request.app.state.scaling, submitter.owner)
         async for part in with_base64(image.model_dump_json(exclude_none=True), parts):
             yield part
@@ -134,27 +131,22 @@ async def read_scaled_image(
         wanted = parse_size(size)
     except ValueError as error:
         raise BadRequest.at(("path", "size"), str(error)) from error
-    await charge(request.scope, cost_of_scaling(math.prod(wanted)))
-    png = await service.results.image(job_id, owner, index)
+    png = await service.results.image(job_id, index)
     return CutStream(one_by_one(scaled(png, wanted), request.app.state.scaling, owner), media_type="image/png")
 
 
-def _scaled_pixels(body: ImagesRequest) -> int:
-    """Return how many pixels the answer's pictures are scaled to, at most. BadRequest if one answer has no room."""
+def _check_size(body: ImagesRequest) -> None:
+    """BadRequest for a size that cannot be read, and for pictures that are too large for one answer together."""
     if body.size in (None, "auto"):
-        return 0
+        return
     try:
         pixels = math.prod(parse_size(body.size)) * (body.n or 1)
     except ValueError as error:
         raise BadRequest.at(("body", "size"), f"{error}, or auto") from error
-    if body.response_format == "url":  # each is scaled when it is fetched
-        return 0
-    if body.stream:  # one after the other
-        return pixels * (1 + (body.partial_images or 0))
-    if pixels > MOST_PIXELS:
+    at_once = body.response_format != "url" and not body.stream  # else they are fetched, or sent, one by one
+    if at_once and pixels > MOST_PIXELS:
         detail = f"{body.n or 1} pictures of {body.size} have {pixels} pixels; at most {MOST_PIXELS} are allowed"
         raise BadRequest.at(("body", "size"), f"{detail} in one answer, or response_format url")
-    return pixels
 
 
 def _check(body: ImagesRequest, models: Models) -> JobSpec:

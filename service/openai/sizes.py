@@ -2,7 +2,6 @@
 
 import base64
 import io
-import math
 import re
 import struct
 import zlib
@@ -19,7 +18,6 @@ from shared.rgb import to_rgb
 
 LARGEST: Final = 2048  # pixels along a side
 MOST_PIXELS: Final = 20_000_000  # of one answer's pictures: ten of OpenAI's 1792x1024
-PIXELS_A_REQUEST: Final = 100_000  # that take as long to scale as one usual request
 BAND_PIXELS: Final = 1 << 16  # that are scaled together
 UP: Final = b"\2"  # begins a row of differences from the row above
 FORM: Final = re.compile(r"([1-9]\d{0,4})x([1-9]\d{0,4})")
@@ -38,11 +36,6 @@ def parse_size(text: str) -> Size:
     if max(size) > LARGEST:
         raise ValueError(f"{text} is too large; at most {LARGEST}x{LARGEST}")
     return size
-
-
-def cost_of_scaling(pixels: int) -> int:
-    """Return as how many requests the rate limit counts scaling to so many pixels."""
-    return math.ceil(pixels / PIXELS_A_REQUEST)
 
 
 def fitted(own: Size, asked: Size) -> Size:

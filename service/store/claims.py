@@ -63,7 +63,6 @@ class PictureStream:
         self.suspects = 0  # pictures that nobody has claimed and that must be sampled alone, when last looked
         self._unreadable: dict[str, tuple[str, float]] = {}  # entry -> its job, and when it was first seen
         functions.call(connection, "open_stream", digest)
-        functions.call(connection, "drop_consumers", digest, self.lease_ms)
 
     def claim_new(self, room: int) -> list[Claim]:
         """Claim up to `room` pending pictures, in the fair queue's order."""
@@ -88,6 +87,10 @@ class PictureStream:
             late: Any = self.connection.xpending_range(self.key, GROUP, "-", "+", count=most_seen, idle=self.lease_ms)
         except ResponseError:  # NOGROUP: somebody emptied Redis
             late = []
+        if not late:
+            self.suspects = 0
+            self._unreadable.clear()
+            return [], []
         stale = [(text(one["message_id"]), one["times_delivered"]) for one in late]
         gone = self._unread(dict(stale))
         pending = [(entry, count) for entry, count in stale if entry not in held and entry not in self._unreadable]

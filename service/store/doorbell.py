@@ -32,9 +32,6 @@ class ModelName(BaseModel):
     digest: str
     is_evaluator: bool = False
 
-    def write(self) -> str:
-        return self.model_dump_json()
-
 
 class Doorbell:
     """The RQ queue `name`: at most one RQ job for each model."""
@@ -50,7 +47,7 @@ class Doorbell:
                 with best_effort():
                     self.queue.enqueue_call(
                         ANSWER,
-                        args=(model.write(),),
+                        args=(model.model_dump_json(),),
                         job_id=f"labelgrid-{model.digest}",
                         unique=True,
                         timeout=FORGOTTEN_S,

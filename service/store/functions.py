@@ -1,12 +1,16 @@
-"""The functions of `jobs.lua`: how they come into Redis, and how they are called by code that may block; `pipeline.py`
-calls them for the event loop. Knows no keys and no jobs."""
+"""The functions of `jobs.lua`: how they come into Redis and are called, with `call` by code that may block, and with a
+`Pipeline` by the event loop. Knows no keys and no jobs."""
 
+import asyncio
 import hashlib
+import math
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import ResponseError
 
 from service.store.connection import text
@@ -17,6 +21,9 @@ _FILE = Path(__file__).with_name("jobs.lua").read_text()
 VERSION = hashlib.sha256(_FILE.encode()).hexdigest()[:12]
 LIBRARY = f"{PREFIX}_{VERSION}"
 SOURCE = _FILE.replace(f"name={PREFIX}\n", f"name={LIBRARY}\n", 1).replace("'development'", f"'{VERSION}'", 1)
+
+CLOCK_EVERY_S = 10.0  # between two looks at Redis's clock the monotonic clock counts on
+Command = tuple[Any, ...]  # of Redis, with its arguments
 
 
 def call(connection: Redis, function: str, *arguments: Any) -> Any:
@@ -50,3 +57,56 @@ def drop_others(connection: Redis, in_use: Collection[str]) -> None:
         name = text(library[1])
         if name != LIBRARY and name not in in_use:
             connection.function_delete(name)
+
+
+class Pipeline:
+    """Sends the commands that one turn of the event loop asks for together (auto-pipelining)."""
+
+    def __init__(self, connection: AsyncRedis) -> None:
+        self.connection = connection
+        self._unsent = list[Command]()
+        self._sending: asyncio.Task[list[Any]] | None = None  # sends them, after the requests that have arrived
+        self._clock_read_at = -math.inf  # in monotonic seconds
+        self._clock_began_at = 0.0  # when the monotonic clock was 0
+
+    async def ask(self, *commands: Command) -> list[Any]:
+        """Return the answers to commands, of which some may be errors. Raises RedisError if there are no answers."""
+        first, sending = len(self._unsent), self._sending
+        self._unsent += commands
+        if sending is None:
+            sending = self._sending = asyncio.create_task(self._send())
+        answers = await asyncio.shield(sending)  # others wait for it, too
+        return answers[first : first + len(commands)]
+
+    async def _send(self) -> list[Any]:
+        commands, self._unsent, self._sending = self._unsent, [], None
+        pipe = self.connection.pipeline(transaction=False)
+        for command in commands:
+            pipe.execute_command(*command)
+        return await pipe.execute(raise_on_error=False)
+
+    async def __call__(self, *command: Any) -> Any:
+        """Return the answer to a command, or raise it if it is an error."""
+        (answer,) = await self.ask(command)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    async def call(self, function: str, *arguments: Any) -> Any:
+        """Call a function of `jobs.lua`. Load the library first if Redis does not have it."""
+        command = ("FCALL", f"{LIBRARY}_{function}", 0, *arguments)
+        (answer,) = await self.ask(command)
+        if not isinstance(answer, Exception):
+            return answer
+        if not is_missing(answer):
+            raise answer
+        await self("FUNCTION LOAD", "REPLACE", SOURCE)
+        return await self(*command)
+
+    async def now(self) -> float:
+        """Return the time by Redis's clock, in seconds since 1970. Jobs are dated by it: ours may be wrong."""
+        if time.monotonic() - self._clock_read_at >= CLOCK_EVERY_S:
+            seconds, microseconds = await self("TIME")
+            self._clock_read_at = time.monotonic()
+            self._clock_began_at = seconds + microseconds / 1e6 - self._clock_read_at
+        return self._clock_began_at + time.monotonic()

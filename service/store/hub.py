@@ -22,7 +22,6 @@ from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-RECENT = 1000  # ended jobs, for requests that begin to wait just after their job's end
 KEPT = 4  # previews for a slow client: only the newest matter, but several workers may share a job
 RECONNECT_S = 1.0
 
@@ -30,12 +29,9 @@ RECONNECT_S = 1.0
 class Watch:
     """One that waits for news of a job, or for its end only. `previews`: JSON, newest last."""
 
-    def __init__(self, has_ended: bool, end_only: bool) -> None:
-        self.end_only, self.heard = end_only, asyncio.Event()
+    def __init__(self, end_only: bool) -> None:
+        self.end_only, self.heard, self.has_ended = end_only, asyncio.Event(), False
         self.previews = deque[str](maxlen=KEPT)
-        self.has_ended = has_ended
-        if has_ended:
-            self.heard.set()
 
     def take_previews(self) -> list[str]:
         taken = list(self.previews)
@@ -58,7 +54,6 @@ class Hub:
         self.stopping = False  # the server is shutting down
         self.deadline = math.inf  # when, in monotonic seconds, waiting clients must have their answer
         self._watches = defaultdict[str, set[Watch]](set)  # by job
-        self._ended = dict[str, None]()  # the jobs that ended last, in order
         self._task: asyncio.Task[None] | None = None
         self._began_at = -math.inf
 
@@ -82,8 +77,8 @@ class Hub:
 
     @contextlib.contextmanager
     def watch(self, job_id: str, end_only: bool = False) -> Iterator[Watch]:
-        """Return what hears of a job's changes from now on, and of its end if that was just now."""
-        watch = Watch(job_id in self._ended, end_only)
+        """Return what hears of a job's changes from now on."""
+        watch = Watch(end_only)
         self._watches[job_id].add(watch)
         try:
             yield watch
@@ -116,10 +111,6 @@ class Hub:
                     watch.heard.set()
         else:
             for job_id, has_ended in json.loads(message["data"]).items():
-                if has_ended:
-                    self._ended[job_id] = None
-                    if len(self._ended) > RECENT:
-                        del self._ended[next(iter(self._ended))]
                 for watch in self._watches.get(job_id, ()):
                     watch.has_ended = watch.has_ended or has_ended
                     if has_ended or not watch.end_only:

@@ -160,7 +160,7 @@ local function take_from_owner(digest, owner)
   end
 end
 
--- When a job was created, in Unix seconds: its id begins with it in milliseconds (`job_ids.py`).
+-- When a job was created, in Unix seconds: its id begins with it in milliseconds (`records.py`).
 local function created_at(id)
   return tonumber(string.sub(id, 1, 12), 16) / 1000
 end
@@ -305,17 +305,12 @@ local function member_of(id)
   return string.format('%013.0f-%s', created_at(id) * 1000, id)
 end
 
--- Adds a job to its owner's list, and for one job in sixteen drops those older than a lifetime. A job that no worker
--- ended in time may outlive its place in the list.
+-- Adds a job to its owner's list, after dropping those older than a lifetime. A job that no worker ended in time may outlive
+-- its place in the list.
 local function add_to_list(new, now)
   local index = 'labelgrid:jobs:' .. new.owner
-  local created = created_at(new.id)
+  redis.call('ZREMRANGEBYLEX', index, '-', string.format('(%013.0f', (now - new.lifetime_s) * 1000))
   redis.call('ZADD', index, 0, member_of(new.id))
-  if math.floor(created * 1000) % 16 == 0 then
-    -- not by the id alone: an API whose clock is ahead would drop what is alive
-    local oldest = string.format('(%013.0f', (math.min(created, now) - new.lifetime_s) * 1000)
-    redis.call('ZREMRANGEBYLEX', index, '-', oldest)
-  end
   redis.call('EXPIRE', index, new.lifetime_s)
 end
 
@@ -645,21 +640,6 @@ local function discard(args)
   redis.call('XDEL', stream, unpack(args, 2))
 end
 
--- drop_consumers(digest, milliseconds)
---
--- Removes consumers of the model's stream that have no pictures and were idle for so long: their workers ended or
--- unloaded the model. A consumer that reads again comes back. Returns nothing.
-local function drop_consumers(args)
-  local stream = keys_of_model(args[1]).stream
-  local consumers = redis.pcall('XINFO', 'CONSUMERS', stream, GROUP)
-  for _, one in ipairs(consumers) do -- none if there is no such group
-    local name, pending, idle_ms = one[2], one[4], one[6]
-    if pending == 0 and idle_ms > tonumber(args[2]) then
-      redis.call('XGROUP', 'DELCONSUMER', stream, GROUP, name)
-    end
-  end
-end
-
 -- wanted(milliseconds of a lease)
 --
 -- Returns the models that have work that no live worker has taken: digest and description of each. Forgets models without
@@ -748,7 +728,6 @@ register('read', read, {'no-writes'})
 register('open_stream', open_stream, {'allow-oom'})
 register('claim', claim, {'allow-oom'})
 register('discard', discard, {'allow-oom'})
-register('drop_consumers', drop_consumers, {'allow-oom'})
 register('overdue', overdue, {'allow-oom'})
 register('wanted', wanted, {'allow-oom'})
 register('jobs_of', jobs_of, {'no-writes'})

@@ -1,4 +1,4 @@
-"""Jobs in Redis: move their status, store their pictures, read their records. `creation.py` has how they are created.
+"""Jobs as workers see them: move their status, store their pictures, read their records.
 
 The moves themselves are in `jobs.lua`. The status in Redis is the truth; RQ only wakes workers. Knows no HTTP, no torch
 and no files; `keys.py` lists the keys.

@@ -1,7 +1,7 @@
 """The name of every key in Redis. All begin with `labelgrid:`. A job's keys get a time to live at its end.
 
 job:ID                hash        record (JSON, never changes), total, status, started_at, finished_at, result, error,
-                                  webhook_events, and, copied from the record, digest, owner, asked_at
+                                  webhook_events, and, copied from the record, digest and owner
 job:ID:waiting        list        pending pictures (JSON), which no worker has claimed yet
 job:ID:verdicts       hash        index -> verdict (JSON); a picture is finished once it has one
 job:ID:events         stream      status changes and finished pictures, for clients that follow the job

@@ -9,7 +9,6 @@ from redis import Redis
 
 from service.store import functions, keys
 from service.store.connection import best_effort, text
-from service.store.pipeline import Pipeline
 
 LOADS_COUNT_S = 600  # how long a worker's death while it loaded a model counts
 FRESH_S = 1.0  # how long `ReadyWorkers` are taken to be as they were
@@ -67,7 +66,7 @@ def end_loading(connection: Redis, digest: str, name: str) -> None:
 class ReadyWorkers:
     """What the workers say that neither shut down nor hang, asked for once a second at most."""
 
-    def __init__(self, redis: Pipeline, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, redis: functions.Pipeline, clock: Callable[[], float] = time.monotonic) -> None:
         self.redis, self._clock = redis, clock
         self._asked_at, self._found = clock(), list[dict[str, Any]]()
 

@@ -27,8 +27,8 @@ from service.contract.errors import ServiceError
 from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import keys
+from service.store.async_jobs import AsyncJobs
 from service.store.connection import WARN_EVERY_S, connect_async, is_temporary, text
-from service.store.reader import JobReader
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 from service.webhooks.addresses import AddressNotAllowed, resolve
@@ -86,7 +86,7 @@ class Sender:
     """Makes the attempts that are due. It belongs to one event loop."""
 
     def __init__(self, connection: Redis, settings: Settings) -> None:
-        self.connection, self.settings, self.reader = connection, settings, JobReader(connection, settings.keep_s)
+        self.connection, self.settings, self.reader = connection, settings, AsyncJobs(connection, settings)
         self.stopping = asyncio.Event()
         # No redirects, no proxies of the environment, and no connection is kept: it would serve another name at the
         # same address. An attempt has a time limit as a whole.

@@ -6,9 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from service.contract import recipe
-from service.contract.breakdown import breakdown
 from service.contract.recipe import MadeWith
-from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
+from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict, breakdown
 from shared.pictures import marked_grid, png_bytes, read_png, sheet
 
 WORST = 20  # pictures of a score that its result shows besides
@@ -33,10 +32,9 @@ def score(verdicts: Sequence[Verdict], n: int) -> JobResult:
         f1 = sum(verdict.f1 for verdict in part)
         repeats.append(Scores(accuracy=hits / sum(asked), exact_match=exact / n, f1=f1 / n))
     best = max(range(len(repeats)), key=lambda r: (repeats[r].accuracy, repeats[r].exact_match, -r))
-    counts = breakdown(verdicts)
     wrong = [one for one in verdicts if not one.exact]
     worst = [one.index for one in sorted(wrong, key=lambda one: (one.f1, one.accuracy, one.index))[:WORST]]
-    return JobResult(repeats=repeats, best=best, by_label=counts.by_label, by_objects=counts.by_objects, worst=worst)
+    return JobResult(repeats=repeats, best=best, worst=worst, **breakdown(verdicts))
 
 
 def decoded(png: bytes) -> Pixels:

@@ -13,8 +13,7 @@ from dataclasses import dataclass
 from redis import Redis
 from redis.exceptions import RedisError
 
-from service.contract.job_ids import created_at
-from service.contract.records import FinishedPicture
+from service.contract.records import FinishedPicture, created_at
 from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store import workers

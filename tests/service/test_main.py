@@ -12,7 +12,7 @@ import pytest
 from redis import Redis
 
 from service.__main__ import main
-from service.contract.job_ids import new_job_id
+from service.contract.records import new_job_id
 from service.local.demo import free_port
 from service.local.supervisor import Supervisor
 from service.pictures import PictureFiles

@@ -7,7 +7,7 @@ from uuid import uuid4
 import pytest
 
 from service import pictures
-from service.contract.job_ids import hour_of, new_job_id
+from service.contract.records import hour_of, new_job_id
 from service.pictures import PictureFiles
 from shared import storage
 from shared.storage import Location, open_storage

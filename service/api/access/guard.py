@@ -1,11 +1,10 @@
 """Access control in front of every route: what is not public needs a key or, without keys, comes from this machine.
 
-Of the routes it knows only the public ones, so a new one is closed until it is opened here. A route that takes more CPU
-time than others charges for it itself (`charge`).
+Of the routes it knows only the public ones, so a new one is closed until it is opened here.
 """
 
 import asyncio
-import functools
+import contextlib
 import ipaddress
 import re
 from collections import Counter
@@ -26,7 +25,6 @@ from shared.options import LIMITS
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
 METRICS = "/metrics"  # figures only: without keys Prometheus may read them under any name of this host
 COUNTED_WITHIN_S = 0.5  # Redis takes a millisecond; one that hangs must not delay what does not need it
-BYTES_A_REQUEST = 100_000  # of a body that takes as long as one usual request
 LARGE_BODIES = 2  # of one owner at the same time, of the largest size
 CHALLENGE = 'Bearer realm="labelgrid"'
 
@@ -35,7 +33,6 @@ class Exposed(StartError):
     """The API would be open to everybody who can reach this machine."""
 
 
-@functools.lru_cache(maxsize=64)  # nearly all requests have the same
 def is_loopback(host: str) -> bool:
     """Return whether a host name or address is this machine itself."""
     host = host.strip("[]").lower().rstrip(".")
@@ -77,25 +74,6 @@ def _check_site(headers: Headers, origins: Collection[str]) -> None:
         )
 
 
-async def charge(scope: Scope, cost: int, counted: int = 1) -> None:
-    """Count a request as `cost` requests, once it is known what it takes. `counted` of them are counted already.
-
-    Raises TooManyRequests. While Redis does not answer nothing is counted: a route that needs it answers 503 itself.
-    """
-    limiter: RateLimiter | None = scope["app"].state.rate_limiter
-    owner = scope["state"].get("owner", NOBODY)
-    if limiter is None or owner == NOBODY or cost <= counted:
-        return
-    try:
-        async with asyncio.timeout(COUNTED_WITHIN_S):
-            wait_s = await limiter.wait_s(owner, cost, counted)
-    except (RedisError, TimeoutError):
-        return
-    if wait_s is not None:
-        detail = f"more than {limiter.limit} with this key; nothing was done"
-        raise TooManyRequests(detail, headers={"Retry-After": str(wait_s)})
-
-
 class Guard:
     """ASGI middleware: stores the owner of the request's key in its state, or answers with a problem.
 
@@ -117,8 +95,9 @@ class Guard:
             if not path.isprintable():  # routes and log lines would each read it in a way of their own
                 raise NotFound("nothing has an address with control characters")
             if path not in PUBLIC and not path.startswith("/static/"):
-                scope["state"]["owner"] = self._owner(scope, headers)
-                await charge(scope, cost=1, counted=0)
+                owner = scope["state"]["owner"] = self._owner(scope, headers)
+                if owner != NOBODY:
+                    await self._count(scope["app"].state.rate_limiter, owner)
         except ServiceError as error:
             await error_response(scope, error)(scope, receive, send)
             return
@@ -135,7 +114,20 @@ class Guard:
             else:
                 await self.app(scope, body.receive, send)
         finally:
-            body.forget()
+            self._held -= Counter({body.owner: body.received})  # drops owners without bytes
+
+    async def _count(self, limiter: RateLimiter | None, owner: str) -> None:
+        """Raise TooManyRequests beyond the limit. While Redis does not answer nothing is counted: a route that needs it
+        answers 503 itself.
+        """
+        wait_s = None
+        if limiter is not None:
+            with contextlib.suppress(RedisError, TimeoutError):
+                async with asyncio.timeout(COUNTED_WITHIN_S):
+                    wait_s = await limiter.wait_s(owner)
+        if limiter is not None and wait_s is not None:
+            detail = f"more than {limiter.limit} with this key; nothing was done"
+            raise TooManyRequests(detail, headers={"Retry-After": str(wait_s)})
 
     def _owner(self, scope: Scope, headers: Headers) -> str:
         if not self.keys.enabled:
@@ -179,34 +171,29 @@ class _Body:
     def __init__(
         self, scope: Scope, headers: Headers, receive: Receive, settings: Settings, held: Counter[str]
     ) -> None:
-        self._scope, self._receive, self._held = scope, receive, held
+        self.owner: str = scope["state"].get("owner", NOBODY)
+        self.received = 0
+        self._receive, self._held = receive, held
         self._is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
-        self._most, self._most_held = settings.body_limit_bytes, LARGE_BODIES * settings.upload_limit_bytes
-        if self._is_form:
-            self._most = settings.upload_limit_bytes
+        self._most = settings.upload_limit_bytes if self._is_form else settings.body_limit_bytes
+        self._most_held = LARGE_BODIES * settings.upload_limit_bytes
         self._announced = int(headers.get("content-length", 0))  # the HTTP server refuses other values
-        self._owner = scope["state"].get("owner", NOBODY)
-        self._received = self._parts = 0
+        self._parts = 0
 
     async def receive(self) -> Message:
         message = await self._receive()
         body = message.get("body", b"")
-        self._received += len(body)
-        self._held[self._owner] += len(body)
-        if max(self._received, self._announced) > self._most:
+        self.received += len(body)
+        self._held[self.owner] += len(body)
+        if max(self.received, self._announced) > self._most:
             raise _too_large(f"the body has more than {self._most} bytes")
         if not self._is_form:
             self._parts += body.count(b"[") + body.count(b"{")
         if self._parts > LIMITS.max_parts:  # before Python creates an object for each
             raise _too_large(f"the body has more than {LIMITS.max_parts} lists and objects")
-        if self._held[self._owner] > self._most_held:
+        if self._held[self.owner] > self._most_held:
             raise HTTPException(429, "your other requests are too large; try again", {"Retry-After": "1"})
-        if message["type"] == "http.request" and not message.get("more_body"):
-            await charge(self._scope, 1 + self._received // BYTES_A_REQUEST)
         return message
-
-    def forget(self) -> None:
-        self._held -= Counter({self._owner: self._received})  # drops owners without bytes
 
 
 def _too_large(detail: str) -> HTTPException:

@@ -5,6 +5,7 @@ Knows no HTTP.
 
 import math
 import re
+import time
 from typing import Any
 
 from limits import RateLimitItem, parse
@@ -38,22 +39,11 @@ class RateLimiter:
         self.limit = limit
         pool: Any = connection.connection_pool
         options = {"implementation": "redispy", "connection_pool": pool, "key_prefix": f"{keys.PREFIX}:rate"}
-        self._storage = RedisStorage("async+redis://", **options)
-        self._limiter = SlidingWindowCounterRateLimiter(self._storage)
+        self._limiter = SlidingWindowCounterRateLimiter(RedisStorage("async+redis://", **options))
 
-    async def wait_s(self, owner: str, cost: int = 1, counted: int = 0) -> int | None:
-        """Count a request as `cost` of them, of which `counted` are counted already.
-
-        Return None if it may pass; otherwise the seconds to wait, and count no more.
-        """
-        cost = min(cost, self.limit.amount)
-        if cost <= counted or await self._limiter.hit(self.limit, owner, cost=cost - counted):
+    async def wait_s(self, owner: str) -> int | None:
+        """Count a request. Return None if it may pass, otherwise the seconds to wait."""
+        if await self._limiter.hit(self.limit, owner):
             return None
-        key, window_s = self.limit.key_for(owner), self.limit.get_expiry()
-        before, before_s, now, now_s = await self._storage.get_sliding_window(key, window_s)
-        below = self.limit.amount - cost + 1  # the request passes once fewer than so many count
-        if now >= below:  # only once this window has become the one before, whose requests count for less and less
-            wait_s = now_s - window_s * below / now
-        else:
-            wait_s = before_s - window_s * (below - now) / max(before, 1)
-        return max(1, math.ceil(wait_s))
+        stats = await self._limiter.get_window_stats(self.limit, owner)
+        return max(1, math.ceil(stats.reset_time - time.time()))

@@ -10,8 +10,7 @@ from pydantic import Field
 
 from service.api.catalog import Models, knows_positions
 from service.api.openapi import problems
-from service.api.spec import JobSpec
-from service.api.submit import ERRORS, RESPONSES, PreferencesDep, SubmitterDep
+from service.api.submit import ERRORS, RESPONSES, JobSpec, PreferencesDep, SubmitterDep
 from service.api.uploads.png import PngError, recipe_of
 from service.contract.errors import BadForm, BadRequest, UnknownCheckpoint
 from service.contract.records import MAX_STAGES, Layout, WebhookEvent

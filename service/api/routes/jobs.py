@@ -6,9 +6,9 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 
 from service.api.dependencies import Index, OwnerDep, OwnJob, ServiceDep
-from service.api.events import FROM_START, HEADERS, as_stream, is_complete, job_events, only_the_end
+from service.api.events import FROM_START, HEADERS, as_stream, is_complete, job_events
 from service.api.openapi import PICTURE_RESPONSES, ZIP_RESPONSES, problems
-from service.api.streams import CutStream, send_png
+from service.api.results import CutStream, send_png
 from service.api.submit import ERRORS as SUBMIT_ERRORS
 from service.api.submit import RESPONSES, PreferencesDep, SubmitterDep
 from service.contract.errors import (
@@ -60,7 +60,7 @@ async def list_jobs(
 @router.get("/{job_id}", responses=problems(*ERRORS), summary="Read a job")
 async def read_job(job_id: OwnJob, service: ServiceDep) -> Job:
     """Its status and progress; its result once it is finished, or its error once it has failed."""
-    return await service.results.job(job_id)
+    return await service.jobs.job(job_id)
 
 
 @router.delete(
@@ -81,7 +81,7 @@ async def cancel_job(
     A job that has ended is deleted with its results, and answered with a last time.
     """
     cancelled = await run_in_threadpool(service.store.cancel, job_id)
-    job = await service.results.job(job_id)
+    job = await service.jobs.job(job_id)
     if not cancelled:
         if cancel_only:
             raise JobEnded(f"the job is {job.status} and cannot be cancelled", job_status=job.status)
@@ -119,33 +119,30 @@ async def retry_job(job_id: OwnJob, submitter: SubmitterDep, preferences: Prefer
 )
 async def read_events(job_id: OwnJob, service: ServiceDep, last_event_id: LastEventId = FROM_START) -> Response:
     """Events `job`, `status`, `picture`, `steps` (with previews) and `end`; docs/api.md says what they hold."""
-    job = await service.results.job(job_id)
-    if not await is_complete(service.jobs, job, last_event_id):
-        events = as_stream(job_events(service.jobs, job, last_event_id))
-    elif last_event_id == FROM_START:
-        events = as_stream(only_the_end(job))
-    else:
+    job = await service.jobs.job(job_id)
+    if await is_complete(service.jobs, job, last_event_id):
         return Response(status_code=204)
+    events = as_stream(job_events(service.jobs, job, last_event_id))
     return CutStream(events, media_type="text/event-stream", headers=HEADERS)
 
 
 @router.get(
     "/{job_id}/grid.png", response_class=Response, responses=PICTURE_RESPONSES, summary="Read the grid of all pictures"
 )
-async def read_grid(job_id: OwnJob, owner: OwnerDep, service: ServiceDep) -> Response:
+async def read_grid(job_id: OwnJob, service: ServiceDep) -> Response:
     """The grid of a finished job; for a /score job, the grid of the best repeat."""
-    return send_png(await service.results.grid(await service.jobs.job(job_id), owner))
+    return send_png(await service.results.grid(await service.jobs.job(job_id)))
 
 
 @router.get(
     "/{job_id}/pictures.zip", response_class=Response, responses=ZIP_RESPONSES, summary="Read all pictures as a zip"
 )
-async def read_zip(job_id: OwnJob, owner: OwnerDep, service: ServiceDep) -> Response:
+async def read_zip(job_id: OwnJob, service: ServiceDep) -> Response:
     """The pictures of a finished job in the order of its result, 0.png, 1.png, ...; for /score, those of the best run.
 
     `POST /score` takes the zip as `pictures`.
     """
-    parts = await service.results.zipped(job_id, owner)
+    parts = await service.results.zipped(job_id)
     headers = {"Content-Disposition": f'attachment; filename="{job_id[:8]}.zip"'}
     return CutStream(parts, media_type="application/zip", headers=headers)
 
@@ -153,9 +150,9 @@ async def read_zip(job_id: OwnJob, owner: OwnerDep, service: ServiceDep) -> Resp
 @router.get(
     "/{job_id}/images/{index}.png", response_class=Response, responses=PICTURE_RESPONSES, summary="Read a picture"
 )
-async def read_image(job_id: OwnJob, owner: OwnerDep, index: Index, service: ServiceDep) -> Response:
+async def read_image(job_id: OwnJob, index: Index, service: ServiceDep) -> Response:
     """A picture, as soon as it is finished, also while the job is running."""
-    return send_png(await service.results.image_file(job_id, owner, index))
+    return send_png(await service.results.image_file(job_id, index))
 
 
 @router.get(
@@ -164,6 +161,6 @@ async def read_image(job_id: OwnJob, owner: OwnerDep, index: Index, service: Ser
     responses=PICTURE_RESPONSES,
     summary="Read the trajectory of a picture",
 )
-async def read_trajectory(job_id: OwnJob, owner: OwnerDep, index: Index, service: ServiceDep) -> Response:
+async def read_trajectory(job_id: OwnJob, index: Index, service: ServiceDep) -> Response:
     """The stages of a picture from noise to the finished picture, if the job was requested with `trajectory`."""
-    return send_png(await service.results.trajectory(job_id, owner, index))
+    return send_png(await service.results.trajectory(job_id, index))

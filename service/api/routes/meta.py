@@ -9,16 +9,7 @@ from service.api.dependencies import NEEDS_KEY, ModelsDep, ServiceDep
 from service.api.openapi import problems
 from service.contract.errors import NoModel, NoWorker, Unavailable
 from service.contract.schemas import Health, Labels, Model, ModelList, Ready, WorkerDevice
-from service.store.pipeline import Pipeline
 from shared.support import picture_size
-
-
-async def check_redis_keeps(redis: Pipeline) -> None:
-    """Raise Unavailable if Redis would drop jobs and their results to make room for others."""
-    memory = await redis("INFO", "memory")
-    if memory.get("maxmemory") and (policy := memory.get("maxmemory_policy")) != "noeviction":
-        raise Unavailable(f"Redis has maxmemory-policy {policy}, which loses jobs; set it to noeviction")
-
 
 router = APIRouter(tags=["service"])
 
@@ -80,7 +71,9 @@ async def read_health() -> Health:
 async def read_ready(models: ModelsDep, service: ServiceDep) -> Ready:
     """For a load balancer: ready if Redis answers and evicts no jobs, a model is promoted, and a worker is running or
     need not run yet."""
-    await check_redis_keeps(service.jobs.redis)
+    memory = await service.jobs.redis("INFO", "memory")
+    if memory.get("maxmemory") and (policy := memory.get("maxmemory_policy")) != "noeviction":
+        raise Unavailable(f"Redis has maxmemory-policy {policy}, which loses jobs; set it to noeviction")
     info = models.find(None)
     workers = await service.jobs.workers()
     if not workers and not service.settings.accept_without_workers:

@@ -10,8 +10,7 @@ from pydantic import ConfigDict, Field
 
 from service.api.catalog import Models
 from service.api.openapi import problems
-from service.api.spec import JobSpec
-from service.api.submit import ERRORS, RESPONSES, Accepted, PreferencesDep, Submitter, SubmitterDep
+from service.api.submit import ERRORS, RESPONSES, JobSpec, PreferencesDep, Submitter, SubmitterDep
 from service.api.uploads.picture_zip import read_submission
 from service.contract.errors import BadForm, BadRequest, TooLarge
 from service.contract.schemas import Job, ScoreFields, ScoreRequest
@@ -69,7 +68,7 @@ async def score_conditions(body: ScoreRequest, submitter: SubmitterDep, preferen
     return await submitter.answer(await submitter.submit("score", body, body.conditions, check), preferences)
 
 
-async def _submit(form: ScoreForm, submitter: Submitter) -> Accepted:
+async def _submit(form: ScoreForm, submitter: Submitter) -> str:
     """Create the job. A function of its own, so that nothing keeps the pictures while the request waits."""
     few: AbstractAsyncContextManager[None] = nullcontext()
     if form.pictures is not None:

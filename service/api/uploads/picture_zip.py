@@ -9,7 +9,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 
 from service.api.uploads.png import PngError, check_picture, reduced
 from service.contract.errors import BadRequest
@@ -20,7 +20,7 @@ CENTRAL_HEADER = b"PK\x01\x02"  # begins every entry of a zip's directory
 NAME = re.compile(r"(0|[1-9][0-9]{0,5})\.png")
 BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile cannot limit how much the other methods unpack
 SHOWN_CHARACTERS = 80  # of an entry's name
-ENCRYPTED = 0x1  # in an entry's flags
+Fault = tuple[str | None, str]  # an entry, or None for the zip itself, and what is wrong with it
 # What zipfile raises for damaged and malicious archives.
 UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError, OverflowError)
 
@@ -36,9 +36,43 @@ def read_submission(content: bytes, count: int, settings: Settings) -> list[byte
         archive = zipfile.ZipFile(io.BytesIO(content))
     except UNREADABLE as error:
         raise _refused((None, f"not a zip: {error}")) from error
+    small, faults = list[bytes](), list[Fault]()
+    sizes = dict[str, tuple[int, int]]()
+    most, unpacked, decoded = settings.zip_unpacked_bytes, 0, 0
     with archive:
-        entries = _in_order(archive.infolist(), count)
-        return _check_pictures(_unpack(archive, entries, settings.zip_unpacked_bytes), settings)
+        for i, entry in enumerate(_in_order(archive.infolist(), count)):
+            name = f"{i}.png"
+            try:
+                png = _unpack(archive, entry, most - unpacked + 1)
+                unpacked += len(png)
+                if unpacked > most:
+                    raise _refused((name, f"with it the zip unpacks to more than {most} bytes"))
+                small.append(reduced(png))
+                width, height = sizes[name] = check_picture(small[-1], settings.picture_side)
+            except PngError as error:
+                faults.append((name, str(error)))
+                continue
+            first, size = next(iter(sizes.items()))
+            if (width, height) != size:
+                faults.append((name, f"{width}x{height} pixels, but {first} has {size[0]}x{size[1]}"))
+            decoded += 3 * width * height
+            if decoded > most:
+                faults.append((name, f"with it the pictures have more than {most} bytes"))
+                break
+    if faults:
+        raise _refused(*faults)
+    return small
+
+
+def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int) -> bytes:
+    """Return up to `most` bytes of an entry, whatever its header claims. PngError if it cannot be unpacked."""
+    if entry.compress_type not in BOUNDED:
+        raise PngError(f"compression {entry.compress_type}; use stored or deflated")
+    try:
+        with archive.open(entry) as file:
+            return file.read(most)
+    except UNREADABLE as error:
+        raise PngError(f"cannot be unpacked: {error}") from error
 
 
 def _in_order(entries: Sequence[zipfile.ZipInfo], count: int) -> list[zipfile.ZipInfo]:
@@ -51,7 +85,7 @@ def _in_order(entries: Sequence[zipfile.ZipInfo], count: int) -> list[zipfile.Zi
         shown = ", ".join(_shown(folder or "no folder") for folder in folders[:3])
         raise _refused((None, f"files in several folders ({shown}); put all pictures into one"))
     found: dict[int, zipfile.ZipInfo] = {}
-    faults: list[tuple[str | None, str]] = []
+    faults: list[Fault] = []
     for path, entry in files:
         name = path.rpartition("/")[2]
         match = NAME.fullmatch(name)
@@ -73,60 +107,13 @@ def _is_hidden(path: str) -> bool:
     return any(part.startswith(".") or part == "__MACOSX" for part in path.split("/"))
 
 
-def _unpack(archive: zipfile.ZipFile, entries: Sequence[zipfile.ZipInfo], most: int) -> Iterator[bytes]:
-    """Unpack one entry after the other, at most `most` bytes in all, whatever their headers claim."""
-    left = most
-    for i, entry in enumerate(entries):
-        name = f"{i}.png"
-        if entry.flag_bits & ENCRYPTED:
-            raise _refused((name, "is encrypted"))
-        if entry.compress_type not in BOUNDED:
-            raise _refused((name, f"compression {entry.compress_type}; use stored or deflated"))
-        try:
-            with archive.open(entry) as file:
-                png = file.read(left + 1)
-        except UNREADABLE as error:
-            raise _refused((name, f"cannot be unpacked: {error}")) from error
-        left -= len(png)
-        if left < 0:
-            raise _refused((name, f"with it the zip unpacks to more than {most} bytes"))
-        yield png
-
-
-def _check_pictures(pngs: Iterable[bytes], settings: Settings) -> list[bytes]:
-    """Decode every picture once, and return it reduced. The error names all that cannot be decoded."""
-    small = list[bytes]()
-    sizes: dict[str, tuple[int, int]] = {}
-    faults: list[tuple[str | None, str]] = []
-    left = settings.zip_unpacked_bytes
-    for i, png in enumerate(pngs):
-        name = f"{i}.png"
-        try:
-            small.append(reduced(png, settings.picture_side**2))
-            width, height = sizes[name] = check_picture(small[-1], settings.picture_side)
-        except PngError as error:
-            faults.append((name, str(error)))
-            continue
-        first, size = next(iter(sizes.items()))
-        if (width, height) != size:
-            faults.append((name, f"{width}x{height} pixels, but {first} has {size[0]}x{size[1]}"))
-        left -= 3 * width * height
-        if left < 0:
-            faults.append((name, f"with it the pictures have more than {settings.zip_unpacked_bytes} bytes"))
-            break
-    if faults:
-        raise _refused(*faults)
-    return small
-
-
 def _shown(name: str) -> str:
     """Return an entry's name for a message: printable and of limited length."""
     short = name if len(name) <= SHOWN_CHARACTERS else name[:SHOWN_CHARACTERS] + "..."
     return "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in short)
 
 
-def _refused(*faults: tuple[str | None, str]) -> BadRequest:
-    """Return the error for these faults: an entry, or None for the zip itself, and what is wrong with it."""
+def _refused(*faults: Fault) -> BadRequest:
     return BadRequest.from_errors(
         [
             {"loc": ["body", PICTURES, *([] if entry is None else [entry])], "msg": message, "type": "zip"}

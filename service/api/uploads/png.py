@@ -1,12 +1,11 @@
 """Untrusted PNGs, read without torch: their size, whether they decode, and the recipe in their metadata.
 
-Checks the size that a file claims and counts its chunks before Pillow sees it: Pillow keeps what every chunk holds, and
-takes microseconds for each, however many there are.
+Counts a file's chunks before Pillow sees it: Pillow keeps what every chunk holds, and takes microseconds for each,
+however many there are.
 """
 
 import io
 import struct
-from collections.abc import Iterator
 
 from PIL import Image, UnidentifiedImageError
 from pydantic import ValidationError
@@ -16,98 +15,66 @@ from shared.options import LIMITS
 from shared.rgb import to_rgb
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-HEADER = struct.Struct(">8s4x4sII")  # signature, length of the first chunk, its type, width and height
 CHUNK = struct.Struct(">I4s")  # length of the content and type, before the content
 OVERHEAD = CHUNK.size + 4  # of a chunk, with the checksum after its content
 END = b"IEND"
-AFTER_HEADER = 2  # in a list of the signature and the chunks
 KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", END)  # all that the pixels depend on
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 RECIPE = KEYWORD.encode() + b"\0"  # begins the content of a recipe's chunk
-MAX_PIXELS = 1 << 26  # of a picture that is opened without decoding: more than any grid of this service has
+AFTER_HEADER = 2  # in a list of the signature and the chunks
 MAX_CHUNKS = 64  # besides the pixels'; cameras and editors write about ten
 MAX_RECIPE_BYTES = 1 << 20  # the longest recipe, of a grid of 256 pictures, has about 400 KB
-BYTES_A_PIXEL = 8  # at most, before compression
+PIXEL_CHUNK = 1024  # bytes of pixels in a chunk, on average at least: encoders write 8 KiB or more
 
 
 class PngError(ValueError):
     """Bytes that are not a usable PNG. The message says why."""
 
 
-def png_size(png: bytes) -> tuple[int, int]:
-    """Return (width, height) as the header claims. Raises PngError for anything that does not begin as a PNG."""
-    if len(png) < HEADER.size:
-        raise PngError("not a PNG" if not png.startswith(SIGNATURE) else "a PNG that is cut short")
-    signature, first, width, height = HEADER.unpack_from(png)
-    if signature != SIGNATURE or first != b"IHDR":
-        raise PngError("not a PNG")
-    return width, height
-
-
-def reduced(png: bytes, most_pixels: int) -> bytes:
+def reduced(png: bytes) -> bytes:
     """Return the PNG with only the chunks that decide its pixels, and its recipe. It may still be damaged.
 
     The recipe moves to the front: Pillow reads a text after the pixels only once it has decoded them.
 
-    Raises PngError if it has more than `most_pixels` pixels or MAX_CHUNKS other chunks, more pixel data than it needs,
-    more than one recipe, or one that is too long or cut short.
+    Raises PngError if it has more than MAX_CHUNKS chunks besides those of pixels, or more of these than encoders write,
+    and for more than one recipe, or one that is too long or cut short.
     """
-    width, height = png_size(png)
-    if width * height > most_pixels:
-        raise PngError(f"{width}x{height} pixels; at most {most_pixels} in all are allowed")
-    most_data = (BYTES_A_PIXEL * width + 1) * height * 9 // 8 + 4096  # with room for the headers of its blocks
-    most_parts = most_data // 1024 + MAX_CHUNKS  # encoders cut the data into chunks of 8 KiB or more
-    kept, data = [SIGNATURE], 0
-    counted = {"parts": 0, "others": 0, "recipes": 0}
-    for kind, chunk in _chunks(png):
-        is_recipe = kind in TEXTS and chunk.startswith(RECIPE, CHUNK.size)
-        counted["parts" if kind == b"IDAT" else "others"] += 1
-        counted["recipes"] += is_recipe
-        data += len(chunk) - OVERHEAD if kind == b"IDAT" else 0
-        if counted["others"] > MAX_CHUNKS or counted["parts"] > most_parts:
+    if not png.startswith(SIGNATURE):
+        raise PngError("not a PNG")
+    kept, at, kind = [SIGNATURE], len(SIGNATURE), b""
+    left, recipes = {False: MAX_CHUNKS, True: MAX_CHUNKS + len(png) // PIXEL_CHUNK}, 0
+    while at < len(png) and kind != END:
+        length, kind = CHUNK.unpack_from(png, at) if at + CHUNK.size <= len(png) else (0, b"")
+        chunk = png[at : at + OVERHEAD + length]  # the last one may be cut short
+        at += OVERHEAD + length
+        left[kind == b"IDAT"] -= 1
+        if min(left.values()) < 0:
             raise PngError(f"a PNG with too many chunks; at most {MAX_CHUNKS} besides its pixels are allowed")
-        if data > most_data:
-            raise PngError(f"a PNG with more data than {width}x{height} pixels need")
-        if counted["recipes"] > 1 or (is_recipe and len(chunk) > MAX_RECIPE_BYTES):
-            raise PngError(f"a PNG with several recipes, or one of more than {MAX_RECIPE_BYTES} bytes")
-        if is_recipe:
-            if len(chunk) < OVERHEAD + CHUNK.unpack_from(chunk)[0]:  # at the front it would swallow others uncounted
-                raise PngError("a damaged PNG: its recipe is cut short")
+        if kind in TEXTS and chunk.startswith(RECIPE, CHUNK.size):
+            recipes += 1
+            if recipes > 1 or not OVERHEAD + length == len(chunk) <= MAX_RECIPE_BYTES:
+                faults = f"several recipes, or one that is cut short or has more than {MAX_RECIPE_BYTES} bytes"
+                raise PngError(f"a damaged PNG: {faults}")
             kept.insert(AFTER_HEADER, chunk)
         elif kind in KEPT:
             kept.append(chunk)
     return b"".join(kept)
 
 
-def _chunks(png: bytes) -> Iterator[tuple[bytes, bytes]]:
-    """Yield the type and all bytes of each chunk, up to the PNG's declared end. The last one may be cut short."""
-    at, kind = len(SIGNATURE), b""
-    while at < len(png) and kind != END:
-        length, kind = CHUNK.unpack_from(png, at) if at + CHUNK.size <= len(png) else (0, b"IDAT")
-        end = at + OVERHEAD + length
-        yield kind, png[at:end]
-        at = end
-
-
-def _open(png: bytes, size: tuple[int, int]) -> Image.Image:
-    """Open a picture without decoding it. Raises ValueError if anything but its pixels is damaged, and if it does
-    not have the size that its first header claims: Pillow believes the last header."""
+def _open(png: bytes) -> Image.Image:
+    """Open a reduced PNG without decoding it. Raises ValueError if anything but its pixels is damaged."""
     try:
-        picture = Image.open(io.BytesIO(png), formats=["PNG"])
+        return Image.open(io.BytesIO(png), formats=["PNG"])
     except UnidentifiedImageError as error:  # whose message is an object's address
         raise ValueError("its header, palette or recipe is damaged") from error
-    if picture.size != size:
-        raise ValueError(f"its first header says {size[0]}x{size[1]}, another {picture.size[0]}x{picture.size[1]}")
-    return picture
 
 
 def check_picture(png: bytes, side: int) -> tuple[int, int]:
     """Decode a reduced PNG and return (width, height). Raises PngError if it fails or a side exceeds `side` pixels."""
-    width, height = png_size(png)
-    if not (1 <= width <= side and 1 <= height <= side):
-        raise PngError(f"{width}x{height} pixels; at most {side}x{side} are allowed")
     try:
-        with _open(png, (width, height)) as picture:
+        with _open(png) as picture:
+            if max(picture.size) > side:
+                raise ValueError("{}x{} pixels; at most {}x{} are allowed".format(*picture.size, side, side))
             return to_rgb(picture).size
     except Exception as error:  # Pillow raises a dozen kinds for damaged files
         raise PngError(f"a PNG that cannot be used: {error}") from error
@@ -115,12 +82,11 @@ def check_picture(png: bytes, side: int) -> tuple[int, int]:
 
 def recipe_of(png: bytes) -> Recipe:
     """Return the recipe in the metadata of a PNG, without decoding pixels. Raises PngError without a valid recipe."""
-    width, height = png_size(png)
-    small = reduced(png, MAX_PIXELS)
+    small = reduced(png)
     try:
-        with _open(small, (width, height)) as picture:
+        with _open(small) as picture:
             text = picture.info.get(KEYWORD)
-    except (OSError, SyntaxError, ValueError) as error:  # what Pillow raises for damaged chunks
+    except Exception as error:
         raise PngError(f"a damaged PNG: {error}") from error
     if not isinstance(text, str):
         raise PngError(f"a PNG without a recipe: it has no text {KEYWORD!r} in its metadata")

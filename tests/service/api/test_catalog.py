@@ -177,7 +177,6 @@ def test_requests_that_come_together_share_one_look_at_storage(folder: Path, mon
         return files.versions(storage)
 
     monkeypatch.setattr("service.api.catalog.files", SimpleNamespace(**{**vars(files), "versions": versions}))
-    monkeypatch.setattr("service.api.catalog.LOCAL_EVERY_S", 1e6)
 
     async def ask() -> None:
         one = Catalog(folder, every_s=1e6)

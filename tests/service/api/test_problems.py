@@ -26,15 +26,3 @@ from tests.service.api.answers import problem
 )
 def test_addresses_that_do_not_exist(client: httpx.Client, method: str, path: str, status: int, slug: str) -> None:
     problem(client.request(method, path), status, slug)
-
-
-def test_an_address_names_all_its_methods(client: httpx.Client) -> None:
-    for path, methods in (
-        ("/jobs/nobody", "DELETE, GET, HEAD"),
-        ("/jobs", "GET, HEAD"),
-        ("/generate", "POST"),
-        ("/", "GET, HEAD"),
-        ("/static/app.js", "GET, HEAD"),
-        ("/static/docs/swagger-ui.css", "GET, HEAD"),
-    ):
-        assert client.put(path).headers["allow"] == methods

@@ -1,13 +1,9 @@
-"""Slots, in which nobody waits behind all that another owner has sent, and streamed zips."""
+"""Slots, in which nobody waits behind all that another owner has sent."""
 
 import asyncio
 import gc
-import io
-import zipfile
-from collections.abc import Sequence
 
-from service.api.results import Slots, zip_stream
-from tests.service.api.uploads.zips import png
+from service.api.results import Slots
 
 
 def test_an_owner_takes_one_slot_however_much_they_send() -> None:
@@ -32,21 +28,3 @@ def test_an_owner_takes_one_slot_however_much_they_send() -> None:
     order = asyncio.run(run())
     assert order[:2] == ["alice", "bob"]
     assert order.index("carol") == 2
-
-
-async def parts_of(pictures: Sequence[bytes]) -> list[bytes]:
-    async def read(index: int) -> bytes:
-        return pictures[index]
-
-    return [part async for part in zip_stream(read, range(len(pictures)))]
-
-
-def test_the_pictures_are_in_the_zip_byte_for_byte_under_the_names_of_an_upload() -> None:
-    pictures = [png(seed) for seed in range(12)]
-    parts = asyncio.run(parts_of(pictures))
-    with zipfile.ZipFile(io.BytesIO(b"".join(parts))) as archive:
-        assert archive.testzip() is None
-        assert archive.namelist() == [f"{i}.png" for i in range(12)]
-        assert [archive.read(name) for name in archive.namelist()] == pictures
-        assert {entry.external_attr >> 16 for entry in archive.infolist()} == {0o644}
-    assert asyncio.run(parts_of(pictures)) == parts

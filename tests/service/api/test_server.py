@@ -108,7 +108,7 @@ TWO = {"labels": [["red cube"], ["blue sphere"]], "steps": 2}
 @pytest.fixture
 def quick_look(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let waiting requests notice a shutdown at once."""
-    monkeypatch.setattr("service.store.reader.LOOK_AGAIN_S", 0.05)
+    monkeypatch.setattr("service.store.async_jobs.LOOK_AGAIN_S", 0.05)
     monkeypatch.setattr("service.api.events.LOOK_AGAIN_S", 0.05)
 
 

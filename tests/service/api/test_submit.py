@@ -18,7 +18,7 @@ import pytest
 from redis import Redis
 
 import service.api.app
-import service.store.reader
+import service.store.async_jobs
 from service.api.access.keys import hash_of, new_key
 from service.api.dependencies import Service
 from service.api.submit import Preferences, read_preferences
@@ -230,7 +230,7 @@ def wait(client: httpx.Client, answers: list[int]) -> None:
 def test_a_request_stops_waiting_when_its_client_disconnects(
     client: httpx.Client, alive: JobStore, settings: Settings, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
-    monkeypatch.setattr(service.store.reader, "LOOK_AGAIN_S", 14.0)  # no read ends by itself
+    monkeypatch.setattr(service.store.async_jobs, "LOOK_AGAIN_S", 14.0)  # no read ends by itself
     if how == "by its picture":
         made_with = {"name": "toy", "digest": read_info(resolve(settings.storage, "toy", "denoiser")).digest}
         path, given = "/generate/png", {"files": {"file": png_with(json.dumps(example() | {"model": made_with}))}}
@@ -250,7 +250,7 @@ def test_waiting_clients_leave_the_others_their_connections(
     settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(service.api.app, "MAX_CONNECTIONS", 4)
-    monkeypatch.setattr(service.store.reader, "LOOK_AGAIN_S", 14.0)  # no read ends by itself
+    monkeypatch.setattr(service.store.async_jobs, "LOOK_AGAIN_S", 14.0)  # no read ends by itself
     answers: list[int] = []
     with serving(settings) as client:
         threads = [threading.Thread(target=wait, args=(client, answers)) for _ in range(6)]
@@ -269,7 +269,7 @@ def test_waiting_clients_leave_the_others_their_connections(
 
 def test_clients_that_wait_share_one_read(settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each hears of its own job's end, and several may wait for the same job."""
-    monkeypatch.setattr(service.store.reader, "LOOK_AGAIN_S", 14.0)  # no read ends by itself
+    monkeypatch.setattr(service.store.async_jobs, "LOOK_AGAIN_S", 14.0)  # no read ends by itself
     body, headers = {"labels": LISTS}, {"idempotency-key": "one"}
     before = alive.connection.info("clients")["pubsub_clients"]  # of other tests
     with serving(settings) as client, ThreadPoolExecutor(4) as pool:
@@ -281,7 +281,7 @@ def test_clients_that_wait_share_one_read(settings: Settings, alive: JobStore, m
         for job_id in map(text, alive.connection.zrange(keys.OPEN, 0, -1)):
             alive.fail(job_id, f"as {job_id} must")
         answers = [one.result().json() for one in (*own, *same)]
-    assert time.monotonic() - begun < service.store.reader.LOOK_AGAIN_S
+    assert time.monotonic() - begun < service.store.async_jobs.LOOK_AGAIN_S
     assert all(answer["detail"] == f"as {answer['job'].rpartition('/')[2]} must" for answer in answers)
     assert len({answer["job"] for answer in answers}) == 3
 
@@ -290,7 +290,7 @@ def test_an_end_that_nobody_heard_of_is_seen_soon(
     settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when its entry was lost in a failover."""
-    monkeypatch.setattr(service.store.reader, "LOOK_AGAIN_S", 0.5)
+    monkeypatch.setattr(service.store.async_jobs, "LOOK_AGAIN_S", 0.5)
     with serving(settings) as client, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(client.post, "/generate", json={"labels": LISTS})
         until_waiting(alive, 1)

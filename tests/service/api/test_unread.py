@@ -1,28 +1,24 @@
-"""An answer that its client does not read has a part of itself in memory, and its connection is closed in the end."""
+"""Of an answer that its client does not read, a part is in memory. The proxy closes the connection in the end."""
 
 import asyncio
 import json
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from service import pictures
-from service.api import server
 from service.api.results import PART
 from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from shared import storage
-from tests.conftest import api_server, application
+from tests.conftest import application
 from tests.service.api.answers import JSON
 from tests.service.api.routes.test_jobs import finished
-from tests.service.processes import until
 
 LARGE = 5 * PART + 1  # bytes of a file
 
@@ -96,23 +92,6 @@ def test_of_a_file_that_is_not_read_two_parts_are_in_memory(
     assert (reads, [len(part) for part in sent]) == ([(0, PART), (PART, 2 * PART)], [PART, PART])
 
 
-def test_a_grid_that_a_client_waited_for_is_sent_in_parts(
-    settings: Settings, working: Runner, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("service.api.results.PART", 100)
-    body = {"labels": [["red cube"]], "steps": 1}
-    sent = asyncio.run(begun(settings, "POST /generate", lambda sent: len(sent) == 2, body, accept="image/png"))
-    assert [len(part) for part in sent] == [100, 100]
-
-
-def test_of_a_scaled_picture_that_is_not_read_one_band_is_in_memory(
-    settings: Settings, alive: JobStore, bands: list[int]
-) -> None:
-    job_id, _ = finished(alive, 2)
-    asyncio.run(begun(settings, f"GET /v1/images/{job_id}/0/2048x2048.png", lambda _: bands))
-    assert bands == [1 << 16]
-
-
 @pytest.mark.parametrize("stream", [False, True])
 def test_of_the_pictures_of_v1_that_are_not_read_one_band_is_in_memory(
     settings: Settings, working: Runner, bands: list[int], stream: bool
@@ -120,25 +99,3 @@ def test_of_the_pictures_of_v1_that_are_not_read_one_band_is_in_memory(
     body = {"prompt": "red cube", "steps": 1, "n": 3, "size": "2048x2048", "stream": stream}
     asyncio.run(begun(settings, "POST /v1/images/generations", lambda _: bands, body))
     assert bands == [1 << 16]
-
-
-def test_a_connection_whose_client_does_not_read_is_closed(
-    settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """By the system, for every kind of answer: here of a file that is larger than what lies in sockets."""
-    ends, end = list[Exception | None](), H11Protocol.connection_lost
-
-    def noted(protocol: H11Protocol, error: Exception | None) -> None:
-        ends.append(error)
-        end(protocol, error)
-
-    monkeypatch.setattr(H11Protocol, "connection_lost", noted)
-    monkeypatch.setattr(server, "UNREAD_MS", 500)
-    job_id, _ = finished(alive, 2)
-    PictureFiles(settings.pictures).write(job_id, pictures.GRID, bytes(32 << 20))
-    with api_server(settings) as running, socket.socket() as client:
-        client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        client.connect(running.servers[0].sockets[0].getsockname())
-        client.sendall(f"GET /jobs/{job_id}/grid.png HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-        until(lambda: ends)
-    assert [type(error) for error in ends] == [TimeoutError]

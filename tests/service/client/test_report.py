@@ -11,7 +11,7 @@ from unittest import mock
 
 from service.client import Client, report
 from service.client.job_command import Outputs
-from service.contract.breakdown import LabelScore, ObjectsScore
+from service.contract.records import LabelScore, ObjectsScore
 from service.contract.schemas import JOB_EXAMPLE, Job, PictureResult, Repeat, ScoreResult, Summary
 
 

@@ -1,14 +1,28 @@
-"""Records: the pictures of a job, and that a stored job reads back unchanged."""
+"""Records: the pictures of a job, ids, what goes wrong by label, and that a stored job reads back unchanged."""
 
 import json
 from typing import Any
+from uuid import RFC_4122, UUID
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from service.contract.records import JobRecord, Picture
+from service.contract.records import (
+    HOUR,
+    JOB_ID,
+    LAST_MS,
+    JobRecord,
+    LabelScore,
+    ObjectsScore,
+    Picture,
+    Verdict,
+    breakdown,
+    created_at,
+    hour_of,
+    new_job_id,
+)
 from shared.options import SamplingOptions, picture_seed
 from tests.service.contract.strategies import layouts
 from tests.service.store.helpers import record
@@ -52,3 +66,52 @@ def test_a_record_of_the_former_version_is_read_with_the_defaults_of_what_is_new
     job = record(1)
     needed = {name for name, field in JobRecord.model_fields.items() if field.is_required()}
     assert JobRecord.read(json.dumps({k: v for k, v in json.loads(job.write()).items() if k in needed})) == job
+
+
+def test_an_id_is_a_uuid_of_version_7_with_the_time_in_it() -> None:
+    one = UUID(new_job_id(1767268800.123))
+    assert (one.version, one.variant) == (7, RFC_4122)
+    assert created_at(one.hex) == 1767268800.123
+
+
+def test_ids_sort_by_time_and_say_the_hour() -> None:
+    times = [1767268800.0, 1767268800.001, 1767272399.999, 1767272400.0]
+    ids = [new_job_id(time) for time in times]
+    assert ids == sorted(ids)
+    assert [hour_of(one) for one in ids] == ["2026-01-01T12"] * 3 + ["2026-01-01T13"]
+    assert len({new_job_id(0.0) for _ in range(100)}) == 100
+    assert all(JOB_ID.fullmatch(one) for one in ids)
+
+
+def test_any_id_of_the_right_form_has_a_time() -> None:
+    made_up = "f" * 12 + "7" + "0" * 19
+    assert (created_at(made_up), hour_of(made_up)) == (LAST_MS / 1000, "9999-12-31T23")
+    assert [bool(HOUR.fullmatch(name)) for name in (hour_of(made_up), "backup", "2026-01-31T17.old")] == [1, 0, 0]
+
+
+def verdict(labels: list[str], probabilities: dict[str, float]) -> Verdict:
+    return Verdict(index=0, labels=labels, seed=0, accuracy=0, f1=0, exact=False, probabilities=probabilities)
+
+
+def test_counts_by_hand() -> None:
+    verdicts = [
+        verdict(["red cube", "blue sphere"], {"red cube": 0.9, "blue sphere": 0.8, "gray cube": 0.5}),  # exact
+        verdict(["red cube"], {"red cube": 0.1, "red cylinder": 0.7}),  # a cylinder instead of the cube
+        verdict(["red cube"], {"red cube": 0.4}),  # nothing instead
+        verdict(["red cube", "red cube"], {"red cube": 0.6, "gray cube": 0.6}),  # asked for twice, and one too many
+    ]
+    found = breakdown(verdicts)
+    assert found["by_label"] == [
+        LabelScore(label="blue sphere", asked=1, found=1, extra=0, instead={}),
+        LabelScore(label="gray cube", asked=0, found=0, extra=1, instead={}),
+        LabelScore(label="red cube", asked=4, found=2, extra=0, instead={"red cylinder": 1}),
+        LabelScore(label="red cylinder", asked=0, found=0, extra=1, instead={}),
+    ]
+    assert found["by_objects"] == [
+        ObjectsScore(objects=1, pictures=3, exact=0),
+        ObjectsScore(objects=2, pictures=1, exact=1),
+    ]
+    blue, gray, red, _ = found["by_label"]
+    assert (red.missing, red.recall, red.precision) == (2, 0.5, 1.0)
+    assert (gray.recall, gray.precision) == (None, 0.0)
+    assert (blue.recall, blue.precision) == (1.0, 1.0)

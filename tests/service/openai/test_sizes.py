@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from service.openai.sizes import scaled
+from service.openai.sizes import fitted, scaled
 from tests.service.api.answers import pixels
 from tests.service.api.uploads.zips import png
 
@@ -23,6 +23,12 @@ def test_a_scaled_picture_has_pillows_pixels(size: tuple[int, int]) -> None:
     source.save(file, "PNG")
     found = pixels(b"".join(scaled(file.getvalue(), size)))
     assert np.abs(found - np.asarray(source.resize(size, Image.Resampling.LANCZOS))).max() <= 2  # it rounds in between
+
+
+def test_the_size_is_the_largest_within_the_asked_one_that_is_not_distorted() -> None:
+    assert fitted((320, 240), (1024, 1024)) == (1024, 768)
+    assert fitted((16, 16), (1536, 1024)) == (1024, 1024)
+    assert fitted((320, 240), (1, 2048)) == (1, 1)
 
 
 def test_a_picture_that_has_the_size_stays_as_it_is() -> None:

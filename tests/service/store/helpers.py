@@ -7,11 +7,10 @@ from typing import Any
 
 from redis import Redis
 
-from service.contract.job_ids import new_job_id
-from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict
-from service.store import creation, functions
+from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict, new_job_id
+from service.store import async_jobs, functions
+from service.store.async_jobs import IdempotentRequest
 from service.store.claims import Claim, PictureStream
-from service.store.creation import IdempotentRequest
 from service.store.jobs import JobStore
 from shared.options import SamplingOptions
 
@@ -36,11 +35,11 @@ def record(n: int = 2, owner: str = "", **about: Any) -> JobRecord:
 
 
 def add_job(store: JobStore, job: JobRecord, request: IdempotentRequest | None = None) -> str:
-    """Create a job as `creation.JobCreator` does, for tests that may block."""
-    about = creation.arguments(job, request, store.settings)
+    """Create a job as `AsyncJobs` does, for tests that may block."""
+    about = async_jobs.arguments(job, request, store.settings)
     if (answer := functions.call(store.connection, "create", *about)) is not None:
-        return creation.before(answer, request, store.settings)
-    store.doorbell.ring([creation.model_of(job)])
+        return async_jobs.before(answer, request, store.settings)
+    store.doorbell.ring([async_jobs.model_of(job)])
     return job.id
 
 

@@ -5,9 +5,8 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 from service.contract.errors import KeyReuse
-from service.contract.job_ids import created_at
-from service.contract.records import ACTIVE, TERMINAL, JobRecord
-from service.store.creation import IdempotentRequest
+from service.contract.records import ACTIVE, TERMINAL, JobRecord, created_at
+from service.store.async_jobs import IdempotentRequest
 
 T = 3600  # a tick of the model's time in seconds: long enough that a slow machine changes nothing
 CLOCK = 1767268800  # Redis's clock at the beginning, at a full hour

@@ -5,7 +5,7 @@ import time
 import httpx
 import pytest
 
-from service.contract.job_ids import created_at
+from service.contract.records import created_at
 from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store.jobs import JobStore

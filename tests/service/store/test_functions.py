@@ -8,10 +8,9 @@ from redis.exceptions import ResponseError
 
 from service.settings import Settings
 from service.store import functions, workers
+from service.store.async_jobs import AsyncJobs
 from service.store.connection import OldRedis, check_version, connect_async, text
-from service.store.creation import JobCreator
 from service.store.jobs import JobStore
-from service.store.reader import JobReader
 from tests.service.store.helpers import record
 
 OF_ANOTHER = functions.SOURCE.replace(functions.VERSION, "another")
@@ -44,12 +43,11 @@ def test_the_event_loop_loads_the_library_too(without_library: Redis, settings: 
 
     async def run() -> None:
         async with connect_async(settings.redis_url, timeout_s=5, max_connections=4) as client:
-            reader = JobReader(client, settings.keep_s)
-            creator = JobCreator(reader.redis, settings, store.doorbell)
-            ids = await asyncio.gather(*(creator.create(job) for job in jobs))
+            async_jobs = AsyncJobs(client, settings, store.doorbell)
+            ids = await asyncio.gather(*(async_jobs.create(job) for job in jobs))
             assert ids == [job.id for job in jobs]
             without_library.function_flush()
-            assert (await reader.job(jobs[0].id)).status == "queued"
+            assert (await async_jobs.job(jobs[0].id)).status == "queued"
 
     asyncio.run(run())
     assert without_library.zcard("labelgrid:deadlines") == 3

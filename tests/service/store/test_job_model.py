@@ -20,12 +20,12 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from redis import Redis
 
 from service.contract.errors import KeyReuse
-from service.contract.job_ids import new_job_id
+from service.contract.records import new_job_id
 from service.settings import Settings
 from service.store import functions, keys, workers
+from service.store.async_jobs import IdempotentRequest, NoRoom
 from service.store.claims import Claim, PictureStream
 from service.store.connection import text
-from service.store.creation import IdempotentRequest, NoRoom
 from service.store.jobs import JobStore
 from tests.service.store.ageing import age
 from tests.service.store.helpers import RESULT, add_job, done, record

@@ -9,7 +9,7 @@ from redis import Redis
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.connection import RetryUntilStopped, connect, connect_async
-from service.store.pipeline import Pipeline
+from service.store.functions import Pipeline
 from tests.service.store.ageing import MINUTE_S, age
 from tests.service.store.helpers import DIGEST, full
 

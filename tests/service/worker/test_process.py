@@ -15,7 +15,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import ConnectionError
 
-from service.contract.job_ids import new_job_id
+from service.contract.records import new_job_id
 from service.local.redis_server import RedisServer
 from service.pictures import PictureFiles
 from service.settings import Settings

@@ -107,13 +107,6 @@ def test_a_job_does_not_exist_for_another_key(client: httpx.Client) -> None:
     assert client.get(f"/jobs/{job_id}", headers=bearer(ALICE)).json()["status"] == "queued"
 
 
-def test_two_owners_may_use_the_same_idempotency_key(client: httpx.Client) -> None:
-    key = {"idempotency-key": "mine"}
-    hers, his = submitted(client, ALICE, **key), submitted(client, BOB, **key)
-    assert hers != his
-    assert submitted(client, ALICE, **key) == hers
-
-
 @pytest.mark.parametrize(
     ("host", "local"),
     [

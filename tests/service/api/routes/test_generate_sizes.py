@@ -1,6 +1,5 @@
 """Pictures that are neither square nor of the size that is sampled: each way of getting, repeating and scoring them."""
 
-import base64
 import io
 import json
 import math
@@ -11,7 +10,6 @@ from typing import Any
 
 import httpx
 import numpy as np
-import openai
 import pytest
 import torch
 from PIL import Image
@@ -113,21 +111,6 @@ def test_they_are_scored_as_sampled_and_as_uploaded(client: httpx.Client) -> Non
     marks = [one["exact"] for one in uploaded["result"]["pictures"]]
     grid = read_png(client.get(uploaded["result"]["grid_url"]).content)
     assert np.array_equal(grid, marked_grid(np.stack([read_png(png) for png in pngs]), marks, 2))
-
-
-def test_openais_clients_may_name_the_size(client: httpx.Client) -> None:
-    more: Any = {"model": "large", "extra_body": {"seed": 7, "steps": 2, "guidance": 1.0}}
-    with openai.OpenAI(base_url=f"{client.base_url}/v1", api_key="none", max_retries=0) as ai:
-        for size in ("32x24", "auto", None):
-            given = {} if size is None else {"size": size}
-            answer = ai.images.generate(prompt="a red cube and a blue sphere", **given, **more)
-            assert answer.size == "32x24"
-            assert answer.data is not None
-            assert size_of(base64.b64decode(answer.data[0].b64_json or "")) == (WIDTH, HEIGHT)
-        answer = ai.images.generate(prompt="red cube", size="1024x1024", **more)
-        assert answer.data is not None
-        assert (answer.size, answer.model_extra and answer.model_extra["sampled_size"]) == ("1024x768", "32x24")
-        assert size_of(base64.b64decode(answer.data[0].b64_json or "")) == (1024, 768)
 
 
 def test_verdicts_say_how_far_objects_are_from_their_places(

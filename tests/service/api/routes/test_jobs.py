@@ -13,8 +13,7 @@ from redis import Redis
 
 from service import pictures
 from service.api.uploads.picture_zip import read_submission
-from service.contract.job_ids import new_job_id
-from service.contract.records import JobResult
+from service.contract.records import JobResult, new_job_id
 from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store import keys, workers
@@ -142,6 +141,8 @@ def test_the_pictures_of_a_job_come_as_a_zip(client: httpx.Client, alive: JobSto
         assert [(name, archive.read(name)) for name in archive.namelist()] == [
             (f"{i}.png", one) for i, one in enumerate(pngs)
         ]
+        assert {entry.external_attr >> 16 for entry in archive.infolist()} == {0o644}
+    assert client.get(f"/jobs/{job_id}/pictures.zip").content == answer.content
 
 
 def test_the_zip_of_a_score_has_the_best_run_and_can_be_scored(

@@ -21,8 +21,8 @@ from service.client.__main__ import app
 from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store import keys
+from service.store.async_jobs import AsyncJobs
 from service.store.connection import text
-from service.store.creation import JobCreator
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from shared.diffusion.model import load_denoiser
@@ -150,7 +150,7 @@ def with_uploads(server: Server, slots: Slots) -> Slots:
 def test_pictures_hold_a_place_until_they_are_stored(
     settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read, create, seen = score.read_submission, JobCreator.create, list[tuple[str, bool]]()
+    read, create, seen = score.read_submission, AsyncJobs.create, list[tuple[str, bool]]()
     with api_server(settings) as server, client_of(server) as client:
         uploads = with_uploads(server, Slots(1))._all
 
@@ -158,12 +158,12 @@ def test_pictures_hold_a_place_until_they_are_stored(
             seen.append(("read", uploads.locked()))
             return read(*arguments)
 
-        async def creating(creator: JobCreator, *asked: Any) -> str:
+        async def creating(jobs: AsyncJobs, *asked: Any) -> str:
             seen.append(("create", uploads.locked()))
-            return await create(creator, *asked)
+            return await create(jobs, *asked)
 
         monkeypatch.setattr(score, "read_submission", reading)
-        monkeypatch.setattr(JobCreator, "create", creating)
+        monkeypatch.setattr(AsyncJobs, "create", creating)
         asynchronous = {"prefer": "respond-async"}
         job_id = send(client, zipped(GOOD), asynchronous).json()["id"]
         alive.fail(job_id, "workers died")

@@ -44,12 +44,6 @@ def lying(content: bytes, size: int) -> bytes:
     return content[: central + 24] + claimed + content[central + 28 :]
 
 
-def two_headers(content: bytes, other: bytes) -> bytes:
-    """Return a PNG with the header of another before its own."""
-    signature, header = 8, 25
-    return other[: signature + header] + content[signature:]
-
-
 def encrypted(content: bytes) -> bytes:
     central = content.index(b"PK\x01\x02")
     return content[: central + 8] + b"\x01" + content[central + 9 :]

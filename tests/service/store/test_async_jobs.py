@@ -1,6 +1,7 @@
-"""Jobs of requests at the same time: one message to Redis, room for all of them, and each its own answer."""
+"""Jobs of requests at the same time: one message to Redis, room for all, each its own answer. And pages of jobs."""
 
 import asyncio
+import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,24 +11,23 @@ from redis import Redis
 from redis.exceptions import ConnectionError
 
 from service.contract.errors import KeyReuse
-from service.contract.records import JobRecord
+from service.contract.records import JobRecord, new_job_id
 from service.settings import Settings
 from service.store import keys
+from service.store.async_jobs import FEW, AsyncJobs, IdempotentRequest, NoRoom
 from service.store.connection import connect_async, text
-from service.store.creation import FEW, IdempotentRequest, JobCreator, NoRoom
 from service.store.jobs import JobStore
-from service.store.pipeline import Pipeline
 from tests.service.store.helpers import DIGEST, add_job, commands, record
 
-Act = Callable[[JobCreator], Awaitable[Any]]
+Act = Callable[[AsyncJobs], Awaitable[Any]]
 
 
 def creating(settings: Settings, store: JobStore, act: Act, connections: int = 1) -> Any:
-    """Return what `act` returns, given a creator with so many connections to Redis."""
+    """Return what `act` returns, given jobs with so many connections to Redis."""
 
     async def run() -> Any:
         async with connect_async(settings.redis_url, timeout_s=5, max_connections=connections) as connection:
-            return await act(JobCreator(Pipeline(connection), settings, store.doorbell))
+            return await act(AsyncJobs(connection, settings, store.doorbell))
 
     return asyncio.run(run())
 
@@ -35,8 +35,8 @@ def creating(settings: Settings, store: JobStore, act: Act, connections: int = 1
 def together(*jobs: JobRecord) -> Act:
     """Return what creates the jobs at the same time, and returns each one's id or error."""
 
-    async def act(creator: JobCreator) -> list[str | BaseException]:
-        return await asyncio.gather(*(creator.create(job) for job in jobs), return_exceptions=True)
+    async def act(creating: AsyncJobs) -> list[str | BaseException]:
+        return await asyncio.gather(*(creating.create(job) for job in jobs), return_exceptions=True)
 
     return act
 
@@ -69,8 +69,8 @@ def test_all_learn_that_redis_is_away(settings: Settings, store: JobStore) -> No
 def test_a_request_that_is_cancelled_does_not_disturb_the_others(settings: Settings, store: JobStore) -> None:
     jobs = [record(), record(), record()]
 
-    async def act(creator: JobCreator) -> list[str | BaseException]:
-        requests = [asyncio.create_task(creator.create(job)) for job in jobs]
+    async def act(creating: AsyncJobs) -> list[str | BaseException]:
+        requests = [asyncio.create_task(creating.create(job)) for job in jobs]
         await asyncio.sleep(0)  # until all have asked
         requests[0].cancel()
         return await asyncio.gather(*requests, return_exceptions=True)
@@ -137,3 +137,25 @@ def test_concurrent_requests_with_one_key_create_one_job(store: JobStore, connec
     assert 86400 - 60 < connection.ttl(request.redis_key) <= 86400
     with pytest.raises(KeyReuse):
         add_job(store, record(), IdempotentRequest("", "key", "another request"))
+
+
+def test_pages_of_an_owners_jobs_are_sorted_by_the_time_in_the_ids(
+    store: JobStore, connection: Redis, settings: Settings
+) -> None:
+    now = time.time() // 1
+    ids = [new_job_id(now + s) for s in (3, 1, 2, 0, 4)]
+    for one in ids:
+        add_job(store, record(1, id=one))
+    newest_first = sorted(ids, reverse=True)
+    connection.delete(keys.job(newest_first[3]))  # it has expired
+
+    async def read() -> list[list[str]]:
+        pages, cursor = list[list[str]](), None
+        async with connect_async(settings.redis_url, timeout_s=5, max_connections=2) as client:
+            while not pages or cursor:
+                page = await AsyncJobs(client, settings).page("", 2, cursor)
+                pages.append([one.id for one in page.jobs])
+                cursor = page.next
+        return pages
+
+    assert asyncio.run(read()) == [newest_first[:2], newest_first[2:3], newest_first[4:]]

@@ -1,0 +1,340 @@
+"""Jobs as clients see them: created, read and awaited without blocking the event loop. Knows no HTTP.
+
+`jobs.py` has what workers do with jobs.
+"""
+
+import asyncio
+import contextlib
+import hashlib
+import json
+import math
+import statistics
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+
+from redis.asyncio import Redis
+from redis.exceptions import RedisError
+
+from service.contract.errors import (
+    ExpiredJob,
+    KeyReuse,
+    NotReady,
+    ServiceError,
+    Unavailable,
+    UnknownJob,
+    UnknownPicture,
+)
+from service.contract.records import JOB_ID, TERMINAL, JobRecord, JobResult, Verdict, created_at
+from service.contract.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Repeat, ScoreResult, Summary
+from service.settings import Settings
+from service.store import functions, keys
+from service.store.connection import text
+from service.store.doorbell import Doorbell, ModelName
+from service.store.functions import Pipeline
+from service.store.hub import Hub
+from service.store.workers import ReadyWorkers
+from service.telemetry.logs import get_logger
+
+log = get_logger(__name__)
+
+FEW = 32  # pictures of a job whose arguments take the event loop a millisecond at most
+HEAD = b"record", b"status", b"started_at", b"finished_at", b"error"  # of a job in a list; its result may be large
+LOOK_AGAIN_S = 5.0  # how often one who waits looks at the job itself, in case its end was not heard
+SCORE_DIGITS = 6
+
+
+class NoRoom(Exception):
+    """A job does not fit: the model's "queue", the "owner"'s part of it, or what the owner has "stored" is full.
+
+    `taken`: how many pictures there are, `most` the limit.
+    """
+
+    def __init__(self, what: str, taken: int, most: int) -> None:
+        super().__init__(f"{what}: {taken} of {most}")
+        self.what, self.taken, self.most = what, taken, most
+
+
+@dataclass(frozen=True)
+class IdempotentRequest:
+    """A request that carries an Idempotency-Key: its owner, the key, and the request as canonical text."""
+
+    owner: str
+    key: str
+    request: str
+
+    @property
+    def redis_key(self) -> str:
+        return keys.idempotency(_hash(f"{self.owner}:{self.key}"))  # an owner's name has no colon
+
+    def job_of(self, value: str) -> str:
+        """Return the job in what Redis stores under `redis_key`. KeyReuse if it belongs to another request."""
+        job_id, _, request = value.partition(" ")
+        if request != _hash(self.request):
+            message = "the key was used for another request; a new request needs a new key"
+            raise KeyReuse.at(("header", "Idempotency-Key"), message)
+        return job_id
+
+
+def _hash(value: str) -> str:
+    return hashlib.sha256(value.encode()).hexdigest()
+
+
+def model_of(record: JobRecord) -> ModelName:
+    return ModelName(name=record.model, digest=record.digest, is_evaluator=record.sent)
+
+
+def arguments(record: JobRecord, request: IdempotentRequest | None, settings: Settings) -> list[Any]:
+    """Return the arguments of `create` in `jobs.lua`."""
+    fields: dict[str, Any] = {"record": record.write(), "total": record.total, "status": "queued"}
+    fields |= {"digest": record.digest, "owner": record.owner}
+    if record.webhook:
+        fields["webhook_events"] = " ".join(record.webhook_events)
+    if request is not None:
+        fields["request_key"] = request.redis_key
+    own = settings.has_keys
+    about = {
+        "id": record.id,
+        "owner": record.owner,
+        "digest": record.digest,
+        "model": model_of(record).model_dump_json(),
+        "total": record.total,
+        "fields": 2 * len(fields),
+        "timeout_s": settings.job_timeout_s,
+        "lifetime_s": settings.job_timeout_s + settings.keep_s,
+        "idempotent_s": settings.idempotent_s,
+        "most_queued": settings.max_queued_pictures,
+        "most_own": settings.max_queued_pictures_per_owner if own else 0,
+        "most_stored": settings.max_stored_pictures_per_owner if own else 0,
+    }
+    if request is not None:
+        about |= {"request_key": request.redis_key, "request_hash": _hash(request.request)}
+    pictures = (picture.write() for picture in record.pictures())
+    return [json.dumps(about), *functions.flat(fields), *pictures]
+
+
+def before(answer: Any, request: IdempotentRequest | None, settings: Settings) -> str:
+    """Return the job that the same request created before, if `create` answers so instead of creating one.
+
+    KeyReuse if its key stands for another request, NoRoom if the job does not fit.
+    """
+    what, found = map(text, answer)
+    if what == "request":
+        assert request is not None
+        return request.job_of(found)
+    most = {
+        "queue": settings.max_queued_pictures,
+        "owner": settings.max_queued_pictures_per_owner,
+        "stored": settings.max_stored_pictures_per_owner,
+    }
+    raise NoRoom(what, int(found), most[what])
+
+
+class AsyncJobs:
+    """The jobs of one Redis, with its queue and workers, for the event loop."""
+
+    def __init__(self, connection: Redis, settings: Settings, doorbell: Doorbell | None = None) -> None:
+        """`doorbell`: needed to create jobs."""
+        self.redis, self.hub, self.settings = Pipeline(connection), Hub(connection), settings
+        self.workers = ReadyWorkers(self.redis)
+        self._doorbell, self._unrung = doorbell, set[ModelName]()
+
+    async def existing(self, request: IdempotentRequest) -> str | None:
+        """Return the job that the same request created before, if it still exists.
+
+        KeyReuse if the key stands for another request, whose job is there.
+        """
+        raw = await self.redis("GET", request.redis_key)
+        if raw is None or not await self.redis("EXISTS", keys.job(text(raw).partition(" ")[0])):
+            return None
+        return request.job_of(text(raw))
+
+    async def create(self, record: JobRecord, request: IdempotentRequest | None = None) -> str:
+        """Write a job and its pending pictures in one command, wake a worker, and return the job's id.
+
+        If the same request created a job before, write nothing and return that job's id. KeyReuse, NoRoom as `before`.
+        """
+        given = record, request, self.settings
+        about = arguments(*given) if record.total <= FEW else await asyncio.to_thread(arguments, *given)
+        answer = await self.redis.call("create", *about)
+        if answer is not None:
+            return before(answer, request, self.settings)
+        if not self._unrung:
+            asyncio.get_running_loop().call_soon(self._ring)
+        self._unrung.add(model_of(record))
+        return record.id
+
+    def _ring(self) -> None:
+        """Wake workers for new jobs. Nobody waits for it: a worker that is not woken looks a second later."""
+        assert self._doorbell is not None
+        models, self._unrung = self._unrung, set()
+        asyncio.get_running_loop().run_in_executor(None, self._doorbell.ring, models)
+
+    async def job(self, job_id: str) -> Job:
+        """Return the job in its current state. UnknownJob, ExpiredJob; Unavailable if another version wrote it."""
+        ((pairs, done, shown),) = await self.redis.call("read", job_id)
+        if not pairs:
+            raise await self._gone(job_id)
+        fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
+        record = _record(job_id, fields[b"record"])
+        if b"result" in fields:
+            about = _head(record, fields, record.total)
+            result = JobResult.read(fields[b"result"])
+            about["result"] = _result(record, result, [Verdict.read(raw) for raw in shown if raw])
+        else:
+            about = _head(record, fields, done)
+        if about["status"] not in TERMINAL:
+            problems = [worker.get("storage_problem") for worker in await self.workers()]
+            about["delay"] = next(filter(None, problems), None)
+        return Job.model_validate(about)
+
+    async def _gone(self, job_id: str) -> ServiceError:
+        """Return the error for a job that is not in Redis."""
+        if JOB_ID.fullmatch(job_id) and await self.redis.now() - created_at(job_id) > self.settings.keep_s:
+            return ExpiredJob.of(job_id)
+        return UnknownJob(f"there is no job {job_id!r}")
+
+    async def check_owner(self, job_id: str, owner: str) -> None:
+        """UnknownJob if the job belongs to another owner, as if it did not exist; ExpiredJob if it is too old to."""
+        if JOB_ID.fullmatch(job_id) is None:  # it comes from a request and becomes a key, perhaps one of another kind
+            raise await self._gone(job_id)
+        whose = await self.redis("HGET", keys.job(job_id), "owner")
+        if whose is None:
+            raise await self._gone(job_id)
+        if text(whose) != owner:
+            raise UnknownJob(f"there is no job {job_id!r}")
+
+    async def page(self, owner: str, limit: int, cursor: str | None) -> JobPage:
+        """Return up to `limit` of an owner's jobs, newest first; `cursor`: the previous page's `next`."""
+        last = f"({cursor}" if cursor else "+"
+        found = await self.redis("ZREVRANGEBYLEX", keys.index(owner), last, "-", "LIMIT", 0, limit + 1)
+        members = [text(raw) for raw in found]
+        ids = [member.partition("-")[2] for member in members[:limit]]
+        stored = await self.redis.ask(*(("HMGET", keys.job(job_id), *HEAD) for job_id in ids))
+        counts = await self.redis.ask(*(("HLEN", keys.verdicts(job_id)) for job_id in ids))
+        heads = []
+        for job_id, values, done in zip(ids, stored, counts, strict=True):
+            fields = {name: value for name, value in zip(HEAD, values, strict=True) if value is not None}
+            if fields:  # otherwise the job has expired
+                with contextlib.suppress(Unavailable):  # the list is of use without a job of another version
+                    record = _record(job_id, fields[b"record"])
+                    heads.append(JobHead.model_validate(_head(record, fields, done)))
+        return JobPage(jobs=heads, next=members[limit - 1] if len(members) > limit else None)
+
+    async def wait(self, job_id: str, timeout_s: float, gone: asyncio.Future[None]) -> Job:
+        """Wait until the job ends, `timeout_s` pass, the client is gone or the shutdown's deadline comes.
+
+        Return the job.
+        """
+        deadline, away_since = time.monotonic() + timeout_s, math.inf
+        with self.hub.watch(job_id, end_only=True) as watch:
+            gone.add_done_callback(lambda _: watch.heard.set())
+            while not gone.done():
+                try:
+                    status = None if watch.has_ended else await self.redis("HGET", keys.job(job_id), "status")
+                    if status is None or text(status) in TERMINAL:
+                        break
+                    away_since = math.inf
+                except RedisError:  # perhaps for a moment only
+                    away_since = min(away_since, time.monotonic())
+                    if time.monotonic() - away_since >= LOOK_AGAIN_S:
+                        raise
+                left_s = min(deadline, self.hub.deadline) - time.monotonic()
+                if left_s <= 0:
+                    break
+                await watch.wait(min(left_s, LOOK_AGAIN_S))
+        return await self.job(job_id)
+
+    async def check_picture(self, job_id: str, index: int) -> None:
+        """Raise why a job has no such picture: UnknownPicture, NotReady, ExpiredJob if the job or its file is gone."""
+        status, total = await self.redis("HMGET", keys.job(job_id), "status", "total")
+        if status is None or total is None:
+            raise await self._gone(job_id)
+        if index >= int(total):
+            raise UnknownPicture(f"the job has the pictures 0 to {int(total) - 1}, not {index}")
+        if await self.redis("HEXISTS", keys.verdicts(job_id), index):
+            raise ExpiredJob.of(job_id)
+        raise NotReady.of(f"picture {index}", text(status))
+
+    async def record(self, job_id: str) -> JobRecord:
+        """Return a job as requested. UnknownJob, ExpiredJob; Unavailable if another version wrote it."""
+        raw = await self.redis("HGET", keys.job(job_id), "record")
+        if raw is None:
+            raise await self._gone(job_id)
+        return _record(job_id, raw)
+
+    async def longest_wait_s(self, digest: str) -> float:
+        """Return the age of the oldest job that is next for its owner; 0 if none is pending."""
+        owners = await self.redis("ZRANGE", keys.owners(digest), 0, -1)
+        firsts = await self.redis.ask(*(("LINDEX", keys.owner_jobs(digest, text(owner)), 0) for owner in owners))
+        now = await self.redis.now()
+        return max([0.0, *(now - created_at(text(first)) for first in firsts if first)])
+
+
+def _record(job_id: str, raw: bytes) -> JobRecord:
+    """Parse a job's record. Unavailable if another version of the service wrote it and this one cannot read it."""
+    try:
+        return JobRecord.read(raw)
+    except ValueError as error:
+        log.warning("job record cannot be read", job_id=job_id, reason=str(error))
+        detail = f"job {job_id!r} was created by a newer version of the service than this process; try again"
+        raise Unavailable(detail, headers={"Retry-After": "2"}) from error
+
+
+def _head(record: JobRecord, fields: Mapping[bytes, bytes], done: int) -> dict[str, Any]:
+    """Return what clients see of a job, but its result. What its record has under the same name is shown as it is."""
+    times = {"created_at": record.created_at}
+    times |= {name: float(fields[name.encode()]) for name in ("started_at", "finished_at") if name.encode() in fields}
+    uploaded = {"seed": None, "options": None} if record.sent else {}
+    return {
+        **vars(record),
+        "status": text(fields[b"status"]),
+        "error": text(fields[b"error"]) if b"error" in fields else None,
+        "started_at": None,
+        "finished_at": None,
+        **{name: datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds") for name, at in times.items()},
+        **uploaded,
+        "progress": {"done": done, "total": record.total},
+        "result": None,
+    }
+
+
+def _result(record: JobRecord, result: JobResult, verdicts: Sequence[Verdict]) -> GenerateResult | ScoreResult:
+    """Build the result that clients see; `verdicts`: those of its best repeat, then of its worst pictures."""
+    shown = [
+        PictureResult(
+            **verdict.shown(SCORE_DIGITS, SCORE_DIGITS),
+            labels=list(verdict.labels),
+            seed=None if record.sent else verdict.seed,
+            url=f"/jobs/{record.id}/images/{verdict.index}.png",
+            trajectory_url=f"/jobs/{record.id}/trajectories/{verdict.index}.png" if record.trajectory else None,
+        )
+        for verdict in verdicts
+    ]
+    shown, worst = shown[: len(record.labels)], shown[len(record.labels) :]
+    grid_url = f"/jobs/{record.id}/grid.png"
+    if record.kind == "generate":
+        return GenerateResult(**vars(result.repeats[0]), grid_url=grid_url, pictures=shown)
+    repeats = [
+        Repeat(**vars(scores), seed=None if record.sent else record.seed + r) for r, scores in enumerate(result.repeats)
+    ]
+    summaries: dict[str, Any] = {
+        name: _summary([getattr(scores, name) for scores in result.repeats])
+        for name in ("accuracy", "exact_match", "f1")
+    }
+    return ScoreResult(
+        repeats=repeats,
+        **summaries,
+        best=result.best,
+        by_label=result.by_label,
+        by_objects=result.by_objects,
+        worst=worst,
+        grid_url=grid_url,
+        pictures=shown,
+    )
+
+
+def _summary(values: Sequence[float]) -> Summary:
+    return Summary(max=max(values), mean=statistics.fmean(values), std=statistics.pstdev(values))
