@@ -76,19 +76,19 @@ class Models:
 
     def _usable(self, name: str | None, kind: CheckpointKind = "denoiser") -> CheckpointInfo:
         wanted = self.defaults.get(kind) if name is None else name
+        found = self.checked.get(wanted or "")
+        if isinstance(found, CheckpointInfo) and found.kind == kind:
+            return found
+        if isinstance(found, CheckpointError):
+            raise CheckpointError(found.subject, found.reason)
         names = [info.name for info in _of_kind(self.read, kind)]
         available = f"available: {', '.join(names)}" if names else f"it contains no {kind}"
         if wanted is None:
             raise self.problem or CheckpointError(str(self.storage), f"no {kind} is promoted; {available}")
-        found = self.checked.get(wanted)
-        if found is None:
-            check_name(wanted)
-            raise CheckpointError(wanted, f"no such {kind} in the storage; {available}")
-        if isinstance(found, CheckpointError):
-            raise CheckpointError(found.subject, found.reason)
-        if found.kind != kind:
+        if found is not None:
             raise CheckpointError(wanted, f"is of kind {found.kind}, not {kind}; {available}")
-        return found
+        check_name(wanted)
+        raise CheckpointError(wanted, f"no such {kind} in the storage; {available}")
 
     def find_evaluator(self, model: str | None) -> CheckpointInfo:
         """Return the evaluator that judges a model's pictures, or the promoted one. Raises BadRequest, NoModel."""

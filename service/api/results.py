@@ -9,7 +9,7 @@ import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
 from fastapi.responses import StreamingResponse
@@ -48,13 +48,6 @@ class Slots:
             yield
 
 
-class File(NamedTuple):
-    """A file that is read while it is sent: where a client does not read it, one part waits in memory."""
-
-    size: int
-    parts: AsyncIterator[bytes]
-
-
 class CutStream(StreamingResponse):
     """Closes the connection before the end if what follows is deleted, or cannot be read, after it has begun."""
 
@@ -68,11 +61,6 @@ class CutStream(StreamingResponse):
                 await self.body_iterator.aclose()  # at once, with what it holds
 
 
-def send_png(file: File, headers: Mapping[str, str] | None = None) -> CutStream:
-    """Return the answer with a PNG of storage."""
-    return CutStream(file.parts, media_type="image/png", headers={**(headers or {}), "Content-Length": str(file.size)})
-
-
 class ResultReader:
     """Reads, writes and removes the pictures of jobs."""
 
@@ -84,25 +72,27 @@ class ResultReader:
         """Return a picture's PNG. NotReady until it is finished; UnknownJob, ExpiredJob, UnknownPicture."""
         return await self._in_storage(self.files.read, job_id, pictures.picture(index), index=index)
 
-    async def image_file(self, job_id: str, index: int) -> File:
-        """The same, to be sent as it is."""
-        return await self._file(job_id, pictures.picture(index), index)
+    async def send_image(self, job_id: str, index: int) -> CutStream:
+        """Answer with a picture's PNG. The same errors."""
+        return await self._send(job_id, pictures.picture(index), index)
 
-    async def trajectory(self, job_id: str, index: int) -> File:
-        """Return a picture's trajectory as PNG. The same errors; UnknownPicture also if the job has none."""
+    async def send_trajectory(self, job_id: str, index: int) -> CutStream:
+        """Answer with a picture's trajectory. The same errors; UnknownPicture also if the job has none."""
         if (await self.jobs.record(job_id)).trajectory is None:
             raise UnknownPicture("the job has no trajectories; request them with `trajectory`")
-        return await self._file(job_id, pictures.trajectory(index), index)
+        return await self._send(job_id, pictures.trajectory(index), index)
 
-    async def grid(self, job: Job) -> File:
-        """Return the grid's PNG. NotReady until the job is finished; ExpiredJob."""
+    async def send_grid(self, job: Job, headers: Mapping[str, str] | None = None) -> CutStream:
+        """Answer with the grid's PNG. NotReady until the job is finished; ExpiredJob."""
         if job.result is None:
             raise NotReady.of("the grid", job.status)
+        name, index = pictures.GRID, getattr(job.result, "best", 0)
         if len(job.result.pictures) == 1 and job.seed is not None:  # sampled: the picture is the grid
-            return await self.image_file(job.id, getattr(job.result, "best", 0))
-        return await self._file(job.id, pictures.GRID, 0)
+            name = pictures.picture(index)
+        return await self._send(job.id, name, index, headers)
 
-    async def _file(self, job_id: str, name: str, index: int) -> File:
+    async def _send(self, job_id: str, name: str, index: int, headers: Mapping[str, str] | None = None) -> CutStream:
+        """Answer with a PNG that is read while it is sent: where a client does not read, one part waits in memory."""
         first = await self._in_storage(self.files.read, job_id, name, 0, PART, index=index)
         size = len(first)
         if size == PART:
@@ -117,7 +107,7 @@ class ResultReader:
                     raise Unavailable(f"{name} of job {job_id!r} was written anew while it was sent; try again")
                 yield part
 
-        return File(size, parts())
+        return CutStream(parts(), media_type="image/png", headers={**(headers or {}), "Content-Length": str(size)})
 
     async def zipped(self, job_id: str) -> AsyncIterator[bytes]:
         """Return the parts of a zip of a finished job's pictures: 0.png, 1.png, ..., as /score takes them.

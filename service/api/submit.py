@@ -22,7 +22,6 @@ from structlog.contextvars import bind_contextvars
 from service.api.catalog import Models
 from service.api.dependencies import OwnerDep, ServiceDep
 from service.api.openapi import PNG, Responses
-from service.api.results import send_png
 from service.contract.errors import (
     BadRequest,
     ClientGone,
@@ -341,7 +340,7 @@ class Submitter:
             raise why_unfinished(job, headers)
         if has_ended and preferences.png:
             headers["Content-Location"] = f"{location}/grid.png"
-            return send_png(await self.service.results.grid(job), headers)
+            return await self.service.results.send_grid(job, headers)
         return Response(job.model_dump_json(), 200 if has_ended else 202, headers, media_type="application/json")
 
 

@@ -11,6 +11,7 @@ import math
 import time
 from collections import defaultdict, deque
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from typing import Any
 
 from redis.asyncio import Redis
@@ -26,12 +27,14 @@ KEPT = 4  # previews for a slow client: only the newest matter, but several work
 RECONNECT_S = 1.0
 
 
+@dataclass(eq=False)
 class Watch:
     """One that waits for news of a job, or for its end only. `previews`: JSON, newest last."""
 
-    def __init__(self, end_only: bool) -> None:
-        self.end_only, self.heard, self.has_ended = end_only, asyncio.Event(), False
-        self.previews = deque[str](maxlen=KEPT)
+    end_only: bool
+    has_ended: bool = False
+    heard: asyncio.Event = field(default_factory=asyncio.Event)
+    previews: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT))
 
     def take_previews(self) -> list[str]:
         taken = list(self.previews)

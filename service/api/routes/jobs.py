@@ -8,7 +8,7 @@ from fastapi.concurrency import run_in_threadpool
 from service.api.dependencies import Index, OwnerDep, OwnJob, ServiceDep
 from service.api.events import FROM_START, HEADERS, as_stream, is_complete, job_events
 from service.api.openapi import PICTURE_RESPONSES, ZIP_RESPONSES, problems
-from service.api.results import CutStream, send_png
+from service.api.results import CutStream
 from service.api.submit import ERRORS as SUBMIT_ERRORS
 from service.api.submit import RESPONSES, PreferencesDep, SubmitterDep
 from service.contract.errors import (
@@ -131,7 +131,7 @@ async def read_events(job_id: OwnJob, service: ServiceDep, last_event_id: LastEv
 )
 async def read_grid(job_id: OwnJob, service: ServiceDep) -> Response:
     """The grid of a finished job; for a /score job, the grid of the best repeat."""
-    return send_png(await service.results.grid(await service.jobs.job(job_id)))
+    return await service.results.send_grid(await service.jobs.job(job_id))
 
 
 @router.get(
@@ -152,7 +152,7 @@ async def read_zip(job_id: OwnJob, service: ServiceDep) -> Response:
 )
 async def read_image(job_id: OwnJob, index: Index, service: ServiceDep) -> Response:
     """A picture, as soon as it is finished, also while the job is running."""
-    return send_png(await service.results.image_file(job_id, index))
+    return await service.results.send_image(job_id, index)
 
 
 @router.get(
@@ -163,4 +163,4 @@ async def read_image(job_id: OwnJob, index: Index, service: ServiceDep) -> Respo
 )
 async def read_trajectory(job_id: OwnJob, index: Index, service: ServiceDep) -> Response:
     """The stages of a picture from noise to the finished picture, if the job was requested with `trajectory`."""
-    return send_png(await service.results.trajectory(job_id, index))
+    return await service.results.send_trajectory(job_id, index)
