@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -42,7 +43,36 @@ class Failed:
 
 Outcome = FinishedPicture | Failed
 Key = tuple[str, int]
+Read = tuple[Picture, "Future[NDArray[np.uint8]]"]
+T = TypeVar("T")
 Distances = tuple[float | None, ...]
+
+
+def attempt(
+    work: Callable[[Sequence[T]], list[Outcome]],
+    items: Sequence[T],
+    picture_of: Callable[[T], Picture],
+    device: torch.device,
+) -> list[Outcome]:
+    """Do `work` for pictures or, if it raises, for each half of them. One that fails alone is given up.
+
+    `work` must leave every picture as it was if it raises. Raises an error only if the device itself has failed.
+    """
+    if not items:
+        return []
+    try:
+        return work(items)
+    except Exception as error:
+        if lost(error, device):
+            raise
+        if len(items) > 1:
+            jobs = sorted({picture_of(item).job for item in items})
+            log.warning("step failed; it is repeated for each half of its pictures", jobs=jobs, exc_info=error)
+            half = len(items) // 2
+            return [one for part in (items[:half], items[half:]) for one in attempt(work, part, picture_of, device)]
+        picture = picture_of(items[0])
+        log.error("picture failed alone", job_id=picture.job, picture=picture.index, exc_info=error)
+        return [Failed(picture, f"{type(error).__name__}: {error}")]
 
 
 def judge_pictures(judge: Judge, pictures: Sequence[Picture], images: Tensor) -> list[Verdict]:
@@ -111,7 +141,7 @@ class Uploads:
         self.judge, self.files, self.device = judge, files, device
         self.judged_at = 0.0, 0.0  # begin and end of the last judging, in seconds since 1970
         self._threads = StorageThreads()
-        self._reads: dict[Key, tuple[Picture, Future[NDArray[np.uint8]]]] = {}
+        self._reads: dict[Key, Read] = {}
 
     @property
     def room(self) -> int:
@@ -145,37 +175,16 @@ class Uploads:
     def step(self) -> list[Outcome]:
         """Judge the pictures that have been read. Raises an error only if the device itself has failed."""
         wait([read for _, read in self._reads.values()], READ_WAIT_S)
-        found, outcomes = list[tuple[Picture, Tensor]](), list[Outcome]()
-        for picture, read in [one for one in self._reads.values() if one[1].done()]:
-            del self._reads[picture.key]
-            try:
-                found.append((picture, as_input(to_images(np.stack([read.result()])))[0]))
-            except Exception as error:
-                log.error("uploaded picture cannot be read", job_id=picture.job, picture=picture.index, exc_info=error)
-                outcomes.append(Failed(picture, reason_of(error)))
+        done = [one for one in self._reads.values() if one[1].done()]
         begun_at = time.time()
-        outcomes += self._judge(found)
+        outcomes = attempt(self._judge, done, lambda one: one[0], self.device)
         self.judged_at = begun_at, time.time()
+        for picture, _ in done:
+            del self._reads[picture.key]
         return outcomes
 
-    def _judge(self, uploads: Sequence[tuple[Picture, Tensor]]) -> list[Outcome]:
-        """Judge pictures together; one that cannot be judged fails alone."""
-        if not uploads:
-            return []
-        pictures, images = [picture for picture, _ in uploads], torch.stack([image for _, image in uploads])
-        try:
-            verdicts = judge_pictures(self.judge, pictures, images)
-        except Exception as error:
-            if lost(error, self.device):
-                raise
-            if len(uploads) > 1:
-                log.warning("judging failed; the pictures are judged one at a time", exc_info=error)
-                return [outcome for one in uploads for outcome in self._judge([one])]
-            (picture,) = pictures
-            log.error("uploaded picture cannot be judged", job_id=picture.job, picture=picture.index, exc_info=error)
-            return [Failed(picture, reason_of(error))]
+    def _judge(self, done: Sequence[Read]) -> list[Outcome]:
+        images = torch.cat([as_input(to_images(np.stack([read.result()]))) for _, read in done])
+        pictures = [picture for picture, _ in done]
+        verdicts = judge_pictures(self.judge, pictures, images)
         return [FinishedPicture(picture, verdict, png=b"") for picture, verdict in zip(pictures, verdicts, strict=True)]
-
-
-def reason_of(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
