@@ -114,13 +114,11 @@ class Engine:
         ended, self._failed = self._failed, list[Outcome]()
         chosen = self._choose()
         ended += self._attempt(self._advance, chosen)
-        for member in self._still_in(chosen):
+        stepped = [member for member in chosen if member.picture.key in self._batch]
+        for member in stepped:
             member.record()
-        ended += self._attempt(self._finish, [member for member in self._still_in(chosen) if member.row.done])
+        ended += self._attempt(self._finish, [member for member in stepped if member.row.done])
         return ended
-
-    def _still_in(self, members: Sequence[Member]) -> list[Member]:
-        return [member for member in members if member.picture.key in self._batch]
 
     def _choose(self) -> list[Member]:
         """Return the pictures that take the next step."""

@@ -100,33 +100,24 @@ def judge_pictures(judge: Judge, pictures: Sequence[Picture], images: Tensor) ->
 def _distances(
     judge: Judge, pictures: Sequence[Picture], images: Tensor, probabilities: Tensor
 ) -> dict[int, Distances]:
-    """Return the distances of the pictures that have a layout, by their position among `pictures`.
+    """Return how far each label's object is from its place, for the pictures with a layout, by position in `pictures`.
 
-    Empty if the evaluator finds no positions.
+    In widths of the picture; None for an object that is not found. Empty if the evaluator finds no positions.
     """
     placed = [i for i, picture in enumerate(pictures) if picture.layout is not None]
-    positions = judge.positions(images[placed]) if placed else None  # (n, K, 2)
+    positions = judge.positions(images[placed]) if placed else None  # (n, K, 2): fractions of width and height
     if positions is None:
         return {}
     height, width = images.shape[-2:]
-    found = probabilities[placed] > THRESHOLD
-    return {
-        i: _distances_of(judge, pictures[i], at, there, height / width)
-        for i, at, there in zip(placed, positions, found, strict=True)
-    }
-
-
-def _distances_of(judge: Judge, picture: Picture, positions: Tensor, there: Tensor, aspect: float) -> Distances:
-    """Return how far each label's object is from its place, in widths of the picture; None if it is not found.
-
-    positions (K, 2): fractions of width and height. there (K,): whether the object is found. aspect: height over width.
-    """
-    assert picture.layout is not None
-    away: list[float | None] = []
-    for index, point in zip(judge.vocabulary.encode(picture.labels), picture.layout, strict=True):
-        x, y = positions[index].tolist()
-        away.append(math.hypot(x - point.x, (y - point.y) * aspect) if there[index] else None)
-    return tuple(away)
+    found = probabilities[placed] > THRESHOLD  # (n, K)
+    distances = {}
+    for i, at, there in zip(placed, positions, found, strict=True):
+        asked = zip(judge.vocabulary.encode(pictures[i].labels), pictures[i].layout or (), strict=True)
+        distances[i] = tuple(
+            math.hypot(float(at[k, 0]) - point.x, (float(at[k, 1]) - point.y) * height / width) if there[k] else None
+            for k, point in asked
+        )
+    return distances
 
 
 class Uploads:
