@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
-from service.__main__ import main
 from service.local.demo import free_port
 from service.local.supervisor import Supervisor
 from service.settings import Settings
