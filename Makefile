@@ -86,7 +86,7 @@ bench-quick: $(VENV)/.bench  ## Run the benchmarks at small sizes (three minutes
 	$(BIN)/python -m benchmarks.run --quick
 
 HISTORIES ?= 300
-fuzz: $(VENV)/.dev  ## Fuzz the API, label files, zips, recipes, addresses and the life of jobs (seven minutes; HISTORIES=10000 of jobs: half an hour)
+fuzz: $(VENV)/.dev  ## Fuzz the API, label files, zips, recipes and the life of jobs (seven minutes; HISTORIES=10000 of jobs: half an hour)
 	HISTORIES=$(HISTORIES) $(BIN)/python -m pytest -m hypothesis --hypothesis-profile long --override-ini timeout=36000
 
 faults: $(VENV)/.worker  ## Kill, pause and fill real processes and move their clocks (eight minutes), write docs/reliability.md

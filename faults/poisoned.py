@@ -14,13 +14,13 @@ from pathlib import Path
 
 from service.__main__ import main
 from service.contract.records import JobResult, Verdict
-from service.worker import grids
+from service.worker import storer
 from shared.diffusion.denoise import Row, Stepper
 from shared.vocabulary import ICLEVR
 
 FAILS, KILLS, HANGS = (ICLEVR.names.index(f"purple {shape}") for shape in ("cube", "sphere", "cylinder"))
 MARK = "KILL_BEFORE_GRID"
-step, score = Stepper.step, grids.score
+step, score = Stepper.step, storer.score
 
 
 def poisoned_step(self: Stepper, rows: Sequence[Row]) -> None:
@@ -49,5 +49,5 @@ def poisoned_score(verdicts: Sequence[Verdict], n: int) -> JobResult:
 if __name__ == "__main__":
     Stepper.step = poisoned_step  # type: ignore[method-assign]
     if MARK in os.environ:
-        grids.score = poisoned_score
+        storer.score = poisoned_score
     main()

@@ -32,7 +32,6 @@ COMMANDS = {
         "check": "exit with 1 unless a worker of this host is alive",
         "keys": "make an API key",
         "webhook-secret": "print the secret that verifies an owner's webhooks",
-        "prune": "remove old results from storage",
         "settings": "print all settings, as Markdown",
         "demo": "start everything, generate eight pictures, and stop",
     },

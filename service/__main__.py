@@ -171,7 +171,7 @@ def check(
 
             if settings.alive_file is None:
                 raise SettingError("alive_file", None, "set it for the worker and for this check")
-            if not is_alive(settings.alive_file):
+            if not is_alive(settings.alive_file, settings.stalled_after_s):
                 raise StartError(f"no process has touched {settings.alive_file} lately")
             return
         from service.store import keys, workers
@@ -181,17 +181,6 @@ def check(
         hosts = [about["host"] for about in workers.list_live(connection) if not about.get("stalled")]
         if host not in hosts and not connection.exists(keys.webhook_sender(host)):
             raise StartError(f"no worker of {host} is alive, or it hangs")
-
-
-@app.command()
-def prune() -> None:
-    """Remove the pictures of jobs that are no longer kept. A worker does it every hour."""
-    with _process("prune") as settings:
-        from service.pictures import PictureFiles
-        from service.store.connection import connect
-
-        now = connect(settings.redis_url).time()[0]  # ids, and so the folders, are dated by Redis's clock
-        print(PictureFiles(settings.pictures).remove_older(now - settings.keep_s - settings.job_timeout_s))
 
 
 @app.command()

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Final
 
 from service.contract.records import HOUR, hour_of
+from service.telemetry.logs import get_logger
 from shared import storage
 from shared.storage import Location
+
+log = get_logger(__name__)
 
 GRID: Final = "grid.png"
 HOUR_S = 3600
@@ -54,18 +57,15 @@ class PictureFiles:
     def remove_older(self, created_before: float) -> int:
         """Remove the files of all jobs of hours that ended before this time (Unix seconds). Returns how many hours.
 
-        Leaves what is not ours. PermissionError, once all else is removed, if some may not be.
+        Leaves what is not ours, and what may not be removed, such as a copy that another user has restored.
         """
         oldest = datetime.fromtimestamp(created_before - HOUR_S, UTC).strftime("%Y-%m-%dT%H")
         removed = 0
-        refused: PermissionError | None = None
         for hour in storage.folders(self.root):
             if HOUR.fullmatch(hour) and hour < oldest:
                 try:
                     storage.remove_folder(self.root / hour)
                     removed += 1
-                except PermissionError as error:  # such as a copy that another user has restored
-                    refused = error
-        if refused is not None:
-            raise refused
+                except PermissionError as error:
+                    log.warning("old pictures cannot be removed", reason=str(error))
         return removed

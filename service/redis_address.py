@@ -14,7 +14,7 @@ from redis import Redis
 from redis.asyncio import ConnectionPool as AsyncPool
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.sentinel import Sentinel as AsyncSentinel
-from redis.connection import Connection, SSLConnection, parse_url
+from redis.connection import parse_url
 from redis.sentinel import Sentinel, SentinelManagedConnection
 
 SUFFIX: Final = "+sentinel"
@@ -37,23 +37,17 @@ def checked(url: str) -> str:
     """Return an address that can be used. ValueError otherwise; its text shows no part of the address."""
     try:
         parts = _split(url)[1]
-        if parts.fragment or (not _is_watched(url) and parts.port == 0):
+        if parts.fragment or parts.port == 0:
             raise ValueError
     except ValueError:
         reason = "it cannot be read; in its user name and password write # as %23, / as %2F and ? as %3F"
         raise ValueError(reason) from None
     if _is_watched(url):
-        options = _watched(url).options
-        connection = SSLConnection if options.pop("ssl", False) else Connection
+        _watched(url)
     else:
-        options = parse_url(url)  # type: ignore[no-untyped-call]
-        connection = options.pop("connection_class", Connection)
+        parse_url(url)  # type: ignore[no-untyped-call]
         if parts.scheme != "unix" and not re.fullmatch("/?[0-9]*/?", parts.path):  # else redis-py takes database 0
             raise ValueError("its database should be a number, as in redis://host:6379/1")
-    try:
-        connection(**options)  # connects to nothing yet
-    except TypeError as error:
-        raise ValueError(f"its options cannot be used: it {str(error).partition('() ')[2]}") from error
     return url
 
 

@@ -33,7 +33,6 @@ else:  # pydantic cannot validate a UPath, whose package is installed only if an
 
 
 PREFIX = "LABELGRID_"
-MOST_S, MOST = 10**9, 10**15  # of seconds, and of anything else: Redis and the system's timers take no more
 CLIENTS = {"LABELGRID_URL", "LABELGRID_API_KEY"}  # variables that the client reads
 
 
@@ -149,8 +148,8 @@ class Settings(BaseSettings):
     """Pause after the first attempt. Six attempts starting with 5 s take about half an hour."""
 
     alive_file: Path | None = None
-    """A file that a worker or a webhooks' worker touches every second, for `python -m service check --liveness`. Each
-    process needs its own."""
+    """A file that a worker or a webhooks' worker touches while its loop moves, for
+    `python -m service check --liveness`. Each process needs its own."""
     drain_s: float = Field(default=20.0, ge=0)
     """How long a process may finish its work after SIGTERM. The API takes at least 3 s."""
 
@@ -197,14 +196,6 @@ class Settings(BaseSettings):
     batch."""
     max_deliveries: int = Field(default=4, ge=2)
     """A job fails when so many workers have died with the same picture in progress, or while they loaded its model."""
-
-    @field_validator("*")
-    @classmethod
-    def _check_size(cls, value: Any, info: ValidationInfo) -> Any:
-        most = MOST_S if (info.field_name or "").endswith("_s") else MOST
-        if isinstance(value, int | float) and value > most:
-            raise ValueError(f"it should be at most {most:,}")
-        return value
 
     @field_validator("lease_s")
     @classmethod

@@ -1,13 +1,13 @@
 """docs/settings.md, generated from the Settings class: `python -m service settings > docs/settings.md`."""
 
-from service.settings import MOST, MOST_S, Settings, variables
+from service.settings import Settings, variables
 
-HEAD = f"""\
+HEAD = """\
 # Settings
 
 Each process of the service reads its settings from environment variables when it starts. It refuses to start with a
-value that is not allowed, and warns of a `LABELGRID_` variable that is no setting. Times are at most {MOST_S:,} s,
-other numbers {MOST:,}. `python -m service settings` writes this page.
+value that is not allowed, and warns of a `LABELGRID_` variable that is no setting. `python -m service settings`
+writes this page.
 
 | variable | default, allowed | meaning |
 | --- | --- | --- |

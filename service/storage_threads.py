@@ -26,18 +26,12 @@ class StorageThreads:
     """Runs calls in order of arrival, `count` at a time. Its threads end with it."""
 
     def __init__(self, count: int = THREADS) -> None:
-        self._count = count
         self._calls: SimpleQueue[Call | None] = SimpleQueue()
-        self._starting = threading.Lock()
-        self._started = False
+        for _ in range(count):
+            threading.Thread(target=_run, args=(self._calls,), name="storage", daemon=True).start()
+        weakref.finalize(self, self._calls.put, None)
 
     def submit(self, work: Callable[[], Result]) -> "Future[Result]":
-        with self._starting:
-            if not self._started:  # not before it is needed
-                for _ in range(self._count):
-                    threading.Thread(target=_run, args=(self._calls,), name="storage", daemon=True).start()
-                self._started = True
-                weakref.finalize(self, self._calls.put, None)
         future: Future[Result] = Future()
         self._calls.put((future, work))
         return future

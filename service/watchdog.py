@@ -5,40 +5,35 @@ Knows no Redis: a supervisor that restarts workers must not depend on it, or all
 
 import contextlib
 import faulthandler
-import os
+import math
 import sys
-import threading
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from service.settings import SettingError, Settings
-from service.telemetry.logs import get_logger
 
-log = get_logger(__name__)
-
-EXIT_HUNG = 75  # EX_TEMPFAIL of sysexits.h
 TICK_S = 1.0
-MAX_AGE_S = 30.0  # of the file; a busy machine or a Redis that does not answer takes a few
-end_process = os._exit  # nothing else ends a thread that is stuck in C code
+MAX_AGE_S = 30.0  # of the file, beyond the longest step; a busy machine or a Redis that does not answer takes a few
 
 
-def watch(settings: Settings, progress: Callable[[], float], ended: threading.Event) -> None:
-    """Log every thread's stack and end the process once `progress()` has been the same for `stalled_after_s`.
+class Watchdog:
+    """Ends the process, after a traceback of every thread, once its loop has not moved for `stalled_after_s`.
 
-    Runs until `ended`, in a thread of its own, and touches the file. It counts the seconds in which it ran, since a
-    process that was paused is not stuck.
+    A thread in C does it, which needs no lock of Python that a stuck call may hold.
     """
-    last, same_s = progress(), 0.0
-    touch(settings)
-    while not ended.wait(TICK_S):
-        touch(settings)
-        before, last = last, progress()
-        same_s = same_s + TICK_S if last == before else 0.0
-        if same_s >= settings.stalled_after_s:
-            log.critical("the loop hangs; this worker ends", seconds=same_s)
-            faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
-            end_process(EXIT_HUNG)
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self._set_at = -math.inf
+
+    def moved(self) -> None:
+        """Note that the loop moves, once a second at most."""
+        if time.monotonic() - self._set_at >= TICK_S:
+            self._set_at = time.monotonic()
+            touch(self.settings)
+            faulthandler.dump_traceback_later(
+                self.settings.stalled_after_s + TICK_S, exit=True, file=sys.__stderr__ or 2
+            )
 
 
 def reset(settings: Settings) -> None:
@@ -59,9 +54,9 @@ def touch(settings: Settings) -> None:
             settings.alive_file.touch()
 
 
-def is_alive(file: Path) -> bool:
+def is_alive(file: Path, stalled_after_s: float) -> bool:
     """Whether a process has touched the file lately."""
     try:
-        return time.time() - file.stat().st_mtime < MAX_AGE_S
+        return time.time() - file.stat().st_mtime < stalled_after_s + MAX_AGE_S
     except OSError:
         return False

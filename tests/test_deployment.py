@@ -12,8 +12,9 @@ from redis import Redis
 from service.settings import Settings
 from service.webhooks.addresses import is_public
 from tests.paths import ROOT
-from tests.service.webhooks.test_addresses import PRIVATE
 
+PRIVATE = ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0.0/16", "172.16.0.0/12")
+PRIVATE += ("192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4")
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 

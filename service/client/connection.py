@@ -7,7 +7,6 @@ that never has to wait runs to its end in one step.
 import asyncio
 import contextlib
 import functools
-import itertools
 import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Iterator
@@ -64,9 +63,7 @@ class AsyncClient:
         transport: httpx.AsyncBaseTransport | None = None,
     ) -> None:
         self._http: httpx.AsyncClient | _BlockingHttp
-        options = http_options(url, api_key, timeout_s)
-        with _usable_environment():
-            self._http = httpx.AsyncClient(**options, transport=transport)
+        self._http = httpx.AsyncClient(**http_options(url, api_key, timeout_s), transport=transport)
         self._retries = retries
 
     async def __aenter__(self) -> Self:
@@ -148,7 +145,7 @@ class AsyncClient:
 
     async def wait(self, job_id: str, *, on_event: OnEvent | None = None) -> Job:
         """Return the job once it is finished. Raises JobUnfinished if it fails or is cancelled."""
-        async with aclosing(self.events(job_id)) as events:
+        async with aclosing(self.events(job_id, on_retry=on_event)) as events:
             async for event in events:
                 if on_event is not None:
                     on_event(event)
@@ -158,25 +155,22 @@ class AsyncClient:
             raise JobUnfinished(job)
         return job
 
-    async def events(self, job_id: str) -> AsyncGenerator[Event, None]:
-        """Yield all events of a job, past and coming, up to its `end`.
+    async def events(self, job_id: str, *, on_retry: OnEvent | None = None) -> AsyncGenerator[Event, None]:
+        """Yield all events of a job, past and coming, up to its `end`. `on_retry` is called before each pause.
 
         A stream that breaks off is resumed after its last event.
         """
         last_id, pause_s = None, FIRST_PAUSE_S
         while True:
             headers = given({"Accept": "text/event-stream", "Last-Event-ID": last_id})
-            async for attempt in self._attempts("GET", f"{_job_path(job_id)}/events", stream=True, headers=headers):
-                if isinstance(attempt, Event):
-                    yield attempt
-            assert isinstance(attempt, httpx.Response)  # the last one is
+            response = await self._send("GET", f"{_job_path(job_id)}/events", on_retry, stream=True, headers=headers)
             progressed = False
             with contextlib.suppress(httpx.HTTPError):
-                async with aclosing(attempt), aclosing(EventSource(attempt).aiter_sse()) as stream:
+                async with aclosing(response), aclosing(EventSource(response).aiter_sse()) as stream:
                     async for sse in stream:
                         if sse.id:  # the first event, the job's current state, has none
                             last_id, progressed = sse.id, True
-                        if event := read_event(sse, attempt.url):
+                        if event := read_event(sse, response.url):
                             yield event
                             if event.name == "end":
                                 return
@@ -186,8 +180,7 @@ class AsyncClient:
                     yield Event("end", job)
                     return
             pause_s = FIRST_PAUSE_S if progressed else min(2 * pause_s, LONGEST_POLL_S)
-            yield Event("retry", Retry(pause_s, "the stream of events broke off"))
-            await self._sleep(pause_s)
+            await self._pause(pause_s, "the stream of events broke off", on_retry)
 
     async def grid(self, job_id: str) -> Png:
         """Return the PNG of all pictures of a finished job."""
@@ -228,22 +221,15 @@ class AsyncClient:
             on_event(Event("job", job))
         return await self.wait(job.id, on_event=on_event) if wait else job
 
-    async def _send(self, method: str, path: str, on_event: OnEvent | None = None, **arguments: Any) -> httpx.Response:
-        """Return the response of a success, after retries if need be."""
-        async for attempt in self._attempts(method, path, **arguments):
-            if isinstance(attempt, Event) and on_event is not None:
-                on_event(attempt)
-        assert isinstance(attempt, httpx.Response)  # the last one is
-        return attempt
-
-    async def _attempts(
-        self, method: str, path: str, *, stream: bool = False, **arguments: Any
-    ) -> AsyncGenerator[Event | httpx.Response, None]:
-        """Yield a `retry` event before each pause, and at last the successful response. Raises ClientError.
+    async def _send(
+        self, method: str, path: str, on_event: OnEvent | None = None, *, stream: bool = False, **arguments: Any
+    ) -> httpx.Response:
+        """Return the response of a success, after retries if need be. Raises ClientError.
 
         All requests of this client may be sent twice.
         """
-        for retry in itertools.count():
+        retry = 0
+        while True:
             pause_s = FIRST_PAUSE_S * 2**retry * random.uniform(0.5, 1.0)
             try:
                 request = self._http.build_request(method, path, **arguments)
@@ -252,8 +238,7 @@ class AsyncClient:
             try:
                 response = await self._http.send(request, stream=stream)
                 if response.is_success:
-                    yield response
-                    return
+                    return response
                 await response.aread()
             except httpx.HTTPError as error:
                 reason = str(error) or type(error).__name__
@@ -267,21 +252,16 @@ class AsyncClient:
                     pause_s = max(pause_s, float(retry_after))
             if retry >= self._retries or pause_s > LONGEST_PAUSE_S:
                 raise failure
-            yield Event("retry", Retry(pause_s, str(failure)))
-            await self._sleep(pause_s)
+            await self._pause(pause_s, str(failure), on_event)
+            retry += 1
+
+    async def _pause(self, pause_s: float, reason: str, on_event: OnEvent | None) -> None:
+        if on_event is not None:
+            on_event(Event("retry", Retry(pause_s, reason)))
+        await self._sleep(pause_s)
 
     async def _sleep(self, seconds: float) -> None:
         await asyncio.sleep(seconds)
-
-
-@contextlib.contextmanager
-def _usable_environment() -> Iterator[None]:
-    """Raise ClientError for a proxy or certificates of the environment that httpx cannot use."""
-    try:
-        yield
-    except (httpx.InvalidURL, ImportError, OSError, ValueError) as error:
-        names = "HTTP_PROXY, HTTPS_PROXY, ALL_PROXY, NO_PROXY, SSL_CERT_FILE and SSL_CERT_DIR"
-        raise ClientError(f"the proxy or certificates of the environment: {error}; check {names}") from error
 
 
 class _BlockingStream(httpx.AsyncByteStream):
@@ -361,9 +341,7 @@ class Client:
         retries: int = RETRIES,
         transport: httpx.BaseTransport | None = None,
     ) -> None:
-        options = http_options(url, api_key, timeout_s)
-        with _usable_environment():
-            http = httpx.Client(**options, transport=transport)
+        http = httpx.Client(**http_options(url, api_key, timeout_s), transport=transport)
         self._client = _BlockingClient(http, retries)
 
     def __enter__(self) -> Self:
@@ -388,9 +366,9 @@ class Client:
     models = _blocking(AsyncClient.models)
     ready = _blocking(AsyncClient.ready)
 
-    def events(self, job_id: str) -> Iterator[Event]:
-        """Yield all events of a job, past and coming, up to its `end`."""
-        events = self._client.events(job_id)
+    def events(self, job_id: str, *, on_retry: OnEvent | None = None) -> Iterator[Event]:
+        """Yield all events of a job, past and coming, up to its `end`. `on_retry` is called before each pause."""
+        events = self._client.events(job_id, on_retry=on_retry)
         try:
             with contextlib.suppress(StopAsyncIteration):
                 while True:

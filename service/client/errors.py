@@ -7,7 +7,6 @@ ClientError
 """
 
 import contextlib
-import copyreg
 from typing import Any
 
 import httpx
@@ -22,13 +21,6 @@ class ClientError(RuntimeError):
     def __init__(self, message: str) -> None:
         text = message.encode(errors="backslashreplace").decode()  # shows the undecodable bytes of a path
         super().__init__(" ".join("".join(c if c.isprintable() else " " for c in text).split()))
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        """Let pickle restore it from message and attributes; subclasses are created from other things than a message.
-
-        A process pool breaks at an error that cannot be restored.
-        """
-        return copyreg.__newobj__, (type(self), *self.args), self.__dict__  # type: ignore[attr-defined]
 
 
 class Unreachable(ClientError):

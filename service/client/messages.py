@@ -95,16 +95,11 @@ def http_options(url: str | None, api_key: str | None, timeout_s: float) -> dict
     key = api_key or os.environ.get("LABELGRID_API_KEY") or ""
     if not is_header(key):
         raise ClientError("the API key contains characters that no key has, perhaps spaces; check LABELGRID_API_KEY")
-    base_url = httpx.URL(str(address))
-    if key and base_url.userinfo:
-        raise ClientError(
-            "the address has a user name, and there is an API key: a request carries only one of them, so leave one out"
-        )
+    if address.username or address.password:
+        raise ClientError("the address has a user name, which is not sent; the service knows its clients by API keys")
     headers = {"User-Agent": "labelgrid-client", **({"Authorization": f"Bearer {key}"} if key else {})}
     # no limit on waiting for a connection: all of them may be busy with streams of events of this client's own jobs
-    timeout = httpx.Timeout(timeout_s, pool=None)
-    auth = (base_url.username, base_url.password) if base_url.userinfo else None  # not in the URL, as errors show that
-    return {"base_url": base_url.copy_with(userinfo=b""), "headers": headers, "timeout": timeout, "auth": auth}
+    return {"base_url": str(address), "headers": headers, "timeout": httpx.Timeout(timeout_s, pool=None)}
 
 
 def is_header(value: str) -> bool:

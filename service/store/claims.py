@@ -7,7 +7,7 @@ once. Knows no HTTP and no torch.
 import json
 import time
 from collections.abc import Container, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from redis import Redis
@@ -31,7 +31,7 @@ class Claim:
     """A picture to sample or judge, leased to this worker as stream entry `entry`; or a job's grid to compose.
 
     `picture`: None for a grid. `asked_at`: when the picture's job was created, Unix seconds. `alone`: it may have
-    killed workers, so nothing else may be in this process.
+    killed workers, so nothing else may be in this process. `claimed_at`: Unix seconds.
     """
 
     entry: str
@@ -39,6 +39,7 @@ class Claim:
     picture: Picture | None = None
     asked_at: float = 0.0
     alone: bool = False
+    claimed_at: float = field(default_factory=time.time, compare=False)
 
     @property
     def what(self) -> str:

@@ -7,8 +7,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from service.settings import Settings, StartError
@@ -106,42 +105,3 @@ def span(name: str, parent: str, about: About) -> Iterator[None]:
         record(name, parent, about, begun_at, error=f"{type(error).__name__}: {error}")
         raise
     record(name, parent, about, begun_at)
-
-
-@dataclass
-class _Stay:
-    """The time that a job has pictures in a worker's batch."""
-
-    parent: str
-    begun_at: float
-    pictures: int = 0
-
-
-class BatchSpans:
-    """One worker's spans for the jobs in its batches. `parent_of` returns a job's traceparent."""
-
-    def __init__(self, parent_of: Callable[[str], str]) -> None:
-        self.parent_of = parent_of
-        self._stays: dict[str, _Stay] = {}  # by job; empty while tracing is off
-
-    def join(self, job_ids: Iterable[str]) -> None:
-        """Note one more picture in a batch, for each job listed."""
-        if provider is None:
-            return
-        for job_id in job_ids:
-            if job_id not in self._stays:
-                self._stays[job_id] = _Stay(self.parent_of(job_id), time.time())
-            self._stays[job_id].pictures += 1
-
-    def record(self, name: str, job_ids: Iterable[str], begun_at: float, ended_at: float) -> None:
-        """Record the same span for several jobs whose pictures shared the work."""
-        for job_id in job_ids:
-            if stay := self._stays.get(job_id):
-                record(name, stay.parent, {"job_id": job_id}, begun_at, ended_at)
-
-    def keep(self, job_ids: Collection[str], ended_at: float | None = None) -> None:
-        """End the `sample` spans of all other jobs, at `ended_at` or now: they have no pictures in a batch."""
-        for job_id in [job_id for job_id in self._stays if job_id not in job_ids]:
-            stay = self._stays.pop(job_id)
-            about: About = {"job_id": job_id, "pictures": stay.pictures}
-            record("sample", stay.parent, about, stay.begun_at, ended_at)

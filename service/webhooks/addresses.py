@@ -5,7 +5,6 @@ Knows no Redis.
 
 import asyncio
 import ipaddress
-import re
 import socket
 
 import httpx
@@ -17,7 +16,6 @@ NOT_PUBLIC = [ipaddress.ip_network(one) for one in ("192.0.0.0/24", "192.88.99.0
 NOT_PUBLIC += [ipaddress.ip_network(one) for one in ("64:ff9b:1::/48", "100::/64", "2001::/23")]
 NAT64 = ipaddress.ip_network("64:ff9b::/96")
 CLOUD = ipaddress.ip_address("168.63.129.16")  # Azure's own services, for machines inside only
-HOST = re.compile(r"[A-Za-z0-9._-]+|[0-9A-Fa-f:.]+")  # a name or an IPv4 address, or an IPv6 address without a zone
 
 
 class AddressNotAllowed(ValueError):
@@ -54,23 +52,12 @@ def check_url(url: str, allow_private: bool) -> None:
         raise AddressNotAllowed("not an http:// or https:// URL")
     if parts.userinfo or parts.fragment:
         raise AddressNotAllowed("a user, a password or a fragment is not allowed in the URL")
-    port = 1 if parts.port is None else parts.port  # None: the scheme's own
-    if not HOST.fullmatch(parts.host) or not 0 < port < 1 << 16:
-        raise AddressNotAllowed(f"not a host and port: {parts.netloc.decode()}")
-    address = _address_of(parts.host)
-    if address is not None and not allow_private and not is_public(address):
-        raise AddressNotAllowed(f"{address} is not a public address")
-
-
-def _address_of(host: str) -> Address | None:
-    """Return the address that a host spells, in any form that resolvers accept (127.1, 0x7f000001); None for a name."""
     try:
-        return ipaddress.ip_address(host)
+        address = ipaddress.ip_address(parts.host)
     except ValueError:
-        try:
-            return ipaddress.IPv4Address(socket.inet_aton(host.rstrip(".")))
-        except OSError:
-            return None  # a name, which is resolved before it is called
+        return  # a name, or another spelling of an address: it is resolved before it is called
+    if not (allow_private or is_public(address)):
+        raise AddressNotAllowed(f"{address} is not a public address")
 
 
 async def resolve(host: str, port: int, allow_private: bool) -> list[str]:

@@ -31,7 +31,7 @@ from service.store.async_jobs import AsyncJobs
 from service.store.connection import WARN_EVERY_S, connect_async, is_temporary, text
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
-from service.webhooks.addresses import AddressNotAllowed, resolve
+from service.webhooks.addresses import resolve
 from service.webhooks.signing import signature, signing_key
 
 log = get_logger(__name__)
@@ -162,8 +162,8 @@ class Sender:
             async with of_lane, of_owner, self._places:
                 if not self.stopping.is_set():
                     await self.attempt(*member.split(" ", 1))
-        except Exception:  # it stays in the outbox
-            log.exception("webhook attempt failed", webhook=member)
+        except RedisError as error:  # the message stays in the outbox, and is sent again even if it was delivered
+            self._check_temporary(error)
         finally:
             del self._tasks[member]
             self._held -= Counter([lane])  # drops those without messages
@@ -178,15 +178,7 @@ class Sender:
         record = None if raw is None else JobRecord.read(raw)
         bind_contextvars(**(record.log_ids if record else {"job_id": job_id}), webhook_event=event, attempt=number)
         wait_s = await self._wait_after(record, event, number)
-        while True:  # what was sent must not be sent again because Redis is away
-            try:
-                await self.reader.redis.call("end_webhook", member, number, wait_s)
-                return
-            except RedisError as error:
-                self._check_temporary(error)
-                if self.stopping.is_set():
-                    return
-                await asyncio.sleep(LOOK_S)
+        await self.reader.redis.call("end_webhook", member, number, wait_s)
 
     async def _wait_after(self, record: JobRecord | None, event: str, number: int) -> float:
         """Make an attempt. Return the seconds until the next one, or -1 if there is none."""
@@ -194,7 +186,7 @@ class Sender:
             parent, job_id = (record.traceparent, record.id) if record else ("", "")
             with tracing.span("webhook", parent, {"job_id": job_id, "event": event, "attempt": number}):
                 await self._send(record, event)
-        except (AddressNotAllowed, Undeliverable, ServiceError) as error:
+        except (ValueError, Undeliverable, ServiceError) as error:  # ValueError: also of a name that no resolver takes
             log.warning("webhook cannot be sent", reason=str(error))
         except (OSError, httpx.HTTPError, RedisError, Refused) as error:
             reason = str(error) or type(error).__name__
@@ -212,7 +204,7 @@ class Sender:
     async def _send(self, record: JobRecord | None, event: str) -> None:
         """Send one message.
 
-        AddressNotAllowed, Undeliverable or ServiceError if it can never be sent; another error if it can be retried.
+        ValueError, Undeliverable or ServiceError if it can never be sent; another error if it can be retried.
         """
         if record is None or record.webhook is None or self.settings.webhook_secret is None:
             raise Undeliverable("the job has expired, or LABELGRID_WEBHOOK_SECRET is not set")

@@ -14,17 +14,14 @@ from torch import Tensor
 
 from service.contract.recipe import Recipe
 from service.contract.records import FinishedPicture, Picture, Verdict
-from service.telemetry.logs import get_logger
-from service.worker.judge import Failed, Key, Outcome, judge_pictures, reason_of
+from service.worker.judge import Failed, Key, Outcome, attempt, judge_pictures
 from service.worker.step_order import Workload, by_job, jobs_to_step, room
-from shared.device import THREADS, lost
+from shared.device import THREADS
 from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.layouts import positions_at
 from shared.evaluator import Judge
 from shared.pictures import png_bytes, resized, sheet, to_uint8
 from shared.vocabulary import Vocabulary
-
-log = get_logger(__name__)
 
 
 @dataclass(eq=False)
@@ -41,12 +38,8 @@ class Member:
         """Keep a frame if the trajectory has a stage at the current step."""
         n = self.picture.trajectory
         if n is not None and self.row.step in stages(n, len(self.row.table)):
-            self.frames.append(self._frame())
-
-    def _frame(self) -> NDArray[np.uint8]:
-        """Return x_t, clipped to [-1, 1], as it is now (H, W, 3). A copy, because `row.x` is a view of the batch."""
-        pixels: NDArray[np.uint8] = to_uint8(resized(self.row.x[None], self.frame_size))[0]
-        return pixels
+            # x_t, clipped to [-1, 1], as it is now (H, W, 3). A copy, because `row.x` is a view of the batch.
+            self.frames.append(to_uint8(resized(self.row.x[None], self.frame_size))[0])
 
     def workload(self) -> Workload:
         rows = self.row.network_rows()
@@ -79,7 +72,7 @@ class Engine:
         self._encoding = ThreadPoolExecutor(THREADS, "png")  # zlib lets other threads run
         self._batch: dict[Key, Member] = {}
         self._computed = 0  # network rows so far
-        self._failed: list[Failed] = []  # while joining; the next step returns them
+        self._failed = list[Outcome]()  # while joining; the next step returns them
 
     @property
     def room(self) -> int:
@@ -92,22 +85,17 @@ class Engine:
 
     def admit(self, pictures: Sequence[Picture]) -> None:
         """Add pictures to the batch; their first step is its next one."""
-        for picture in pictures:
-            self._join(picture)
+        self._failed += attempt(self._join, pictures, lambda picture: picture, self.stepper.device)
 
-    def _join(self, picture: Picture) -> None:
-        try:
+    def _join(self, pictures: Sequence[Picture]) -> list[Outcome]:
+        for picture in pictures:
             labels = self.vocabulary.multi_hot(picture.labels)
             row = self.stepper.new_row(labels, picture.options, picture.seed, self._positions(picture))
-        except Exception as error:
-            if lost(error, self.stepper.device):
-                raise
-            log.exception("picture cannot be started", job_id=picture.job, picture=picture.index)
-            self._failed.append(Failed(picture, reason_of(error)))
-        else:
             size = frame_size(row.x.shape, self.stepper.picture_shape)
-            self._batch[picture.key] = member = Member(picture, row, self._computed, size)
+            member = Member(picture, row, self._computed, size)
             member.record()
+            self._batch[picture.key] = member
+        return []
 
     def _positions(self, picture: Picture) -> Tensor | None:
         """Return the positions that the picture asks for, (K, 2)."""
@@ -123,17 +111,14 @@ class Engine:
 
     def step(self) -> list[Outcome]:
         """Advance the pictures that take the next step; return those that ended, or could not be started."""
-        ended: list[Outcome] = list(self._failed)
-        self._failed.clear()
+        ended, self._failed = self._failed, list[Outcome]()
         chosen = self._choose()
         ended += self._attempt(self._advance, chosen)
-        for member in self._still_in(chosen):
-            ended += self._attempt(self._record, [member])
-        ended += self._attempt(self._finish, [member for member in self._still_in(chosen) if member.row.done])
+        stepped = [member for member in chosen if member.picture.key in self._batch]
+        for member in stepped:
+            member.record()
+        ended += self._attempt(self._finish, [member for member in stepped if member.row.done])
         return ended
-
-    def _still_in(self, members: Sequence[Member]) -> list[Member]:
-        return [member for member in members if member.picture.key in self._batch]
 
     def _choose(self) -> list[Member]:
         """Return the pictures that take the next step."""
@@ -146,35 +131,14 @@ class Engine:
         return chosen
 
     def _attempt(self, work: Callable[[Sequence[Member]], list[Outcome]], members: Sequence[Member]) -> list[Outcome]:
-        """Do `work` for the members or, if it raises, for each half of them; the pictures that end leave the batch.
-
-        `work` must leave every member as it was if it raises.
-        """
-        try:
-            ended = work(members)
-        except Exception as error:
-            if not members or lost(error, self.stepper.device):
-                raise
-            if len(members) == 1:
-                picture = members[0].picture
-                log.error("picture failed alone", job_id=picture.job, picture=picture.index, exc_info=error)
-                ended = [Failed(picture, reason_of(error))]
-            else:
-                jobs = sorted({member.picture.job for member in members})
-                log.warning("step failed; it is repeated for each half of its pictures", jobs=jobs, exc_info=error)
-                half = len(members) // 2
-                return self._attempt(work, members[:half]) + self._attempt(work, members[half:])
+        """Do `work` for the members; the pictures that end leave the batch."""
+        ended = attempt(work, members, lambda member: member.picture, self.stepper.device)
         for outcome in ended:
             del self._batch[outcome.picture.key]
         return ended
 
     def _advance(self, members: Sequence[Member]) -> list[Outcome]:
         self.stepper.step([member.row for member in members])
-        return []
-
-    def _record(self, members: Sequence[Member]) -> list[Outcome]:
-        for member in members:
-            member.record()
         return []
 
     def _finish(self, done: Sequence[Member]) -> list[Outcome]:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -42,7 +43,36 @@ class Failed:
 
 Outcome = FinishedPicture | Failed
 Key = tuple[str, int]
+Read = tuple[Picture, "Future[NDArray[np.uint8]]"]
+T = TypeVar("T")
 Distances = tuple[float | None, ...]
+
+
+def attempt(
+    work: Callable[[Sequence[T]], list[Outcome]],
+    items: Sequence[T],
+    picture_of: Callable[[T], Picture],
+    device: torch.device,
+) -> list[Outcome]:
+    """Do `work` for pictures or, if it raises, for each half of them. One that fails alone is given up.
+
+    `work` must leave every picture as it was if it raises. Raises an error only if the device itself has failed.
+    """
+    if not items:
+        return []
+    try:
+        return work(items)
+    except Exception as error:
+        if lost(error, device):
+            raise
+        if len(items) > 1:
+            jobs = sorted({picture_of(item).job for item in items})
+            log.warning("step failed; it is repeated for each half of its pictures", jobs=jobs, exc_info=error)
+            half = len(items) // 2
+            return [one for part in (items[:half], items[half:]) for one in attempt(work, part, picture_of, device)]
+        picture = picture_of(items[0])
+        log.error("picture failed alone", job_id=picture.job, picture=picture.index, exc_info=error)
+        return [Failed(picture, f"{type(error).__name__}: {error}")]
 
 
 def judge_pictures(judge: Judge, pictures: Sequence[Picture], images: Tensor) -> list[Verdict]:
@@ -70,33 +100,24 @@ def judge_pictures(judge: Judge, pictures: Sequence[Picture], images: Tensor) ->
 def _distances(
     judge: Judge, pictures: Sequence[Picture], images: Tensor, probabilities: Tensor
 ) -> dict[int, Distances]:
-    """Return the distances of the pictures that have a layout, by their position among `pictures`.
+    """Return how far each label's object is from its place, for the pictures with a layout, by position in `pictures`.
 
-    Empty if the evaluator finds no positions.
+    In widths of the picture; None for an object that is not found. Empty if the evaluator finds no positions.
     """
     placed = [i for i, picture in enumerate(pictures) if picture.layout is not None]
-    positions = judge.positions(images[placed]) if placed else None  # (n, K, 2)
+    positions = judge.positions(images[placed]) if placed else None  # (n, K, 2): fractions of width and height
     if positions is None:
         return {}
     height, width = images.shape[-2:]
-    found = probabilities[placed] > THRESHOLD
-    return {
-        i: _distances_of(judge, pictures[i], at, there, height / width)
-        for i, at, there in zip(placed, positions, found, strict=True)
-    }
-
-
-def _distances_of(judge: Judge, picture: Picture, positions: Tensor, there: Tensor, aspect: float) -> Distances:
-    """Return how far each label's object is from its place, in widths of the picture; None if it is not found.
-
-    positions (K, 2): fractions of width and height. there (K,): whether the object is found. aspect: height over width.
-    """
-    assert picture.layout is not None
-    away: list[float | None] = []
-    for index, point in zip(judge.vocabulary.encode(picture.labels), picture.layout, strict=True):
-        x, y = positions[index].tolist()
-        away.append(math.hypot(x - point.x, (y - point.y) * aspect) if there[index] else None)
-    return tuple(away)
+    found = probabilities[placed] > THRESHOLD  # (n, K)
+    distances = {}
+    for i, at, there in zip(placed, positions, found, strict=True):
+        asked = zip(judge.vocabulary.encode(pictures[i].labels), pictures[i].layout or (), strict=True)
+        distances[i] = tuple(
+            math.hypot(float(at[k, 0]) - point.x, (float(at[k, 1]) - point.y) * height / width) if there[k] else None
+            for k, point in asked
+        )
+    return distances
 
 
 class Uploads:
@@ -111,7 +132,7 @@ class Uploads:
         self.judge, self.files, self.device = judge, files, device
         self.judged_at = 0.0, 0.0  # begin and end of the last judging, in seconds since 1970
         self._threads = StorageThreads()
-        self._reads: dict[Key, tuple[Picture, Future[NDArray[np.uint8]]]] = {}
+        self._reads: dict[Key, Read] = {}
 
     @property
     def room(self) -> int:
@@ -145,37 +166,16 @@ class Uploads:
     def step(self) -> list[Outcome]:
         """Judge the pictures that have been read. Raises an error only if the device itself has failed."""
         wait([read for _, read in self._reads.values()], READ_WAIT_S)
-        found, outcomes = list[tuple[Picture, Tensor]](), list[Outcome]()
-        for picture, read in [one for one in self._reads.values() if one[1].done()]:
-            del self._reads[picture.key]
-            try:
-                found.append((picture, as_input(to_images(np.stack([read.result()])))[0]))
-            except Exception as error:
-                log.error("uploaded picture cannot be read", job_id=picture.job, picture=picture.index, exc_info=error)
-                outcomes.append(Failed(picture, reason_of(error)))
+        done = [one for one in self._reads.values() if one[1].done()]
         begun_at = time.time()
-        outcomes += self._judge(found)
+        outcomes = attempt(self._judge, done, lambda one: one[0], self.device)
         self.judged_at = begun_at, time.time()
+        for picture, _ in done:
+            del self._reads[picture.key]
         return outcomes
 
-    def _judge(self, uploads: Sequence[tuple[Picture, Tensor]]) -> list[Outcome]:
-        """Judge pictures together; one that cannot be judged fails alone."""
-        if not uploads:
-            return []
-        pictures, images = [picture for picture, _ in uploads], torch.stack([image for _, image in uploads])
-        try:
-            verdicts = judge_pictures(self.judge, pictures, images)
-        except Exception as error:
-            if lost(error, self.device):
-                raise
-            if len(uploads) > 1:
-                log.warning("judging failed; the pictures are judged one at a time", exc_info=error)
-                return [outcome for one in uploads for outcome in self._judge([one])]
-            (picture,) = pictures
-            log.error("uploaded picture cannot be judged", job_id=picture.job, picture=picture.index, exc_info=error)
-            return [Failed(picture, reason_of(error))]
+    def _judge(self, done: Sequence[Read]) -> list[Outcome]:
+        images = torch.cat([as_input(to_images(np.stack([read.result()]))) for _, read in done])
+        pictures = [picture for picture, _ in done]
+        verdicts = judge_pictures(self.judge, pictures, images)
         return [FinishedPicture(picture, verdict, png=b"") for picture, verdict in zip(pictures, verdicts, strict=True)]
-
-
-def reason_of(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"

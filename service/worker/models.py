@@ -203,12 +203,11 @@ class Models:
         other = self.cache.evaluator_for(info)
         return self.cache.fetch(other.name, other.digest, "evaluator")
 
-    def follow(self) -> list[tuple[ModelName, Exception, float]]:
-        """Build a fetched model. Return those that cannot be used, why, and how long they were awaited."""
-        failed = list[tuple[ModelName, Exception, float]]()
+    def follow(self) -> list[tuple[ModelName, Exception]]:
+        """Build a fetched model. Return those that cannot be used, and why."""
+        failed = list[tuple[ModelName, Exception]]()
         for model, (fetch, begun_at) in list(self._fetches.items()):
-            awaited_s = time.monotonic() - begun_at
-            if fetch.done() or awaited_s >= self.settings.storage_timeout_s:
+            if fetch.done() or time.monotonic() - begun_at >= self.settings.storage_timeout_s:
                 del self._fetches[model]
                 try:
                     if not fetch.done():
@@ -218,7 +217,7 @@ class Models:
                 except Exception as error:
                     if lost(error, self.device):
                         raise
-                    failed.append((model, error, awaited_s))
+                    failed.append((model, error))
                 break  # one for each iteration: pictures in progress wait for it
         return failed
 
@@ -248,7 +247,18 @@ class Models:
         judged_by = MadeWith(name=judge.info.name, digest=judge.info.digest) if judge.info else None
         engine: Engine | Uploads = Uploads(judge, self.files, self.device)
         if sampling is not None:
-            engine = self._engine(*sampling, judge, judged_by)
+            denoiser, stepper = sampling
+            made_with = MadeWith(name=denoiser.info.name, digest=denoiser.info.digest)
+            sizes = batch_sizes(self.settings, self.device)
+            engine = Engine(
+                stepper,
+                denoiser.vocabulary,
+                cropping_judge(judge, denoiser.aspect),
+                max_pictures=sizes.pictures,
+                late_pictures=sizes.late_pictures,
+                efficient_rows=sizes.efficient_rows,
+                recipe=partial(recipe.of_picture, model=made_with, evaluator=judged_by),
+            )
         stream = PictureStream(self.connection, self.settings, model.digest, self.consumer)
         return Loaded(name=model.name, digest=model.digest, judged_by=judged_by, stream=stream, engine=engine)
 
@@ -256,19 +266,6 @@ class Models:
         denoiser = load_denoiser(fetched.path, device=self.device)
         rows, kept = batch_sizes(self.settings, self.device).rows, self.cache.folder_of(fetched.path)
         return denoiser, denoiser.stepper(max_rows=rows, engine=self.settings.engine, kept=kept)
-
-    def _engine(self, denoiser: Denoiser, stepper: Stepper, judge: Evaluator, judged_by: MadeWith | None) -> Engine:
-        sizes = batch_sizes(self.settings, self.device)
-        made_with = MadeWith(name=denoiser.info.name, digest=denoiser.info.digest)
-        return Engine(
-            stepper,
-            denoiser.vocabulary,
-            cropping_judge(judge, denoiser.aspect),
-            max_pictures=sizes.pictures,
-            late_pictures=sizes.late_pictures,
-            efficient_rows=sizes.efficient_rows,
-            recipe=partial(recipe.of_picture, model=made_with, evaluator=judged_by),
-        )
 
     def _evaluator(self, path: Location) -> Evaluator:
         """Return the evaluator of a file. Of those loaded before, forget those that no loaded model needs."""

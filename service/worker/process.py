@@ -1,10 +1,13 @@
 """The worker process: its start and end, and the threads beside its loop. `runner.py` does the work."""
 
+import contextlib
 import os
 import signal
 import socket
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
 from uuid import uuid4
 
 import torch
@@ -27,24 +30,20 @@ log = get_logger(__name__)
 PRUNE_EVERY_S = 3600.0
 
 
-def send_heartbeats(runner: Runner, ended: threading.Event) -> None:
-    """Announce the worker every `heartbeat_s`, and renew its leases."""
-    born_at = time.time()
+def repeat(what: str, work: Callable[[], None], every_s: float, ended: threading.Event) -> None:
+    """Do something now and every so often, in a thread of its own, which lives on whatever fails."""
     while not ended.is_set():
         try:
-            _beat(runner, born_at)
-        except RedisError as error:
-            log.warning("heartbeat failed", reason=str(error))
-        except Exception:  # the thread must live on: without heartbeats the worker counts as dead
-            log.exception("heartbeat failed")
-        ended.wait(runner.settings.heartbeat_s)
-    try:
-        workers.withdraw(runner.connection, runner.name)
-    except RedisError as error:
-        log.warning("the worker counts as live until its lease expires", reason=str(error))
+            work()
+        except (RedisError, OSError) as error:
+            log.warning(f"{what} failed", reason=str(error))
+        except Exception:
+            log.exception(f"{what} failed")
+        ended.wait(every_s)
 
 
-def _beat(runner: Runner, born_at: float) -> None:
+def beat(runner: Runner, born_at: float) -> None:
+    """Announce the worker, and renew its leases."""
     about = {
         "host": socket.gethostname(),
         "pid": os.getpid(),
@@ -60,21 +59,13 @@ def _beat(runner: Runner, born_at: float) -> None:
     runner.renew_claims()
 
 
-def prune_pictures(settings: Settings, connection: Redis, ended: threading.Event) -> None:
-    """Remove old files from storage, now and every hour. In a thread of its own: storage may hang.
+def prune(settings: Settings, connection: Redis) -> None:
+    """Remove old files from storage, which may hang.
 
     Redis's clock decides what is old: by its own, one worker whose clock is wrong would remove everything.
     """
-    lifetime_s = settings.keep_s + settings.job_timeout_s
-    while not ended.is_set():
-        try:
-            removed = PictureFiles(settings.pictures).remove_older(connection.time()[0] - lifetime_s)
-            log.info("old pictures removed", hours=removed)
-        except (RedisError, OSError) as error:
-            log.warning("old pictures cannot be removed", reason=str(error))
-        except Exception:  # the thread must live on
-            log.exception("old pictures cannot be removed")
-        ended.wait(PRUNE_EVERY_S)
+    created_before = connection.time()[0] - settings.keep_s - settings.job_timeout_s
+    log.info("old pictures removed", hours=PictureFiles(settings.pictures).remove_older(created_before))
 
 
 def build(settings: Settings, connection: Redis) -> Runner:
@@ -99,7 +90,7 @@ def build(settings: Settings, connection: Redis) -> Runner:
 def gives_up(runner: Runner) -> bool:
     """Whether a command is no longer retried. The main loop's retries count as progress: it is alive without Redis."""
     if threading.current_thread() is threading.main_thread():  # the heartbeat retries also while the loop hangs
-        runner.moved_at = time.monotonic()
+        runner.moved()
     return runner.stopping
 
 
@@ -128,14 +119,19 @@ def main(settings: Settings) -> None:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, stop)
+    runner.watchdog = watchdog.Watchdog(settings)
+    runner.moved()
     ended = threading.Event()
-    heartbeats = threading.Thread(target=send_heartbeats, args=(runner, ended), name="heartbeat", daemon=True)
+    beating = ("heartbeat", partial(beat, runner, time.time()), settings.heartbeat_s, ended)
+    heartbeats = threading.Thread(target=repeat, args=beating, daemon=True)
     heartbeats.start()
-    watched = (settings, lambda: runner.moved_at, ended)
-    threading.Thread(target=watchdog.watch, args=watched, name="watchdog", daemon=True).start()
-    threading.Thread(target=prune_pictures, args=(settings, connection, ended), name="prune", daemon=True).start()
+    pruning = ("removing old pictures", partial(prune, settings, connection), PRUNE_EVERY_S, ended)
+    threading.Thread(target=repeat, args=pruning, daemon=True).start()
     try:
         runner.work()
     finally:
+        runner.stopping = True  # without further attempts to reach Redis
         ended.set()
         heartbeats.join(timeout=5)
+        with contextlib.suppress(RedisError):  # then the worker counts as live until its lease expires
+            workers.withdraw(connection, runner.name)

@@ -7,13 +7,12 @@ import contextlib
 import math
 import os
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from redis import Redis
 from redis.exceptions import RedisError
 
-from service.contract.records import FinishedPicture, created_at
+from service.contract.records import FinishedPicture
 from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store import workers
@@ -21,12 +20,11 @@ from service.store.claims import Claim
 from service.store.connection import best_effort
 from service.store.doorbell import ModelName
 from service.store.jobs import JobStore
-from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import PICTURES, WAIT_SECONDS, one_step
+from service.watchdog import Watchdog
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.engine import Engine
-from service.worker.judge import Outcome
 from service.worker.models import Loaded, Models
 from service.worker.previews import Previews
 from service.worker.storer import Storer, Work
@@ -74,23 +72,15 @@ class Runner:
         cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes)
         self.models = Models(connection, settings, self.device, cache, files, name)
         self.previews = Previews(connection, settings.live_every_s)
-        self.spans = tracing.BatchSpans(self._traceparent)
         self.rate = Rate()
         self.idle = True  # the last iteration had no pictures
         self.stopping = False  # a signal handler sets it, in which an Event's lock could deadlock
         self.drain_until = math.inf  # monotonic seconds
-        self.iteration_s = 0.0  # moving average of iterations with work
+        self.watchdog: Watchdog | None = None
         self.moved_at = time.monotonic()  # end of the last iteration, or of the last attempt to reach Redis
         self._looked_at = time.monotonic()
         self._wanted_since = dict[str, float]()  # digest of a model that waits -> monotonic time
         self._not_before = dict[str, float]()  # digest of a model that could not be loaded -> when to try again
-
-    def _traceparent(self, job_id: str) -> str:
-        try:
-            record = self.store.record(job_id)
-        except ValueError:  # another version wrote it
-            record = None
-        return record.traceparent if record else ""
 
     @property
     def stalled(self) -> bool:
@@ -122,30 +112,34 @@ class Runner:
             with contextlib.suppress(RedisError):
                 self.release_claims()
 
+    def moved(self) -> None:
+        """Note that the loop makes progress."""
+        self.moved_at = time.monotonic()
+        if self.watchdog is not None:
+            self.watchdog.moved()
+
     def run_once(self) -> None:
-        """Claim pictures for every loaded model and advance those in progress."""
-        with self._end_if_device_lost():
-            self._collect()
+        """Claim pictures for every loaded model and advance those in progress.
+
+        If the device is lost, end the process at once, as if it had been killed: other workers then take over its
+        pictures, and give up one that kills again.
+        """
+        try:
+            self.storer.check()
             self._drop_ended()
             if not self.stopping:
                 for loaded in self.models.claiming():
                     self._claim(loaded)
                 self._look()  # after the claims, so that a model which was just loaded has its place and is used
-                for model, error, awaited_s in self.models.follow():
-                    self._cannot_load(model, error, awaited_s)
-            begun = time.monotonic()
+                for model, error in self.models.follow():
+                    self._cannot_load(model, error)
             busy = [loaded for loaded in self.models if loaded.busy]
             self.idle = not busy
             for loaded in busy:
-                loaded.used_at = begun
                 self._advance(loaded)
-                self.moved_at = time.monotonic()  # an iteration over several models is as long as all of their steps
-            if busy:
-                seconds = time.monotonic() - begun
-                self.iteration_s = 0.8 * self.iteration_s + 0.2 * seconds if self.iteration_s else seconds
-            elif self.threads_busy:
+                self.moved()  # an iteration over several models is as long as all of their steps
+            if self.idle and self.threads_busy:
                 time.sleep(THREADS_WAIT_S)
-            self.spans.keep(self._jobs())
             self.previews.publish(
                 [
                     (picture, row, engine.stepper.picture_shape)
@@ -153,26 +147,12 @@ class Runner:
                     for picture, row in engine.rows()
                 ]
             )
-            self.moved_at = time.monotonic()
-
-    @contextlib.contextmanager
-    def _end_if_device_lost(self) -> Iterator[None]:
-        """End the process at once if the device is lost, as if it had been killed.
-
-        Other workers then take over its pictures, and give up one that kills again.
-        """
-        try:
-            yield
+            self.moved()
         except Exception as error:
             if lost(error, self.device):
                 log.critical("the device has failed; this worker ends", exc_info=True)
                 end_process(EXIT_DEVICE_LOST)
             raise
-
-    def _jobs(self) -> set[str]:
-        """Return the jobs that have pictures in progress, or being stored."""
-        in_progress = {job for loaded in self.models for job in loaded.jobs()}
-        return in_progress | {one.picture.job for work in self.storer.held for one in work.pictures}
 
     def _drop_ended(self) -> None:
         """Drop the pictures of jobs that ended elsewhere."""
@@ -200,31 +180,26 @@ class Runner:
         if time.monotonic() >= self._not_before.get(model.digest, 0.0):
             self.models.want(model)
 
-    def _cannot_load(self, model: ModelName, error: Exception, awaited_s: float) -> None:
-        """Fail the jobs of a model that cannot be used, if no other worker has it.
-
-        But not those that were created after this worker asked storage for it: it is asked again for them.
-        """
+    def _cannot_load(self, model: ModelName, error: Exception) -> None:
+        """Fail the jobs of a model that cannot be used, if no other worker has it."""
         self._not_before[model.digest] = time.monotonic() + RETRY_S
         log.warning("model cannot be loaded", model=model.name, digest=model.digest, reason=str(error))
         if isinstance(error, CheckpointError) and not workers.have_loaded(self.connection, model.digest):
             self._not_before.pop(model.digest)  # its next job may find it
-            seconds, microseconds = self.connection.time()  # by which ids are dated
-            asked_at = seconds + microseconds / 1e6 - awaited_s
             for job_id in self.store.of_model(model.digest):
-                if created_at(job_id) <= asked_at:
-                    self.store.fail(job_id, f"the model cannot be loaded: {error}")
+                self.store.fail(job_id, f"the model cannot be loaded: {error}")
 
     def _claim(self, loaded: Loaded) -> None:
         """Claim as many pictures as there is room for, those of dead workers first.
 
         A picture that killed too many workers fails its job.
         """
-        room = 0 if self._holds_back else self._room(loaded)
+        room = min(loaded.engine.room, loaded.max_pictures - self.storer.count(loaded.stream))  # storage may be slow
+        room = 0 if self._holds_back else max(0, room)
         if not (room or loaded.stream.suspects):
             return
         held = {claim.entry for claim in loaded.claims.values()}
-        held |= {entry for work in self.storer.held if work.stream is loaded.stream for entry in work.entries}
+        held |= {entry for work in list(self.storer.held) if work.stream is loaded.stream for entry in work.entries}
         claims, hopeless = loaded.stream.claim_stale(room, may_be_alone=not self.busy, held=held)
         if room > len(claims) and not (loaded.stream.suspects or any(claim.alone for claim in claims)):
             claims += loaded.stream.claim_new(room - len(claims))
@@ -234,15 +209,11 @@ class Runner:
         if claims:
             self._admit(loaded, claims)
 
-    def _room(self, loaded: Loaded) -> int:
-        """Return how many pictures may be claimed now: none while as many wait for slow storage."""
-        return max(0, min(loaded.engine.room, loaded.max_pictures - self.storer.count(loaded.stream)))
-
     @property
     def _holds_back(self) -> bool:
         """Whether a picture or grid is, or is to be, the only one in this process: it may kill it."""
         claims = [claim for loaded in self.models for claim in loaded.claims.values()]
-        claims += [claim for work in self.storer.held for claim in list(work.complete)]
+        claims += [claim for work in list(self.storer.held) for claim in list(work.complete)]
         return any(claim.alone for claim in claims) or any(loaded.stream.suspects for loaded in self.models)
 
     def _admit(self, loaded: Loaded, claims: list[Claim]) -> None:
@@ -256,43 +227,31 @@ class Runner:
         loaded.admit(wanted)
         for _, claim in wanted:
             WAIT_SECONDS.labels(loaded.name).observe(max(0.0, time.time() - claim.asked_at))
-        self.spans.join(claim.job for _, claim in wanted)
 
     def _advance(self, loaded: Loaded) -> None:
-        """Step the batch of a model, or judge the pictures that an evaluator has; store what is finished."""
-        begun = time.monotonic()
+        """Step the batch of a model, or judge the pictures that an evaluator has.
+
+        Have finished pictures stored, and fail jobs that cannot have theirs.
+        """
+        loaded.used_at = begun = time.monotonic()
         if isinstance(loaded.engine, Engine):
             with one_step(loaded.name, len(loaded.engine.rows()), loaded.engine.stepper):
                 outcomes = loaded.engine.step()
             self.rate.add(len(outcomes), time.monotonic() - begun)
         else:
             outcomes = loaded.engine.step()
-        self._store(loaded, outcomes)
-
-    def _store(self, loaded: Loaded, outcomes: list[Outcome]) -> None:
-        """Have finished pictures stored, and fail jobs that cannot have theirs."""
-        finished, failed = [], []
+        work = Work(stream=loaded.stream, judged_by=loaded.judged_by, judged_at=loaded.engine.judged_at)
         for outcome in outcomes:
             picture = outcome.picture
             claim = loaded.claims.pop(picture.key)
             PICTURES.labels(loaded.name, "made" if isinstance(outcome, FinishedPicture) else "failed").inc()
             if isinstance(outcome, FinishedPicture):
-                finished.append((claim.entry, outcome))
+                work.finished.append((claim, outcome))
             else:
-                failed.append(claim.entry)
                 self.store.fail(picture.job, f"picture {picture.index}: {outcome.reason}")
-        loaded.stream.discard(failed)
-        if finished:
-            stream, judged_by, judged_at = loaded.stream, loaded.judged_by, loaded.engine.judged_at
-            self.storer.submit(Work(stream=stream, judged_by=judged_by, finished=finished, judged_at=judged_at))
-
-    def _collect(self) -> None:
-        """Note what is stored. What could not be is sampled again, here or elsewhere, once its lease has expired."""
-        for work in self.storer.collect():
-            if job_ids := {one.picture.job for one in work.pictures}:
-                self.spans.record("judge", job_ids, *work.judged_at)
-                self.spans.record("store", job_ids, *work.stored_at)
-                self.spans.keep(self._jobs(), work.judged_at[0])
+                loaded.stream.discard([claim.entry])
+        if work.finished:
+            self.storer.submit(work)
 
     def renew_claims(self) -> None:
         """Renew the leases of the pictures in progress, or being stored. The heartbeat's thread calls it."""
@@ -305,15 +264,9 @@ class Runner:
         self.stopping, self.drain_until = True, time.monotonic() + within_s
 
     def drain(self) -> None:
-        """After `stop`, finish the pictures in progress that fit into the time left; release the others at once."""
+        """After `stop`, work until nothing is in progress or the time is over, and leave the rest to other workers."""
         log.info("draining", pictures=sum(len(loaded.claims) for loaded in self.models))
-        for _, engine in self.models.denoisers():
-            engine.efficient_rows = None  # all step each time, so that the time they take is predictable
-        while self.busy and (left_s := self.drain_until - time.monotonic()) > 0:
-            for model, engine in self.models.denoisers():
-                rows = engine.rows()
-                fit = {p.key for p, row in rows if (len(row.table) - row.step) * self.iteration_s <= left_s}
-                model.stream.release(model.take_out(model.claims.keys() - fit))
+        while self.busy and time.monotonic() < self.drain_until:
             self.run_once()
         self.release_claims()
 
@@ -322,4 +275,3 @@ class Runner:
         for loaded in self.models:
             loaded.stream.release(loaded.take_out(set(loaded.claims)))
         self.storer.release()
-        self.spans.keep(())

@@ -3,6 +3,7 @@
 Knows no networks and no queues.
 """
 
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -10,49 +11,47 @@ from functools import partial
 from typing import TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 from redis.exceptions import RedisError
 
 from service import pictures
+from service.contract import recipe
 from service.contract.recipe import MadeWith
-from service.contract.records import FinishedPicture, JobResult
+from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict, breakdown
 from service.pictures import PictureFiles
 from service.storage_threads import Stalled, StorageThreads
 from service.store.claims import Claim, PictureStream
 from service.store.jobs import JobStore
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
-from service.worker import grids
-from service.worker.grids import Pixels
+from shared.pictures import marked_grid, png_bytes, read_png, sheet
 
 log = get_logger(__name__)
 
 RETRY_S = 1.0  # before storage is tried again that failed or did not answer
 WARN_EVERY_S = 10.0
 
+WORST = 20  # pictures of a score that its result shows besides
+
+Pixels = NDArray[np.uint8]  # (H, W, 3), or (n, H, W, 3)
 T = TypeVar("T")
 
 
 @dataclass(eq=False, kw_only=True)
 class Work:
-    """Finished pictures of one model, each with its stream entry, and jobs that lack only their grid and their end."""
+    """Finished pictures of one model, and jobs that lack only their grid and their end, each with its claim."""
 
     stream: PictureStream
     judged_by: MadeWith | None
-    finished: list[tuple[str, FinishedPicture]] = field(default_factory=list)
+    finished: list[tuple[Claim, FinishedPicture]] = field(default_factory=list)
     complete: list[Claim] = field(default_factory=list)
     judged_at: tuple[float, float] = (0.0, 0.0)  # begin and end, in seconds since 1970
-    stored_at: tuple[float, float] = (0.0, 0.0)
     is_stored: bool = False  # but for grids
-    is_over: bool = False
-
-    @property
-    def pictures(self) -> list[FinishedPicture]:
-        return [picture for _, picture in self.finished]
 
     @property
     def entries(self) -> list[str]:
         """The stream entries that this worker holds for it. Safe in another thread."""
-        of_pictures = [] if self.is_stored else [entry for entry, _ in self.finished]
+        of_pictures = [] if self.is_stored else [claim.entry for claim, _ in self.finished]
         return of_pictures + [claim.entry for claim in list(self.complete)]
 
 
@@ -60,14 +59,14 @@ class Storer:
     """Does work in order, in a thread, so that no step of a batch waits for storage.
 
     While storage fails or hangs, all work waits here, leased to this worker, and is tried again: nothing is lost, and
-    `problem` says why nothing moves. Only the loop's thread changes `held`, all work that is not over.
+    `problem` says why nothing moves.
     """
 
     def __init__(self, store: JobStore, files: PictureFiles, patience_s: float) -> None:
         """`patience_s`: how long a call of storage may take before it counts as hanging."""
         self.store, self.files, self.patience_s = store, files, patience_s
         self.problem = ""
-        self.held = list[Work]()
+        self.held = dict[Work, None]()  # all work that is not over, in order
         self._thread, self._calls = StorageThreads(1), StorageThreads()
         self._failure: BaseException | None = None
         self._warned_at = -WARN_EVERY_S
@@ -78,24 +77,22 @@ class Storer:
 
     def count(self, stream: PictureStream) -> int:
         """Return how many pictures of a model are not stored yet."""
-        return sum(len(work.finished) for work in self.held if work.stream is stream and not work.is_stored)
+        return sum(len(work.finished) for work in list(self.held) if work.stream is stream and not work.is_stored)
 
     def submit(self, work: Work) -> None:
-        self.held = [*self.held, work]
+        self.held[work] = None
         self._thread.submit(self._store)
 
-    def collect(self) -> list[Work]:
-        """Return what is over. Raises what stopped the thread, but for storage."""
+    def check(self) -> None:
+        """Raise what stopped the thread, but for storage."""
         if self._failure is not None:
-            failure, self._failure, self.held = self._failure, None, []
+            self.held.clear()
+            failure, self._failure = self._failure, None
             raise failure
-        over = [work for work in self.held if work.is_over]
-        self.held = [work for work in self.held if work not in over]
-        return over
 
     def _store(self) -> None:
         """Do all work that is held, and try again while storage fails."""
-        while works := [work for work in self.held if not work.is_over]:
+        while works := list(self.held):
             try:
                 self._do(works)
                 self.problem = ""
@@ -113,34 +110,47 @@ class Storer:
             log.warning("pictures cannot be stored; retrying", storage=str(self.files.root), reason=problem)
 
     def _do(self, works: list[Work]) -> None:
+        begun_at = time.time()
         new = [work for work in works if not work.is_stored]
-        self._write([one for work in new for one in work.pictures])
-        for work in new:
-            self._commit(work)
-        for work in works:
-            self._complete(work)
-            work.is_over = True
-
-    def _write(self, finished: Iterable[FinishedPicture]) -> None:
-        """Write what was sampled; uploaded pictures are in storage already."""
         writes = list[Callable[[], None]]()
-        for one in finished:
+        for one in (one for work in new for _, one in work.finished):
             job_id, index = one.picture.key
-            if one.png:
+            if one.png:  # uploaded pictures are in storage already
                 writes.append(partial(self.files.write, job_id, pictures.picture(index), one.png))
             if one.trajectory is not None:
                 writes.append(partial(self.files.write, job_id, pictures.trajectory(index), one.trajectory))
         self._all(writes)
+        for work in new:
+            self._commit(work)
+            if tracing.provider is not None:
+                self._trace(work, begun_at)
+        for work in works:
+            if work.complete:
+                self._complete(work)
+            self.held.pop(work, None)  # it may have been left to other workers
 
     def _commit(self, work: Work) -> None:
-        begun_at = time.time()
         if work.finished:
-            leased, gone = self.store.commit(work.stream, work.finished, grids.results_alone(work.pictures))
+            finished = [(claim.entry, one) for claim, one in work.finished]
+            leased, gone = self.store.commit(work.stream, finished, results_alone(one for _, one in finished))
             work.complete += [claim for claim in leased if claim.picture is None]
             work.stream.release([claim.entry for claim in leased if claim.picture is not None])
             self._all([partial(self.files.remove, job_id) for job_id in gone])
         work.is_stored = True
-        work.stored_at = begun_at, time.time()
+
+    def _trace(self, work: Work, begun_at: float) -> None:
+        """Record in the traces of the pictures' jobs what they took. `begun_at`: when the first one was written."""
+        for job_id in {claim.job for claim, _ in work.finished}:
+            with contextlib.suppress(ValueError):  # another version wrote the record
+                record = self.store.record(job_id)
+                parent = record.traceparent if record else ""
+                about = {"job_id": job_id}
+                claimed_at = [claim.claimed_at for claim, _ in work.finished if claim.job == job_id]
+                tracing.record(
+                    "sample", parent, {**about, "pictures": len(claimed_at)}, min(claimed_at), work.judged_at[0]
+                )
+                tracing.record("judge", parent, about, *work.judged_at)
+                tracing.record("store", parent, about, begun_at)
 
     def _complete(self, work: Work) -> None:
         """Finish jobs that have all their pictures. Any worker may do it, and more than once."""
@@ -152,13 +162,10 @@ class Storer:
             else:
                 results.append((claim, result))
         ended = self.store.finish(work.stream, results)
-        self._remove_gone(claim.job for claim in work.complete if claim.job not in ended)
+        statuses = self.store.statuses({claim.job for claim in work.complete} - ended)
+        # of those that were deleted, perhaps before the last file was written
+        self._all([partial(self.files.remove, job_id) for job_id, status in statuses.items() if status is None])
         work.complete = []
-
-    def _remove_gone(self, job_ids: Iterable[str]) -> None:
-        """Remove the files of those jobs that were deleted, perhaps before the last one was written."""
-        gone = [job_id for job_id, status in self.store.statuses(job_ids).items() if status is None]
-        self._all([partial(self.files.remove, job_id) for job_id in gone])
 
     def _result(self, job_id: str, work: Work) -> JobResult | None:
         """Score a job and write its grid. None if it is not open or lacks pictures, or if it fails here."""
@@ -168,10 +175,10 @@ class Storer:
                 return None
             record, verdicts = complete
             with tracing.span("compose", record.traceparent, {"job_id": job_id}):
-                result = grids.score(verdicts, len(record.labels))
+                result = score(verdicts, len(record.labels))
                 if record.has_grid:
                     shown = self._pixels(job_id, result.best_indices(record), work)
-                    grid = grids.compose(record, result, verdicts, work.judged_by, shown)
+                    grid = compose(record, result, verdicts, work.judged_by, shown)
                     self._all([partial(self.files.write, job_id, pictures.GRID, grid)])
             return result
         except (RedisError, OSError, Stalled):
@@ -184,13 +191,13 @@ class Storer:
 
     def _pixels(self, job_id: str, indices: Sequence[int], work: Work) -> Pixels:
         """Return a job's pictures (n, H, W, 3). Those that were stored before this work are read from storage."""
-        found = {one.picture.index: one.pixels for one in work.pictures if one.picture.job == job_id}
+        found = {one.picture.index: one.pixels for claim, one in work.finished if claim.job == job_id}
         missing = [index for index in indices if found.get(index) is None]
         try:
             read = self._all([partial(self.files.read, job_id, pictures.picture(index)) for index in missing])
         except FileNotFoundError as error:
             raise LookupError(f"a picture is no longer in storage: {error}") from error
-        found |= {index: grids.decoded(png) for index, png in zip(missing, read, strict=True)}
+        found |= {index: decoded(png) for index, png in zip(missing, read, strict=True)}
         return np.stack([found.pop(index) for index in indices])  # each is in memory once
 
     def _all(self, calls: Sequence[Callable[[], T]]) -> list[T]:
@@ -199,11 +206,56 @@ class Storer:
 
     def renew(self) -> None:
         """Renew the leases of all work that is not over. Safe in another thread."""
-        for work in self.held:
+        for work in list(self.held):
             work.stream.renew(work.entries)
 
     def release(self) -> None:
         """Leave all work that is not over to other workers."""
-        for work in self.held:
+        for work in list(self.held):
             work.stream.release(work.entries)
-        self.held = []
+        self.held.clear()
+
+
+def results_alone(finished: Iterable[FinishedPicture]) -> dict[tuple[str, int], JobResult]:
+    """Return the results of jobs that have no other picture, as far as one can see: sampled pictures of index 0."""
+    firsts = [one for one in finished if one.picture.index == 0 and one.picture.run_seed is not None]
+    return {one.picture.key: score([one.verdict], 1) for one in firsts}
+
+
+def score(verdicts: Sequence[Verdict], n: int) -> JobResult:
+    """Score each repeat of n pictures as `trainer score` does. The best has the highest accuracy, then exact match."""
+    repeats = []
+    for first in range(0, len(verdicts), n):
+        part = verdicts[first : first + n]
+        asked = [len(set(verdict.labels)) for verdict in part]
+        hits = sum(round(verdict.accuracy * k) for verdict, k in zip(part, asked, strict=True))
+        exact = sum(verdict.exact for verdict in part)
+        f1 = sum(verdict.f1 for verdict in part)
+        repeats.append(Scores(accuracy=hits / sum(asked), exact_match=exact / n, f1=f1 / n))
+    best = max(range(len(repeats)), key=lambda r: (repeats[r].accuracy, repeats[r].exact_match, -r))
+    wrong = [one for one in verdicts if not one.exact]
+    worst = [one.index for one in sorted(wrong, key=lambda one: (one.f1, one.accuracy, one.index))[:WORST]]
+    return JobResult(repeats=repeats, best=best, worst=worst, **breakdown(verdicts))
+
+
+def decoded(png: bytes) -> Pixels:
+    try:
+        return read_png(png)
+    except OSError as error:  # Pillow's, not of storage, which would be tried again
+        raise ValueError(f"a picture is damaged: {error}") from error
+
+
+def compose(
+    record: JobRecord,
+    result: JobResult,
+    verdicts: Sequence[Verdict],
+    judged_by: MadeWith | None,
+    pixels: Pixels,
+) -> bytes:
+    """Return the PNG of the best repeat's pictures (n, H, W, 3). Uploaded ones are marked as right or wrong."""
+    shown = [verdicts[index] for index in result.best_indices(record)]
+    columns = min(record.columns, len(shown))
+    if record.sent:
+        return png_bytes(marked_grid(pixels, [verdict.exact for verdict in shown], columns))
+    made_with = recipe.of_grid(record, result.best, shown, judged_by)
+    return png_bytes(sheet(pixels, columns), made_with.text())

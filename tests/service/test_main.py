@@ -4,18 +4,13 @@ import os
 import signal
 import socket
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import pytest
 from redis import Redis
 
-from service.__main__ import main
-from service.contract.records import new_job_id
 from service.local.demo import free_port
 from service.local.supervisor import Supervisor
-from service.pictures import PictureFiles
 from service.settings import Settings
 from tests.paths import ROOT
 from tests.service.conftest import Command
@@ -81,21 +76,6 @@ def test_sigterm_ends_a_process_that_is_starting(command: Command, monkeypatch: 
     assert ignored == []
 
 
-def test_prune_removes_the_pictures_of_old_jobs(
-    command: Command, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    old, new = new_job_id(0.0), new_job_id(time.time())
-    files = PictureFiles(tmp_path)
-    for job_id in (old, new):
-        files.write(job_id, "0.png", b"")
-    variables = {"LABELGRID_PICTURES": str(tmp_path), "LABELGRID_REDIS_URL": settings.redis_url}
-    monkeypatch.setattr(time, "time", lambda: 4e9)  # of a machine whose clock is wrong
-    for out in ("1\n", "0\n"):
-        found = command("prune", environment={**clean_environment(), **variables})
-        assert found[:2] == (0, out), found[2]
-    assert files.read(new, "0.png") == b""
-
-
 def test_a_demo_that_ctrl_c_ended_is_no_success(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     handled = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in handled}
@@ -126,17 +106,6 @@ def test_a_demo_needs_no_key_of_another_service(command: Command, monkeypatch: p
 
 def test_settings_prints_the_document(command: Command) -> None:
     assert command("settings")[:2] == (0, (ROOT / "docs/settings.md").read_text())
-
-
-@pytest.mark.parametrize("role", ["all", "api"])
-@pytest.mark.parametrize("port", ["0", "-1", "65536", "99999", "http"])
-def test_an_impossible_port_is_bad_usage(
-    role: str, port: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(sys, "argv", ["service", role, "--port", port])
-    with pytest.raises(SystemExit, match="2"):
-        main()
-    assert "Invalid value for '--port'" in capsys.readouterr().err
 
 
 def test_an_error_of_torch_ends_a_worker_with_its_traceback(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,6 +116,5 @@ def test_an_hour_that_may_not_be_removed_keeps_no_other(
         remove(folder)
 
     monkeypatch.setattr(storage, "remove_folder", refuse)
-    with pytest.raises(PermissionError):
-        files.remove_older(NOW)
+    assert files.remove_older(NOW) == 1
     assert [is_there(files, job_id) for job_id in old] == [refused == 0, refused == 1]

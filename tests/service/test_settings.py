@@ -29,10 +29,8 @@ NOT_ALLOWED = [
     ("LABELGRID_WAIT_S", "abc", "LABELGRID_WAIT_S=abc: it should be a valid number"),
     ("LABELGRID_WAIT_S", "-1", "LABELGRID_WAIT_S=-1: it should be greater than or equal to 0"),
     ("LABELGRID_WAIT_S", "inf", "LABELGRID_WAIT_S=inf: it should be a finite number"),
-    ("LABELGRID_JOB_TIMEOUT_S", "9" * 20, f"LABELGRID_JOB_TIMEOUT_S={'9' * 20}: it should be at most 1,000,000,000"),
-    # `prune` reckons with dates, which begin with the year 1
+    # pictures are removed by dates, which begin with the year 1
     ("LABELGRID_KEEP_DAYS", "1000000", "LABELGRID_KEEP_DAYS=1000000: it should be less than or equal to 36500"),
-    ("REDIS_URL", "redis://h?foo=1", "REDIS_URL=redis://h?foo=1: its options cannot be used: it got an un"),
     *(
         ("REDIS_URL", f"redis://:{password}@h:6379/0", "REDIS_URL=***@h:6379/0: it cannot be read; in its user name")
         for password in ("two#parts", "two/parts", "two?parts", "12#parts")

@@ -54,8 +54,8 @@ def test_the_event_loop_goes_on_while_a_call_hangs() -> None:
 
 
 def test_threads_keep_nothing_of_a_call_and_end_with_their_owner() -> None:
-    threads, held = StorageThreads(2), set[int]()
     before = set(threading.enumerate())
+    threads, held = StorageThreads(2), set[int]()
     kept = weakref.ref(held)
     threads.all([lambda held=held: held.add(1), lambda: None], 60)  # type: ignore[misc]
     own = set(threading.enumerate()) - before

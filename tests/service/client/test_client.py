@@ -1,11 +1,8 @@
 """Both client classes against the real API: their methods, retries after lost responses, and resumed event streams."""
 
 import asyncio
-import base64
 import json
-import pickle
 from collections.abc import AsyncIterator, Callable, Iterator
-from inspect import iscoroutinefunction, signature
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_type_hints
@@ -17,7 +14,7 @@ from redis import Redis
 
 import service.client.connection
 from service.client import ApiError, AsyncClient, Client, ClientError, Event, JobUnfinished, Options, Unreachable
-from service.contract.schemas import JOB_EXAMPLE, Job, SamplingFields, ScoreResult
+from service.contract.schemas import Job, SamplingFields, ScoreResult
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from shared.vocabulary import ICLEVR
@@ -115,16 +112,6 @@ def test_the_services_errors_are_raised_with_their_message(call: Call, alive: Jo
         call("score", tmp_path / "nothing.json")
 
 
-def test_errors_survive_pickle(url: str, alive: JobStore) -> None:
-    """Otherwise one of them breaks a whole process pool."""
-    with Client(url) as client, pytest.raises(ApiError) as refused:
-        client.job("nobody")
-    unfinished = JobUnfinished(Job.model_validate(JOB_EXAMPLE))
-    for error in (refused.value, unfinished, Unreachable("nobody answers"), ClientError("a\nb")):
-        again = pickle.loads(pickle.dumps(error))
-        assert (type(again), str(again), vars(again)) == (type(error), str(error), vars(error))
-
-
 def test_a_recipe_reproduces_its_pictures_and_stands_alone(call: Call, working: Runner, tmp_path: Path) -> None:
     grid = call("grid", call("generate", LISTS, steps=3, seed=7).id)
     file = tmp_path / "grid.png"
@@ -157,15 +144,11 @@ def test_an_iterator_of_lists_is_read_once(call: Call, alive: JobStore) -> None:
     ("method", "arguments", "words"),
     [
         ("generate", {"labels": LISTS, "guidance": float("nan")}, "cannot be sent: Out of range float"),
-        ("generate", {"labels": LISTS, "guidance_interval": (0.0, float("inf"))}, "cannot be sent: Out of range float"),
         ("generate", {"labels": [["red \udcff cube"]]}, r"cannot be sent: .*surrogates"),
         ("generate", {"labels": object()}, "cannot be sent: .*object"),
-        ("generate", {"recipe": {"steps": float("nan")}}, "cannot be sent: Out of range float"),
         ("generate", {"recipe": "a\0b"}, "a b: embedded null byte"),
         ("generate", {"recipe": "\udcff"}, r"\\udcff: No such file"),
         ("generate", {"labels": LISTS, "idempotency_key": "ü€"}, "idempotency_key: 'ü€' is not printable ASCII"),
-        ("generate", {"labels": LISTS, "idempotency_key": " a"}, "idempotency_key: ' a' is not printable ASCII"),
-        ("score", {"conditions": LISTS, "model": "\udcff"}, "cannot be sent: .*surrogates"),
         ("labels", {"model": "\udcff"}, "cannot be sent: .*surrogates"),
     ],
 )
@@ -251,9 +234,10 @@ def test_a_broken_stream_is_resumed_after_its_last_event(url: str, working: Runn
         length = len(httpx.get(f"{url}/jobs/{job.id}/events").content)
     network = Faulty(breaks, after_bytes=length - len(job.model_dump_json()) - 500)
     with Client(url, transport=network) as client:
-        events = list(client.events(job.id))
+        retries = list[Event]()
+        events = list(client.events(job.id, on_retry=retries.append))
     assert [event.data for event in events if event.name == "picture"] == whole
-    assert ([event.name for event in events].count("retry"), events[-1].name) == (2, "end")
+    assert (len(retries), events[-1].name) == (2, "end")
     assert [bool(request.headers.get("last-event-id")) for request in network.requests] == [False, True, True]
 
 
@@ -312,13 +296,6 @@ def test_a_problem_in_another_form_than_the_services_is_an_error_too(body: bytes
     assert (caught.value.slug, caught.value.problem) == ("", {})
 
 
-def test_both_classes_have_the_same_signatures_and_docstrings() -> None:
-    for name in (name for name in vars(AsyncClient) if not name.startswith("_") and name != "events"):
-        blocking, awaited = getattr(Client, name), getattr(AsyncClient, name)
-        assert signature(blocking) == signature(awaited)
-        assert (blocking.__doc__, iscoroutinefunction(blocking)) == (awaited.__doc__, False)
-
-
 def test_every_method_is_documented() -> None:
     page = (ROOT / "docs/client.md").read_text()
     methods = {name for name in vars(Client) if not name.startswith("_")}
@@ -336,33 +313,11 @@ def test_address_and_key_come_from_the_environment(url: str, alive: JobStore, mo
     assert [request.headers["authorization"] for request in network.requests] == ["Bearer secret", "Bearer given"]
 
 
-@pytest.mark.parametrize("address", ["localhost:8000", "ftp://x", "http://", "http://x:y", "x"])
+@pytest.mark.parametrize("address", ["localhost:8000", "ftp://x", "http://", "http://x:y", "x", "http://me:secret@x"])
 def test_an_impossible_address_is_an_error(address: str) -> None:
-    with pytest.raises(ClientError, match="address"):
+    with pytest.raises(ClientError, match="address") as caught:
         Client(address)
-
-
-def test_the_password_of_an_address_is_sent_and_not_shown() -> None:
-    sent: list[str] = []
-
-    def answer(request: httpx.Request) -> httpx.Response:
-        sent.append(request.headers["authorization"])
-        if len(sent) == 1:
-            return httpx.Response(403)
-        raise httpx.ConnectError("refused")
-
-    with Client("http://me:se%40cret@x/prefix", retries=0, transport=httpx.MockTransport(answer)) as client:
-        with pytest.raises(ApiError, match=r"^http://x/prefix/readyz answers 403 Forbidden$"):
-            client.ready()
-        with pytest.raises(Unreachable, match=r"^http://x/prefix/ does not answer: refused$"):
-            client.ready()
-    assert sent == [f"Basic {base64.b64encode(b'me:se@cret').decode()}"] * 2
-
-
-def test_an_address_with_a_user_name_takes_no_api_key_beside_it() -> None:
-    with pytest.raises(ClientError, match="carries only one of them") as caught:
-        Client("http://me:password@x", "secret")
-    assert not any(word in str(caught.value) for word in ("secret", "password"))
+    assert "secret" not in str(caught.value)
 
 
 @pytest.mark.parametrize("key", ["a\nb", "secret ", "\N{NO-BREAK SPACE}secret"])
@@ -370,24 +325,6 @@ def test_an_impossible_api_key_is_an_error_that_does_not_show_it(key: str) -> No
     with pytest.raises(ClientError, match="the API key contains characters that no key has") as caught:
         Client("http://x", key)
     assert key.strip() not in str(caught.value)
-
-
-@pytest.mark.parametrize("kind", [Client, AsyncClient])
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [
-        ("ALL_PROXY", "socks4://127.0.0.1:1080"),
-        ("ALL_PROXY", "socks5://127.0.0.1:1080"),  # needs a package that is not installed
-        ("NO_PROXY", "localhost:8000:1"),
-        ("SSL_CERT_FILE", "/nonexistent"),
-    ],
-)
-def test_an_environment_that_cannot_be_used_is_an_error(
-    monkeypatch: pytest.MonkeyPatch, kind: type[Client | AsyncClient], name: str, value: str
-) -> None:
-    monkeypatch.setenv(name, value)
-    with pytest.raises(ClientError, match=f"the proxy or certificates of the environment: .* check .*{name}"):
-        kind("http://x")
 
 
 def test_async_clients_wait_concurrently(url: str, alive: JobStore, connection: Redis) -> None:

@@ -14,7 +14,7 @@ import pytest
 from redis import Redis
 from redis.exceptions import OutOfMemoryError, ReadOnlyError, ResponseError
 
-from service.local.redis_server import RedisServer, packaged_binary
+from service.local.redis_server import RedisServer, find_binary
 from service.store.connection import connect
 from tests.paths import ROOT
 from tests.service.store.helpers import full, read_only
@@ -100,7 +100,7 @@ class Library:
         return self.connection.xlen(STREAM), self.connection.xpending(STREAM, "workers")["pending"]
 
 
-SERVERS = {"packaged": packaged_binary(), **{name: shutil.which(name) for name in ("redis-server", "valkey-server")}}
+SERVERS = {"packaged": find_binary(), **{name: shutil.which(name) for name in ("redis-server", "valkey-server")}}
 
 
 @pytest.fixture(scope="module", params=[name for name, binary in SERVERS.items() if binary])

@@ -13,7 +13,7 @@ from service.settings import Settings
 from service.telemetry.logs import LineFormatter, get_logger
 from service.worker.runner import Runner
 from tests.conftest import serving
-from tests.service.telemetry.conftest import ASYNC, SECRET, Lines
+from tests.service.telemetry.conftest import SECRET, Lines
 from tests.service.webhooks.conftest import attempt
 
 BODY = {"labels": [["red cube"], ["blue sphere"]], "steps": 2}
@@ -46,19 +46,6 @@ def test_api_worker_and_webhooks_log_one_request_with_the_same_ids(
     assert (request["method"], request["path"], request["status"]) == ("POST", "/generate", 200)
     assert (request["kind"], request["pictures"], request["model"]) == ("generate", 2, record.model)
     assert lines.read_all() == about  # there are no other lines, and none lacks its ids
-
-
-def test_requests_at_one_worker_keep_their_own_ids(client: httpx.Client, working: Runner, lines: Lines) -> None:
-    jobs = {}
-    for i in range(3):
-        response = client.post("/generate", json={**BODY, "steps": 20}, headers={**ASYNC, "x-request-id": f"r{i}"})
-        jobs[f"r{i}"] = response.json()["id"]
-    for job_id in jobs.values():
-        client.get(f"/jobs/{job_id}/events")  # until its end
-    for request_id, job_id in jobs.items():
-        worker = lines.wait(2, job_id=job_id, logger="service.store.jobs")
-        assert [line["event"] for line in worker] == ["job running", "job finished"]
-        assert {line["request_id"] for line in worker} == {request_id}
 
 
 def test_no_line_contains_a_key_a_secret_or_a_password(settings: Settings, lines: Lines, connection: Redis) -> None:

@@ -8,7 +8,7 @@ from service import pictures
 from service.store import keys
 from service.store.claims import Claim
 from service.store.jobs import JobStore
-from service.worker import grids
+from service.worker import storer
 from service.worker.runner import Runner
 from tests.service.api.answers import pixels
 from tests.service.store.helpers import done, record
@@ -18,7 +18,7 @@ from tests.service.worker.conftest import LISTS, Create, error_of, grid_of, run,
 def test_of_repeats_with_the_same_accuracy_the_first_with_most_exact_matches_is_best() -> None:
     _, made = done(Claim("1-1", "j", next(record(1).pictures())))
     verdicts = [made.verdict.model_copy(update={"index": i, "exact": i > 0}) for i in range(3)]
-    assert grids.score(verdicts, 1).best == 1
+    assert storer.score(verdicts, 1).best == 1
 
 
 def test_the_worst_pictures_of_all_repeats_are_those_with_the_lowest_f1() -> None:
@@ -26,7 +26,7 @@ def test_the_worst_pictures_of_all_repeats_are_those_with_the_lowest_f1() -> Non
     _, made = done(Claim("1-1", "j", next(record(1).pictures())))
     scores = [{"index": i, "exact": i == 7, "f1": i % 4 / 4} for i in range(30)]
     verdicts = [made.verdict.model_copy(update=score) for score in scores]
-    assert grids.score(verdicts, 1).worst == [*range(0, 30, 4), *range(1, 30, 4), *range(2, 16, 4)]
+    assert storer.score(verdicts, 1).worst == [*range(0, 30, 4), *range(1, 30, 4), *range(2, 16, 4)]
 
 
 def test_a_grid_of_several_batches_is_that_of_one(runner: Runner, store: JobStore, create: Create) -> None:

@@ -78,7 +78,7 @@ def test_a_picture_that_cannot_be_judged_fails_alone(tmp_path: Path) -> None:
     assert red == Failed(picture(1), "RuntimeError: too red")
     assert isinstance(first, FinishedPicture)
     assert isinstance(last, FinishedPicture)
-    assert judge.calls == 4  # all together, then each alone
+    assert judge.calls == 5  # all together, then in halves
     (failed,) = judged(tmp_path, judge, png(1), labels=["pink cube"])
     assert isinstance(failed, Failed)
     assert "pink cube" in failed.reason

@@ -167,7 +167,7 @@ def test_an_attempt_to_reach_redis_is_progress(runner: Runner, settings: Setting
 
 def test_a_full_redis_does_not_hold_up_heartbeats(runner: Runner, connection: Redis) -> None:
     with full(connection):
-        process._beat(runner, born_at=0.0)
+        process.beat(runner, born_at=0.0)
     assert workers.is_alive(connection, runner.name)
 
 
@@ -178,10 +178,8 @@ def test_a_worker_removes_old_pictures(
     files, now = PictureFiles(tmp_path), connection.time()[0]
     ages_s = (0, kept.keep_s, kept.keep_s + kept.job_timeout_s + 2 * 3600)
     recent, ended, expired = (new_job_id(now - age_s) for age_s in ages_s)
-    stop = threading.Event()
-    monkeypatch.setattr(stop, "wait", lambda seconds: stop.set())  # the worker ends after one look
     monkeypatch.setattr(time, "time", lambda: 0.0)  # of a worker whose clock is wrong
     for job_id in (recent, ended, expired):
         files.write(job_id, "0.png", b"")
-    process.prune_pictures(kept, connection, stop)
+    process.prune(kept, connection)
     assert {path.name for path in tmp_path.glob("*/*")} == {recent, ended}

@@ -13,7 +13,7 @@ from service.settings import Settings
 from service.store import keys, workers
 from service.store.claims import GROUP
 from service.store.jobs import OVERDUE, JobStore
-from service.worker import grids, process
+from service.worker import process, storer
 from service.worker.runner import Runner
 from shared.options import SamplingOptions
 from tests.service.worker.conftest import (
@@ -120,7 +120,7 @@ def test_while_storage_is_away_nothing_is_lost_and_a_job_past_its_deadline_fails
     overdue, waits = create(LISTS[:1], options=ONE_STEP), create(options=ONE_STEP)
     run_until(runner, lambda: runner.storer.problem)
     reason = "storage has not answered" if hangs else "no space left"
-    process._beat(runner, born_at=0.0)
+    process.beat(runner, born_at=0.0)
     assert [reason in one["storage_problem"] for one in workers.list_live(store.connection)] == [True]
     store.connection.zadd(keys.OPEN, {overdue.id: 0})
     other = create(LISTS[:1], options=ONE_STEP)
@@ -235,7 +235,7 @@ def test_a_grid_that_a_worker_died_before_is_composed_by_another_unless_too_many
 ) -> None:
     quick, job, later = store.settings.model_copy(update={"lease_s": 0.2}), create(), list[JobRecord]()
     with monkeypatch.context() as patch:
-        patch.setattr(grids, "compose", die)
+        patch.setattr(storer, "compose", die)
         for number in range(deaths):
             if number >= 2:  # it is suspected by now, so nothing else may be in its worker
                 time.sleep(0.3)  # until its lease has expired
