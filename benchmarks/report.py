@@ -33,12 +33,12 @@ Goal = tuple[str, str, float | None, bool]
 SUMMARY = 10  # goals at the top of the page; the others are at its end
 # figure, description, goal (None: it depends on the machine), and whether a good figure is above the goal
 GOALS: list[Goal] = [
-    ("sampling.speedup_vs_report", "sampling a batch of 32, speed-up over the report's sampler", 1000.0, True),
+    ("sampling.speedup_vs_report", "sampling 32 pictures, speed-up over the report's sampler", 1000.0, True),
     ("sampling.speedup_vs_diffusers_fp32", "the same over diffusers in fp32, equal solver and steps", 3.0, True),
     ("sampling.speedup_vs_diffusers_bf16", "the same over diffusers in bf16", 1.3, True),
     ("limit.fraction", "a network call of 16 rows, fraction of its library's best kernel", 0.6, True),
     ("service.saturation_fraction", "the service at saturation, fraction of the bare loop's pictures/s", 0.85, True),
-    (OVERHEAD, "one picture from an idle service, ms in addition to the loop's time", None, False),
+    (OVERHEAD, "one picture from an idle service, ms more than the loop", None, False),
     ("service.api_cpu_ms_per_request", "CPU of the API, ms per request", 1.5, False),
     ("batching.p95_ratio_at_0_6", "p95 at 0.6 of capacity, relative to request-level batching", 0.5, False),
     ("servers.burst_vs_litserve_quiet", "a burst, pictures/s relative to LitServe with our engine", 1.0, True),
@@ -128,13 +128,13 @@ def performance(content: Data) -> list[Piece]:
     command = "make bench-quick" if content["about"].get("quick") else "make bench"
     pieces: list[Piece] = [
         "# Performance",
-        "How fast sampling, serving and training are, beside other ways to do the same. First a summary; then each "
-        "measurement with its command, [how many devices you need](#capacity), and [further goals](#further-goals).",
+        "How fast sampling, serving and training are, beside other ways to do the same. To size a deployment, see "
+        "[capacity](#capacity).",
         goals(content, GOALS[:SUMMARY]),
-        f"`{command}` writes this page; do not edit it. What is compared takes turns on the same machine. Figures are "
-        "medians over rounds, ratios are computed round by round, and the interval is that of the ratio's geometric "
-        "mean (Student's t of the logarithms). `benchmarks/results.json` has all figures and versions. *The report* is "
-        "a [student's report](results.md#terms) whose code is one of the baselines.",
+        "[Further goals](#further-goals) are at the end. What is compared takes turns on the same machine. Figures are "
+        "medians over rounds, ratios are computed round by round; intervals are of the ratio's geometric mean "
+        f"(Student's t of the logarithms). *The report* is a [student's report](results.md#terms) whose code is a "
+        f"baseline. `{command}` writes this page from `benchmarks/results.json`, which also has all versions.",
         machine_line(content),
     ]
     for name, title in TITLES.items():

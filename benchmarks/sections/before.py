@@ -253,11 +253,11 @@ def report(data: Data) -> list[Piece]:
     )
     same = "the same checkpoint" if data["same_checkpoint"] else "the checkpoint that it ships, which differ"
     return [
-        f"Commit {commit}, with this commit's packages, runs the networks in {before}, this one in {now}. The two take "
-        f"turns; each serves {same}. Requests of one picture from {CLIENTS} clients over HTTP, each the next one after "
-        "its answer, beside processes that only compute ([ratios](#further-goals)):",
+        f"Commit {commit}, with this commit's packages, computes the networks in {before}, this one in {now}; each "
+        f"serves {same}. {CLIENTS} clients send one picture's request after the other, beside processes that only "
+        "compute ([ratios](#further-goals)):",
         table,
-        f"Network calls by their number of rows, rows/s: {calls}.",
+        f"Network calls, by number of rows, in rows/s: {calls}.",
     ]
 
 

@@ -273,12 +273,12 @@ def report(data: Data) -> list[Piece]:
     for one in data["streams"]:
         streams.add(one["streams"], *(number(one[field]) for field in fields))
     return [
-        "*Queued jobs* of one picture, which no worker takes; each worker looks for overdue jobs each second.",
+        "*Queued jobs* of one picture, without a worker. The last column is a worker's look for overdue jobs, each "
+        "second.",
         queue,
-        f"*Finished jobs.* Redis has verdict, record, events and keys; the PNG, {data['png_bytes']:,} bytes, lies in "
-        "storage.",
+        f"*Finished jobs.* A PNG has {data['png_bytes']:,} bytes.",
         store,
-        f"With all that in Redis, a worker samples, in pictures/s: {rates}.",
+        f"Meanwhile a worker samples, in pictures/s: {rates}.",
         "*Event streams* of one job:",
         streams,
     ]

@@ -181,11 +181,10 @@ def report(data: Data) -> list[Piece]:
         ax.legend(fontsize=7)
 
     return [
-        f"The network runs in {data['library']}. One row takes {data['flops_per_row'] / 1e9:.2f} GFLOP of convolutions "
-        f"and matrix products (counted). The limit is the fastest kernel of {data['library']}, {data['best']}: "
-        f"{number(best['median'])} GFLOP/s in {data['precision']}; the slowest, {slowest}, has "
-        f"{number(data['gflops'][slowest]['median'])}. The network cannot reach it: norms, activations, skip "
-        "connections and casts are not counted.",
+        f"A network row takes {data['flops_per_row'] / 1e9:.2f} GFLOP of convolutions and matrix products; norms, "
+        f"activations, skip connections and casts are not counted. The limit is the fastest kernel of "
+        f"{data['library']}, {data['best']}: {number(best['median'])} GFLOP/s in {data['precision']}. The slowest, "
+        f"{slowest}, has {number(data['gflops'][slowest]['median'])}.",
         rows,
         Plot("roofline", "rows per second by rows per call", draw),
     ]

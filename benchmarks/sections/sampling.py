@@ -155,13 +155,12 @@ def report(data: Data) -> list[Piece]:
         table.add(name, f"{data['steps'][name]}{scaled}", number(rate["median"]), quality)
     few = data["scores"].get(REPORT, {}).get("pictures")
     return [
-        f"A batch of {data['count']} pictures with guidance {GUIDANCE:g}; all use the same weights and schedule. The "
-        f"checkpoint is served with {served['sampler']}, {served['steps']} steps, guidance {served['guidance']:g}. "
-        "diffusers runs its own pipeline loop on the same network, in fp32 (its default) and in bf16. The speed-ups "
-        "above compare DPM-Solver++ with diffusers' at the same steps, and the served sampling with the report's.",
+        f"{data['count']} pictures with the same weights and schedule and guidance {GUIDANCE:g}, but as served: "
+        f"{served['sampler']}, {served['steps']} steps, guidance {served['guidance']:g}. diffusers runs its own loop "
+        "on the same network; fp32 is its default. The speed-ups above are of the served sampling over the report's, "
+        "and of DPM-Solver++ over diffusers'.",
         table,
-        f"The shipped evaluator scored the batch, but only {few} pictures of the report's sampler, whose 999 steps ran "
-        "in our precision for this.",
+        f"The shipped evaluator scored the batch; of the report's sampler {few} pictures, sampled in our precision.",
     ]
 
 

@@ -109,13 +109,11 @@ def report(data: Data) -> list[Piece]:
         table.add(size, *map(number, costs), number(rate * one["api_ms"] / 1000 / LOAD))
     waits = ", ".join(f"{number(p99)} ms at {float(load):.0%}" for load, (_, p99) in data["waits_ms"].items())
     return [
-        "A toy network instead of the real one: what is left is the service's own work. One worker, 32 clients, each "
-        "with one open request. The last two columns are for Redis and API processes that are busy "
-        f"{LOAD:.0%} of the time.",
+        "With a toy network, what is left is the service's own work. One worker, 32 clients with one open request "
+        f"each. The last two columns are for Redis and API processes that are busy {LOAD:.0%} of the time.",
         table,
-        f"A worker that has nothing to do takes {100 * data['idle_worker_share']:.2g} % of a core in Redis. A command "
-        f"waits at p99, by how busy Redis is, {waits} (simulated: commands at random times, "
-        f"{number(data['command_us'])} µs each).",
+        f"An idle worker takes {100 * data['idle_worker_share']:.2g} % of a core in Redis. A command waits at p99, by "
+        f"how busy Redis is, {waits} (simulated: commands at random times, {number(data['command_us'])} µs each).",
     ]
 
 

@@ -276,18 +276,17 @@ def report(data: Data) -> list[Piece]:
         ratios.add(other, *(shown(one) if one else "" for one in cells))
     steps = ", ".join(map(str, STEPS[:-1]))
     return [
-        "LitServe batches up to eight requests, as its documentation shows. *FastAPI and RQ* has one job a request. "
-        "With *our engine* they sample with the service's loop and networks; with *diffusers* in its own loop, with "
-        "its DPM-Solver++, in bfloat16 where the CPU has it. All compute the same network rows, "
-        f"{data['network_rows']} for a picture of the burst, except *with its defaults*: float32 and "
-        f"{2 * DEFAULT_STEPS} rows. Every server judges each picture and answers with the grid; only ours also keeps "
-        "them.",
-        f"Each runs beside ours alone, {data['rounds']} rounds. A burst has {REQUESTS[LITSERVE]} requests of one "
+        "LitServe batches up to eight requests, as its documentation shows; *FastAPI and RQ* has one job a request. "
+        "*Our engine* is the service's loop and networks, *diffusers* its own loop with its DPM-Solver++, in bfloat16 "
+        f"where the CPU has it. All compute the same network rows, {data['network_rows']} for a picture of the burst, "
+        f"except *with its defaults*: float32 and {2 * DEFAULT_STEPS} rows. All judge each picture and answer with the "
+        "grid; only ours keeps them.",
+        f"{data['rounds']} rounds of ours and one other in turn. A burst has {REQUESTS[LITSERVE]} requests of one "
         f"picture at once, with diffusers {REQUESTS[LITSERVE_DIFFUSERS]}, with its defaults "
         f"{REQUESTS[LITSERVE_DEFAULTS]}. Mixed requests, eight at once, have 1 to 8 pictures, {steps} or {STEPS[-1]} "
-        f"steps and guidance 1 or 3. Random ones are mixed, and arrive one by one at {LOAD} of LitServe's pictures/s. "
-        f"A busy machine runs {BUSY['busy']} other processes that only compute. Pictures/s of ours over theirs, "
-        "medians with 95 % intervals:",
+        f"steps and guidance 1 or 3; random ones are mixed, and arrive one by one at {LOAD} of LitServe's pictures/s. "
+        f"A busy machine runs {BUSY['busy']} processes that only compute. Our pictures/s (or p95) over theirs, medians "
+        "with 95 % intervals:",
         ratios,
     ]
 

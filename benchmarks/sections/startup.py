@@ -205,12 +205,11 @@ def report(data: Data) -> list[Piece]:
     sizes = "; ".join(f"{image} {_size(mib)}" for image, mib in data["containers_mib"].items())
     loaded = "has loaded torch, which it must not" if data["api_has_torch"] else "does not load torch"
     return [
-        f"`python -m service` has its first picture after {of('first_picture_s')} s. The bound is what no server with "
-        f"these networks can beat, {of('bound_s')} s: a fresh interpreter that loads the promoted checkpoints and "
-        f"samples one picture. The service takes {of('first_picture_vs_bound')} times as long. A worker alone is ready "
-        f"after {of('worker_s')} s. The API {loaded}; importing it takes {of('api_import_s')} s.",
-        f"After one picture the API takes {of('api_memory_mib')} MiB, a worker {of('worker_memory_mib')}. Containers: "
-        f"{sizes}.",
+        f"`python -m service` has its first picture after {of('first_picture_s')} s, {of('first_picture_vs_bound')} "
+        f"times as long as a bare interpreter that loads the checkpoints and samples one ({of('bound_s')} s). A worker "
+        f"alone is ready after {of('worker_s')} s. The API {loaded}; importing it takes {of('api_import_s')} s. After "
+        f"one picture the API takes {of('api_memory_mib')} MiB of memory, a worker {of('worker_memory_mib')}. "
+        f"Containers: {sizes}.",
     ]
 
 

@@ -166,10 +166,10 @@ def report(data: Data) -> list[Piece]:
         for key in ("network_share", "data_path_share", "highest_speedup_vs_report")
     )
     return [
-        f"All train the same network (10 M parameters, labels without positions) with batches of {data['batch']} "
-        f"rendered 320x240 PNGs. A round has {data['steps']} steps after a first one. The report's loop decodes with "
-        "PIL in the loop and averages the weights in a Python loop. diffusers' loop is its training script: "
-        "accelerate, AdamW, EMAModel and a DataLoader. Ours uses Muon, clips gradients and keeps two averages.",
+        f"The same network (10 M parameters, labels without positions), batches of {data['batch']} rendered 320x240 "
+        f"PNGs, {data['steps']} steps a round after a first one. The report decodes with PIL and averages the weights "
+        "in its loop. diffusers' loop is its training script: accelerate, AdamW, EMAModel and a DataLoader. Ours uses "
+        "Muon, clips gradients and keeps two averages.",
         table,
         f"The network's forward and backward take {share:.0%} of our step, drawing the batch {drawn:.1%}. On this "
         f"machine no loop can be more than {number(highest)} times faster than the report's.",

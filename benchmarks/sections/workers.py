@@ -74,10 +74,10 @@ def report(data: Data) -> list[Piece]:
         table.add(*CONDITIONS[name], *cells)
     one, two = data["mib"]
     return [
-        "One worker with all cores, and two with half of them each (`labelgrid serve --workers 2`). Clients send "
-        "requests of one picture, each the next one after its answer; busy processes only compute.",
+        "One worker with all cores, and two with half of them each (`labelgrid serve --workers 2`). Each client sends "
+        "one picture's request after the other; busy processes only compute.",
         table,
-        f"The workers take {number(one)} MiB of memory, and {number(two)}.",
+        f"One worker takes {number(one)} MiB of memory, two take {number(two)}.",
     ]
 
 
