@@ -31,7 +31,7 @@ class Member:
     picture: Picture
     row: Row
     joined_at: int  # network rows that the batch had computed then
-    frame_size: tuple[int, int]  # height and width of a frame
+    shape: tuple[int, int, int]  # (C, H, W) of the finished picture
     frames: list[NDArray[np.uint8]] = field(default_factory=list)  # of its trajectory
 
     def record(self) -> None:
@@ -39,7 +39,7 @@ class Member:
         n = self.picture.trajectory
         if n is not None and self.row.step in stages(n, len(self.row.table)):
             # x_t, clipped to [-1, 1], as it is now (H, W, 3). A copy, because `row.x` is a view of the batch.
-            self.frames.append(to_uint8(resized(self.row.x[None], self.frame_size))[0])
+            self.frames.append(to_uint8(resized(self.row.x[None], frame_size(self.row.x.shape, self.shape)))[0])
 
     def workload(self) -> Workload:
         rows = self.row.network_rows()
@@ -91,8 +91,7 @@ class Engine:
         for picture in pictures:
             labels = self.vocabulary.multi_hot(picture.labels)
             row = self.stepper.new_row(labels, picture.options, picture.seed, self._positions(picture))
-            size = frame_size(row.x.shape, self.stepper.picture_shape)
-            member = Member(picture, row, self._computed, size)
+            member = Member(picture, row, self._computed, self.stepper.picture_shape)
             member.record()
             self._batch[picture.key] = member
         return []

@@ -5,7 +5,7 @@ Knows no networks and no queues.
 
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import TypeVar
@@ -132,7 +132,10 @@ class Storer:
     def _commit(self, work: Work) -> None:
         if work.finished:
             finished = [(claim.entry, one) for claim, one in work.finished]
-            leased, gone = self.store.commit(work.stream, finished, results_alone(one for _, one in finished))
+            # A sampled picture of index 0 may be its job's only one, which then ends at once.
+            firsts = [one for _, one in finished if one.picture.index == 0 and one.picture.run_seed is not None]
+            results = {one.picture.key: score([one.verdict], 1) for one in firsts}
+            leased, gone = self.store.commit(work.stream, finished, results)
             work.complete += [claim for claim in leased if claim.picture is None]
             work.stream.release([claim.entry for claim in leased if claim.picture is not None])
             self._all([partial(self.files.remove, job_id) for job_id in gone])
@@ -214,12 +217,6 @@ class Storer:
         for work in list(self.held):
             work.stream.release(work.entries)
         self.held.clear()
-
-
-def results_alone(finished: Iterable[FinishedPicture]) -> dict[tuple[str, int], JobResult]:
-    """Return the results of jobs that have no other picture, as far as one can see: sampled pictures of index 0."""
-    firsts = [one for one in finished if one.picture.index == 0 and one.picture.run_seed is not None]
-    return {one.picture.key: score([one.verdict], 1) for one in firsts}
 
 
 def score(verdicts: Sequence[Verdict], n: int) -> JobResult:
