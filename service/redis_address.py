@@ -48,6 +48,10 @@ def checked(url: str) -> str:
         parse_url(url)  # type: ignore[no-untyped-call]
         if parts.scheme != "unix" and not re.fullmatch("/?[0-9]*/?", parts.path):  # else redis-py takes database 0
             raise ValueError("its database should be a number, as in redis://host:6379/1")
+    try:
+        client(url).connection_pool.make_connection()  # connects to nothing
+    except TypeError as error:
+        raise ValueError(f"an option after its ? is unknown: {str(error).rpartition(' ')[2]}") from None
     return url
 
 
