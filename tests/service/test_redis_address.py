@@ -56,8 +56,8 @@ def test_an_address_names_sentinels_and_their_primary(
         ("redis+sentinel://one/jobs/staging", "its path should be the primary's name"),
         ("redis+sentinel://me:secret@one:secret/jobs", "its Sentinels cannot be read"),
         ("redis+sentinel://,two/jobs", "its Sentinels cannot be read"),
-        ("redis+sentinel://one/jobs?foo=1", "an option after its ? is unknown: 'foo'"),
-        ("redis://one/0?foo=1", "an option after its ? is unknown: 'foo'"),
+        ("redis+sentinel://one/jobs?foo=1", "an option after its . is unknown: 'foo'"),
+        ("redis://one/0?foo=1", "an option after its . is unknown: 'foo'"),
         ("unix+sentinel://one/jobs", "must specify one of"),
     ],
 )
