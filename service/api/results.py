@@ -27,6 +27,8 @@ from service.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 PATIENCE_S = 5.0
+READ_TOGETHER = 64  # files, or parts of them
+READ_FOR_ONE = 8  # of them for one owner
 PART = 1 << 17  # bytes of a file that are read and sent together
 ZIPPED_TOGETHER = 4  # pictures of a zip, which wait in memory for a slow client
 PERMISSIONS = 0o644  # of a zip's files; without them `unzip` makes files that nobody may read
@@ -35,15 +37,15 @@ T = TypeVar("T")
 
 
 class Slots:
-    """A semaphore of which each owner has one place: nobody waits behind all that another has sent."""
+    """A semaphore of which one owner has a part: nobody waits behind all that another has sent."""
 
-    def __init__(self, count: int) -> None:
-        self._all = asyncio.Semaphore(count)
-        self._own = WeakValueDictionary[str, asyncio.Lock]()  # of owners who use a slot or wait for one
+    def __init__(self, count: int, of_one: int = 1) -> None:
+        self._all, self._of_one = asyncio.Semaphore(count), of_one
+        self._own = WeakValueDictionary[str, asyncio.Semaphore]()  # of owners who use a slot or wait for one
 
     @asynccontextmanager
     async def of(self, owner: str) -> AsyncIterator[None]:
-        own = self._own.setdefault(owner, asyncio.Lock())
+        own = self._own.setdefault(owner, asyncio.Semaphore(self._of_one))
         async with own, self._all:
             yield
 
@@ -67,49 +69,63 @@ class ResultReader:
     def __init__(self, jobs: AsyncJobs, files: PictureFiles) -> None:
         self.jobs, self.files = jobs, files
         self._threads = StorageThreads()
+        self._reading = Slots(READ_TOGETHER, READ_FOR_ONE)
 
-    async def image(self, job_id: str, index: int) -> bytes:
+    async def image(self, job_id: str, owner: str, index: int) -> bytes:
         """Return a picture's PNG. NotReady until it is finished; UnknownJob, ExpiredJob, UnknownPicture."""
-        return await self._in_storage(self.files.read, job_id, pictures.picture(index), index=index)
+        return await self._stored(self.files.read, job_id, owner, pictures.picture(index), index)
 
-    async def send_image(self, job_id: str, index: int) -> CutStream:
+    async def send_image(self, job_id: str, owner: str, index: int) -> CutStream:
         """Answer with a picture's PNG. The same errors."""
-        return await self._send(job_id, pictures.picture(index), index)
+        return await self._send(job_id, owner, pictures.picture(index), index)
 
-    async def send_trajectory(self, job_id: str, index: int) -> CutStream:
+    async def send_trajectory(self, job_id: str, owner: str, index: int) -> CutStream:
         """Answer with a picture's trajectory. The same errors; UnknownPicture also if the job has none."""
         if (await self.jobs.record(job_id)).trajectory is None:
             raise UnknownPicture("the job has no trajectories; request them with `trajectory`")
-        return await self._send(job_id, pictures.trajectory(index), index)
+        return await self._send(job_id, owner, pictures.trajectory(index), index)
 
-    async def send_grid(self, job: Job, headers: Mapping[str, str] | None = None) -> CutStream:
+    async def send_grid(self, job: Job, owner: str, headers: Mapping[str, str] | None = None) -> CutStream:
         """Answer with the grid's PNG. NotReady until the job is finished; ExpiredJob."""
         if job.result is None:
             raise NotReady.of("the grid", job.status)
         name, index = pictures.GRID, getattr(job.result, "best", 0)
         if len(job.result.pictures) == 1 and job.seed is not None:  # sampled: the picture is the grid
             name = pictures.picture(index)
-        return await self._send(job.id, name, index, headers)
+        return await self._send(job.id, owner, name, index, headers)
 
-    async def _send(self, job_id: str, name: str, index: int, headers: Mapping[str, str] | None = None) -> CutStream:
+    async def _send(
+        self, job_id: str, owner: str, name: str, index: int, headers: Mapping[str, str] | None = None
+    ) -> CutStream:
         """Answer with a PNG that is read while it is sent: where a client does not read, one part waits in memory."""
-        first = await self._in_storage(self.files.read, job_id, name, 0, PART, index=index)
+        first = await self._stored(self.files.read, job_id, owner, name, index, 0, PART)
         size = len(first)
         if size == PART:
-            size = await self._in_storage(self.files.size, job_id, name, index=index)
+            size = await self._stored(self.files.size, job_id, owner, name, index)
 
         async def parts() -> AsyncIterator[bytes]:
             yield first
             for start in range(PART, size, PART):
                 end = min(start + PART, size)
-                part = await self._in_storage(self.files.read, job_id, name, start, end, index=index)
+                part = await self._stored(self.files.read, job_id, owner, name, index, start, end)
                 if len(part) != end - start:
                     raise Unavailable(f"{name} of job {job_id!r} was written anew while it was sent; try again")
                 yield part
 
         return CutStream(parts(), media_type="image/png", headers={**(headers or {}), "Content-Length": str(size)})
 
-    async def zipped(self, job_id: str) -> AsyncIterator[bytes]:
+    async def _stored(
+        self, call: Callable[..., T], job_id: str, owner: str, name: str, index: int, *arguments: int
+    ) -> T:
+        """Make a call about a picture's file, or that of a grid, to storage."""
+        async with self._reading.of(owner):
+            try:
+                return await self._in_storage(call, job_id, name, *arguments)
+            except FileNotFoundError:
+                await self.jobs.check_picture(job_id, index)  # which raises the reason
+                raise ExpiredJob.of(job_id) from None
+
+    async def zipped(self, job_id: str, owner: str) -> AsyncIterator[bytes]:
         """Return the parts of a zip of a finished job's pictures: 0.png, 1.png, ..., as /score takes them.
 
         A few of them are in memory at any time. NotReady, UnknownJob, ExpiredJob; the last one also between two parts,
@@ -120,7 +136,7 @@ class ResultReader:
             raise NotReady.of("the zip of all pictures", job.status)
         n = len(job.result.pictures)
         first = getattr(job.result, "best", 0) * n
-        return zip_stream(partial(self.image, job_id), range(first, first + n))
+        return zip_stream(partial(self.image, job_id, owner), range(first, first + n))
 
     async def uploaded(self, job_id: str, total: int) -> list[bytes]:
         """Return all pictures that were uploaded for a job. ExpiredJob if one is gone."""
@@ -141,15 +157,12 @@ class ResultReader:
         """Remove a job's pictures. Unavailable if storage does not answer."""
         await self._in_storage(self.files.remove, job_id)
 
-    async def _in_storage(self, call: Callable[..., T], job_id: str, *arguments: Any, index: int | None = None) -> T:
-        """Make a call about a job's file to storage. If it is missing: why, if its picture's `index` is given."""
+    async def _in_storage(self, call: Callable[..., T], *arguments: Any) -> T:
+        """Make a call to storage. FileNotFoundError if a file is missing."""
         try:
-            return await self._threads.one(partial(call, job_id, *arguments), PATIENCE_S)
+            return await self._threads.one(partial(call, *arguments), PATIENCE_S)
         except FileNotFoundError:
-            if index is None:
-                raise
-            await self.jobs.check_picture(job_id, index)  # which raises the reason
-            raise ExpiredJob.of(job_id) from None
+            raise
         except (OSError, Stalled) as error:
             log.warning("the storage of pictures cannot be reached", reason=str(error))
             raise Unavailable(

@@ -35,6 +35,7 @@ from service.contract.errors import (
     NoWorker,
     QueueFull,
     QuotaExceeded,
+    ServiceError,
     TooLarge,
     Unavailable,
 )
@@ -288,13 +289,19 @@ class Submitter:
         results, job_id, rate = self.service.results, None, await self.rate()
         if pictures:
             await results.upload(record.id, pictures)
+        refusal: ServiceError | None = None
         try:
             job_id = await self.service.jobs.create(record, same)
         except NoRoom as error:
-            raise _refusal(error, record.total, rate) from None
-        finally:
-            if pictures and job_id != record.id:
+            refusal = _refusal(error, record.total, rate)
+        except KeyReuse as error:
+            refusal = error
+        if pictures and job_id != record.id:  # after any other error the job may exist
+            with contextlib.suppress(Unavailable):  # pruning removes them
                 await results.remove(record.id)
+        if refusal is not None:
+            raise refusal
+        assert job_id is not None
         _note(job_id)
         if job_id == record.id:  # else the same request created its job first
             PICTURES_ACCEPTED.labels(record.kind).inc(record.total)
@@ -340,7 +347,7 @@ class Submitter:
             raise why_unfinished(job, headers)
         if has_ended and preferences.png:
             headers["Content-Location"] = f"{location}/grid.png"
-            return await self.service.results.send_grid(job, headers)
+            return await self.service.results.send_grid(job, self.owner, headers)
         return Response(job.model_dump_json(), 200 if has_ended else 202, headers, media_type="application/json")
 
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
+import httpx
 import typer
 from pydantic import BaseModel
 from rich.console import Console
@@ -32,7 +33,11 @@ def fail(message: str, code: int = 1) -> typer.Exit:
 def connected(url: str) -> Iterator[Client]:
     """Give a client; its errors end the program with one line."""
     try:
-        with Client(url) as client:
+        try:
+            made = Client(url)
+        except (ImportError, ValueError, httpx.InvalidURL) as error:  # an address, or a proxy of the environment
+            raise fail(str(error)) from error
+        with made as client:
             yield client
     except ClientError as error:
         keyless = isinstance(error, ApiError) and error.status == 401  # the service's words are for HTTP

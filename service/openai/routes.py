@@ -73,7 +73,8 @@ async def generate_images(request: Request, body: ImagesRequest, submitter: Subm
         raise NotInTime(detail, headers=NO_RETRY, job=f"/jobs/{job_id}")
     if job.result is None:
         raise why_unfinished(job, NO_RETRY)
-    with PictureFile.open(io.BytesIO(await submitter.service.results.image(job.id, 0))) as first:
+    png = await submitter.service.results.image(job.id, submitter.owner, 0)
+    with PictureFile.open(io.BytesIO(png)) as first:
         images = _images(request, body, submitter, job, first.size)
     return CutStream(images, media_type="application/json")
 
@@ -106,7 +107,7 @@ async def _images(
             yield image.model_dump_json(exclude_none=True)
             continue
         image.b64_json = ""
-        png = await submitter.service.results.image(job.id, i)
+        png = await submitter.service.results.image(job.id, submitter.owner, i)
         parts = one_by_one(scaled(png, size), request.app.state.scaling, submitter.owner)
         async for part in with_base64(image.model_dump_json(exclude_none=True), parts):
             yield part
@@ -131,7 +132,7 @@ async def read_scaled_image(
         wanted = parse_size(size)
     except ValueError as error:
         raise BadRequest.at(("path", "size"), str(error)) from error
-    png = await service.results.image(job_id, index)
+    png = await service.results.image(job_id, owner, index)
     return CutStream(one_by_one(scaled(png, wanted), request.app.state.scaling, owner), media_type="image/png")
 
 

@@ -62,8 +62,8 @@ class ImageStream:
         indices = [event.data["index"]] if event.name == "picture" else []
         if event.name == "end" and event.data["result"] is not None:  # of a job that ended before the stream began
             indices = [i for i in range(len(self.job.labels)) if i not in self._sent]
-        results = self.submitter.service.results
-        return {index: await results.image(self.job.id, index) for index in indices}
+        results, owner = self.submitter.service.results, self.submitter.owner
+        return {index: await results.image(self.job.id, owner, index) for index in indices}
 
     def _is_due(self, index: int, share: float) -> bool:
         """Whether a picture that is sampled to this share needs its next partial image. They divide its steps."""

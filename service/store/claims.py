@@ -64,6 +64,7 @@ class PictureStream:
         self.suspects = 0  # pictures that nobody has claimed and that must be sampled alone, when last looked
         self._unreadable: dict[str, tuple[str, float]] = {}  # entry -> its job, and when it was first seen
         functions.call(connection, "open_stream", digest)
+        functions.call(connection, "drop_consumers", digest, self.lease_ms)
 
     def claim_new(self, room: int) -> list[Claim]:
         """Claim up to `room` pending pictures, in the fair queue's order."""

@@ -640,6 +640,21 @@ local function discard(args)
   redis.call('XDEL', stream, unpack(args, 2))
 end
 
+-- drop_consumers(digest, milliseconds)
+--
+-- Removes consumers of the model's stream that have no pictures and were idle for so long: their workers ended or
+-- unloaded the model. A consumer that reads again comes back. Returns nothing.
+local function drop_consumers(args)
+  local stream = keys_of_model(args[1]).stream
+  local consumers = redis.pcall('XINFO', 'CONSUMERS', stream, GROUP)
+  for _, one in ipairs(consumers) do -- none if there is no such group
+    local name, pending, idle_ms = one[2], one[4], one[6]
+    if pending == 0 and idle_ms > tonumber(args[2]) then
+      redis.call('XGROUP', 'DELCONSUMER', stream, GROUP, name)
+    end
+  end
+end
+
 -- wanted(milliseconds of a lease)
 --
 -- Returns the models that have work that no live worker has taken: digest and description of each. Forgets models without
@@ -728,6 +743,7 @@ register('read', read, {'no-writes'})
 register('open_stream', open_stream, {'allow-oom'})
 register('claim', claim, {'allow-oom'})
 register('discard', discard, {'allow-oom'})
+register('drop_consumers', drop_consumers, {'allow-oom'})
 register('overdue', overdue, {'allow-oom'})
 register('wanted', wanted, {'allow-oom'})
 register('jobs_of', jobs_of, {'no-writes'})

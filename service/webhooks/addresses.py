@@ -50,6 +50,8 @@ def check_url(url: str, allow_private: bool) -> None:
         raise AddressNotAllowed(f"not a URL: {error}") from error
     if parts.scheme not in ("http", "https") or not parts.host:
         raise AddressNotAllowed("not an http:// or https:// URL")
+    if parts.port is not None and not 1 <= parts.port <= 65535:
+        raise AddressNotAllowed(f"there is no port {parts.port}")
     if parts.userinfo or parts.fragment:
         raise AddressNotAllowed("a user, a password or a fragment is not allowed in the URL")
     try:

@@ -188,7 +188,7 @@ class Sender:
                 await self._send(record, event)
         except (ValueError, Undeliverable, ServiceError) as error:  # ValueError: also of a name that no resolver takes
             log.warning("webhook cannot be sent", reason=str(error))
-        except (OSError, httpx.HTTPError, RedisError, Refused) as error:
+        except Exception as error:  # the network's, or what a library makes of it
             reason = str(error) or type(error).__name__
             is_gone = isinstance(error, Refused) and error.status == 410
             if number < self.settings.webhook_attempts and not is_gone:

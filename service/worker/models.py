@@ -203,11 +203,12 @@ class Models:
         other = self.cache.evaluator_for(info)
         return self.cache.fetch(other.name, other.digest, "evaluator")
 
-    def follow(self) -> list[tuple[ModelName, Exception]]:
-        """Build a fetched model. Return those that cannot be used, and why."""
-        failed = list[tuple[ModelName, Exception]]()
+    def follow(self) -> list[tuple[ModelName, Exception, float]]:
+        """Build a fetched model. Return those that cannot be used, why, and how long they were awaited."""
+        failed = list[tuple[ModelName, Exception, float]]()
         for model, (fetch, begun_at) in list(self._fetches.items()):
-            if fetch.done() or time.monotonic() - begun_at >= self.settings.storage_timeout_s:
+            awaited_s = time.monotonic() - begun_at
+            if fetch.done() or awaited_s >= self.settings.storage_timeout_s:
                 del self._fetches[model]
                 try:
                     if not fetch.done():
@@ -217,7 +218,7 @@ class Models:
                 except Exception as error:
                     if lost(error, self.device):
                         raise
-                    failed.append((model, error))
+                    failed.append((model, error, awaited_s))
                 break  # one for each iteration: pictures in progress wait for it
         return failed
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from redis import Redis
 from redis.exceptions import RedisError
 
-from service.contract.records import FinishedPicture
+from service.contract.records import FinishedPicture, created_at
 from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store import workers
@@ -131,8 +131,8 @@ class Runner:
                 for loaded in self.models.claiming():
                     self._claim(loaded)
                 self._look()  # after the claims, so that a model which was just loaded has its place and is used
-                for model, error in self.models.follow():
-                    self._cannot_load(model, error)
+                for model, error, awaited_s in self.models.follow():
+                    self._cannot_load(model, error, awaited_s)
             busy = [loaded for loaded in self.models if loaded.busy]
             self.idle = not busy
             for loaded in busy:
@@ -180,14 +180,20 @@ class Runner:
         if time.monotonic() >= self._not_before.get(model.digest, 0.0):
             self.models.want(model)
 
-    def _cannot_load(self, model: ModelName, error: Exception) -> None:
-        """Fail the jobs of a model that cannot be used, if no other worker has it."""
+    def _cannot_load(self, model: ModelName, error: Exception, awaited_s: float) -> None:
+        """Fail the jobs of a model that cannot be used, if no other worker has it.
+
+        But not those that were created after this worker asked storage for it: it is asked again for them.
+        """
         self._not_before[model.digest] = time.monotonic() + RETRY_S
         log.warning("model cannot be loaded", model=model.name, digest=model.digest, reason=str(error))
         if isinstance(error, CheckpointError) and not workers.have_loaded(self.connection, model.digest):
             self._not_before.pop(model.digest)  # its next job may find it
+            seconds, microseconds = self.connection.time()  # by which ids are dated
+            asked_at = seconds + microseconds / 1e6 - awaited_s
             for job_id in self.store.of_model(model.digest):
-                self.store.fail(job_id, f"the model cannot be loaded: {error}")
+                if created_at(job_id) <= asked_at:
+                    self.store.fail(job_id, f"the model cannot be loaded: {error}")
 
     def _claim(self, loaded: Loaded) -> None:
         """Claim as many pictures as there is room for, those of dead workers first.

@@ -129,20 +129,20 @@ async def read_events(job_id: OwnJob, service: ServiceDep, last_event_id: LastEv
 @router.get(
     "/{job_id}/grid.png", response_class=Response, responses=PICTURE_RESPONSES, summary="Read the grid of all pictures"
 )
-async def read_grid(job_id: OwnJob, service: ServiceDep) -> Response:
+async def read_grid(job_id: OwnJob, owner: OwnerDep, service: ServiceDep) -> Response:
     """The grid of a finished job; for a /score job, the grid of the best repeat."""
-    return await service.results.send_grid(await service.jobs.job(job_id))
+    return await service.results.send_grid(await service.jobs.job(job_id), owner)
 
 
 @router.get(
     "/{job_id}/pictures.zip", response_class=Response, responses=ZIP_RESPONSES, summary="Read all pictures as a zip"
 )
-async def read_zip(job_id: OwnJob, service: ServiceDep) -> Response:
+async def read_zip(job_id: OwnJob, owner: OwnerDep, service: ServiceDep) -> Response:
     """The pictures of a finished job in the order of its result, 0.png, 1.png, ...; for /score, those of the best run.
 
     `POST /score` takes the zip as `pictures`.
     """
-    parts = await service.results.zipped(job_id)
+    parts = await service.results.zipped(job_id, owner)
     headers = {"Content-Disposition": f'attachment; filename="{job_id[:8]}.zip"'}
     return CutStream(parts, media_type="application/zip", headers=headers)
 
@@ -150,9 +150,9 @@ async def read_zip(job_id: OwnJob, service: ServiceDep) -> Response:
 @router.get(
     "/{job_id}/images/{index}.png", response_class=Response, responses=PICTURE_RESPONSES, summary="Read a picture"
 )
-async def read_image(job_id: OwnJob, index: Index, service: ServiceDep) -> Response:
+async def read_image(job_id: OwnJob, owner: OwnerDep, index: Index, service: ServiceDep) -> Response:
     """A picture, as soon as it is finished, also while the job is running."""
-    return await service.results.send_image(job_id, index)
+    return await service.results.send_image(job_id, owner, index)
 
 
 @router.get(
@@ -161,6 +161,6 @@ async def read_image(job_id: OwnJob, index: Index, service: ServiceDep) -> Respo
     responses=PICTURE_RESPONSES,
     summary="Read the trajectory of a picture",
 )
-async def read_trajectory(job_id: OwnJob, index: Index, service: ServiceDep) -> Response:
+async def read_trajectory(job_id: OwnJob, owner: OwnerDep, index: Index, service: ServiceDep) -> Response:
     """The stages of a picture from noise to the finished picture, if the job was requested with `trajectory`."""
-    return await service.results.send_trajectory(job_id, index)
+    return await service.results.send_trajectory(job_id, owner, index)

@@ -43,11 +43,11 @@ def read_submission(content: bytes, count: int, settings: Settings) -> list[byte
         for i, entry in enumerate(_in_order(archive.infolist(), count)):
             name = f"{i}.png"
             try:
-                png = _unpack(archive, entry, most - unpacked + 1)
+                png = _unpack(archive, entry, name, most - unpacked + 1)
                 unpacked += len(png)
                 if unpacked > most:
                     raise _refused((name, f"with it the zip unpacks to more than {most} bytes"))
-                small.append(reduced(png))
+                small.append(reduced(png, settings.picture_side))
                 width, height = sizes[name] = check_picture(small[-1], settings.picture_side)
             except PngError as error:
                 faults.append((name, str(error)))
@@ -64,15 +64,18 @@ def read_submission(content: bytes, count: int, settings: Settings) -> list[byte
     return small
 
 
-def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, most: int) -> bytes:
-    """Return up to `most` bytes of an entry, whatever its header claims. PngError if it cannot be unpacked."""
+def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str, most: int) -> bytes:
+    """Return up to `most` bytes of an entry, whatever its header claims. PngError for another compression.
+
+    BadRequest if it cannot be unpacked: nobody counts the bytes before that, so no further entry is.
+    """
     if entry.compress_type not in BOUNDED:
         raise PngError(f"compression {entry.compress_type}; use stored or deflated")
     try:
         with archive.open(entry) as file:
             return file.read(most)
     except UNREADABLE as error:
-        raise PngError(f"cannot be unpacked: {error}") from error
+        raise _refused((name, f"cannot be unpacked: {error}")) from error
 
 
 def _in_order(entries: Sequence[zipfile.ZipInfo], count: int) -> list[zipfile.ZipInfo]:

@@ -24,6 +24,7 @@ RECIPE = KEYWORD.encode() + b"\0"  # begins the content of a recipe's chunk
 AFTER_HEADER = 2  # in a list of the signature and the chunks
 MAX_CHUNKS = 64  # besides the pixels'; cameras and editors write about ten
 MAX_RECIPE_BYTES = 1 << 20  # the longest recipe, of a grid of 256 pictures, has about 400 KB
+BYTES_A_PIXEL = 8  # at most, before compression
 PIXEL_CHUNK = 1024  # bytes of pixels in a chunk, on average at least: encoders write 8 KiB or more
 
 
@@ -31,8 +32,10 @@ class PngError(ValueError):
     """Bytes that are not a usable PNG. The message says why."""
 
 
-def reduced(png: bytes) -> bytes:
+def reduced(png: bytes, side: int | None = None) -> bytes:
     """Return the PNG with only the chunks that decide its pixels, and its recipe. It may still be damaged.
+
+    side: the most pixels of width and height. More data than such a picture needs is refused.
 
     The recipe moves to the front: Pillow reads a text after the pixels only once it has decoded them.
 
@@ -43,6 +46,7 @@ def reduced(png: bytes) -> bytes:
         raise PngError("not a PNG")
     kept, at, kind = [SIGNATURE], len(SIGNATURE), b""
     left, recipes = {False: MAX_CHUNKS, True: MAX_CHUNKS + len(png) // PIXEL_CHUNK}, 0
+    most_data = len(png) if side is None else (BYTES_A_PIXEL * side + 1) * side * 9 // 8 + 4096
     while at < len(png) and kind != END:
         length, kind = CHUNK.unpack_from(png, at) if at + CHUNK.size <= len(png) else (0, b"")
         chunk = png[at : at + OVERHEAD + length]  # the last one may be cut short
@@ -50,6 +54,10 @@ def reduced(png: bytes) -> bytes:
         left[kind == b"IDAT"] -= 1
         if min(left.values()) < 0:
             raise PngError(f"a PNG with too many chunks; at most {MAX_CHUNKS} besides its pixels are allowed")
+        if kind == b"IDAT":
+            most_data -= len(chunk)
+        if most_data < 0:
+            raise PngError(f"a PNG with more data than {side}x{side} pixels need")
         if kind in TEXTS and chunk.startswith(RECIPE, CHUNK.size):
             recipes += 1
             if recipes > 1 or not OVERHEAD + length == len(chunk) <= MAX_RECIPE_BYTES:

@@ -1,5 +1,6 @@
 """Claims: owners take turns, leases expire, and pictures that kill workers are given up."""
 
+import time
 from collections.abc import Sequence
 
 import pytest
@@ -89,6 +90,16 @@ def test_one_worker_samples_suspects_and_the_others_go_on(
     connection.pexpire(keys.suspects_keeper(DIGEST), 1000)
     a.claim_stale(0, may_be_alone=False)
     assert connection.pttl(keys.suspects_keeper(DIGEST)) > 1000  # it remains the one as long as it asks
+
+
+def test_consumers_that_are_idle_for_a_lease_are_dropped_when_a_worker_opens_the_stream(
+    connection: Redis, settings: Settings, a: PictureStream
+) -> None:
+    connection.xgroup_createconsumer(a.key, GROUP, "idle")
+    for lease_s, consumers in ((3600.0, 1), (0.01, 0)):
+        time.sleep(0.02)
+        PictureStream(connection, settings.model_copy(update={"lease_s": lease_s}), DIGEST, "new")
+        assert len(connection.xinfo_consumers(a.key, GROUP)) == consumers
 
 
 def test_a_stream_that_redis_has_lost_is_made_anew(connection: Redis, store: JobStore, a: PictureStream) -> None:

@@ -46,6 +46,8 @@ def test_only_internet_addresses_are_public(address: str, public: bool) -> None:
         "http://[::1]/",
         "http://[fe80::1%25eth0]/",
         "http://[::1/",
+        "http://example.com:70000/",
+        "http://example.com:0/",
         "",
         "http://0177.0.0.1/",
         "http://xn--/",

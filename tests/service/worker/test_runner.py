@@ -305,14 +305,15 @@ def test_while_storage_hangs_other_models_are_served_and_the_job_fails_in_the_en
 
     monkeypatch.setattr("service.worker.checkpoint_cache.resolve", hang)
     run_until(runner, lambda: runner.models.fetching)
+    later = create(model="other")
     run(runner, loaded.id)
     assert [status(store, job) for job in (loaded, unknown)] == ["finished", "queued"]
     runner.models.settings = own.model_copy(update={"storage_timeout_s": 0.0})
     run(runner, unknown.id)
     assert error_of(store, unknown) == f"the model cannot be loaded: {own.storage}: has not answered within 0 s"
+    assert status(store, later) == "queued"
     runner.models.settings = own
     answers.append(1)
-    later = create(model="other")
     run(runner, later.id)
     assert status(store, later) == "finished"
 

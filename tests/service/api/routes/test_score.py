@@ -10,6 +10,7 @@ import httpx
 import numpy as np
 import pytest
 from redis import Redis
+from redis.exceptions import ConnectionError
 from typer.testing import CliRunner
 
 from service.api.results import Slots
@@ -18,7 +19,7 @@ from service.api.server import Server
 from service.api.uploads.png import check_picture
 from service.client import Client
 from service.client.__main__ import app
-from service.pictures import PictureFiles
+from service.pictures import PictureFiles, picture
 from service.settings import Settings
 from service.store import keys
 from service.store.async_jobs import AsyncJobs
@@ -140,6 +141,22 @@ def test_a_retry_needs_no_second_upload(
         job = client.post(f"/jobs/{job_id}/retry").json()
     assert (job["status"], job["progress"]) == ("finished", {"done": 3, "total": 3})
     assert client.get(f"/jobs/{job['id']}/images/2.png").content == png(2)
+
+
+def test_uploads_stay_if_redis_breaks_after_it_has_created_their_job(
+    client: httpx.Client, alive: JobStore, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, headers = AsyncJobs.create, {"prefer": "respond-async", "idempotency-key": "mine"}
+
+    async def breaking(jobs: AsyncJobs, *asked: Any) -> str:
+        await create(jobs, *asked)
+        raise ConnectionError("before the answer")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(AsyncJobs, "create", breaking)
+        problem(send(client, zipped(GOOD), headers), 503, "unavailable")
+    job_id = send(client, zipped(GOOD), headers).json()["id"]
+    assert PictureFiles(settings.pictures).read(job_id, picture(2)) == png(2)
 
 
 def with_uploads(server: Server, slots: Slots) -> Slots:

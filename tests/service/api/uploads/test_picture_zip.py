@@ -91,6 +91,15 @@ def test_a_duplicate_name() -> None:
     assert len(caught.value.members["errors"]) == 1
 
 
+def test_nothing_is_unpacked_after_an_entry_that_cannot_be() -> None:
+    content = zipped({f"{i}.png": png(i) for i in range(3)}, zipfile.ZIP_STORED)
+    for i in range(3):
+        content = content.replace(png(i), png(i)[:-1] + b"?")
+    with pytest.raises(BadRequest) as caught:
+        read_submission(content, 3, BOUNDS)
+    assert [fault["loc"][2:] for fault in caught.value.members["errors"]] == [["0.png"]]
+
+
 def test_decoded_pixels_count_towards_the_limit() -> None:
     tight = BOUNDS.model_copy(update={"zip_unpacked_bytes": 2 * 3 * 64 * 64})
     content = zipped({f"{i}.png": png(size=(64, 64), mode="1") for i in range(3)})

@@ -125,12 +125,19 @@ def test_pillow_never_sees_a_bomb(content: bytes, words: str, monkeypatch: pytes
         reduced(content)
 
 
+def test_more_data_than_the_pixels_need_is_not_kept() -> None:
+    with pytest.raises(PngError, match="more data than 16x16 pixels need"):
+        reduced(png().replace(END, chunk(b"IDAT", bytes(1 << 20)) + END), 16)
+    noise = png(size=(16, 16))
+    assert reduced(noise, 16) == noise
+
+
 def test_many_chunks_of_pixels_are_accepted() -> None:
     """libpng writes 8 KiB of them at a time; these have 1 KiB."""
     data = zlib.compress(bytes(512 * (1 + 3 * 512)), 0)
     pixels = b"".join(chunk(b"IDAT", data[at : at + 1024]) for at in range(0, len(data), 1024))
     content = SIGNATURE + chunk(b"IHDR", struct.pack(">2I5B", 512, 512, 8, 2, 0, 0, 0)) + pixels + END
-    assert reduced(content) == content
+    assert reduced(content, 512) == content
     assert check_picture(content, 512) == (512, 512)
 
 
