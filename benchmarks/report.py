@@ -131,10 +131,10 @@ def performance(content: Data) -> list[Piece]:
         "How fast sampling, serving and training are, beside other ways to do the same. To size a deployment, see "
         "[capacity](#capacity).",
         goals(content, GOALS[:SUMMARY]),
-        "[Further goals](#further-goals) are at the end. What is compared takes turns on the same machine. Figures are "
-        "medians over rounds, ratios are computed round by round; intervals are of the ratio's geometric mean "
-        f"(Student's t of the logarithms). *The report* is a [student's report](results.md#terms) whose code is a "
-        f"baseline. `{command}` writes this page from `benchmarks/results.json`, which also has all versions.",
+        "What is compared takes turns on the same machine. Figures are medians over rounds, ratios are computed round "
+        "by round; intervals are of the ratio's geometric mean (Student's t of the logarithms). *The report* is a "
+        f"[student's report](results.md#terms) whose code is a baseline. `{command}` writes this page, `benchmarks/"
+        "results.json` has all figures and versions. [Further goals](#further-goals) are at the end.",
         machine_line(content),
     ]
     for name, title in TITLES.items():
