@@ -169,10 +169,10 @@ def out_of_reach(data: Data) -> str:
     best, few = max(rows_per_s.values()), (rows_per_s[1], rows_per_s[2])
     floor, theirs = data["alone"]["p95"], data["simulated"][str(AT)][REQUEST_LEVEL]["p95"]
     return (
-        f"Calls of one network row compute {number(few[0])} rows/s here, of two {number(few[1])}, of the best size "
-        f"{number(best)}: batching gains at most {number(best / few[0])} times for unguided pictures, "
-        f"{number(best / few[1])} for guided ones. No p95 can be below an idle device's {number(floor)} s, "
-        f"{number(floor / theirs)} of request-level batching's."
+        f"Batching gains at most {number(best / few[0])} times for unguided pictures here, {number(best / few[1])} for "
+        f"guided ones, by rows/s in calls of one row ({number(few[0])}), two ({number(few[1])}) and the best size "
+        f"({number(best)}). No p95 can be below an idle device's {number(floor)} s, {number(floor / theirs)} of "
+        "request-level batching's."
     )
 
 
