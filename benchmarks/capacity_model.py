@@ -211,17 +211,16 @@ def capacity(content: Data) -> list[Piece]:
         "## Capacity",
         "How many devices a number of pictures per day needs:",
         sizing(costs, kinds),
-        "Computed from the sections above. Assumed, not measured: "
-        f"the peak is {PEAK:g} times the daily mean, the load at the peak is {LOAD:g} of capacity, and devices do not "
-        "slow each other down, since they share only Redis.",
+        f"Computed from the sections above. Assumed, not measured: the peak is {PEAK:g} times the daily mean, the load "
+        f"at the peak is {LOAD:g} of capacity, and devices, which share only Redis, do not slow each other down.",
         f"With full batches, a device takes {number(1000 * costs.row_s)} ms per network row, and "
         f"{number(1000 * costs.other_s)} ms for all else that a picture needs. As shipped, a picture has "
         f"{sum(costs.served)} rows. For A pictures per second of D device seconds you need ceil(A D / {LOAD:g}) "
         f"devices. On an idle device, a picture takes {number(1000 * alone_s(costs, costs.served))} ms with "
         f"{as_shipped}, {number(1000 * alone_s(costs, (2,) * 16))} ms with 16 guided ones.",
         f"For the requests of the [load test](#batching-under-load), {how_well}; its runs are short, so a p95 depends "
-        "on a few requests. Where a step takes equally long for 1 row and for 32, as on a large GPU, the model gives "
-        f"{number(flat['throughput'])} times the throughput of one at a time and, at {LOAD:g} of capacity, "
+        f"on few requests. Where 1 row takes as long as 32, as on a large GPU, the model gives "
+        f"{number(flat['throughput'])} times the throughput of one at a time and, at a load of {LOAD:g}, "
         f"{number(flat['p95_ratio'])} of the p95 of request-level batching ({costs.max_pictures} pictures in "
         "progress).",
     ]

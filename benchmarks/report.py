@@ -36,13 +36,13 @@ GOALS: list[Goal] = [
     ("sampling.speedup_vs_report", "sampling 32 pictures, speed-up over the report's sampler", 1000.0, True),
     ("sampling.speedup_vs_diffusers_fp32", "the same over diffusers in fp32, equal solver and steps", 3.0, True),
     ("sampling.speedup_vs_diffusers_bf16", "the same over diffusers in bf16", 1.3, True),
-    ("limit.fraction", "a network call of 16 rows, fraction of its library's best kernel", 0.6, True),
+    ("limit.fraction", "a network call of 16 rows, fraction of the best kernel", 0.6, True),
     ("service.saturation_fraction", "the service at saturation, fraction of the bare loop's pictures/s", 0.85, True),
     (OVERHEAD, "one picture from an idle service, ms more than the loop", None, False),
     ("service.api_cpu_ms_per_request", "CPU of the API, ms per request", 1.5, False),
     ("batching.p95_ratio_at_0_6", "p95 at 0.6 of capacity, relative to request-level batching", 0.5, False),
     ("servers.burst_vs_litserve_quiet", "a burst, pictures/s relative to LitServe with our engine", 1.0, True),
-    ("training.speedup_vs_library", "training, speed-up over diffusers' loop in fp32, its default", 2.0, True),
+    ("training.speedup_vs_library", "training, speed-up over diffusers' loop, fp32", 2.0, True),
     (
         "service.saturation_fraction_several",
         "the service, 8 pictures a request, fraction of the bare loop",
@@ -51,25 +51,25 @@ GOALS: list[Goal] = [
     ),
     ("service.one_step_fraction", "the same with the one-step model", 0.6, True),
     ("service.cpu_ms_beside_loop", "CPU beside the loop's, ms per picture", 5.0, False),
-    ("service.redis_commands_per_picture", "Redis commands per picture, 1 picture per request", 40.0, False),
+    ("service.redis_commands_per_picture", "Redis commands per picture, 1 per request", 40.0, False),
     ("batching.throughput_vs_one_at_a_time", "throughput at saturation, relative to one at a time", 3.0, True),
     (
         "servers.burst_vs_litserve_busy",
-        "the burst relative to LitServe beside two busy processes",
+        "the burst beside two busy processes",
         1.0,
         True,
     ),
-    ("servers.burst_vs_litserve_defaults_quiet", "a burst, relative to LitServe with diffusers' defaults", 3.0, True),
+    ("servers.burst_vs_litserve_defaults_quiet", "the burst relative to LitServe with diffusers' defaults", 3.0, True),
     ("servers.burst_vs_litserve_defaults_busy", "the same beside two busy processes", 3.0, True),
     ("servers.arriving_p95_vs_litserve_quiet", "mixed requests at random times, p95 relative to LitServe", 0.7, False),
     ("before.call_speedup_1_rows", "a network call of 1 row, speed-up over packed torch", None, True),
     ("before.call_speedup_8_rows", "the same of 8 rows", None, True),
     ("before.call_speedup_32_rows", "the same of 32 rows", None, True),
-    ("before.requests_1_busy", "requests beside one busy process, pictures/s relative to packed torch", 3.0, True),
+    ("before.requests_1_busy", "requests beside one busy process, speed-up over packed torch", 3.0, True),
     ("before.requests_2_busy", "the same beside two busy processes", 3.0, True),
-    ("before.requests_p95_1_busy", "p95 of these requests beside one busy process", 0.33, False),
+    ("before.requests_p95_1_busy", "p95 of these beside one busy process, relative", 0.33, False),
     ("before.requests_p95_2_busy", "the same beside two busy processes", 0.33, False),
-    ("before.worker_ready_again", "a worker's second start until ready, relative to packed torch", 1.0, False),
+    ("before.worker_ready_again", "a worker's second start, relative to packed torch", 1.0, False),
     ("before.service_picture", "the first picture of a new service, relative to packed torch", 1.0, False),
     ("training.speedup_vs_report", "training, speed-up over the report's loop", 10.0, True),
 ]
@@ -131,10 +131,10 @@ def performance(content: Data) -> list[Piece]:
         "How fast sampling, serving and training are, beside other ways to do the same. To size a deployment, see "
         "[capacity](#capacity).",
         goals(content, GOALS[:SUMMARY]),
-        "[Further goals](#further-goals) are at the end. What is compared takes turns on the same machine. Figures are "
-        "medians over rounds, ratios are computed round by round; intervals are of the ratio's geometric mean "
-        f"(Student's t of the logarithms). *The report* is a [student's report](results.md#terms) whose code is a "
-        f"baseline. `{command}` writes this page from `benchmarks/results.json`, which also has all versions.",
+        "What is compared takes turns on the same machine. Figures are medians over rounds, ratios are computed round "
+        "by round; intervals are of the ratio's geometric mean (Student's t of the logarithms). *The report* is a "
+        f"[student's report](results.md#terms) whose code is a baseline. `{command}` writes this page, `benchmarks/"
+        "results.json` has all figures and versions. [Further goals](#further-goals) are at the end.",
         machine_line(content),
     ]
     for name, title in TITLES.items():

@@ -18,53 +18,47 @@ WITHIN_S = 15.0  # the longest recovery allowed
 HEAD = f"""\
 # Reliability
 
-What holds, whatever process is killed, hangs or loses its connection:
+Whatever process is killed, hangs or loses its connection:
 
 - Every accepted job reaches exactly one terminal state, in its record and in its events ([jobs](api.md#jobs)).
 - Every picture of a finished job is stored once and announced once, with the pixels that it has without a fault.
 - A request that is retried with its `Idempotency-Key` is one job.
 - Nothing is left in the queues. New requests have their pictures within {WITHIN_S:.0f} s of the end of the fault.
 
-Not covered: a machine that loses power loses up to a second of writes (`appendfsync always` loses nothing and is
-slower). If Redis's own clock jumps ahead by more than `job_timeout_s`, open jobs fail as overdue. If it jumps back just
+Not covered: a machine that loses power loses up to a second of writes (with `appendfsync always`, which is slower,
+none). If Redis's own clock jumps ahead by more than `job_timeout_s`, open jobs fail as overdue. If it jumps back just
 after a worker died, that worker's pictures wait for as long as the jump.
 
 ## Faults
 
-`make faults` injects each fault into a service of real processes, the API, two workers and Redis with an append-only
-file, and checks all of the above for every job that it accepted. `python -m faults NAME` repeats one fault. A fault has
-a row only if it passed. Checkpoints are toys; settings are the defaults unless a row names them. `disk-full` needs
-root. Pictures of the release before, which computes its networks in another library, are compared by their sizes alone.
+`make faults` injects each fault into real processes, the API, two workers and Redis with an append-only file, and
+checks all of the above for every accepted job. `python -m faults NAME` repeats one; `disk-full` needs root. A fault has
+a row only if it passed. Checkpoints are toys; settings are the defaults unless a row names them. Pictures of the
+release before, which computes its networks in another library, are compared by their sizes alone.
 
-*Recovery* lasts from the fault, from its end or from the last of several, until a new request has its picture and all
-jobs that were open at the fault have ended, less the time that they take without a fault. *Wait* is the longest time
-until a request was accepted, for a client that sends one every quarter of a second and retries it.
-`faults/results.json` has each fault's date, commit and machine.
+*Recovery* lasts from the fault, its end or the last of several, until a new request has its picture and all jobs open
+at the fault have ended, less the time that they take without one. *Wait* is the longest time until a request was
+accepted, of a client that sends and retries one every quarter of a second. `faults/results.json` has dates, commits and
+machines.
 
 | fault | name | recovery, s | wait, s |
 | --- | --- | --- | --- |
 """
 TAIL = """
-## Promises with tests of their own
-
-- A picture is the same alone and in any batch, on any CPU: `tests/shared/test_openvino.py`.
-- Simultaneous requests cannot pass a limit together: `tests/service/store/test_async_jobs.py`.
-- A job finishes only while Redis has all of its verdicts: `tests/service/store/test_job_model.py`.
-- Pictures of dead workers come before new ones, and an unreadable picture stops nobody:
-  `tests/service/store/test_claims.py`.
-- A suspected picture has its worker for itself, and a model that kills the workers that load it fails its jobs:
-  `tests/service/worker/test_runner.py`.
+Tests in `tests/` show that a picture is the same alone and in any batch, on any CPU; that simultaneous requests cannot
+pass a limit together; that dead workers' pictures come before new ones; and that a model whose workers die while they
+load it fails its jobs.
 """
 SOAKED = """
 ## Soak
 
-`make soak MINUTES=60` keeps two APIs, two workers, the sender of webhooks and Redis under a steady mixed load, while a
-fault strikes about every minute: kills, restarts, pauses of 2 to 15 s, a full Redis. Afterwards all of the above is
-checked for every job. `python -m soak --seed N` repeats a load with its faults.
+`make soak MINUTES=60` puts two APIs, two workers, the webhooks' worker and Redis under a steady mixed load, while about
+every minute a process is killed, restarted or paused for 2 to 15 s, or Redis is full. Then it checks all of the above
+for every job. `python -m soak --seed N` repeats a load with its faults.
 
-A memory series grows if the 95 % interval of its slope over the last half (Theil and Sen's) lies above 2 % an hour. In
-each of three other soaks, without a wrong job among 3,130, one series grew: an API's by 3.1 % an hour, Redis's from 2.8
-to 3.1 MiB, an API's from 60.0 to 60.9 MiB (not kept). No soak of an hour has run since this criterion was changed.
+A series of memory grows if the 95 % interval of its slope over the last half (Theil and Sen's) lies above 2 % an hour.
+In each of three other soaks, with no wrong job among 3,130, one grew: an API's by 3.1 % an hour, Redis's from 2.8 to
+3.1 MiB, an API's from 60.0 to 60.9 MiB (not kept). No soak of an hour has run since this criterion was changed.
 
 """
 

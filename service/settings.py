@@ -78,19 +78,18 @@ class Settings(BaseSettings):
     storage: Storage = Path("models")
     """Folder of the checkpoints, or an address that fsspec opens, such as s3://bucket/path."""
     pictures: Storage = Path("pictures")
-    """Folder of the pictures, grids and uploads of all jobs, or an address such as s3://bucket/path. The API and all
-    workers need the same value. `python -m service` keeps them beside Redis's data instead."""
+    """Folder or address of all jobs' pictures, grids and uploads. The API and all workers need the same value.
+    `python -m service` keeps them beside Redis's data instead."""
     keep_days: float = Field(default=7, gt=0, le=36_500)
     """How many days a job, its verdicts and its pictures are kept after it ends."""
     redis_url: Annotated[str, AfterValidator(redis_address.checked)] = Field(
         default="redis://127.0.0.1:6379/0", validation_alias=AliasChoices("LABELGRID_REDIS_URL", "REDIS_URL")
     )
     """The server that all processes share: Redis 7 or later, or Valkey. redis://, rediss:// with TLS, unix://, or
-    redis+sentinel://host:26379,host/NAME for a primary that Sentinels watch. If neither variable is set,
-    `python -m service` starts its own."""
+    redis+sentinel://host:26379,host/NAME for a primary that Sentinels watch. If unset, `python -m service` starts its
+    own."""
     queue: str = "labelgrid"
-    """Name of the RQ queue. It does not separate two services: each needs a Redis database of its own, the number at
-    the end of redis_url."""
+    """Name of the RQ queue. Two services also need different Redis databases, the number at the end of redis_url."""
 
     idempotent_s: int = Field(default=86400, ge=1)
     """How long an Idempotency-Key counts. Costs about 300 bytes a key."""
@@ -99,11 +98,11 @@ class Settings(BaseSettings):
     max_queued_pictures: int = Field(default=10_000, ge=1)
     """Maximum number of unfinished pictures of one model. Beyond it requests get a 429, unless the queue is empty."""
     max_queued_pictures_per_owner: int = Field(default=5_000, ge=1)
-    """Maximum number of one API key's owner's pending pictures of one model."""
+    """Maximum number of pending pictures of one model from one owner of an API key."""
     max_stored_pictures_per_owner: int = Field(default=50_000, ge=1)
-    """Maximum number of pictures in the jobs of one API key's owner, until the jobs expire or are deleted."""
+    """Maximum number of pictures in the jobs of one owner of an API key, until they expire or are deleted."""
     accept_without_workers: bool = False
-    """Accept requests while no worker runs, for workers that start when there is work. Otherwise they are a 503."""
+    """Accept requests while no worker runs, for workers that start on demand. Otherwise they are a 503."""
     wait_s: float = Field(default=300.0, ge=0)
     """How long a request without a `Prefer` header waits for its job before it gets a 202."""
     body_limit_bytes: int = Field(default=LIMITS.max_file_bytes + 65536, ge=1024)
@@ -113,14 +112,14 @@ class Settings(BaseSettings):
     zip_entries: int = Field(default=1024, ge=1)
     """Maximum number of entries of an uploaded zip, including folders and files that operating systems add."""
     zip_unpacked_bytes: int = Field(default=64 << 20, ge=1024)
-    """Maximum size of an uploaded zip's pictures in all: unpacked, and separately as pixels of 3 bytes."""
+    """Maximum size of an uploaded zip's pictures: unpacked, and separately as pixels of 3 bytes."""
     picture_side: int = Field(default=512, ge=1, le=4096)
     """Maximum width and height in pixels of an uploaded picture."""
 
     metrics_host: str = "127.0.0.1"
-    """Address on which a worker serves its metrics. The API serves its own at GET /metrics."""
+    """Address of a worker's metrics. The API serves its own at GET /metrics."""
     metrics_port: int | None = Field(default=None, ge=0, le=65535)
-    """Port of a worker's metrics, at /metrics. If unset, a worker serves none; 0 picks a free port and logs it."""
+    """Port of a worker's metrics, at /metrics. If unset, there are none; 0 picks a free port and logs it."""
     api_keys: str = ""
     """API keys as NAME:HASH, separated by commas or spaces; `python -m service keys NAME` makes one."""
     api_keys_file: Path | None = None
@@ -131,66 +130,64 @@ class Settings(BaseSettings):
     """Origins whose pages may call the API from a browser, such as `https://example.org`, separated by commas or
     spaces; `*` allows all."""
     allow_no_keys: bool = False
-    """Lets the API listen beyond loopback without API keys, open to everybody who can reach it."""
+    """Lets the API listen beyond loopback without API keys, open to everybody."""
     published_on: str = ""
     """The host address on which a container's port is published. Without API keys it must be loopback."""
 
     webhook_secret: SecretStr | None = None
-    """The secret from which all owners' signing keys are derived; make it long and random. Without it there are no
-    webhooks."""
+    """A long random text from which all owners' signing keys are derived. Without it there are no webhooks."""
     webhook_allow_private: bool = False
     """Whether webhooks may call addresses of this machine and of private networks."""
     webhook_timeout_s: float = Field(default=10.0, gt=0, le=50)
-    """Maximum duration of one attempt, from resolving the host name to the status of the response."""
+    """Maximum duration of one attempt, from resolving the name to the response's status."""
     webhook_attempts: int = Field(default=6, ge=1, le=10)
-    """How often a webhook is attempted. Each further pause is four times as long as the one before."""
+    """How often a webhook is attempted. Each pause is four times as long as the one before."""
     webhook_backoff_s: float = Field(default=5.0, gt=0)
-    """Pause after the first attempt. Six attempts starting with 5 s take about half an hour."""
+    """Pause after the first attempt. Six attempts from 5 s take about half an hour."""
 
     alive_file: Path | None = None
-    """A file that a worker or a webhooks' worker touches while its loop moves, for
-    `python -m service check --liveness`. Each process needs its own."""
+    """A file that a worker or webhooks' worker touches while its loop moves, for `python -m service check --liveness`.
+    Each process needs its own."""
     drain_s: float = Field(default=20.0, ge=0)
     """How long a process may finish its work after SIGTERM. The API takes at least 3 s."""
 
     log_format: Literal["json", "console"] = "console"
-    """Format of the logs on standard error: one JSON object a line, or text for people."""
+    """Format of the logs: one JSON object a line, or text for people."""
     log_level: Annotated[Literal["debug", "info", "warning", "error"], BeforeValidator(str.lower)] = "info"
     """Minimum level of our own log lines. Libraries log from `warning` on."""
 
     tracing: bool = False
-    """Whether to send traces by OTLP, to the address in OTEL_EXPORTER_OTLP_ENDPOINT. Needs the extra `otel`."""
+    """Whether to send traces by OTLP, to OTEL_EXPORTER_OTLP_ENDPOINT. Needs the extra `otel`."""
 
     device: Annotated[str, AfterValidator(_device)] = "auto"
-    """Where the network runs: cpu, cuda, cuda:1, or auto, which takes the GPU if there is one."""
+    """Where the network runs: cpu, cuda, cuda:1, or auto, a GPU if there is one."""
     engine: EngineName = "auto"
-    """What computes the networks: openvino, on a CPU only; torch; or auto, which takes OpenVINO on a CPU where it is
-    installed."""
+    """What computes the networks: openvino, on a CPU only; torch; or auto, OpenVINO on a CPU where it is installed."""
     batch_pictures: int | None = Field(default=None, ge=1)
-    """Maximum number of pictures that a worker samples at the same time; all of them step together. If unset, it is 16
-    on a CPU and 64 on a GPU, and large jobs give way to small ones (docs/architecture.md)."""
+    """Maximum number of pictures that a worker samples at the same time, all stepping together. If unset, it is 16 on a
+    CPU and 64 on a GPU, and large jobs give way to small ones (docs/architecture.md)."""
     batch_rows: int | None = Field(default=None, ge=1)
-    """Maximum number of rows in one call of the network; a guided picture takes two. If unset, it is 64 on a CPU and
-    256 on a GPU."""
+    """Maximum number of rows in one network call; a guided picture takes two. If unset, it is 64 on a CPU and 256 on a
+    GPU."""
     live_every_s: float = Field(default=0.5, ge=0)
-    """Minimum interval between a worker's progress events with previews, for clients that watch a job."""
+    """Minimum interval between a job's progress events with previews."""
     loaded_models: int = Field(default=2, ge=1)
-    """Maximum number of models that a worker keeps loaded. Beyond it, the least recently used one is unloaded."""
+    """Maximum number of models that a worker keeps loaded, those used last."""
     idle_model_s: float = Field(default=600.0, ge=0)
-    """A model that is unused for this long is unloaded, but for the one that the worker used last."""
+    """A model that is unused for this long is unloaded, but for the one used last."""
     storage_every_s: float = Field(default=2.0, ge=0)
     """How old the API's view of storage may be."""
     storage_timeout_s: float = Field(default=120.0, gt=0)
-    """How long a worker waits for a checkpoint of which this machine has no copy. Then its job fails."""
+    """How long a worker waits for a checkpoint that it has not cached. Then the job fails."""
     cache: Path = Path("~/.cache/labelgrid")
     """Where a worker caches checkpoint files."""
     cache_bytes: int = Field(default=4 << 30, ge=0)
     """Approximate maximum size of that cache."""
     heartbeat_s: float = Field(default=2.0, gt=0)
-    """How often a worker reports that it is alive and renews the leases of the pictures it has claimed."""
+    """How often a worker reports that it is alive and renews its pictures' leases."""
     lease_s: float = Field(default=8.0, gt=0)
-    """A worker without a heartbeat for this long counts as dead, and other workers take over its pictures. Must be more
-    than heartbeat_s."""
+    """A worker without a heartbeat for this long counts as dead, and others take over its pictures. Must be more than
+    heartbeat_s."""
     stalled_after_s: float = Field(default=60.0, gt=0)
     """A worker whose loop makes no progress for this long ends its process. Must be longer than one step of a full
     batch."""

@@ -169,10 +169,10 @@ def out_of_reach(data: Data) -> str:
     best, few = max(rows_per_s.values()), (rows_per_s[1], rows_per_s[2])
     floor, theirs = data["alone"]["p95"], data["simulated"][str(AT)][REQUEST_LEVEL]["p95"]
     return (
-        f"What batching can gain here: calls of one network row compute {number(few[0])} rows/s, of two "
-        f"{number(few[1])}, of the best size {number(best)}, so at most {number(best / few[0])} times as much for "
-        f"unguided pictures and {number(best / few[1])} for guided ones. No p95 can be below that of an idle device, "
-        f"{number(floor)} s, {number(floor / theirs)} of request-level batching's."
+        f"Batching gains at most {number(best / few[0])} times for unguided pictures here, {number(best / few[1])} for "
+        f"guided ones, by rows/s in calls of one row ({number(few[0])}), two ({number(few[1])}) and the best size "
+        f"({number(best)}). No p95 can be below an idle device's {number(floor)} s, {number(floor / theirs)} of "
+        "request-level batching's."
     )
 
 
@@ -180,10 +180,9 @@ def who_waits(data: Data) -> str:
     """Say what it gains that large requests wait for small ones."""
     now, together = data["simulated"][str(AT)][CONTINUOUS], data["together"]
     return (
-        f"Large requests give way to small ones once a step has {data['few']} network rows. Simulated at a load of "
-        f"{AT}, mean, p95 and p99 are {number(now['mean'])}, {number(now['p95'])} and {number(now['p99'])} s; if all "
-        f"pictures stepped together, {number(together['mean'])}, {number(together['p95'])} and "
-        f"{number(together['p99'])} s."
+        f"Large requests give way to small ones once a step has {data['few']} network rows: simulated at {AT}, mean, "
+        f"p95 and p99 are {number(now['mean'])}, {number(now['p95'])} and {number(now['p99'])} s, otherwise "
+        f"{number(together['mean'])}, {number(together['p95'])} and {number(together['p99'])} s."
     )
 
 
@@ -201,13 +200,12 @@ def report(data: Data) -> list[Piece]:
     note = f" There was no time for loads of {', '.join(left_out)}." if left_out else ""
     saturated = {name: number(figure(found)["median"]) for name, found in data["saturated"].items()}
     return [
-        "*Continuous* batching, which the service does, lets pictures join and leave at any step. *Request-level* "
-        "batching takes whole requests and answers when the batch ends. *One at a time* samples one picture after the "
-        f"other; above a load of about 0.5 its latency never settles. A load of 1 is {data['requests_per_s']:.2f} "
-        "requests/s, what continuous batching reaches on a backlog by simulation. A request has 1 to 8 pictures, 4 to "
-        f"16 steps and guidance 1 or 3, {mean_network_rows():.0f} network rows on average. {data['max_pictures']} "
-        f"pictures are in progress, in continuous batching up to {data['late']} more. A run takes the requests of "
-        f"{spans} s.{note}",
+        "*Continuous* batching, the service's, lets pictures join and leave at any step. *Request-level* batching "
+        "takes whole requests and answers when the batch ends. *One at a time* samples one picture after the other; "
+        f"above a load of about 0.5 its latency never settles. A load of 1 is {data['requests_per_s']:.2f} requests/s, "
+        "continuous batching's simulated rate on a backlog. A request has 1 to 8 pictures, 4 to 16 steps and guidance "
+        f"1 or 3, {mean_network_rows():.0f} network rows on average. {data['max_pictures']} pictures are in progress, "
+        f"in continuous batching up to {data['late']} more. A run takes the requests of {spans} s.{note}",
         table,
         f"Simulated: the same scheduler, {SIMULATED_REQUESTS} requests, a virtual clock ([checked](#capacity)). On a "
         f"backlog, continuous batching samples {saturated[CONTINUOUS]} pictures/s, one at a time {saturated[ONE]}.",

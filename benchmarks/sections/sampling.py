@@ -155,7 +155,7 @@ def report(data: Data) -> list[Piece]:
         table.add(name, f"{data['steps'][name]}{scaled}", number(rate["median"]), quality)
     few = data["scores"].get(REPORT, {}).get("pictures")
     return [
-        f"{data['count']} pictures with the same weights and schedule and guidance {GUIDANCE:g}, but as served: "
+        f"{data['count']} pictures, the same weights and schedule, guidance {GUIDANCE:g} but as served: "
         f"{served['sampler']}, {served['steps']} steps, guidance {served['guidance']:g}. diffusers runs its own loop "
         "on the same network; fp32 is its default. The speed-ups above are of the served sampling over the report's, "
         "and of DPM-Solver++ over diffusers'.",

@@ -281,12 +281,12 @@ def report(data: Data) -> list[Piece]:
         f"where the CPU has it. All compute the same network rows, {data['network_rows']} for a picture of the burst, "
         f"except *with its defaults*: float32 and {2 * DEFAULT_STEPS} rows. All judge each picture and answer with the "
         "grid; only ours keeps them.",
-        f"{data['rounds']} rounds of ours and one other in turn. A burst has {REQUESTS[LITSERVE]} requests of one "
-        f"picture at once, with diffusers {REQUESTS[LITSERVE_DIFFUSERS]}, with its defaults "
-        f"{REQUESTS[LITSERVE_DEFAULTS]}. Mixed requests, eight at once, have 1 to 8 pictures, {steps} or {STEPS[-1]} "
-        f"steps and guidance 1 or 3; random ones are mixed, and arrive one by one at {LOAD} of LitServe's pictures/s. "
-        f"A busy machine runs {BUSY['busy']} processes that only compute. Our pictures/s (or p95) over theirs, medians "
-        "with 95 % intervals:",
+        f"A burst has {REQUESTS[LITSERVE]} requests of one picture at once, with diffusers "
+        f"{REQUESTS[LITSERVE_DIFFUSERS]}, with its defaults {REQUESTS[LITSERVE_DEFAULTS]}. Mixed requests, eight at "
+        f"once, have 1 to 8 pictures, {steps} or {STEPS[-1]} steps and guidance 1 or 3; random ones are mixed, and "
+        f"arrive one by one at {LOAD} of LitServe's pictures/s. A busy machine runs {BUSY['busy']} processes that only "
+        f"compute. Ours and one other take turns, {data['rounds']} rounds. Our pictures/s (or p95) over theirs, "
+        "medians with 95 % intervals:",
         ratios,
     ]
 

@@ -60,7 +60,7 @@ async def _pour(port: int) -> tuple[list[str], int]:
 
 def flood(trial: Trial) -> None:
     """10,000 requests of one owner, 200 at a time: accepted and finished, or refused with 429 and `Retry-After`;
-    recovery, measured from the last response, and waits are those of another owner"""
+    recovery, from the last response, and wait are another owner's"""
     trial.begin()
     begun = time.monotonic()
 

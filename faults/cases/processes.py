@@ -24,7 +24,7 @@ def api_killed(trial: Trial) -> None:
 
 
 def worker_paused(trial: Trial) -> None:
-    """`SIGSTOP` of a worker until another has taken over its pictures, then `SIGCONT`: both sample them"""
+    """`SIGSTOP` of a worker until another has its pictures, then `SIGCONT`: both sample them"""
     victim = trial.begin()
     consumer, _ = trial.stack.consumers()[victim]
     trial.strike(partial(trial.stack.signal, victim, signal.SIGSTOP))
@@ -34,7 +34,7 @@ def worker_paused(trial: Trial) -> None:
 
 
 def picture_claimed_twice(trial: Trial) -> None:
-    """eight pictures in progress at one worker are delivered to another, which samples them at the same time"""
+    """eight pictures of one worker are delivered to another too, which samples them at the same time"""
     connection, stream = trial.stack.connection, keys.stream(trial.stack.digest)
     trial.submit(2)
     first = trial.busiest()
@@ -53,8 +53,7 @@ def picture_claimed_twice(trial: Trial) -> None:
 
 
 def preempted_three_times(trial: Trial) -> None:
-    """`kill -9`, three times, of the worker that has a certain picture in progress, as when machines are preempted: its
-    job finishes"""
+    """`kill -9` of a picture's worker, three times, as when machines are preempted: its job finishes"""
     trial.begin()
     entry, first, _ = [one for one in trial.stack.claims() if one[1]][-1]  # killed before it can finish
 

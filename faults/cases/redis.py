@@ -91,7 +91,7 @@ def small_disk(stack: Stack) -> Iterator[Path]:
 
 
 def disk_full(trial: Trial) -> None:
-    """the disk under Redis is full for 15 s, in the middle of batches: Redis refuses all writes (`MISCONF`)"""
+    """the disk under Redis is full for 15 s, in the middle of batches: Redis refuses writes (`MISCONF`)"""
     filler: Path = trial.stack.beside / FILLER
     ids = trial.submit(*LARGE)
     trial.begin()
@@ -104,7 +104,7 @@ def disk_full(trial: Trial) -> None:
 
 
 def redis_away(trial: Trial) -> None:
-    """Redis away for three minutes: probes for readiness fail, those for liveness do not, and nothing is restarted"""
+    """Redis away for three minutes: readiness probes fail, liveness probes do not, nothing is restarted"""
     trial.begin()
     trial.stack.held.add("redis")
     trial.strike(partial(trial.stack.signal, "redis", signal.SIGKILL))
@@ -169,7 +169,7 @@ def replica(stack: Stack) -> Iterator[tuple[RedisServer, Path]]:
 
 
 def failover(trial: Trial) -> None:
-    """Redis fails over to its replica (`FAILOVER`); connections of API and workers to the former primary stay open"""
+    """Redis fails over to its replica (`FAILOVER`); connections to the former primary stay open"""
     second, link = trial.stack.beside
     first = trial.stack.connection
     second.start()
@@ -248,7 +248,7 @@ def sentinels(stack: Stack) -> Iterator[RedisServer]:
 
 
 def sentinel_failover(trial: Trial) -> None:
-    """Redis is killed for good; three Sentinels, the only addresses that API and workers know, promote its replica"""
+    """Redis is killed for good; three Sentinels promote its replica"""
     second, first = trial.stack.beside, trial.stack.connection
     trial.begin()
     # Replication is asynchronous: Redis may lose its last writes. Here the accepted jobs are not among them.

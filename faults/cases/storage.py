@@ -70,8 +70,8 @@ def _make_known(trial: Trial, model: str) -> None:
 
 
 def storage_hangs(trial: Trial) -> None:
-    """storage hangs: loaded models are served; the job of another one fails after `storage_timeout_s` = 10, and one for
-    which storage answers in time finishes"""
+    """storage hangs: loaded models are served; another one's job fails after `storage_timeout_s` = 10, or finishes if
+    storage answers in time"""
     _make_known(trial, "other")
     other = {**BODIES[SMALL], "model": "other"}
     failing: list[str] = []
@@ -97,7 +97,7 @@ def storage_hangs(trial: Trial) -> None:
 
 
 def storage_is_slow(trial: Trial) -> None:
-    """storage takes a second longer for each request: loaded models are served as before, and another one is loaded"""
+    """storage takes a second longer for each request: loaded models are served as before, another one is loaded"""
     trial.begin()
     trial.strike(partial(setattr, trial.stack.beside, "delay_s", SLOW_S))
     struck_at = time.monotonic()

@@ -74,20 +74,19 @@ def _change(trial: Trial, before: Path, after: Path) -> None:
 
 
 def rolling_upgrade(trial: Trial) -> None:
-    """every process of the release before this one is replaced by this version, one after the other, while it works"""
+    """every process of the release before is replaced by this version, one after the other, while it works"""
     with release() as before:
         _change(trial, before, ROOT)
 
 
 def rolling_downgrade(trial: Trial) -> None:
-    """the same, back from this version to the release before it"""
+    """the same, back to the release before"""
     with release() as after:
         _change(trial, ROOT, after)
 
 
 def option_of_the_next_version(trial: Trial) -> None:
-    """API and one of two workers are of a next version with one more option: a job with it waits for the worker that
-    knows it"""
+    """API and one of two workers are of a next version with one more option: a job with it waits for that worker"""
     with following() as newer:
         for name in ("api", "worker 1"):
             trial.stack.replace(name, newer)
