@@ -25,7 +25,7 @@ if test "$torch"; then
   # Byte code of torch and of what it imports late, while the rest is fetched: else each of the first processes would
   # compile it.
   packages=$("$python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")
-  "$python" -m compileall -q "$packages/torch" || true &
+  "$python" -m compileall -qq "$packages/torch" || true &
 fi
 labelgrid --quiet
 wait

@@ -248,12 +248,12 @@ def copy_checkout(folder: Path) -> Path:
     return copy
 
 
-def run_tests(copy: Path, tests: Sequence[str]) -> int:
-    """Return pytest's exit code; 1 if a test fails."""
+def run_tests(copy: Path, tests: Sequence[str]) -> subprocess.CompletedProcess[str]:
+    """Run pytest, which ends with 1 if a test fails."""
     # No byte code, which Python would take for that of a file with as many bytes, changed in the same second.
     variables = {**os.environ, "PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1"}
     line = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *tests]
-    return subprocess.run(line, cwd=copy, env=variables, capture_output=True, check=False).returncode
+    return subprocess.run(line, cwd=copy, env=variables, capture_output=True, text=True, check=False)
 
 
 def outcome(copy: Path, one: Breakage) -> str:
@@ -262,7 +262,7 @@ def outcome(copy: Path, one: Breakage) -> str:
     if text.count(one.old) != 1:
         return "no longer applies"
     file.write_text(text.replace(one.old, one.new))
-    code = run_tests(copy, [one.tests])
+    code = run_tests(copy, [one.tests]).returncode
     file.write_text(text)
     return {0: "survived", 1: "caught"}.get(code, f"pytest ended with {code}")
 
@@ -278,8 +278,9 @@ def main() -> int:
         return 0
     with tempfile.TemporaryDirectory(prefix="breakages-") as folder:
         copy = copy_checkout(Path(folder))
-        if run_tests(copy, sorted({one.tests for one in chosen.values()})):
-            print("some of the tests fail without any breakage")
+        unbroken = run_tests(copy, sorted({one.tests for one in chosen.values()}))
+        if unbroken.returncode:
+            print(f"{unbroken.stdout}\nsome of the tests fail without any breakage")
             return 1
         found = []
         for number, one in chosen.items():
