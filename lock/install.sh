@@ -22,5 +22,10 @@ if test "$torch"; then
   elif test "${PIP_FIND_LINKS:-}"; then
     install --quiet --no-deps --no-index --find-links "$PIP_FIND_LINKS" $torch 2>/dev/null || echo "no" $torch "in $PIP_FIND_LINKS"
   fi
+  # Byte code of torch and of what it imports late, while the rest is fetched: else each of the first processes would
+  # compile it.
+  packages=$("$python" -c "import sysconfig; print(sysconfig.get_path('purelib'))")
+  "$python" -m compileall -qq "$packages/torch" || true &
 fi
 labelgrid --quiet
+wait

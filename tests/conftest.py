@@ -19,8 +19,9 @@ import pytest
 from redis import Redis
 
 # Set before torch is loaded, here and in the processes that tests start: toy networks gain nothing from more threads,
-# and on a busy machine threads wait for each other.
+# and on a busy machine threads wait for each other. numba would give torch as many as it has itself.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
 from service.api.app import create_app
 from service.api.openapi import DocumentedAPI

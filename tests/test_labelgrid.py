@@ -11,9 +11,7 @@ import pytest
 import typer
 import yaml
 
-import labelgrid
 from labelgrid import __main__ as command
-from service.client import AsyncClient, Client
 from tests.paths import ROOT
 from tests.test_architecture import HEAVY, heavy_modules_after
 
@@ -110,10 +108,6 @@ def test_an_installation_serves_the_weights_that_came_with_it(tmp_path: Path, mo
     (tmp_path / "models/mine.safetensors").touch()
     command.use_packaged_weights()
     assert "LABELGRID_STORAGE" not in os.environ
-
-
-def test_the_client_is_there() -> None:
-    assert (labelgrid.Client, labelgrid.AsyncClient) == (Client, AsyncClient)
 
 
 def test_one_version() -> None:

@@ -18,7 +18,7 @@ from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.runner import Runner
 from shared import storage as files
 from shared.checkpoint import CheckpointError, load, publish, read_info, verify
-from shared.registry import promote, promoted, resolve, scan
+from shared.registry import promote, promoted, scan
 from shared.storage import Location, open_storage
 from tests.conftest import serving
 from tests.s3 import BUCKET
@@ -78,18 +78,6 @@ def test_a_remote_checkpoint_equals_a_local_one(remote: Location, tmp_path: Path
     files.write(remote / "b.safetensors", b"junk")
     assert scan(remote) == ([found], {"b.safetensors": "not a safetensors file"})
     assert files.versions(remote).keys() == {"a.safetensors", "b.safetensors"}
-
-
-def test_the_registry_works_remotely(filled: Location) -> None:
-    assert (promoted(filled), promoted(filled, "evaluator")) == ("toy", "toy-evaluator")
-    promote(filled, "other")
-    assert resolve(filled, None, "denoiser") == filled / "other.safetensors"
-    with pytest.raises(CheckpointError, match=r"nobody: no such denoiser in .*; available: other, toy"):
-        resolve(filled, "nobody", "denoiser")
-    with pytest.raises(CheckpointError, match=r"nobody\.safetensors: cannot be read"):
-        read_info(filled / "nobody.safetensors")
-    with pytest.raises(CheckpointError, match="not a checkpoint's name"):
-        resolve(filled, "../toy", "denoiser")
 
 
 def test_reading_a_header_fetches_little_more(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -185,27 +173,6 @@ def test_a_remote_adapter_is_fetched_with_its_base(filled: Location, tmp_path: P
             load_denoiser(path).network.state_dict()["head.bias"] - load_denoiser(fetch(cache, "toy")).network.head.bias
         )
         torch.testing.assert_close(change, torch.full_like(change, 0.2))
-
-
-def test_each_version_of_a_file_is_fetched_once(
-    filled: Location, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    fetched: list[str] = []
-    read = files.read
-
-    def recording(path: Location) -> bytes:
-        fetched.append(path.name)
-        return read(path)
-
-    monkeypatch.setattr(files, "read", recording)
-    for _ in range(2):
-        cache = CheckpointCache(tmp_path / "cache", filled, 1 << 30)  # the second time as after a restart
-        for _ in range(2):
-            fetch(cache, "toy")
-    assert fetched == ["toy.safetensors"]
-    publish_toy_denoiser(filled, "toy", 5)
-    fetch(cache, "toy")
-    assert fetched == ["toy.safetensors"] * 2
 
 
 def test_remote_and_local_storage_give_equal_pictures(

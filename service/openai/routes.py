@@ -42,8 +42,11 @@ from shared.vocabulary import LabelError
 PREFIX = "/v1"
 STREAM = {
     "text/event-stream": {
-        "schema": {"type": "string"},
-        "example": 'event: image_generation.completed\ndata: {"type": "image_generation.completed", "index": 0}\n\n',
+        "schema": {"type": "object", "properties": {name: {"type": "string"} for name in ("event", "data")}},
+        "example": {
+            "event": "image_generation.completed",
+            "data": '{"type": "image_generation.completed", "index": 0}',
+        },
     }
 }
 MAX_SCALED = 2  # parts of pictures that are scaled at the same time

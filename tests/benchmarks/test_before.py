@@ -1,14 +1,12 @@
 """The comparison with an older commit: turns, pairs, ratios and what it says. Nothing is timed but toy networks."""
 
-import os
 from pathlib import Path
 
 import pytest
 
-from benchmarks.document import markdown
 from benchmarks.sections import before
 from benchmarks.sections.before import STARTS, Caller, Served
-from benchmarks.trees import HERE, Tree
+from benchmarks.trees import Tree
 from tests.paths import ROOT
 from tests.toy_checkpoint import publish_toys
 
@@ -40,30 +38,6 @@ def test_ratios_are_by_round_above_1_for_faster_calls_and_below_1_for_shorter_ti
     assert all(found[f"before.{key}"]["n"] == 2 for key in STARTS)
 
 
-def test_both_commits_start_in_turn_and_the_first_changes() -> None:
-    order: list[str] = []
-
-    def seconds_of(tree: Tree) -> dict[str, float]:
-        order.append(tree.name)
-        return dict.fromkeys(STARTS, float(len(order)))
-
-    taken = before.starts((OLDER, HERE), 3, seconds_of)
-    assert order == ["older", "this commit", "this commit", "older", "older", "this commit"]
-    assert taken["worker_ready"] == ([1.0, 4.0, 5.0], [2.0, 3.0, 6.0])
-
-
-def test_each_start_has_a_home_of_its_own() -> None:
-    home = before.own_home("/tmp/x")
-    assert HERE.environment(**home)["HOME"] == "/tmp/x"
-    assert home["LABELGRID_CACHE"] == home["XDG_CACHE_HOME"] == "/tmp/x/cache"
-    assert HERE.environment(**home)["PATH"] == os.environ["PATH"]
-
-
-def test_the_goals_of_calls_depend_on_the_machine() -> None:
-    assert before.goals(True)["before.call_speedup_32_rows"] == 1.3
-    assert before.goals(False)["before.call_speedup_32_rows"] == 1.0
-
-
 def test_a_clone_without_the_commit_skips_the_section_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(before, "checkout", lambda commit: None)
     data = before.measure(quick=False)
@@ -71,23 +45,6 @@ def test_a_clone_without_the_commit_skips_the_section_and_says_so(monkeypatch: p
     assert before.report(data) == [
         f"Skipped: this clone has no commit {before.BEFORE}; `git fetch --unshallow` gets it."
     ]
-
-
-def test_the_report_has_both_commits_and_their_ratio() -> None:
-    called, seen, started = measured()
-    data = {
-        "figures": before.figures(called, seen, started),
-        "names": ["older", "this commit"],
-        "libraries": ["torch", "OpenVINO"],
-        "same_checkpoint": True,
-        "calls": {str(rows): [before.figure(rows / s for s in one) for one in both] for rows, both in called.items()},
-        "requests": {str(count): [before.described(runs) for runs in both] for count, both in seen.items()},
-        "starts": {key: [before.figure(one) for one in both] for key, both in started.items()},
-    }
-    text = markdown(before.report(data), "performance").replace("\n", " ")
-    assert "| 2 | 0.400 | 0.200 | 4.00 | 2.00 |" in text
-    assert "rows/s: 1 41.7 and 100." in text
-    assert "each serves the same checkpoint" in text
 
 
 @pytest.fixture

@@ -7,7 +7,6 @@ import pytest
 from benchmarks import capacity_model, report
 from benchmarks.document import Plot, markdown
 from benchmarks.results import ROOT, results
-from benchmarks.run import SECTIONS
 from benchmarks.timing import figure
 
 
@@ -53,10 +52,6 @@ def test_a_section_says_what_differed_when_it_was_measured() -> None:
         f"{line} On another machine: B, 2 cores (avx512f). Other work took 40 % of the machine just before. "
         "The machine's speed changed by 20 % meanwhile."
     )
-
-
-def test_every_section_has_a_title() -> None:
-    assert set(report.TITLES) == set(SECTIONS)
 
 
 def test_plots_of_the_committed_results_can_be_drawn(tmp_path: Path) -> None:

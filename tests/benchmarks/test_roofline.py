@@ -5,9 +5,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.document import Plot, Table
 from benchmarks.sections import roofline
-from benchmarks.timing import figure, paired
 
 
 @pytest.mark.parametrize(("kind", "width", "side"), [("conv", 4, 6), ("product", 8, 0)])
@@ -33,22 +31,3 @@ def test_openvinos_kernels_have_as_many_layers(kind: str, width: int, side: int)
         x = x @ w if kind == "product" else torch.nn.functional.conv2d(x, w, None, 1, 1)
     (found,) = run().values()
     assert np.allclose(found, x.numpy(), atol=1e-4)
-
-
-def test_the_report_compares_operations_with_the_best_kernel() -> None:
-    """A row of 2 GFLOP at 30 rows/s is 60 GFLOP/s, 0.6 of a kernel with 100."""
-    rows = {"16": figure([30.0])}
-    data = {
-        "library": "OpenVINO",
-        "flops_per_row": 2e9,
-        "precision": "bfloat16",
-        "gflops": {"conv": figure([100.0]), "product": figure([50.0])},
-        "best": "conv",
-        "rows": rows,
-        "fractions": {"16": paired([30.0], [50.0])},
-    }
-    text, table, plot = roofline.report(data)
-    assert "fastest kernel of OpenVINO, conv: 100 GFLOP/s in bfloat16; the slowest, product, has 50.0" in text
-    assert isinstance(table, Table)
-    assert isinstance(plot, Plot)
-    assert [row[1] for row in table.rows] == ["30.0", "60.0", "0.60"]

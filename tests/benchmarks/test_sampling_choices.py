@@ -37,12 +37,7 @@ def test_the_models_own_evaluator_judges_it_in_the_storage_of_the_environment(
     ]
     for more, message in (
         (["--model", "nobody"], "error: nobody: no such denoiser"),
-        (
-            ["--evaluator", "toy-evaluator"],
-            "error: the evaluator toy-evaluator does not know the denoiser's labels zero",
-        ),
-        (["--storage", "nope"], "error: nope: there is no folder"),
-        (["--storage", "nothing://here"], "error: nothing://here: cannot be opened as storage"),
+        (["--evaluator", "toy-evaluator"], "error: the evaluator toy-evaluator does not know the denoiser's"),
     ):
         monkeypatch.setattr(sys, "argv", [*arguments, *more])
         with pytest.raises(SystemExit) as caught:

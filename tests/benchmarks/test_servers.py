@@ -16,7 +16,6 @@ from torch import Tensor
 
 from benchmarks.baselines.drawing import DiffusersDrawing, Request
 from benchmarks.clients import for_seconds, send_all
-from benchmarks.document import markdown
 from benchmarks.sections import servers
 from benchmarks.sections.servers import Answers, Server, answers, mixed
 from shared.options import SamplingOptions
@@ -140,16 +139,6 @@ def test_ours_and_another_take_turns_and_random_requests_arrive_at_its_pace(monk
         assert times == calls[-2][2] == sorted(times)
         assert servers.FEWEST <= len(times) <= 12
     assert list(servers.one_round(pair, servers.LITSERVE_DEFAULTS, 0, quick=False)) == [servers.BURST]
-
-
-def test_the_report_shows_ratios_with_intervals_for_both_conditions() -> None:
-    pairs = rounds(runs(1, 2), runs(1, 2))
-    seen = {name: {one: dict.fromkeys(loads, pairs) for one in servers.BUSY} for name, loads in servers.LOADS.items()}
-    data = {"figures": servers.figures(seen), "rounds": 2, "network_rows": 6}
-    text = markdown(servers.report(data), "performance")
-    same = "1.00 (1.00 to 1.00)"
-    assert f"| LitServe, our engine |{f' {same} |' * 6}" in text
-    assert f"| FastAPI and RQ, diffusers | {same} | {same} |  |  |  |  |" in text
 
 
 class Unlabelled:

@@ -92,13 +92,6 @@ def test_picture_score(probabilities: list[float], targets: list[float], hits: i
     assert verdict.accuracy == hits / k
 
 
-def test_ties_count_exactly_k() -> None:
-    """If all probabilities are equal, exactly k labels count, however many there are."""
-    targets = torch.zeros(1, 24)
-    targets[0, [20, 21, 22]] = 1
-    assert score_pictures(torch.full((1, 24), 0.3), targets)[0].hits == 0
-
-
 def test_the_accuracy_of_a_set_is_hits_over_labels() -> None:
     probabilities = _rows([0.9, 0.1, 0.1, 0.1], [0.9, 0.1, 0.8, 0.7])
     targets = _rows([1, 0, 0, 0], [1, 1, 1, 0])
@@ -117,17 +110,6 @@ def test_f1_against_torchmetrics() -> None:
     verdicts = score_pictures(probabilities, targets)
     torch.testing.assert_close(torch.tensor([v.f1 for v in verdicts]), wanted)
     assert score_set(probabilities, targets, ICLEVR.names).f1 == pytest.approx(float(wanted.mean()))
-
-
-def test_probabilities_resize_clamp_and_batch(evaluator: Evaluator) -> None:
-    images = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    whole = evaluator.probabilities(images)
-    assert whole.shape == (5, 24)
-    torch.testing.assert_close(whole, evaluator.probabilities(images.clamp(-1, 1), batch=2), rtol=1e-4, atol=1e-5)
-    assert evaluator.probabilities(images[:0]).shape == (0, 24)
-    flat = torch.full((1, 3, 32, 32), 0.3)
-    large = evaluator.probabilities(torch.full((1, 3, 64, 64), 0.3))
-    torch.testing.assert_close(evaluator.probabilities(flat), large, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [32, 64, 160])
@@ -176,22 +158,30 @@ class _Returns(nn.Module):
         return self.answer
 
 
-def test_positions_resize_clamp_and_batch(evaluator: Evaluator, locating: Evaluator) -> None:
+def test_all_that_is_said_of_pictures_is_of_clamped_and_resized_ones_in_batches(locating: Evaluator) -> None:
     images = torch.randn(5, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    whole = locating.positions(images)
-    assert whole is not None
-    assert (whole.shape, whole.dtype) == ((5, 24, 2), torch.float32)
-    assert float(whole.std(0).mean()) > 0  # they depend on the picture
-    again = locating.positions(images.clamp(-1, 1), batch=2)
-    torch.testing.assert_close(whole, again, rtol=0, atol=1e-5)
+    for view, shape in ((locating.probabilities, (24,)), (locating.features, (512,)), (locating.positions, (24, 2))):
+        whole = view(images)
+        assert whole is not None
+        assert (whole.shape, whole.dtype) == ((5, *shape), torch.float32)
+        assert float(whole.std(0).mean()) > 0  # they depend on the picture
+        torch.testing.assert_close(whole, view(images.clamp(-1, 1), batch=2), rtol=1e-4, atol=1e-5)
+        small, large = (view(torch.full((1, 3, side, side), 0.3)) for side in (32, 64))
+        torch.testing.assert_close(small, large, rtol=1e-4, atol=1e-5)
+        empty = view(images[:0])
+        assert empty is not None
+        assert empty.shape == (0, *shape)
     with torch.inference_mode():
         logits, (positions, _) = locating(images.clamp(-1, 1))
-    torch.testing.assert_close(whole, positions, rtol=0, atol=1e-5)
-    torch.testing.assert_close(locating.probabilities(images), logits.sigmoid(), rtol=1e-4, atol=1e-5)
+        from_features = locating.resnet.fc(locating.features(images))
+    torch.testing.assert_close(locating.positions(images), positions, rtol=0, atol=1e-5)
+    for probabilities in (logits.sigmoid(), from_features):
+        torch.testing.assert_close(locating.probabilities(images), probabilities, rtol=1e-4, atol=1e-5)
+
+
+def test_an_evaluator_without_a_position_head_judges_alike(evaluator: Evaluator, locating: Evaluator) -> None:
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
     assert torch.equal(locating.probabilities(images), evaluator.probabilities(images))
-    empty = locating.positions(images[:0])
-    assert empty is not None
-    assert empty.shape == (0, 24, 2)
     assert evaluator.positions(images) is None
 
 
@@ -220,6 +210,7 @@ def test_a_position_head_lies_beside_the_courses_tensors(
     found, wanted = loaded.positions(images), locating.positions(images)
     apart = 1e-5 if autocast_dtype(torch.device("cpu")) is None else 0.02  # it computes in bfloat16 where that is fast
     torch.testing.assert_close(found, wanted, rtol=0, atol=apart)
+    assert (loaded.vocabulary, loaded.training, loaded.info and loaded.info.name) == (ICLEVR, False, "e")
     assert loaded.tensors().keys() == tensors.keys()
     assert all(torch.equal(value, tensors[key]) for key, value in loaded.tensors().items())
     write_course_checkpoint(loaded, tmp_path / "checkpoint.pth")
@@ -240,27 +231,6 @@ def test_positions_in_a_padded_picture_are_fractions_of_all_of_it(locating: Eval
     assert within is not None
     torch.testing.assert_close(found[..., 0], within[..., 0])
     torch.testing.assert_close(found[..., 1], (4 + 24 * within[..., 1]) / 32)
-
-
-def test_features_are_the_last_layers_input(evaluator: Evaluator) -> None:
-    images = torch.rand(3, 3, 32, 32, generator=torch.Generator().manual_seed(0)) * 3 - 1.5
-    features = evaluator.features(images, batch=2)
-    assert features.shape == (3, 512)
-    with torch.inference_mode():
-        wanted = evaluator.resnet.fc(features)
-    torch.testing.assert_close(wanted, evaluator.probabilities(images), rtol=1e-4, atol=1e-5)
-    assert evaluator.features(images[:0]).shape == (0, 512)
-    assert evaluator.probabilities(images[:0]).shape == (0, 24)
-
-
-def test_our_checkpoint_round_trip(evaluator: Evaluator, tmp_path: Path) -> None:
-    tensors = evaluator.resnet.state_dict()
-    path = publish(tmp_path, "e", tensors, kind="evaluator", vocabulary=ICLEVR.names, config={}, training={})
-    loaded = load_evaluator(path)
-    assert (loaded.vocabulary, loaded.training) == (ICLEVR, False)
-    assert loaded.info is not None
-    assert loaded.info.name == "e"
-    assert all(torch.equal(value, tensors[key]) for key, value in loaded.resnet.state_dict().items())
 
 
 def test_the_courses_checkpoint_round_trip(evaluator: Evaluator, course_file: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from shared import storage
 from shared.checkpoint import CheckpointInfo, read_info
 from shared.registry import judge_of, promote, promoted, resolve, scan
-from tests.shared.test_checkpoint import BAD_NAMES, publish_toy, refusal
+from tests.shared.test_checkpoint import publish_toy, refusal
 
 
 def test_renaming_the_file_renames_the_checkpoint(tmp_path: Path) -> None:
@@ -20,9 +20,8 @@ def test_renaming_the_file_renames_the_checkpoint(tmp_path: Path) -> None:
     assert read_info(resolve(tmp_path, "new", "denoiser")).name == "new"
 
 
-@pytest.mark.parametrize("name", BAD_NAMES)
-def test_a_name_that_is_not_a_plain_file_name_is_neither_resolved_nor_promoted(name: str, tmp_path: Path) -> None:
-    for act in (lambda: promote(tmp_path, name), lambda: resolve(tmp_path, name, "denoiser")):
+def test_a_name_that_is_not_a_plain_file_name_is_neither_resolved_nor_promoted(tmp_path: Path) -> None:
+    for act in (lambda: promote(tmp_path, "../evil"), lambda: resolve(tmp_path, "../evil", "denoiser")):
         assert "not a checkpoint's name" in refusal(act)
     assert os.listdir(tmp_path) == []
 

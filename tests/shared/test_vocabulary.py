@@ -305,12 +305,6 @@ def test_any_json_is_accepted_or_refused(content: Any) -> None:
     assert all(0 < len(labels) == len(set(labels)) for labels in lists)
 
 
-@given(st.binary(max_size=200))
-def test_random_bytes_are_refused(content: bytes) -> None:
-    with pytest.raises(LabelError):  # no run of random bytes is a list of known names
-        ICLEVR.check(parse_label_lists(content))
-
-
 @given(
     any_json
     | st.dictionaries(st.text(), st.integers(-1, 5))

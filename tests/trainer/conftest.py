@@ -1,4 +1,4 @@
-"""The trainer's command line in an empty folder, and a small data set."""
+"""The trainer's command line in an empty folder, and a small data set. Toy networks are computed by torch."""
 
 import sys
 from collections.abc import Iterator
@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from shared import evaluator
+from shared.diffusion import model
 from tests.shared_evaluators import load_once
 from tests.trainer.command_line import Command
 from tests.trainer_fixtures import write_data_folder
@@ -16,11 +17,13 @@ from trainer.studies import calibration, study
 
 
 @pytest.fixture(scope="package", autouse=True)
-def _shared_evaluators() -> Iterator[None]:
-    """Let commands share the evaluators that they load."""
+def _quick_networks() -> Iterator[None]:
+    """Let commands share the evaluators that they load, and compile no network that computes a few pictures."""
     with pytest.MonkeyPatch.context() as patch:
         for module in (evaluator, export, score, study, calibration):
             patch.setattr(module, "load_evaluator", load_once)
+        for module in (evaluator, model):
+            patch.setattr(module, "uses_openvino", lambda engine, device: engine == "openvino")
         yield
 
 

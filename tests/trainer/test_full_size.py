@@ -26,14 +26,3 @@ def test_other_forms_of_a_size_are_refused(tmp_path: Path, size: str) -> None:
     folder = write_data_folder(tmp_path / "data", pictures=1)
     with pytest.raises(TrainerError, match=f'--size "{size}" is not of the form 320x240'):
         find_pictures([folder], size)
-
-
-def test_missing_and_broken_pictures_are_named(tmp_path: Path) -> None:
-    folder = write_data_folder(tmp_path / "data", pictures=2)
-    pictures = find_pictures([folder], None)
-    (folder / "iclevr" / "CLEVR_train_000001_0.png").write_bytes(b"no PNG")
-    with pytest.raises(TrainerError, match=r"CLEVR_train_000001_0\.png: cannot be read as a picture"):
-        pictures.read(1)
-    (folder / "iclevr" / "CLEVR_train_000000_0.png").unlink()
-    with pytest.raises(TrainerError, match="is in none of iclevr, images"):
-        find_pictures([folder], None)

@@ -50,14 +50,6 @@ def test_positions_are_moved_with_a_picture_padded_to_a_square(tmp_path: Path) -
     torch.testing.assert_close(padded[at][:, 1], (squeezed[at][:, 1] * 240 + 40) / 320)
 
 
-@pytest.mark.parametrize("content", ['{"a.png": [[0.5, 0.5]]}', "[]", '{"CLEVR_train_000000_0.png": [["left", 0]]}'])
-def test_an_invalid_positions_file_is_refused_by_name(tmp_path: Path, content: str) -> None:
-    folder = write_data_folder(tmp_path / "data")
-    (folder / "positions.json").write_text(content)
-    with pytest.raises(TrainerError, match=r"positions\.json"):
-        load_dataset(folder, size=16)
-
-
 def test_positions_in_pixels_are_refused(tmp_path: Path) -> None:
     folder = write_data_folder(tmp_path / "data")
     names = json.loads((folder / "train.json").read_text())
@@ -88,7 +80,7 @@ def test_position_dropout_hides_the_positions_of_a_fraction_of_the_pictures(tmp_
     assert not labels[~shown, :, 3:].any()
 
 
-def test_training_can_start_from_a_network_without_positions(tmp_path: Path) -> None:
+def test_training_can_start_from_a_network_without_positions_and_rotations(tmp_path: Path) -> None:
     dataset, storage = rendered(tmp_path / "data"), tmp_path / "storage"
     plain, positioned = TINY.model_copy(update={"positions": False}), TINY
     for config, name, start in ((plain, "plain", None), (positioned, "positioned", "plain")):
@@ -104,6 +96,7 @@ def test_training_can_start_from_a_network_without_positions(tmp_path: Path) -> 
     assert denoiser.options == WITH_POSITIONS
     assert denoiser.layouts is not None
     assert denoiser.layouts.network.config.most == 2
+    assert denoiser.network.stem_positions.rotations.any()
     row = denoiser.stepper().new_row(ICLEVR.multi_hot(["red cube"]), SamplingOptions(), 0)
     x, y = row.labels[ICLEVR.index("red cube"), 1:3].tolist()
     assert 0 <= x < 1

@@ -13,7 +13,7 @@ from shared.vocabulary import ICLEVR
 from tests.trainer_fixtures import TINY
 from trainer.data import Dataset, load_dataset, merge
 from trainer.errors import TrainerError
-from trainer.objectives.denoiser import Denoising, make_network, start_from
+from trainer.objectives.denoiser import Denoising, make_network
 from trainer.objectives.distilled import AdaptedNetwork
 from trainer.objectives.layouts import fit_layouts_of
 from trainer.runs import Budget
@@ -21,7 +21,6 @@ from trainer.scenes.render import render
 from trainer.scenes.render_folder import random_scenes, write_folder
 from trainer.scenes.scene import SceneObject
 from trainer.score import Watcher
-from trainer.train import train
 
 CPU = torch.device("cpu")
 CUBES = torch.tensor([label.endswith("cube") for label in ICLEVR.names])
@@ -85,22 +84,6 @@ def test_the_network_takes_them_unless_told_otherwise(tmp_path: Path) -> None:
     assert make_network(TINY, dataset).config.rotations
     for changes in ({"rotations": False}, {"positions": False}):
         assert not make_network(TINY.model_copy(update=changes), dataset).config.rotations
-
-
-def test_training_can_start_from_a_network_without_rotations(tmp_path: Path) -> None:
-    dataset, storage = rendered(tmp_path / "data"), tmp_path / "storage"
-    for name, start in (("plain", None), ("turned", "plain")):
-        config = TINY.model_copy(update={"rotations": start is not None})
-        network = make_network(config, dataset)
-        if start:
-            start_from(network, storage, start, config, dataset)
-        layouts = fit_layouts_of(dataset, config, tmp_path / name / "layouts", Budget(steps=2))
-        objective = Denoising(dataset, config, CPU, layouts=layouts)
-        train(objective, network, config, tmp_path / name, Budget(steps=2), device=CPU)
-        objective.publish(network, storage, name, {})
-    networks = [load_denoiser(storage / f"{name}.safetensors").network for name in ("plain", "turned")]
-    assert [network.config.rotations for network in networks] == [False, True]
-    assert networks[1].stem_positions.rotations.any()
 
 
 def test_a_network_is_watched_as_it_is_sampled_later(tmp_path: Path) -> None:

@@ -1,13 +1,11 @@
 """A run's budget, setup and log."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from rich.progress import Progress
 
 from trainer.errors import TrainerError
 from trainer.runs import (
@@ -19,7 +17,6 @@ from trainer.runs import (
     read_log,
     run_log,
     save_state,
-    show_progress,
 )
 
 
@@ -40,16 +37,6 @@ def test_the_rate_rises_and_falls() -> None:
     assert rate_share(0, 0.999, 0, 0.0) == 1  # without warm-up and cool-down, as the report's
 
 
-def test_a_run_with_nothing_to_do_shows_no_bar() -> None:
-    with Progress(disable=True) as progress:
-        show_progress(progress, "layouts")
-        on_step = show_progress(progress, "training", batch=8)
-        for step in (5, 10):
-            on_step(Run(step=step, elapsed_s=2.0, loss=0.5, progress=step / 20))
-        (task,) = progress.tasks
-    assert (task.completed, task.description) == (500, "training: step 10, loss 0.5000, 40 pictures/s")
-
-
 def test_another_setup_is_refused(tmp_path: Path) -> None:
     keep_setup(tmp_path / "run", {"a": 1, "b": [2]})
     keep_setup(tmp_path / "run", {"a": 1, "b": (2,)})
@@ -62,20 +49,6 @@ def test_a_damaged_setup_is_refused(tmp_path: Path, content: str) -> None:
     (tmp_path / "setup.json").write_text(content)
     with pytest.raises(TrainerError, match=r"setup\.json is damaged"):
         keep_setup(tmp_path, {"a": 1})
-
-
-def test_a_setup_is_written_as_a_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    keep_setup(tmp_path, {"a": 1})
-    before = (tmp_path / "setup.json").read_text()
-
-    def full(*_: object) -> None:
-        raise OSError("no space left on device")
-
-    monkeypatch.setattr(os, "replace", full)
-    with pytest.raises(OSError, match="no space"):
-        keep_setup(tmp_path, {"a": 1})
-    assert [path.name for path in tmp_path.iterdir()] == ["setup.json"]
-    assert (tmp_path / "setup.json").read_text() == before
 
 
 def test_a_run_resumes_with_a_setting_that_is_newer_than_its_state(tmp_path: Path) -> None:

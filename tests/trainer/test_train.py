@@ -25,6 +25,7 @@ from trainer import train as training
 from trainer.config import RunConfig
 from trainer.errors import TrainerError
 from trainer.objectives.denoiser import Denoising, make_network
+from trainer.processes import Processes
 from trainer.runs import Budget, Run
 from trainer.train import Objective, Training, batch_indices, make_optimizers, train
 
@@ -282,10 +283,18 @@ def test_epochs_see_every_example_once(n: int) -> None:
     assert len({tuple(epoch) for epoch in epochs}) > 1
 
 
+def test_processes_that_would_resume_from_different_states_are_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on two hosts whose folders of one name are not shared. Each would go on with a network of its own."""
+    monkeypatch.setattr(Processes, "agreed", lambda _, value: value + 2)
+    with pytest.raises(TrainerError, match="is at step 0 here, and at step 2 for the first process"):
+        fit(tmp_path, 1)
+
+
 # Trains in float32, logs each step, and checks that a wrapper whose destructor may hang is gone before the group ends.
 SCRIPT = """
 import gc
-import os
 import sys
 import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
@@ -298,9 +307,6 @@ def end_last():
     assert not any(isinstance(one, DistributedDataParallel) for one in gc.get_objects())
     end()
 torch.distributed.destroy_process_group = end_last
-if "--own-folders" in sys.argv:
-    sys.argv.remove("--own-folders")
-    sys.argv[-1] += "-" + os.environ["RANK"]
 sys.exit(main())
 """
 
@@ -314,16 +320,11 @@ def two_processes(tmp_path: Path, *arguments: object) -> subprocess.CompletedPro
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
 
 
-@pytest.fixture
-def recipe() -> tuple[Any, list[str]]:
-    changes = {"optimizer": "adamw", "lr": 1e-3, "warmup_steps": 0, "cooldown": 0.0}
-    config = TINY.model_copy(update=changes)
-    return config, [f"--set={key}={json.dumps(value)}" for key, value in config.model_dump(mode="json").items()]
-
-
-def test_two_processes_train_the_same_networks_as_one(tmp_path: Path, recipe: tuple[Any, list[str]]) -> None:
+def test_two_processes_train_the_same_networks_as_one(tmp_path: Path) -> None:
     """Both the layout network and the denoiser, and in two parts."""
-    dataset, (config, changes) = rendered(tmp_path / "data"), recipe
+    recipe = {"optimizer": "adamw", "lr": 1e-3, "warmup_steps": 0, "cooldown": 0.0}
+    dataset, config = rendered(tmp_path / "data"), TINY.model_copy(update=recipe)
+    changes = [f"--set={key}={json.dumps(value)}" for key, value in config.model_dump(mode="json").items()]
     start = make_network(config, dataset).state_dict()
     objective = Denoising(dataset, config, CPU)
     one = train(objective, make_network(config, dataset), config, tmp_path / "one", Budget(steps=3), device=CPU)
@@ -344,24 +345,3 @@ def test_two_processes_train_the_same_networks_as_one(tmp_path: Path, recipe: tu
     assert published.info.training["steps"] == 3
     assert published.layouts is not None
     assert len(losses(tmp_path / "two" / "layouts")) == 2  # TINY's layout_steps
-
-
-def test_two_processes_that_would_resume_from_different_states_are_refused(
-    tmp_path: Path, recipe: tuple[Any, list[str]]
-) -> None:
-    """As on two hosts whose folders of one name are not shared. Each would go on with a network of its own."""
-    dataset, (config, changes) = rendered(tmp_path / "data"), recipe
-    config = config.model_copy(update={"positions": False})
-    train(
-        Denoising(dataset, config, CPU), make_network(config, dataset), config, tmp_path / "host-0", Budget(steps=2),
-        device=CPU,
-    )  # fmt: skip
-    done = two_processes(
-        tmp_path, "train", "denoiser", "--own-folders", "--device", "cpu", "--data", tmp_path / "data",
-        "--storage", tmp_path, "--name", "two", "--steps", 3, *changes, "--set", "positions=false",
-        "--run-folder", tmp_path / "host",
-    )  # fmt: skip
-    assert done.returncode == 1
-    message = f"{tmp_path / 'host-1'}: is at step 0 here, and at step 2 for the first process"
-    assert message in "".join(done.stderr.split("\n"))
-    assert not (tmp_path / "two.safetensors").exists()

@@ -154,14 +154,6 @@ def test_labels_are_dropped_per_picture() -> None:
     assert call.labels == [LABELS[0], LABELS[0], LABELS[1], LABELS[2]]
 
 
-def test_a_guidance_weight_of_zero_ignores_the_labels() -> None:
-    def made(w: float, labels: list[float]) -> Tensor:
-        return sample(stepper()[0], torch.tensor([labels]), SamplingOptions(guidance=w), [3])
-
-    assert torch.equal(made(0.0, LABELS[0]), made(0.0, LABELS[2]))
-    assert float((made(1.0, LABELS[0]) - made(1.0, LABELS[2])).abs().max()) > 0.1
-
-
 @pytest.mark.parametrize("prediction", ["eps", "v"])
 @pytest.mark.parametrize("w", [0.0, 0.5, 1.0, 4.0])
 @pytest.mark.parametrize("clip", [False, True])

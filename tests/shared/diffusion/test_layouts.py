@@ -1,12 +1,10 @@
 """Layouts: the prior over them, the map that the network sees, and what a seed determines."""
 
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch.overrides import TorchFunctionMode
 
 from shared.diffusion.conditioning import PositionMap
 from shared.diffusion.denoise import Stepper
@@ -97,25 +95,6 @@ def test_positions_are_drawn_from_the_network(labels: list[float]) -> None:
             for draw in (LayoutDrawer(network).draw, partial(drawn_by_modules, network))
         )
         torch.testing.assert_close(one, other)
-
-
-class Called(TorchFunctionMode):
-    """Notes the names of the functions of torch that are called."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names = set[str]()
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.names.add(func.__name__)
-        return func(*args, **(kwargs or {}))
-
-
-def test_a_drawing_computes_without_torch_whose_functions_may_wake_all_threads() -> None:
-    draw, indices, generator = LayoutDrawer(layout_network()), torch.tensor([0, 1]), torch.Generator().manual_seed(0)
-    with Called() as called:
-        draw(indices, generator)
-    assert called.names <= {"rand", "item", "numpy", "from_numpy", "__len__"}
 
 
 @pytest.mark.parametrize("x", [-30.0, -3.0, -0.4, 0.0, 0.4, 3.0, 30.0])

@@ -73,8 +73,3 @@ def test_the_picture_follows_the_rotation(tmp_path: Path) -> None:
     with torch.inference_mode():
         torch.testing.assert_close(prediction(0.0), prediction(1.0), atol=1e-4, rtol=1e-4)
         assert (prediction(0.0) - prediction(0.5)).abs().max() > 0.01
-
-
-def test_weights_in_bfloat16_give_a_map_in_bfloat16() -> None:
-    turned = PositionMap(2, 3, 0.1, rotations=True).bfloat16()
-    assert turned(torch.ones(1, 2).bfloat16(), torch.rand(1, 2, 4).bfloat16(), 8, 8).dtype == torch.bfloat16

@@ -12,21 +12,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from shared.diffusion.denoise import Stepper, sample
-from shared.diffusion.samplers import SAMPLERS, SPACINGS, Table, ddim, ddpm, make_table, timesteps
+from shared.diffusion.denoise import Stepper
+from shared.diffusion.samplers import Table, ddim, ddpm, make_table, timesteps
 from shared.diffusion.schedules import alpha_bar, betas
 from shared.options import SAMPLING_PRESETS, PredictionName, SamplerName, SamplingOptions, ScheduleName, SpacingName
 from tests.shared.test_options import sampling_options
-from tests.toy import K, ToyNetwork
+from tests.toy import ToyNetwork
 
 T = 1000
 LINEAR, COSINE = alpha_bar("linear"), alpha_bar("cosine")
 LABELS = [1.0, 0.0, 1.0, 0.0]
-
-
-def test_registries_hold_every_name_of_the_options() -> None:
-    assert set(SAMPLERS) == set(get_args(SamplerName))
-    assert set(SPACINGS) == set(get_args(SpacingName))
 
 
 # Spacings
@@ -34,7 +29,7 @@ def test_registries_hold_every_name_of_the_options() -> None:
 
 @pytest.mark.parametrize("spacing", get_args(SpacingName))
 @pytest.mark.parametrize("schedule", get_args(ScheduleName))
-@pytest.mark.parametrize("steps", [1, 2, 3, 7, 12, 50, 333, 999, 1000])
+@pytest.mark.parametrize("steps", [1, 2, 12, 333, 999, 1000])
 def test_timesteps_are_distinct_and_descend_from_the_noisiest(
     spacing: SpacingName, schedule: ScheduleName, steps: int
 ) -> None:
@@ -77,7 +72,7 @@ def theirs(
 ) -> Tensor:
     """Run diffusers' loop on the toy denoiser, with noise from a generator with this seed: (1, C, H, W)."""
     network = ToyNetwork(ab, prediction)
-    # Theirs is float32, where 1 - alpha_bar loses digits; that their schedule is ours is test_schedules' business.
+    # Theirs is float32, where 1 - alpha_bar loses digits.
     scheduler.alphas_cumprod = ab
     generator = torch.Generator().manual_seed(seed)
     x = torch.randn((1, *network.image_shape), generator=generator)
@@ -143,29 +138,18 @@ def test_ddim_equals_diffusers(schedule: ScheduleName, prediction: PredictionNam
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-4)
 
 
-@pytest.mark.filterwarnings(
-    "ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"
-)  # diffusers' own
+@pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")  # in diffusers
 @CASES
 @pytest.mark.parametrize("spacing", get_args(SpacingName))
-@pytest.mark.parametrize("steps", [1, 2, 3, 12, 40])
+@pytest.mark.parametrize("steps", [1, 3, 12])
 @pytest.mark.parametrize(
     ("order", "algorithm", "sampler"),
-    [
-        (1, "dpmsolver++", "dpmpp_1"),
-        (2, "dpmsolver++", "dpmpp_2m"),
-        (2, "sde-dpmsolver++", "sde_dpmpp_2m"),
-    ],
+    [(1, "dpmsolver++", "dpmpp_1"), (2, "dpmsolver++", "dpmpp_2m"), (2, "sde-dpmsolver++", "sde_dpmpp_2m")],
 )
 def test_dpm_solvers_equal_diffusers(
-    schedule: ScheduleName,
-    prediction: PredictionName,
-    spacing: SpacingName,
-    steps: int,
-    order: int,
-    algorithm: str,
+    schedule: ScheduleName, prediction: PredictionName, spacing: SpacingName, steps: int, order: int, algorithm: str,
     sampler: SamplerName,
-) -> None:
+) -> None:  # fmt: skip
     ab = alpha_bar(schedule)
     t = timesteps(spacing, steps, ab)
     scheduler = DPMSolverMultistepScheduler(
@@ -200,13 +184,6 @@ def test_euler_and_dpmpp_1_are_ddim(ab: Tensor) -> None:
         other = make_table(SamplingOptions(sampler=name, steps=10, spacing="logsnr"), ab)
         assert torch.equal(other.a, table.a)
         assert torch.equal(other.b, table.b)
-
-
-def test_ddim_with_eta_1_is_ddpm_with_the_posterior_variance() -> None:
-    t = timesteps("uniform", 20, LINEAR)
-    one, other = ddim(t, LINEAR, eta=1.0), ddpm(t, LINEAR, small=True)
-    for column in ("a", "b", "s"):
-        torch.testing.assert_close(getattr(one, column), getattr(other, column), rtol=1e-9, atol=1e-12)
 
 
 @pytest.mark.parametrize("sampler", get_args(SamplerName))
@@ -255,19 +232,6 @@ def gaussian_x0(x: Tensor, ab: Tensor) -> Tensor:
     return MU + ab.sqrt() * S**2 / (ab * S**2 + 1 - ab) * (x - ab.sqrt() * MU)
 
 
-class GaussianNetwork:
-    """The Gaussian's own denoiser as a v prediction; every pixel is an independent sample."""
-
-    image_shape, num_labels = (1, 50, 80), K
-
-    def __init__(self, ab: Tensor) -> None:
-        self.ab = ab
-
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-        ab = self.ab[t].float()[:, None, None, None]
-        return (ab.sqrt() * x - gaussian_x0(x, ab)) / (1 - ab).sqrt()
-
-
 def moments(table: Table, ab: Tensor) -> tuple[float, float]:
     """Mean and variance of what the table makes of x ~ N(0, 1), exactly: with this denoiser all of it is linear."""
     mean_x, mean_h, var_x, var_h, cov = 0.0, 0.0, 1.0, 0.0, 0.0  # h is the previous x0_hat
@@ -284,7 +248,7 @@ def moments(table: Table, ab: Tensor) -> tuple[float, float]:
     return mean_x, var_x
 
 
-EVERY_SAMPLER = pytest.mark.parametrize(
+@pytest.mark.parametrize(
     ("sampler", "steps", "eta"),
     [
         ("ddpm", 1000, 0.0),
@@ -298,11 +262,7 @@ EVERY_SAMPLER = pytest.mark.parametrize(
         ("sde_dpmpp_2m", 100, 0.0),
     ],
 )
-BOTH_SCHEDULES = pytest.mark.parametrize("ab", [LINEAR, COSINE], ids=["linear", "cosine"])
-
-
-@EVERY_SAMPLER
-@BOTH_SCHEDULES
+@pytest.mark.parametrize("ab", [LINEAR, COSINE], ids=["linear", "cosine"])
 def test_every_sampler_recovers_a_gaussian_exactly(sampler: SamplerName, steps: int, eta: float, ab: Tensor) -> None:
     """The remaining discretisation error is at most 1.9 % of the variance (ddpm_small)."""
     mean, variance = moments(
@@ -310,16 +270,6 @@ def test_every_sampler_recovers_a_gaussian_exactly(sampler: SamplerName, steps: 
     )
     assert mean == pytest.approx(MU, abs=2e-3)
     assert variance == pytest.approx(S**2, rel=0.025)
-
-
-@EVERY_SAMPLER
-def test_the_stepping_loop_recovers_a_gaussian(sampler: SamplerName, steps: int, eta: float) -> None:
-    """The same over random samples, within four standard errors of mean and variance."""
-    options = SamplingOptions(sampler=sampler, steps=min(steps, 250), eta=eta, guidance=1.0)
-    stepper = Stepper(GaussianNetwork(COSINE), COSINE, "v")
-    x = sample(stepper, torch.zeros(1, K), options, [1]).double()
-    assert abs(float(x.mean()) - MU) < 4 * S / x.numel() ** 0.5
-    assert abs(float(x.var()) / S**2 - 1) < 4 * (2 / x.numel()) ** 0.5
 
 
 @pytest.mark.parametrize(("sampler", "order"), [("ddim", 1), ("euler", 1), ("dpmpp_1", 1), ("dpmpp_2m", 2)])

@@ -5,7 +5,6 @@ files in test_export.py.
 """
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -18,7 +17,7 @@ from shared.checkpoint import load, publish, read_info, verify
 from shared.diffusion.candidates import LOG_SNRS
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
-from shared.evaluator import Evaluator, load_evaluator, write_course_checkpoint
+from shared.evaluator import Evaluator, load_evaluator
 from shared.options import picture_seed
 from shared.registry import promote, resolve
 from shared.support import support_of
@@ -32,12 +31,8 @@ from tests.trainer_fixtures import write_data_folder
 def test_scores_are_printed_and_written(command: Command) -> None:
     publish_toys(Path("models"))
     Path("few.json").write_text(json.dumps([["red cube"], ["blue sphere", "gray cylinder"]]))
-    code, out, err = command(
-        "score", "few.json", "--repeats", 2, "--steps", 3, "--grid", "grid.png", "--columns", 1, "--json", "score.json"
-    )
-    assert code == 0, err
-    for word in ("accuracy", "exact_match", "max", "mean", "std", "pictures/s"):
-        assert word in out
+    more = ("--steps", 3, "--grid", "grid.png", "--columns", 1, "--json", "score.json")
+    assert "few.json, toy" in succeeded(command("score", "few.json", "--repeats", 2, *more))
     figures = json.loads(Path("score.json").read_text())
     assert [run["seed"] for run in figures["runs"]] == [0, 1]
     accuracies = [run["accuracy"] for run in figures["runs"]]
@@ -58,8 +53,7 @@ def test_the_best_of_several_candidates_is_scored(command: Command) -> None:
     assert (figures["candidates"], figures["rows_per_picture"]) == (3, 3 * (sampled + examined))
 
 
-@pytest.mark.parametrize("candidates", [1, 2])
-def test_pictures_that_are_not_finite_get_no_score(command: Command, candidates: int) -> None:
+def test_pictures_that_are_not_finite_get_no_score(command: Command) -> None:
     publish_toys(Path("models"))
     info, tensors = load(Path("models/toy.safetensors"))
     tensors["head.bias"][:] = torch.nan
@@ -67,17 +61,7 @@ def test_pictures_that_are_not_finite_get_no_score(command: Command, candidates:
         Path("models"), "broken", tensors, kind="denoiser", vocabulary=info.vocabulary, config=info.config, training={}
     )
     Path("few.json").write_text(json.dumps([["red cube"]]))
-    score = command("score", "few.json", "--model", "broken", "--steps", 2, "--candidates", candidates)
-    refused(score, "the network's output is not finite")
-
-
-def test_the_courses_checkpoint_can_judge(command: Command) -> None:
-    publish_toys(Path("models"))
-    Path("few.json").write_text(json.dumps([["red cube"]]))
-    write_course_checkpoint(load_evaluator(resolve(Path("models"), None, "evaluator")), Path("checkpoint.pth"))
-    code, _, err = command("score", "few.json", "--evaluator", "checkpoint.pth", "--steps", 1, "--json", "score.json")
-    assert code == 0, err
-    assert json.loads(Path("score.json").read_text())["evaluator"] == "checkpoint.pth"
+    refused(command("score", "few.json", "--model", "broken", "--steps", 2), "the network's output is not finite")
 
 
 def test_an_evaluator_of_more_labels_judges_as_in_the_service(command: Command) -> None:
@@ -106,17 +90,16 @@ def test_an_evaluator_of_more_labels_judges_as_in_the_service(command: Command) 
     assert len(verdicts[0].probabilities) == len(ICLEVR)
 
 
-def test_an_evaluator_is_exported_as_the_courses_checkpoint(command: Command) -> None:
+def test_an_evaluator_is_exported_as_the_courses_checkpoint_which_can_judge(command: Command) -> None:
     publish_toys(Path("models"))
+    Path("few.json").write_text(json.dumps([["red cube"]]))
     succeeded(command("export", "toy-evaluator", "checkpoint.pth"))
+    succeeded(command("score", "few.json", "--evaluator", "checkpoint.pth", "--steps", 1, "--json", "score.json"))
+    assert json.loads(Path("score.json").read_text())["evaluator"] == "checkpoint.pth"
     course = CourseEvaluator(Path("checkpoint.pth"))  # loads strictly
     kept = load(Path("models/toy-evaluator.safetensors"))[1]
     assert all(torch.equal(value, kept[key].to(value.dtype)) for key, value in course.net.state_dict().items())
     refused(command("export", "toy", "checkpoint.pth"), "is of kind denoiser, not evaluator")
-    refused(command("export", "toy-evaluator", "no/c.pth"), "there is no folder no")
-
-
-def test_the_courses_program_knows_no_other_labels(command: Command) -> None:
     weights = Evaluator(Vocabulary(("zero", "one"))).resnet.state_dict()
     publish(Path("models"), "digits", weights, kind="evaluator", vocabulary=("zero", "one"), config={}, training={})
     refused(command("export", "digits", "c.pth"), "digits has other labels than i-CLEVR's")
@@ -133,15 +116,12 @@ def test_support_is_written_and_nothing_else_changes(command: Command) -> None:
     publish_toy_denoiser(Path("models"), "placed", 3, positions=True, support={"objects": [1, 8], "nearest": 0.1})
     path = resolve(Path("models"), "placed", "denoiser")
     before = read_info(path)
-    code, _, err = command("configure", "placed", "--objects", 1, 3)
-    assert code == 0, err
-    assert "(1, 3)" in err
+    assert command("configure", "placed", "--objects", 1, 3)[0] == 0
     after = verify(path)
     assert after.config.pop("support") == {"objects": [1, 3], "area": None, "nearest": 0.1}
     assert before.config.pop("support") == {"objects": [1, 8], "nearest": 0.1}
     assert after == before
     refused(command("configure", "placed", "--objects", 3, 1), r"objects is \[3, 1\]; the first number")
-    refused(command("configure", "placed", "--objects", -1, 3), "objects.0: .*greater than or equal to 0, got -1")
     refused(command("configure", "nobody", "--objects", 1, 3), "nobody: no such denoiser")
     refused(command("configure", "placed", "--objects", 0, 17), "--objects 0 17: a request names at most 16 labels")
     publish_toy_denoiser(Path("models"), "digits", 0, vocabulary=Vocabulary(("zero", "one")))
@@ -179,17 +159,10 @@ def test_the_padding_is_cropped_before_pictures_are_judged(command: Command, tmp
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["missing.json"], r"missing\.json: cannot be read: No such file"),
         (["bad.json"], r'bad\.json: entry 1: unknown label "red cub"; did you mean "red cube"\?'),
         (["good.json", "--model", "nobody"], "nobody: no such denoiser in .*; available: other, toy"),
-        (["good.json", "--model", "toy-evaluator"], "is of kind evaluator, not denoiser"),
-        (["good.json", "--evaluator", "toy"], "is of kind denoiser, not evaluator"),
-        (["good.json", "--evaluator", "missing.pth"], r"missing\.pth: cannot be read: No such file"),
-        (["good.json", "--storage", "nope"], r"nope: there is no folder /.*/nope"),
         (["good.json", "--preset", "fast"], 'no sampling preset "fast"; there are default, report'),
         (["good.json", "--steps", "0"], "steps: .*greater than or equal to 1, got 0"),
-        (["good.json", "--sampler", "heun"], "sampler: .*'dpmpp_2m'.*, got 'heun'"),
-        (["good.json", "--interval", "0.9", "0.1"], "guidance_interval is"),
         (["good.json", "--grid", "grid.jpg"], r"grid\.jpg must end in \.png"),
         (["good.json", "--json", "no/out.json"], "there is no folder no"),
         (["good.json", "--renders", "--steps", "4"], "--renders samples nothing; leave out"),
@@ -200,13 +173,3 @@ def test_bad_score_arguments_are_refused(command: Command, storage: Path, argume
     Path("good.json").write_text('[["red cube"]]')
     Path("bad.json").write_text('[["red cube"], ["red cub"]]')
     refused(command("score", "--storage", storage, *arguments), message)
-
-
-def test_a_checkpoint_that_is_truncated_is_refused(command: Command, storage: Path, tmp_path: Path) -> None:
-    shutil.copytree(storage, "copy")
-    path = tmp_path / "copy" / "toy.safetensors"
-    path.write_bytes(path.read_bytes()[:-10])
-    Path("good.json").write_text('[["red cube"]]')
-    refused(command("score", "good.json", "--storage", "copy"), r"toy\.safetensors: truncated")
-    promote(tmp_path / "copy", "other")
-    assert command("score", "good.json", "--storage", "copy", "--steps", 1)[0] == 0

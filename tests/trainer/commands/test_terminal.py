@@ -42,8 +42,8 @@ def test_a_task_without_a_known_total_is_counted(capsys: pytest.CaptureFixture[s
     assert capsys.readouterr().err == "drawing: 61\n"
 
 
-@pytest.mark.parametrize("name", ["[/red]", "[bold]", "a [red]cube"])
-def test_square_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str], name: str) -> None:
+def test_square_brackets_are_printed_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "[/red] a [red]cube"
     terminal.print_table(name, ["label", name], [[name, "1"]])
     terminal.show(name, [("checkpoint", name)])
     captured = capsys.readouterr()

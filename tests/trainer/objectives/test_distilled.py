@@ -34,6 +34,11 @@ PATH = SamplingOptions(sampler="dpmpp_2m", steps=12, guidance=2.0)
 INPUTS = 5
 
 
+@pytest.fixture(autouse=True)
+def _small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.objectives.distilled.POOL_CHUNK", 2)
+
+
 @pytest.fixture
 def teacher(tmp_path: Path) -> Denoiser:
     publish_toys(tmp_path)
@@ -93,7 +98,7 @@ def test_an_adapter_is_refused_without_the_weights_it_changes(teacher: Denoiser,
             use()
 
 
-@pytest.mark.parametrize("steps", [1, 3, 4])
+@pytest.mark.parametrize("steps", [1, 4])
 def test_one_step_of_the_student_ends_where_the_teachers_steps_end(teacher: Denoiser, steps: int) -> None:
     labels = torch.eye(len(teacher.vocabulary))[:3]
     cut = trajectories(teacher, teacher.stepper(), labels, [7, 8, 9], steps, PATH)
@@ -117,8 +122,7 @@ def test_the_error_is_zero_where_student_and_teacher_take_the_same_steps(teacher
     assert float(objective(teacher.network, *drawn).detach()) < 1e-3
 
 
-def test_a_pool_resumes_where_it_stopped(teacher: Denoiser, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("trainer.objectives.distilled.POOL_CHUNK", 2)
+def test_a_pool_resumes_where_it_stopped(teacher: Denoiser, tmp_path: Path) -> None:
     labels, stepped = torch.eye(len(teacher.vocabulary)), []
     options = SamplingOptions(sampler="ddim", steps=2, guidance=1.0)
     first = make_pool(tmp_path / "pool", teacher, labels, 3, 2, options, stepped.append)
@@ -171,22 +175,7 @@ def test_the_command_from_teacher_to_few_steps(command: Command, tmp_path: Path)
     info = read_info(storage / "few.safetensors")
     assert info.config["base"] == {"name": "toy", "digest": read_info(storage / "toy.safetensors").digest}
     assert (info.training["method"], info.training["teacher"], info.training["steps"]) == ("trajectories", "first", 2)
-    code, _, err = command(
-        "score", data / "test.json", "--storage", storage, "--model", "few", "--json", tmp_path / "few.json"
-    )
-    assert code == 0, err
-    figures = json.loads((tmp_path / "few.json").read_text())
-    assert figures["rows_per_picture"] == 2
-
-
-def test_a_teacher_with_an_upsampler_is_refused(command: Command, tmp_path: Path) -> None:
-    data, storage = write_data_folder(tmp_path / "data", pictures=4), tmp_path / "models"
-    publish_toys(storage)
-    publish_toy_upsampler(storage, "large", read_info(storage / "toy.safetensors"))
-    answer = command(
-        "train", "distilled", "--data", data, "--storage", storage, "--name", "x", "--steps", 1, "--teacher", "large"
-    )
-    refused(answer, "large enlarges the pictures of toy; distil that one: --teacher toy")
+    assert load_denoiser(storage / "few.safetensors").options == SamplingOptions(sampler="ddim", steps=2, guidance=1.0)
 
 
 def test_targets_are_clamped_as_the_sampling_loop_clamps(tmp_path: Path) -> None:
@@ -251,6 +240,11 @@ def test_bad_arguments_of_distill_are_refused(command: Command, tmp_path: Path) 
     base = load_denoiser(storage / "toy.safetensors")
     publish_adapter(AdaptedNetwork(base.network, 3), base.info, storage, "third", SamplingOptions(), {"rank": 3})
     refused(command(*common, *run, "--teacher", "third", "--rank", 2), "third has changes of rank 3")
+    onto_its_base = command(*common, *run, "--teacher", "third", "--rank", 3, "--name", "toy")
+    refused(onto_its_base, "toy: is the checkpoint that the new one changes, so it must stay")
+    publish_toy_upsampler(storage, "large", base.info)
+    refused(command(*common, *run, "--teacher", "large"), "large enlarges the pictures of toy; distil that one: --teac")
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_refused_command_leaves_the_run_folder_as_it_was(command: Command, tmp_path: Path) -> None:
@@ -268,32 +262,3 @@ def test_a_refused_command_leaves_the_run_folder_as_it_was(command: Command, tmp
     (run / "state.pt").write_bytes(b"of `trainer train`")
     refused(command(*common), "run holds the run of another command; choose another --run")
     assert [path.name for path in run.iterdir()] == ["state.pt"]
-
-
-@pytest.mark.parametrize(("teacher", "name"), [("toy", "toy"), ("fast", "toy")])
-def test_an_adapter_never_replaces_its_base(command: Command, tmp_path: Path, teacher: str, name: str) -> None:
-    data, storage = write_data_folder(tmp_path / "data", pictures=4), tmp_path / "models"
-    publish_toys(storage)
-    base = load_denoiser(storage / "toy.safetensors")
-    publish_adapter(AdaptedNetwork(base.network, 2), base.info, storage, "fast", PATH, {"rank": 2})
-    kept = (storage / "toy.safetensors").read_bytes()
-    answer = command(
-        "train", "distilled", "--data", data, "--storage", storage, "--rank", 2, "--steps", 1, "--trajectories", 1,
-        "--run", tmp_path / "run", "--teacher", teacher, "--name", name,
-    )  # fmt: skip
-    refused(answer, "toy: is the checkpoint that the new one changes, so it must stay; choose another name")
-    assert not (tmp_path / "run").exists()
-    assert (storage / "toy.safetensors").read_bytes() == kept
-
-
-def test_the_same_command_distils_the_same_weights(command: Command, tmp_path: Path) -> None:
-    data, storage = write_data_folder(tmp_path / "data", pictures=4), tmp_path / "models"
-    publish_toys(storage)
-    for name in ("a", "b"):
-        torch.manual_seed(ord(name))
-        code, _, err = command(
-            "train", "distilled", "--data", data, "--storage", storage, "--rank", 2, "--steps", 1, "--set", "batch=4",
-            "--trajectories", 4, "--name", name, "--run", tmp_path / name,
-        )  # fmt: skip
-        assert code == 0, err
-    assert read_info(storage / "a.safetensors").digest == read_info(storage / "b.safetensors").digest

@@ -92,16 +92,6 @@ def test_with_positions_the_head_is_trained_measured_and_started_from(located: D
         start_from(make_network(other, 0), tmp_path, "judge")
 
 
-def test_processes_draw_their_shares_of_the_same_distorted_pictures(located: Dataset) -> None:
-    objective, index = Recognising(located, located), torch.arange(10)
-    whole, *parts = (
-        objective.draw(index, share, torch.Generator().manual_seed(7))
-        for share in (slice(0, 10), slice(0, 3), slice(3, 6), slice(6, 10))
-    )
-    for one, *pieces in zip(whole, *parts, strict=True):
-        assert torch.equal(one, torch.cat(pieces))
-
-
 class Knowing(Evaluator):
     """Finds the first label in every picture, at a fifth of the side from its upper left corner along each axis."""
 

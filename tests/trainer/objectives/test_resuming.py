@@ -1,4 +1,4 @@
-"""A run of each objective that is stopped and resumed ends bit for bit as one that is not."""
+"""The contract of all objectives: runs resume bit for bit, and processes draw their shares of one batch."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ from trainer.config import RunConfig
 from trainer.data import load_dataset
 from trainer.objectives import denoiser, distilled, evaluator, layouts
 from trainer.runs import Budget, Run
-from trainer.train import Objective, train
+from trainer.train import Objective, batch_indices, train
 
 CPU = torch.device("cpu")
 Made = tuple[Objective, nn.Module, RunConfig]
@@ -57,7 +57,22 @@ class StopError(Exception):
     """Interrupts a run."""
 
 
-@pytest.mark.parametrize("make", [of_denoiser, of_evaluator, of_layouts, of_adapter])
+EACH = pytest.mark.parametrize("make", [of_denoiser, of_evaluator, of_layouts, of_adapter])
+
+
+@EACH
+def test_processes_draw_their_shares_of_the_same_batch(tmp_path: Path, make: Callable[[Path], Made]) -> None:
+    objective, _, _ = make(tmp_path)
+    index = batch_indices(len(objective), 12, seed=0, step=1)
+    whole, *parts = (
+        objective.draw(index, share, torch.Generator().manual_seed(7))
+        for share in (slice(0, 12), slice(0, 6), slice(6, 12))
+    )
+    for one, *pieces in zip(whole, *parts, strict=True):
+        assert torch.equal(one, torch.cat(pieces))
+
+
+@EACH
 def test_a_resumed_run_ends_bit_for_bit_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, make: Callable[[Path], Made]
 ) -> None:

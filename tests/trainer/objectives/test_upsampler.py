@@ -25,14 +25,7 @@ from trainer.errors import TrainerError
 from trainer.full_size import as_tensor, find_pictures
 from trainer.objectives.upsampler import UpsampleConfig, Upsampling, make_upsampler
 
-CHANGES = [
-    "crop=4",
-    "squares=2",
-    "batch=3",
-    "network.channels=8",
-    "network.dilations=[1]",
-    "network.hidden=16",
-]
+CHANGES = ["crop=4", "squares=2", "batch=3", "network.channels=8", "network.dilations=[1]", "network.hidden=16"]
 SET = [part for change in CHANGES for part in ("--set", change)]
 
 
@@ -223,16 +216,11 @@ def test_the_command_refuses_bad_arguments(command: Command, tmp_path: Path) -> 
     common = ["train", "upsampler", "--data", data, "--storage", storage, "--name", "large"]
     common += ["--run", tmp_path / "run", *SET]
     refused(command(*common, "--base", "toy"), "say how long")
-    useless = command(*common, "--base", "toy", "--steps", 1, "--set", "loss_weight=edm")
-    refused(useless, "loss_weight: unknown")
-    refused(command(*common, "--base", "nobody", "--steps", 1), "nobody: no such denoiser")
     refused(command(*common, "--base", "toy", "--steps", 1, "--size", "30x24"), "must be a multiple of the block, 4")
     publish_toy_upsampler(storage, "large", read_info(storage / "toy.safetensors"))
     kept = {path: path.read_bytes() for path in storage.iterdir()}
     refused(command(*common, "--base", "large", "--steps", 1), "large is an adapter")
     refused(command(*common, "--base", "toy", "--name", "toy", "--steps", 1), "toy: is the checkpoint that the new one")
-    refused(command(*common, "--base", "toy", "--name", "toy-evaluator", "--steps", 1), "is of kind evaluator")
-    refused(command(*common, "--base", "toy", "--set", "crop=7", "--steps", 1), "smaller than crop=7 blocks")
     onto_itself = ("configure", "large", "--base", "toy", "--as", "toy", "--storage", storage)
     refused(command(*onto_itself), "toy: is the checkpoint that the new one changes")
     assert {path: path.read_bytes() for path in storage.iterdir()} == kept
@@ -246,14 +234,10 @@ def test_only_the_first_of_several_processes_publishes(
     data, storage = write_folder(tmp_path / "data"), tmp_path / "models"
     publish_toys(storage)
     monkeypatch.setattr("trainer.commands.terminal.MAIN_PROCESS", False)
-    upsample = ["train", "upsampler", "--base", "toy", "--run", tmp_path / "upsampler", *SET]
-    distill = ["train", "distilled", "--teacher", "toy", "--trajectories", 1, "--run", tmp_path / "distilled"]
-    distill += ["--set", "batch=4"]
-    for one in (upsample, distill):
-        code, _, err = command(*one, "--data", data, "--storage", storage, "--name", "new", "--steps", 1)
-        assert code == 0, err
-        assert (one[one.index("--run") + 1] / "state.pt").exists()
-        assert not (storage / "new.safetensors").exists()
+    upsample = ("train", "upsampler", "--base", "toy", "--data", data, "--storage", storage, "--name", "new", *SET)
+    succeeded(command(*upsample, "--run", tmp_path / "run", "--steps", 1))
+    assert (tmp_path / "run/state.pt").exists()
+    assert not (storage / "new.safetensors").exists()
 
 
 def test_a_run_starts_from_a_published_upsampler(command: Command, tmp_path: Path) -> None:

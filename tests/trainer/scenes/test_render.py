@@ -156,15 +156,6 @@ def test_a_scenes_pictures_differ_only_by_the_object_added() -> None:
     assert 0.02 < (np.abs(one - two).sum(-1) > 24).mean() < 0.35
 
 
-def test_scenes_of_a_train_file() -> None:
-    train = {
-        "CLEVR_train_000007_1.png": ["cyan cube", "red sphere"],
-        "CLEVR_train_000007_0.png": ["cyan cube"],
-        "CLEVR_train_000002_0.png": ["gray cylinder"],
-    }
-    assert scenes_of(train) == {"000007": ["cyan cube", "red sphere"], "000002": ["gray cylinder"]}
-
-
 def test_a_train_files_pictures_keep_their_names_and_labels(tmp_path: Path) -> None:
     train = {
         "CLEVR_train_000007_0.png": ["cyan cube"],

@@ -70,14 +70,6 @@ def test_a_bad_list_of_sets_is_refused(sets: Path, content: str) -> None:
         calibrate(sets, sets, Reader(ICLEVR))
 
 
-def test_pictures_are_read_as_by_trainer_and_service(sets: Path) -> None:
-    Image.new("LA", (4, 4), 0).save(sets / "a" / "03.png")
-    assert read_pictures(sets / "a", 12)[3].tolist() == [[[255] * 3] * 4] * 4  # transparent pixels are white
-    Image.new("I;16", (4, 4)).save(sets / "a" / "03.png")
-    with pytest.raises(TrainerError, match=r"03\.png: cannot be read as a picture \(mode I;16: more than 8 bits"):
-        read_pictures(sets / "a", 12)
-
-
 def test_missing_and_broken_pictures_are_named(sets: Path) -> None:
     with pytest.raises(TrainerError, match="holds 12 numbered PNGs, its conditions file names 13"):
         read_pictures(sets / "a", 13)

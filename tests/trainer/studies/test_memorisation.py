@@ -11,7 +11,6 @@ from torchmetrics.image.fid import FrechetInceptionDistance
 from tests.toy_checkpoint import publish_toys
 from tests.trainer.command_line import Command, succeeded
 from tests.trainer_fixtures import write_data_folder
-from trainer.studies import memorisation
 from trainer.studies.memorisation import (
     PER_SET,
     Nearest,
@@ -21,7 +20,6 @@ from trainer.studies.memorisation import (
     frechet_distance,
     mean_pairwise,
     nearest,
-    rows_of,
 )
 
 
@@ -72,12 +70,6 @@ def test_frechet_distance_equals_that_of_torchmetrics() -> None:
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-6)
 
 
-def test_frechet_distance_of_two_gaussians() -> None:
-    """In one dimension it is (difference of means)^2 + (difference of deviations)^2."""
-    a = torch.tensor([[-1.0], [1.0]])  # mean 0, variance 2
-    assert frechet_distance(a, 3 * a + 5) == pytest.approx(5**2 + (2 * 2**0.5) ** 2)
-
-
 def test_diversity_within_groups() -> None:
     alike, apart = torch.zeros(3, 2), torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]])
     assert mean_pairwise(torch.stack([alike, apart])) == pytest.approx((0 + (5 + 10 + 5) / 3) / 2)
@@ -120,12 +112,3 @@ def test_the_command(command: Command) -> None:
     Path("unseen/train.json").write_text(json.dumps(dict.fromkeys(train, ()) | dict(list(train.items())[:5])))
     succeeded(command(*at, "--label-sets", 1))
     assert json.loads(Path("memorisation.json").read_text())["pictures"] == 2
-
-
-def test_rows_without_diversity() -> None:
-    near = Nearest(torch.ones(4), torch.zeros(4, dtype=torch.int64))
-    one = closeness(near, near)
-    report = memorisation.Found(4, one, one, 0, {}, {"generated": 2.0, "unseen": 1.0})
-    rows = rows_of(report)
-    assert len(rows) == 9
-    assert rows[-1] == ["Frechet distance to other unseen pictures", "2.000", "1.000 (unseen)"]

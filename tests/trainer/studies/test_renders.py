@@ -8,7 +8,7 @@ import numpy as np
 
 from shared.vocabulary import ICLEVR, Vocabulary
 from tests.toy_checkpoint import publish_toy_evaluator, publish_toys
-from tests.trainer.command_line import Command, refused
+from tests.trainer.command_line import Command, refused, succeeded
 from trainer.studies.renders import fresh_renders
 
 
@@ -70,19 +70,8 @@ def test_an_evaluator_may_know_more_than_renders_show(command: Command, tmp_path
     publish_toy_evaluator(tmp_path, "more", Vocabulary(("pink cube", *ICLEVR.names[::-1])))
     publish_toy_evaluator(tmp_path, "digits", Vocabulary(("zero", "one")))
     (tmp_path / "lists.json").write_text(json.dumps([["red cube", "blue sphere"]]))
-    at = (
-        "score",
-        tmp_path / "lists.json",
-        "--renders",
-        "--storage",
-        tmp_path,
-        "--repeats",
-        1,
-        "--json",
-        tmp_path / "a.json",
-    )
-    code, _, err = command(*at, "--evaluator", "more")
-    assert code == 0, err
+    at = ("score", tmp_path / "lists.json", "--renders", "--storage", tmp_path, "--json", tmp_path / "a.json")
+    succeeded(command(*at, "--repeats", 1, "--evaluator", "more"))
     recall = json.loads((tmp_path / "a.json").read_text())["runs"][0]["per_label_recall"]
     assert set(recall) == {"red cube", "blue sphere"}
     refused(command(*at, "--evaluator", "digits"), "the evaluator does not know gray cube, red cube, blue cube and 21")

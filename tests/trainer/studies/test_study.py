@@ -45,31 +45,19 @@ def figures_of(study: str) -> Any:
 
 
 @pytest.mark.parametrize("study", OF_DENOISERS)
-def test_a_table_is_printed_and_figures_are_written_that_follow_from_the_seed(command: Command, study: str) -> None:
-    enough = ("--count", PICTURES) if study == "arrangements" else ()
-    assert f"{study}: " in succeeded(evaluate(command, study, *enough))
-    found = figures_of(study)
-    assert found
-    succeeded(evaluate(command, study, *enough))
-    assert figures_of(study) == found
-
-
-@pytest.mark.parametrize("study", ["memorisation", "spectrum", "two-sample", "places"])
-def test_a_picture_shows_what_was_found(command: Command, study: str) -> None:
+def test_figures_follow_from_the_seed_whatever_the_order_of_the_folders_labels(command: Command, study: str) -> None:
+    """They are written beside a picture, if the study draws one, and a table is printed."""
     publish_toy_upsampler(Path("models"), "large", read_info(Path("models/placing.safetensors")))
-    succeeded(evaluate(command, study, model="large"))
-    with Image.open(f"out/{study}.png") as shown:
-        assert min(shown.size) > 16
-
-
-@pytest.mark.parametrize("study", OF_PICTURES)
-def test_the_order_of_the_folders_labels_does_not_matter(command: Command, study: str) -> None:
+    enough = ("--count", PICTURES) if study == "arrangements" else ()
     found = []
     for names in (ICLEVR.names, ["pink cube", *ICLEVR.names[::-1]]):  # pink is in no picture
         write_objects_file(Path("data"), names)
-        succeeded(evaluate(command, study))
+        assert f"{study}: " in succeeded(evaluate(command, study, *enough, model="large"))
         found.append(figures_of(study))
-    assert found[0] == found[1]
+    assert found[0] == found[1] != []
+    if study not in ("coverage", "arrangements"):
+        with Image.open(f"out/{study}.png") as shown:
+            assert min(shown.size) > 16
 
 
 @pytest.mark.parametrize("study", OF_PICTURES)
@@ -104,12 +92,8 @@ def test_without_only_all_possible_studies_run_and_others_are_noted(command: Com
     [
         (["nobody"], "nobody: no such checkpoint in the storage; available: other, placing, "),
         (["placing", "--only", "beauty"], 'no study "beauty"; there are coverage, memorisation'),
-        (
-            ["toy-evaluator", "--only", "places"],
-            "places is for a checkpoint of kind denoiser; toy-evaluator is",
-        ),
+        (["toy-evaluator", "--only", "places"], "places is for a checkpoint of kind denoiser; toy-evaluator is"),
         (["placing", "--only", "places", "--out", "file"], "--out file: file is a file, not a folder"),
-        (["placing", "--only", "places", "--evaluator", "toy"], "is of kind denoiser, not evaluator"),
         (["toy", "--only", "places"], "toy takes no positions"),
         (["toy-evaluator"], "say what to compare with: --data FOLDER"),
     ],
