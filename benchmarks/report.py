@@ -132,8 +132,8 @@ def performance(content: Data) -> list[Piece]:
         "[capacity](#capacity).",
         goals(content, GOALS[:SUMMARY]),
         "What is compared takes turns on the same machine. Figures are medians over rounds, ratios are computed round "
-        "by round; intervals are of the ratio's geometric mean (Student's t of the logarithms). A ratio of p95s is that of all "
-        "rounds together, which may lie outside the interval of the rounds' own. *The report* is a "
+        "by round; intervals are of the ratio's geometric mean (Student's t of the logarithms). A ratio of p95s is "
+        "that of all rounds together, which may lie outside the interval of the rounds' own. *The report* is a "
         f"[student's report](results.md#terms) whose code is a baseline. `{command}` writes this page, `benchmarks/"
         "results.json` has all figures and versions. [Further goals](#further-goals) are at the end.",
         machine_line(content),
