@@ -13,7 +13,7 @@ from shared.storage import Location
 KEPT = 4  # of 45 MB each
 
 _load = evaluator.load_evaluator
-_loaded: dict[tuple[str, str, int, int], Evaluator] = {}
+_loaded: dict[tuple[bool, str, int, int], Evaluator] = {}
 
 
 def load_once(
@@ -28,7 +28,8 @@ def load_once(
         content = storage.read(location)
     except OSError:
         return _load(path, device, engine, kept)
-    key = engine, location.name, len(content), zlib.crc32(content)
+    compiled = evaluator.uses_openvino(engine, torch.device(device))  # the trainer's tests do without
+    key = compiled, location.name, len(content), zlib.crc32(content)
     if key not in _loaded:
         if len(_loaded) == KEPT:
             del _loaded[next(iter(_loaded))]
