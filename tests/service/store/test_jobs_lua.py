@@ -288,6 +288,7 @@ CALLS: dict[str, Callable[[Library], Any]] = {
     "open_stream": lambda library: library("open_stream", "e" * 64),
     "claim": lambda library: library.claim(1),
     "discard": lambda library: library("discard", DIGEST, "1-1"),
+    "drop_consumers": lambda library: library("drop_consumers", DIGEST, 0),
     "wanted": lambda library: library("wanted", 0),
     "jobs_of": lambda library: library("jobs_of", DIGEST),
     "announce": lambda library: library("announce", "w", "{}", 1000),
