@@ -23,7 +23,7 @@ def _faults() -> int:
 def test_kept_memory_is_reused_for_the_next_tensors() -> None:
     without = _faults()
     with kept_memory():
-        assert _faults() * 10 < without
+        assert min(_faults() for _ in range(3)) * 10 < without  # of which other threads of the process may cause some
     assert _faults() * 2 > without  # and is handed back afterwards
 
 
