@@ -138,8 +138,9 @@ def read(path: Location, start: int = 0, end: int | None = None) -> bytes:
         with reading(path) as file:
             file.seek(start)
             return file.read() if end is None else file.read(end - start)
+    part = {} if end is None and not start else {"start": start, "end": end}  # without a start, s3fs reads the end
     with _errors():
-        return cast(bytes, path.fs.cat_file(path.path, start or None, end))
+        return cast(bytes, path.fs.cat_file(path.path, **part))
 
 
 def size(path: Location) -> int:

@@ -80,6 +80,13 @@ def test_a_remote_checkpoint_equals_a_local_one(remote: Location, tmp_path: Path
     assert files.versions(remote).keys() == {"a.safetensors", "b.safetensors"}
 
 
+def test_a_part_of_a_remote_file_is_that_part(remote: Location) -> None:
+    content = bytes(range(100))
+    files.write(remote / "file", content)
+    for start, end in ((0, None), (0, 10), (0, 1000), (7, 20), (90, None), (90, 1000)):
+        assert files.read(remote / "file", start, end) == content[start:end]
+
+
 def test_reading_a_header_fetches_little_more(s3_server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     from s3fs.core import S3File
 
