@@ -207,7 +207,7 @@ def capacity(content: Data) -> list[Piece]:
         10_000_000: "Add workers and API processes, keep pictures in object storage, and run "
         "[several deployments](scaling.md#after-one-redis).",
     }
-    pieces: list[Piece] = [
+    return [
         "## Capacity",
         "How many devices a number of pictures per day needs:",
         sizing(costs, kinds),
@@ -223,11 +223,6 @@ def capacity(content: Data) -> list[Piece]:
         f"{number(flat['throughput'])} times the throughput of one at a time and, at a load of {LOAD:g}, "
         f"{number(flat['p95_ratio'])} of the p95 of request-level batching ({costs.max_pictures} pictures in "
         "progress).",
-    ]
-    if "outdated" in sections["growth"]:
-        return [*pieces, "[Above](#one-redis) is what Redis needs."]
-    return [
-        *pieces,
         f"A finished job of one picture takes {number(costs.redis_bytes)} bytes in Redis, and its PNG "
         f"{number(costs.picture_bytes)} bytes in storage, for {costs.kept_s / DAY_S:g} days (`LABELGRID_KEEP_DAYS`). "
         f"It takes {number(costs.redis_commands)} Redis commands from request to answer; this Redis executes "

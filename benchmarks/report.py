@@ -43,22 +43,12 @@ GOALS: list[Goal] = [
     ("batching.p95_ratio_at_0_6", "p95 at 0.6 of capacity, relative to request-level batching", 0.5, False),
     ("servers.burst_vs_litserve_quiet", "a burst, pictures/s relative to LitServe with our engine", 1.0, True),
     ("training.speedup_vs_library", "training, speed-up over diffusers' loop, fp32", 2.0, True),
-    (
-        "service.saturation_fraction_several",
-        "the service, 8 pictures a request, fraction of the bare loop",
-        0.95,
-        True,
-    ),
+    ("service.saturation_fraction_several", "the service, 8 pictures a request, fraction of the bare loop", 0.95, True),
     ("service.one_step_fraction", "the same with the one-step model", 0.6, True),
     ("service.cpu_ms_beside_loop", "CPU beside the loop's, ms per picture", 5.0, False),
     ("service.redis_commands_per_picture", "Redis commands per picture, 1 per request", 40.0, False),
     ("batching.throughput_vs_one_at_a_time", "throughput at saturation, relative to one at a time", 3.0, True),
-    (
-        "servers.burst_vs_litserve_busy",
-        "the burst beside two busy processes",
-        1.0,
-        True,
-    ),
+    ("servers.burst_vs_litserve_busy", "the burst beside two busy processes", 1.0, True),
     ("servers.burst_vs_litserve_defaults_quiet", "the burst relative to LitServe with diffusers' defaults", 3.0, True),
     ("servers.burst_vs_litserve_defaults_busy", "the same beside two busy processes", 3.0, True),
     ("servers.arriving_p95_vs_litserve_quiet", "mixed requests at random times, p95 relative to LitServe", 0.7, False),
@@ -118,8 +108,6 @@ def measured_line(name: str, section: Data, machine: Data) -> str:
         line += f" Other work took {others:.0f} % of the machine just before."
     if share := change(section.get("machine_rate")):
         line += f" The machine's speed changed by {100 * share:.0f} % meanwhile."
-    if "outdated" in section:  # written by hand, and gone once the section is measured again
-        line += f" {section['outdated']}"
     return line
 
 

@@ -42,16 +42,13 @@ def checked(url: str) -> str:
     except ValueError:
         reason = "it cannot be read; in its user name and password write # as %23, / as %2F and ? as %3F"
         raise ValueError(reason) from None
-    if _is_watched(url):
-        _watched(url)
-    else:
-        parse_url(url)  # type: ignore[no-untyped-call]
-        if parts.scheme != "unix" and not re.fullmatch("/?[0-9]*/?", parts.path):  # else redis-py takes database 0
-            raise ValueError("its database should be a number, as in redis://host:6379/1")
     try:
         client(url).connection_pool.make_connection()  # connects to nothing
     except TypeError as error:
         raise ValueError(f"an option after its ? is unknown: {str(error).rpartition(' ')[2]}") from None
+    has_database = not _is_watched(url) and parts.scheme != "unix"
+    if has_database and not re.fullmatch("/?[0-9]*/?", parts.path):  # else redis-py takes database 0
+        raise ValueError("its database should be a number, as in redis://host:6379/1")
     return url
 
 

@@ -163,9 +163,8 @@ class CompiledNetwork:
         with suppress(OSError):  # a full or read-only disk costs the next start some seconds
             compiled.export_model(content)
             storage.write(file, content.getbuffer())
-            for former in file.parent.glob(_file_name(self._kept, size, "*")):
-                if former != file:  # of another version of a library or of this code
-                    former.unlink(missing_ok=True)
+            for former in set(file.parent.glob(file.name.replace(_made_by(), "*"))) - {file}:
+                former.unlink(missing_ok=True)  # of another version of a library or of this code
 
     @cached_property
     def _graph(self) -> Any:
@@ -173,11 +172,7 @@ class CompiledNetwork:
 
 
 def _file(kept: Path, size: Size) -> Path:
-    return kept.with_name(_file_name(kept, size, _made_by()))
-
-
-def _file_name(kept: Path, size: Size, made_by: str) -> str:
-    return f"{kept.name}-{size.rows}x{size.streams}-{made_by}.openvino"
+    return kept.with_name(f"{kept.name}-{size.rows}x{size.streams}-{_made_by()}.openvino")
 
 
 @cache

@@ -15,7 +15,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from http.client import HTTPConnection
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import psutil
@@ -36,30 +36,29 @@ OURS = "ours"
 LITSERVE, RQ = "LitServe, our engine", "FastAPI and RQ, our engine"
 LITSERVE_DIFFUSERS, RQ_DIFFUSERS = "LitServe, diffusers", "FastAPI and RQ, diffusers"
 LITSERVE_DEFAULTS = "LitServe, diffusers with its defaults"
-NAMES = {  # in the names of figures
-    LITSERVE: "litserve",
-    LITSERVE_DIFFUSERS: "litserve_diffusers",
-    RQ: "rq",
-    RQ_DIFFUSERS: "rq_diffusers",
-    LITSERVE_DEFAULTS: "litserve_defaults",
-}
-DRAWINGS = {
-    LITSERVE: ENGINE,
-    LITSERVE_DIFFUSERS: DIFFUSERS,
-    RQ: ENGINE,
-    RQ_DIFFUSERS: DIFFUSERS,
-    LITSERVE_DEFAULTS: DIFFUSERS_DEFAULTS,
-}
 BUSY = {"quiet": 0, "busy": 2}  # condition -> busy processes beside the servers
 BURST, MIXED, ARRIVING = "burst", "mixed", "arriving"
-LOADS = {  # diffusers would take minutes for mixed requests, and a slow server still has a backlog when others begin
-    LITSERVE: (BURST, MIXED, ARRIVING),
-    RQ: (BURST, MIXED),
-    LITSERVE_DIFFUSERS: (BURST,),
-    RQ_DIFFUSERS: (BURST,),
-    LITSERVE_DEFAULTS: (BURST,),
+
+
+class Other(NamedTuple):
+    """A server beside ours: its name in those of figures, what it draws with, its loads, and requests of its burst.
+
+    diffusers would take minutes for mixed requests, and a slow server still has a backlog when others begin.
+    """
+
+    key: str
+    drawing: str
+    loads: tuple[str, ...]
+    burst: int
+
+
+OTHERS = {
+    LITSERVE: Other("litserve", ENGINE, (BURST, MIXED, ARRIVING), 32),
+    LITSERVE_DIFFUSERS: Other("litserve_diffusers", DIFFUSERS, (BURST,), 8),
+    RQ: Other("rq", ENGINE, (BURST, MIXED), 32),
+    RQ_DIFFUSERS: Other("rq_diffusers", DIFFUSERS, (BURST,), 8),
+    LITSERVE_DEFAULTS: Other("litserve_defaults", DIFFUSERS_DEFAULTS, (BURST,), 4),
 }
-REQUESTS = {LITSERVE: 32, RQ: 32, LITSERVE_DIFFUSERS: 8, RQ_DIFFUSERS: 8, LITSERVE_DEFAULTS: 4}  # of a burst
 STEPS = 1, 4, 8, 16, 50  # of mixed requests; their sizes and guidance are those of the load section
 LOAD = 0.6  # of LitServe's pictures/s in the mixed burst before, at which mixed requests arrive
 ARRIVING_S = 30.0  # in which mixed requests arrive at random; on a slow machine fewer do
@@ -153,14 +152,14 @@ def started(name: str) -> Iterator[Server]:
             running.callback(end, process)
             return process.pid
 
-        drawing = DRAWINGS[name]
+        drawing = OTHERS[name].drawing
         if name in (RQ, RQ_DIFFUSERS):
             pids = begin("rq_server", "api", drawing, "--port", port), begin("rq_server", "worker", drawing)
         else:
             pids = (begin("litserve_server", drawing, "--port", port),)
         server = Server(int(port), pids)
         until(lambda: is_up(server), f"{name} to answer")
-        if MIXED in LOADS[name]:
+        if MIXED in OTHERS[name].loads:
             answers(server, mixed(3, seed=0))
         yield server
 
@@ -183,7 +182,7 @@ def is_up(server: Server) -> bool:
 
 def one_round(pair: Sequence[Server], name: str, turn: int, quick: bool) -> dict[str, list[Answers]]:
     """Let ours and the server `name` answer the same requests in turn. Return the answers by load."""
-    count, burst, arriving = (4, 4, 3) if quick else (REQUESTS[name], 8, 12)
+    count, burst, arriving = (4, 4, 3) if quick else (OTHERS[name].burst, 8, 12)
 
     def both(bodies: Sequence[Body], at: Sequence[float] = ()) -> list[Answers]:
         taken = {place: answers(pair[place], bodies, at) for place in order(turn)}
@@ -191,9 +190,9 @@ def one_round(pair: Sequence[Server], name: str, turn: int, quick: bool) -> dict
 
     same = [{"labels": lists, "seed": i} for i, lists in enumerate(zip(subject.label_lists(count)))]
     taken = {BURST: both(same)}
-    if MIXED in LOADS[name]:
+    if MIXED in OTHERS[name].loads:
         taken[MIXED] = both(mixed(burst, 100 + turn))
-    if ARRIVING in LOADS[name]:
+    if ARRIVING in OTHERS[name].loads:
         later = mixed(arriving, 200 + turn)
         pictures = sum(len(body["labels"]) for body in later) / arriving
         apart_s = pictures / (LOAD * taken[MIXED][1].rate)
@@ -204,12 +203,12 @@ def one_round(pair: Sequence[Server], name: str, turn: int, quick: bool) -> dict
 
 
 def measure(quick: bool) -> Data:
-    seen: Seen = {name: {condition: {load: [] for load in LOADS[name]} for condition in BUSY} for name in LOADS}
+    seen: Seen = {name: {one: {load: [] for load in other.loads} for one in BUSY} for name, other in OTHERS.items()}
     memory = dict[str, float]()
     with stack() as running:
         ours = server_of(running)
         answers(ours, mixed(3, seed=0))
-        for name in LOADS:
+        for name in OTHERS:
             with started(name) as other:
                 for turn in range(1 if quick else ROUNDS):
                     for condition, count in BUSY.items():
@@ -242,7 +241,7 @@ def figures(seen: Seen) -> Data:
     for name, conditions in seen.items():
         for condition, loads in conditions.items():
             for load, rounds in loads.items():
-                key = f"servers.{load}{{}}_vs_{NAMES[name]}_{condition}"
+                key = f"servers.{load}{{}}_vs_{OTHERS[name].key}_{condition}"
                 ours, theirs = zip(*rounds, strict=True)
                 if load != ARRIVING:  # there the clients set the pace
                     found[key.format("")] = paired([one.rate for one in ours], [one.rate for one in theirs])
@@ -271,9 +270,9 @@ def report(data: Data) -> list[Piece]:
     measures = (f"{BURST}_vs", f"{MIXED}_vs", f"{ARRIVING}_p95_vs")
     header = [f"{what}, {condition}" for what in ("burst", "mixed", "random, p95") for condition in BUSY]
     ratios = Table(["ours relative to", *header])
-    for other, name in NAMES.items():
-        cells = (found.get(f"servers.{key}_{name}_{condition}") for key in measures for condition in BUSY)
-        ratios.add(other, *(shown(one) if one else "" for one in cells))
+    for name, other in OTHERS.items():
+        cells = (found.get(f"servers.{key}_{other.key}_{condition}") for key in measures for condition in BUSY)
+        ratios.add(name, *(shown(one) if one else "" for one in cells))
     steps = ", ".join(map(str, STEPS[:-1]))
     return [
         "LitServe batches up to eight requests, as its documentation shows; *FastAPI and RQ* has one job a request. "
@@ -281,9 +280,9 @@ def report(data: Data) -> list[Piece]:
         f"where the CPU has it. All compute the same network rows, {data['network_rows']} for a picture of the burst, "
         f"except *with its defaults*: float32 and {2 * DEFAULT_STEPS} rows. All judge each picture and answer with the "
         "grid; only ours keeps them.",
-        f"A burst has {REQUESTS[LITSERVE]} requests of one picture at once, with diffusers "
-        f"{REQUESTS[LITSERVE_DIFFUSERS]}, with its defaults {REQUESTS[LITSERVE_DEFAULTS]}. Mixed requests, eight at "
-        f"once, have 1 to 8 pictures, {steps} or {STEPS[-1]} steps and guidance 1 or 3; random ones are mixed, and "
+        f"A burst has {OTHERS[LITSERVE].burst} requests of one picture at once, with diffusers "
+        f"{OTHERS[LITSERVE_DIFFUSERS].burst}, with its defaults {OTHERS[LITSERVE_DEFAULTS].burst}. Mixed requests, "
+        f"eight at once, have 1 to 8 pictures, {steps} or {STEPS[-1]} steps and guidance 1 or 3; random ones are mixed, and "
         f"arrive one by one at {LOAD} of LitServe's pictures/s. A busy machine runs {BUSY['busy']} processes that only "
         f"compute. Ours and one other take turns, {data['rounds']} rounds. Our pictures/s (or p95) over theirs, "
         "medians with 95 % intervals:",

@@ -286,23 +286,22 @@ class Submitter:
         return IdempotentRequest(self.owner, self.idempotency_key, json.dumps(content, sort_keys=True))
 
     async def _create(self, record: JobRecord, same: IdempotentRequest | None, pictures: Sequence[bytes]) -> str:
-        results, job_id, rate = self.service.results, None, await self.rate()
+        rate = await self.rate()
         if pictures:
-            await results.upload(record.id, pictures)
-        refusal: ServiceError | None = None
+            await self.service.results.upload(record.id, pictures)
+        created: str | ServiceError
         try:
-            job_id = await self.service.jobs.create(record, same)
+            created = await self.service.jobs.create(record, same)
         except NoRoom as error:
-            refusal = _refusal(error, record.total, rate)
+            created = _refusal(error, record.total, rate)
         except KeyReuse as error:
-            refusal = error
-        if pictures and job_id != record.id:  # after any other error the job may exist
+            created = error
+        if pictures and created != record.id:  # after any other error the job may exist
             with contextlib.suppress(Unavailable):  # pruning removes them
-                await results.remove(record.id)
-        if refusal is not None:
-            raise refusal
-        assert job_id is not None
-        _note(job_id)
+                await self.service.results.remove(record.id)
+        if isinstance(created, ServiceError):
+            raise created
+        job_id = _note(created)
         if job_id == record.id:  # else the same request created its job first
             PICTURES_ACCEPTED.labels(record.kind).inc(record.total)
             bind_contextvars(kind=record.kind, pictures=record.total, model=record.model)

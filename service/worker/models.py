@@ -246,8 +246,10 @@ class Models:
             sampling = None if model.is_evaluator else self._sampling(fetched)
         judge = loading.result()
         judged_by = MadeWith(name=judge.info.name, digest=judge.info.digest) if judge.info else None
-        engine: Engine | Uploads = Uploads(judge, self.files, self.device)
-        if sampling is not None:
+        engine: Engine | Uploads
+        if sampling is None:
+            engine = Uploads(judge, self.files, self.device)
+        else:
             denoiser, stepper = sampling
             made_with = MadeWith(name=denoiser.info.name, digest=denoiser.info.digest)
             sizes = batch_sizes(self.settings, self.device)

@@ -113,7 +113,7 @@ class Storer:
         begun_at = time.time()
         new = [work for work in works if not work.is_stored]
         writes = list[Callable[[], None]]()
-        for one in (one for work in new for _, one in work.finished):
+        for one in [one for work in new for _, one in work.finished]:
             job_id, index = one.picture.key
             if one.png:  # uploaded pictures are in storage already
                 writes.append(partial(self.files.write, job_id, pictures.picture(index), one.png))

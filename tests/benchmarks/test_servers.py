@@ -134,7 +134,7 @@ def test_ours_and_another_take_turns_and_random_requests_arrive_at_its_pace(monk
         taken = servers.one_round(pair, servers.LITSERVE, turn, quick=False)
         assert list(taken) == [servers.BURST, servers.MIXED, servers.ARRIVING]
         assert [port for port, *_ in calls] == 3 * ports
-        assert [count for _, count, _ in calls[:2]] == 2 * [servers.REQUESTS[servers.LITSERVE]]
+        assert [count for _, count, _ in calls[:2]] == 2 * [servers.OTHERS[servers.LITSERVE].burst]
         times = calls[-1][2]
         assert times == calls[-2][2] == sorted(times)
         assert servers.FEWEST <= len(times) <= 12

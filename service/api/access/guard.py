@@ -120,12 +120,13 @@ class Guard:
         """Raise TooManyRequests beyond the limit. While Redis does not answer nothing is counted: a route that needs it
         answers 503 itself.
         """
+        if limiter is None:
+            return
         wait_s = None
-        if limiter is not None:
-            with contextlib.suppress(RedisError, TimeoutError):
-                async with asyncio.timeout(COUNTED_WITHIN_S):
-                    wait_s = await limiter.wait_s(owner)
-        if limiter is not None and wait_s is not None:
+        with contextlib.suppress(RedisError, TimeoutError):
+            async with asyncio.timeout(COUNTED_WITHIN_S):
+                wait_s = await limiter.wait_s(owner)
+        if wait_s is not None:
             detail = f"more than {limiter.limit} with this key; nothing was done"
             raise TooManyRequests(detail, headers={"Retry-After": str(wait_s)})
 
