@@ -284,8 +284,8 @@ def report(data: Data) -> list[Piece]:
         f"{OTHERS[LITSERVE_DIFFUSERS].burst}, with its defaults {OTHERS[LITSERVE_DEFAULTS].burst}. Mixed requests, "
         f"eight at once, have 1 to 8 pictures, {steps} or {STEPS[-1]} steps and guidance 1 or 3; random ones are "
         f"mixed, and arrive one by one at {LOAD} of LitServe's pictures/s. A busy machine runs {BUSY['busy']} "
-        f"processes that only compute. Ours and one other take turns, {data['rounds']} rounds. Our pictures/s (or p95) over theirs, "
-        "medians with 95 % intervals:",
+        f"processes that only compute. Ours and one other take turns, {data['rounds']} rounds. "
+        "Our pictures/s (or p95) over theirs, medians with 95 % intervals:",
         ratios,
     ]
 
