@@ -40,7 +40,8 @@ class Size(NamedTuple):
 # All threads compute one row. A network begins with this size, and the others must give its bits.
 ALONE: Final = Size(1, 1)
 # Of a stream's calls. Larger ones are hardly faster a row (docs/decisions.md).
-SHARED: Final = (Size(4, STREAMS), Size(2, STREAMS), Size(1, STREAMS))
+MOST_ROWS: Final = 4
+SHARED: Final = (Size(MOST_ROWS, STREAMS), Size(2, STREAMS), Size(1, STREAMS))
 
 _converting = threading.Lock()  # warnings are ignored in all threads at once
 
@@ -70,12 +71,14 @@ class CompiledNetwork:
     `module`: in eval mode and on the CPU, with weights that no longer change; its arguments and results are tensors
     whose first dimension is the batch. `example`: typical arguments for one row, of the shapes that every call has.
     `kept`: begins the names of files that keep what is compiled, so that it loads faster the next time; the folder is
-    the checkpoint's own. Sizes other than ALONE are compiled in threads once calls could use them. Until then smaller
-    ones take their place. Only one thread may call it at a time.
+    the checkpoint's own. `most`: rows of the largest call. Sizes other than ALONE are compiled in threads once calls
+    could use them. Until then smaller ones take their place. Only one thread may call it at a time.
     """
 
-    def __init__(self, module: nn.Module, example: Sequence[Tensor], kept: Path | None = None) -> None:
-        self._module, self._example, self._kept = module, example, kept
+    def __init__(
+        self, module: nn.Module, example: Sequence[Tensor], kept: Path | None = None, *, most: int = MOST_ROWS
+    ) -> None:
+        self._module, self._example, self._kept, self._most = module, example, kept, most
         self._compiled = dict[Size, Any]()
         self._requests = dict[Size, list[Any]]()  # as many as have run at the same time
         self._begun = {ALONE}
@@ -112,7 +115,7 @@ class CompiledNetwork:
     def _largest(self, left: int) -> Size:
         """Return the largest loaded size of at most so many rows; begin to load larger ones."""
         for size in SHARED:
-            if size.rows <= left:
+            if size.rows <= min(left, self._most):
                 if size in self._compiled:
                     return size
                 if size not in self._begun:

@@ -57,7 +57,8 @@ class CompiledUpsampler:
 
     def __init__(self, network: UpsamplerNet, shape: tuple[int, int, int], kept: Path | None = None) -> None:
         self.picture_shape = network.picture_shape
-        self._compiled = CompiledNetwork(network, [torch.randn(1, *shape)], kept)
+        # alone a picture takes the least memory, and no more time than beside others
+        self._compiled = CompiledNetwork(network, [torch.randn(1, *shape)], kept, most=1)
 
     def __call__(self, x: Tensor) -> Tensor:
         (pictures,) = self._compiled(x)

@@ -253,21 +253,22 @@ def two_streams(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("two_streams")
 @pytest.mark.parametrize(
-    ("rounds", "expected"),
+    ("rounds", "most", "expected"),
     [
-        (set(), {1: {A1: 1}, 2: {S1: 2}, 3: {S2: 1, S1: 1}, 7: {S4: 1, S2: 1, S1: 1}, 13: {S4: 2, S2: 2, S1: 1}}),
-        ({4}, {7: {S2: 3, S1: 1}, 8: {S2: 4}}),
-        ({2, 4}, {1: {A1: 1}, 7: {S1: 7}}),
+        (set(), 4, {1: {A1: 1}, 2: {S1: 2}, 3: {S2: 1, S1: 1}, 7: {S4: 1, S2: 1, S1: 1}, 13: {S4: 2, S2: 2, S1: 1}}),
+        ({4}, 4, {7: {S2: 3, S1: 1}, 8: {S2: 4}}),
+        ({2, 4}, 4, {1: {A1: 1}, 7: {S1: 7}}),
+        (set(), 1, {1: {A1: 1}, 7: {S1: 7}}),
     ],
 )
 def test_streams_share_a_batch_by_sizes_that_round_alike(
-    rounds: set[int], expected: dict[int, dict[Size, int]], monkeypatch: pytest.MonkeyPatch
+    rounds: set[int], most: int, expected: dict[int, dict[Size, int]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     made = list[Size]()
     monkeypatch.setattr(
         openvino, "_compile", lambda graph, arguments, streams: Kernel(Size(len(arguments[0]), streams), rounds, made)
     )
-    compiled = CompiledNetwork(nn.Identity(), [torch.zeros(1, 2)])
+    compiled = CompiledNetwork(nn.Identity(), [torch.zeros(1, 2)], most=most)
     for rows in (2, 4, 8):  # tries the sizes
         compiled(torch.zeros(rows, 2))
         wait()
