@@ -17,7 +17,6 @@ from PIL import Image, ImageOps
 
 from shared import storage as files
 from shared.options import LIMITS
-from shared.rgb import to_rgb
 from trainer.data import read_picture
 from trainer.errors import TrainerError
 from trainer.importer.formats import Box, Item, Source
@@ -172,11 +171,10 @@ def _whereabouts(report: Report) -> str:
 def _read(path: Path) -> Image.Image | str:
     """Return the picture as RGB, or why it cannot be used."""
     try:
-        return to_rgb(read_picture(path))
-    except FileNotFoundError:
-        return f"does not exist ({path})"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"cannot be read as a picture ({error})"
+        return read_picture(path)
+    except TrainerError as error:
+        missing = isinstance(error.__cause__, FileNotFoundError)
+        return f"does not exist ({path})" if missing else f"cannot be read as a picture ({error.__cause__})"
 
 
 def _write(
