@@ -116,7 +116,7 @@ def write_folders(
 
     `crop`: cut the middle square out of each picture; objects whose centre is outside are left out with their label.
     `mirror`: also train on every training picture mirrored left to right. Positions and sizes are written if every
-    labelled picture has boxes. Raises TrainerError if nothing is left to train on, or if `out` cannot be written.
+    labelled picture has boxes. Raises TrainerError if nothing is left to train on, OSError if `out` cannot be written.
     """
     items, skipped = usable(source.items, unlabelled, crop)
     held = split(items, share, held_out, seed)
@@ -133,10 +133,7 @@ def write_folders(
             return item.file, f"has no object whose centre is in the {'middle square' if crop else 'picture'}{hint}"
         if crop:
             picture = picture.crop((left, top, left + width, top + height))
-        try:
-            return _write(seen, picture, None if crop else path, out / part / PICTURES, mirror and part == TRAIN)
-        except OSError as error:
-            raise TrainerError(f"{out}: cannot be written ({error})") from error
+        return _write(seen, picture, None if crop else path, out / part / PICTURES, mirror and part == TRAIN)
 
     with ThreadPoolExecutor() as pool:
         for item, result in zip(items, pool.map(one, items), strict=True):

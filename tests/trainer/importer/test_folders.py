@@ -135,11 +135,11 @@ def test_pictures_to_hold_out_are_given_by_path_or_by_a_name_that_only_one_has()
 def test_a_crop_writes_no_two_pictures_into_one_file(tmp_path: Path) -> None:
     for name in ("a.jpg", "a.jpg.png"):
         picture(tmp_path, name)
-    source = Source([Item(name, (name,), name) for name in ("a.jpg", "a.jpg.png", ".")], tmp_path, [])
+    source = Source([Item(name, (name,), name) for name in ("a.jpg.png", "a.jpg", ".")], tmp_path, [])
     assert len(write_folders(source, tmp_path / "whole", share=0).train) == 2
     report = write_folders(source, tmp_path / "out", share=0, crop=True)
-    assert json.loads((tmp_path / "out/train/train.json").read_text()) == {"a.jpg.png": ["a.jpg"]}
-    assert report.skipped[0] == ("a.jpg.png", "becomes one file with a.jpg")
+    assert json.loads((tmp_path / "out/train/train.json").read_text()) == {"a.jpg.png": ["a.jpg.png"]}
+    assert report.skipped[0] == ("a.jpg", "becomes one file with a.jpg.png")
     assert "cannot be read" in report.skipped[1][1]
 
 
