@@ -56,8 +56,8 @@ def main() -> None:
     chosen = [names.index(label) for label in asked.labels]
     inputs = {"labels": np.zeros((1, len(names)), np.float32)}
     inputs["labels"][0, chosen] = 1
-    layouts = asked.file.with_stem(f"{asked.file.stem}-layouts")
-    if layouts.exists():
+    parts = {name: asked.file.with_stem(f"{asked.file.stem}-{name}") for name in json.loads(about["parts"])}
+    if layouts := parts.get("layouts"):
         inputs["positions"] = np.full((1, len(names), 2), OUTSIDE, np.float32)
         inputs["positions"][0, chosen] = draw_layout(onnxruntime.InferenceSession(layouts), chosen, rng)
         print(json.dumps(inputs["positions"][0, chosen].tolist()))
@@ -88,8 +88,7 @@ def main() -> None:
         if s:
             x = x + s * rng.standard_normal(x.shape)
         x, before = x.astype(np.float32), x_0
-    upsampler = asked.file.with_stem(f"{asked.file.stem}-upsampler")
-    if upsampler.exists():
+    if upsampler := parts.get("upsampler"):
         [x] = onnxruntime.InferenceSession(upsampler).run(["pictures"], {"x": x})
     pixels = ((x[0].transpose(1, 2, 0) + 1) * 127.5).round().clip(0, 255).astype(np.uint8)
     Image.fromarray(pixels).save(asked.picture)

@@ -200,7 +200,7 @@ BREAKAGES = [
     ),
     Breakage(
         "a run is not resumed with another recipe",
-        "trainer/runs.py", "[key for key in config if config[key] not in", "[key for key in config if None in",
+        "trainer/runs.py", "[key for key in recipe if recipe[key] not in", "[key for key in recipe if None in",
         "tests/trainer/test_train.py",
     ),
     Breakage(

@@ -25,15 +25,18 @@ def write_objects_file(folder: Path, names: Sequence[str]) -> None:
     (folder / "objects.json").write_text(json.dumps({name: i for i, name in enumerate(names)}))
 
 
-def write_data_folder(folder: Path, pictures: int = 24, width: int = 16, height: int = 12) -> Path:
-    """Write `pictures` flat-coloured pictures; the label decides the colour."""
+def write_data_folder(
+    folder: Path, pictures: int = 24, width: int = 16, height: int = 12, *, noise: bool = False
+) -> Path:  # fmt: skip
+    """Write `pictures` flat-coloured pictures; the label decides the colour. Or write pictures of noise."""
     (folder / "iclevr").mkdir(parents=True)
-    train = {}
+    train, rng = {}, np.random.default_rng(0)
     for i in range(pictures):
         label = i % len(ICLEVR)
         color = np.array([40 + 8 * label, 220 - 8 * label, 60 + 100 * (label % 2)], np.uint8)
+        pixels = rng.integers(0, 256, (height, width, 3), np.uint8) if noise else np.tile(color, (height, width, 1))
         name = f"CLEVR_train_{i:06d}_0.png"
-        Image.fromarray(np.broadcast_to(color, (height, width, 3)).copy()).save(folder / "iclevr" / name)
+        Image.fromarray(pixels).save(folder / "iclevr" / name)
         train[name] = [ICLEVR.names[label]]
     write_objects_file(folder, ICLEVR.names)
     (folder / "train.json").write_text(json.dumps(train))

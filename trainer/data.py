@@ -7,19 +7,19 @@ import io
 import math
 import os
 import statistics
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
-from pydantic import Field, FiniteFloat, TypeAdapter, ValidationError
+from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from rich.progress import Progress
 from torch import Tensor
 
@@ -29,13 +29,14 @@ from shared.diffusion.model import Denoiser
 from shared.rgb import check_depth, to_rgb
 from shared.support import Support
 from shared.vocabulary import Vocabulary, read_train_file
-from trainer.config import Fit, TrainConfig
+from trainer.config import Fit, Share, TrainConfig
 from trainer.errors import TrainerError
 
 PICTURE_FOLDERS = ("iclevr", "images", ".")
 MEASURED = 2048  # pictures whose deviation stands for all
-Pair = tuple[FiniteFloat, FiniteFloat]
-Rotation = Annotated[float, Field(ge=0, le=1)] | None
+Size = tuple[FiniteFloat, FiniteFloat]
+Position = tuple[Share, Share]
+Rotation = Share | None
 UNLIKE = "differ in proportions, so padding gives them different borders; squeeze them (--set fit=squeeze)"
 
 
@@ -71,15 +72,17 @@ def pad(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """Read a picture as a viewer shows it: rotated as the file's EXIF says. ValueError as of `check_depth`."""
-    with Image.open(path) as picture:
-        check_depth(picture)  # before `exif_transpose` decodes it
-        return ImageOps.exif_transpose(picture)
+    """Read a picture as a viewer shows it, as RGB: rotated as the file's EXIF says. TrainerError if it is none."""
+    try:
+        with Image.open(path) as picture:
+            check_depth(picture)  # before `exif_transpose` decodes it
+            return to_rgb(ImageOps.exif_transpose(picture))
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise TrainerError(f"{path}: cannot be read as a picture ({error})") from error
 
 
 def to_square(picture: Image.Image, size: int, fit: Fit) -> Image.Image:
-    """Return the picture as RGB, size x size: scaled as it is, or padded first."""
-    picture = to_rgb(picture)
+    """Return an RGB picture size x size: scaled as it is, or padded first."""
     if fit == "pad" and picture.width != picture.height:
         picture = Image.fromarray(pad(np.asarray(picture)[None])[0])
     return picture.resize((size, size), Image.Resampling.BILINEAR)
@@ -89,13 +92,9 @@ def _decode(folder: Path, names: list[str], size: int, fit: Fit, advance: Callab
     images, aspects = np.empty((len(names), 3, size, size), np.uint8), set[float]()
 
     def one(i: int) -> None:
-        path = folder / names[i]
-        try:
-            picture = read_picture(path)
-            aspects.add(picture.width / picture.height)
-            images[i] = np.asarray(to_square(picture, size, fit)).transpose(2, 0, 1)
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise TrainerError(f"{path}: cannot be read as a picture ({error})") from error
+        picture = read_picture(folder / names[i])
+        aspects.add(picture.width / picture.height)
+        images[i] = np.asarray(to_square(picture, size, fit)).transpose(2, 0, 1)
         advance(1)
 
     with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -193,15 +192,9 @@ def read_positions(path: Path, train: Mapping[str, Sequence[str]], vocabulary: V
     """
     if not path.exists():
         return None
-    content = _read_lists(path, Pair, "[x, y] pairs")
     positions = torch.full((len(train), len(vocabulary), 2), OUTSIDE)
-    for i, (name, labels) in enumerate(train.items()):
-        _check_length(path, content, name, labels, "[x, y]")
-        if outside := [point for point in content[name] if not (0 <= point[0] <= 1 and 0 <= point[1] <= 1)]:
-            at = f'{path}: picture "{name}" has {list(outside[0])}'
-            raise TrainerError(f"{at}; positions are fractions of width and height, 0 to 1")
-        for label, point in zip(labels, content[name], strict=True):
-            positions[i, vocabulary.index(label)] = torch.tensor(point)
+    for i, label, point in _entries(path, Position, "[x, y], fractions of width and height", train, vocabulary):
+        positions[i, label] = torch.tensor(point)
     return positions
 
 
@@ -214,29 +207,32 @@ def read_rotations(path: Path, train: Mapping[str, Sequence[str]], vocabulary: V
     """
     if not path.exists():
         return None
-    content = _read_lists(path, Rotation, "objects' rotations, 0 to 1 or null")
     turns = torch.full((len(train), len(vocabulary)), math.nan)
-    for i, (name, labels) in enumerate(train.items()):
-        _check_length(path, content, name, labels, "rotation")
-        for label, turn in zip(labels, content[name], strict=True):
-            if turn is not None:
-                turns[i, vocabulary.index(label)] = turn
+    for i, label, turn in _entries(path, Rotation, "rotation, a fraction of a turn or null", train, vocabulary):
+        turns[i, label] = math.nan if turn is None else turn
     return as_rotations(turns)
 
 
-def _read_lists(path: Path, entry: Any, what: str) -> dict[str, list[Any]]:
-    """Read a file that maps each picture to a list; `entry` is the type of what the list holds, `what` its name."""
+def _entries(
+    path: Path, kind: Any, what: str, train: Mapping[str, Sequence[str]], vocabulary: Vocabulary
+) -> Iterator[tuple[int, int, Any]]:
+    """Read a file that maps each picture to its objects' entries; yield picture, label and entry of each object."""
+    content = _read_lists(path, kind, what)
+    for i, (name, labels) in enumerate(train.items()):
+        if len(content.get(name, ())) != len(labels):
+            raise TrainerError(f'{path}: picture "{name}" needs one for each of its {len(labels)} labels: {what}')
+        for label, entry in zip(labels, content[name], strict=True):
+            yield i, vocabulary.index(label), entry
+
+
+def _read_lists(path: Path, kind: Any, what: str) -> dict[str, list[Any]]:
+    """Read a file that maps each picture to a list; `kind` is the type of what the list holds, `what` its name."""
     try:
-        return TypeAdapter(dict[str, list[entry]]).validate_json(path.read_bytes())
+        return TypeAdapter(dict[str, list[kind]]).validate_json(path.read_bytes())
     except ValidationError as error:
-        raise TrainerError(f"{path}: {error.errors()[0]['msg']}; it maps each picture to its {what}") from error
-
-
-def _check_length(
-    path: Path, content: Mapping[str, Sequence[Any]], name: str, labels: Sequence[str], what: str
-) -> None:  # fmt: skip
-    if len(content.get(name, ())) != len(labels):
-        raise TrainerError(f'{path}: picture "{name}" needs one {what} for each of its {len(labels)} labels')
+        first = error.errors()[0]
+        at = ".".join(map(str, [path, *first["loc"]]))  # the picture and which of its entries
+        raise TrainerError(f"{at}: {first['msg']}; it lists each picture's {what}") from error
 
 
 def read_object_size(folder: Path) -> float | None:
@@ -244,7 +240,7 @@ def read_object_size(folder: Path) -> float | None:
     path = folder / "sizes.json"
     if not path.exists():
         return None
-    sizes = _read_lists(path, Pair, "[width, height] pairs")
+    sizes = _read_lists(path, Size, "[width, height]")
     sides = [math.sqrt(max(0.0, width * height)) for pairs in sizes.values() for width, height in pairs]
     return statistics.median(sides) if sides else None
 
@@ -254,15 +250,23 @@ def read_arrangements(folders: Sequence[Path], vocabulary: Vocabulary) -> Tensor
 
     The folders need a train.json and a positions.json, and no pictures.
     """
-    found, seen = list[Tensor](), torch.empty(0)
+    found = list[Tensor]()
     for folder in folders:
         train = read_train_file(folder / "train.json", vocabulary)
         if (positions := read_positions(folder / "positions.json", train, vocabulary)) is None:
             raise TrainerError(f"{folder} has no positions.json")
-        numbers = (positions[..., 0] != OUTSIDE).sum(1)
-        found.append(positions[~torch.isin(numbers, seen)])
+        found.append(positions)
+    first = first_of_their_number([(positions[..., 0] != OUTSIDE).sum(1) for positions in found])
+    return torch.cat(found)[first]
+
+
+def first_of_their_number(counts: Sequence[Tensor]) -> Tensor:
+    """Return which pictures of several folders show a number of objects that no earlier folder has, given `counts`."""
+    first, seen = list[Tensor](), torch.empty(0)
+    for numbers in counts:
+        first.append(~torch.isin(numbers, seen))
         seen = torch.cat([seen, numbers])
-    return torch.cat(found)
+    return torch.cat(first)
 
 
 def _padded(positions: Tensor, width: int, height: int) -> Tensor:
@@ -298,15 +302,11 @@ def merge(datasets: list[Dataset]) -> Dataset:
         as_rotations(torch.full(d.labels.shape, math.nan)) if d.rotations is None else d.rotations for d in datasets
     ]
     turned = any(d.rotations is not None for d in datasets)
-    typical, seen = [], torch.empty(0)  # counts of objects
-    for dataset in datasets:
-        counts = dataset.labels.sum(1)
-        typical.append(~torch.isin(counts, seen))
-        seen = torch.cat([seen, counts])
+    typical = first_of_their_number([dataset.labels.sum(1) for dataset in datasets])
     return Dataset(
         first.vocabulary, torch.cat([d.images for d in datasets]), torch.cat([d.labels for d in datasets]),
         torch.cat(positions) if positions else None, torch.cat(rotations) if turned else None, first.aspect,
-        first.object_size, torch.cat(typical),
+        first.object_size, typical,
     )  # fmt: skip
 
 

@@ -60,18 +60,6 @@ class DenoiserGraph(nn.Module):
         return out
 
 
-class UpsamplerGraph(nn.Module):
-    """The upsampler without its arguments for training."""
-
-    def __init__(self, network: UpsamplerNet) -> None:
-        super().__init__()
-        self.network = network
-
-    def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.network(x)
-        return out
-
-
 class LayoutGraph(nn.Module):
     """One step of `LayoutNetwork.draw`: the logits of all four draws of one object's position."""
 
@@ -87,44 +75,28 @@ def write_onnx(path: Location, out: Path) -> list[Path]:
     """Write the checkpoint at `path` to `out` and return the files written.
 
     An adapter is written together with its base, as one network. A denoiser's upsampler and layout network get files of
-    their own, OUT-upsampler.onnx and OUT-layouts.onnx; those of an earlier export to `out` are removed, since programs
-    would use them with this one. Raises TrainerError if the package for that is not installed,
-    CheckpointError if the checkpoint cannot be read.
+    their own, OUT-upsampler.onnx and OUT-layouts.onnx; its own metadata says which it has. Raises TrainerError if the
+    package for that is not installed, CheckpointError if the checkpoint cannot be read.
     """
     if importlib.util.find_spec("onnxscript") is None:
         raise TrainerError("ONNX files need the package onnxscript: pip install 'labelgrid[onnx]'")
-    written, parts = [out], parts_of(out)
     if read_info(path).kind == "evaluator":
         _write_evaluator(load_evaluator(path), out)
-    else:
-        denoiser = load_denoiser(path)
-        _write_denoiser(denoiser, out)
-        if denoiser.upsampler is not None:
-            written.append(parts["pictures"])
-            _write_upsampler(denoiser, denoiser.upsampler, written[-1])
-        if denoiser.layouts is not None:
-            written.append(parts["logits"])
-            _write_layouts(denoiser, denoiser.layouts.network, written[-1])
-    for output, part in parts.items():
-        if part not in written and _is_export(part, output):
-            part.unlink()
+        return [out]
+    denoiser, (upsampler, layouts), written = load_denoiser(path), parts_of(out), [out]
+    _write_denoiser(denoiser, out)
+    if denoiser.upsampler is not None:
+        written.append(upsampler)
+        _write_upsampler(denoiser, denoiser.upsampler, upsampler)
+    if denoiser.layouts is not None:
+        written.append(layouts)
+        _write_layouts(denoiser, denoiser.layouts.network, layouts)
     return written
 
 
-def parts_of(out: Path) -> dict[str, Path]:
-    """Return the files beside a denoiser's: upsampler and layout network, by the names of their outputs."""
-    return {"pictures": out.with_stem(f"{out.stem}-upsampler"), "logits": out.with_stem(f"{out.stem}-layouts")}
-
-
-def _is_export(file: Path, output: str) -> bool:
-    """Return whether `file` is an export with this output. Another file that happens to have its name must stay."""
-    import onnx
-
-    try:
-        model = onnx.load(file, load_external_data=False)
-    except Exception:  # protobuf has kinds of its own for a foreign file
-        return False
-    return {"checkpoint", output} <= {entry.key for entry in model.metadata_props}
+def parts_of(out: Path) -> tuple[Path, Path]:
+    """Return the files of upsampler and layout network, which lie beside a denoiser's."""
+    return out.with_stem(f"{out.stem}-upsampler"), out.with_stem(f"{out.stem}-layouts")
 
 
 def _write_evaluator(evaluator: Evaluator, out: Path) -> None:
@@ -166,6 +138,7 @@ def _write_denoiser(denoiser: Denoiser, out: Path) -> None:
         "alpha_bar": json.dumps(denoiser.alpha_bar.tolist()),
         "sampling": denoiser.options.model_dump_json(),
         "table": json.dumps(make_table(denoiser.options, denoiser.alpha_bar).rows),
+        "parts": json.dumps([name for name in ("upsampler", "layouts") if getattr(denoiser, name) is not None]),
     }
     _write(DenoiserGraph(denoiser.network), inputs, meanings, describe(denoiser.info) | more, out)
 
@@ -176,7 +149,7 @@ def _write_upsampler(denoiser: Denoiser, upsampler: UpsamplerNet, out: Path) -> 
         "x": f"float32 (batch, {', '.join(map(str, small))}): sampled pictures, RGB from -1 to 1",
         "pictures": f"float32 (batch, {', '.join(map(str, large))}): enlarged, RGB from about -1 to 1",
     }
-    _write(UpsamplerGraph(upsampler), {"x": torch.zeros(2, *small)}, meanings, describe(denoiser.info), out)
+    _write(upsampler, {"x": torch.zeros(2, *small)}, meanings, describe(denoiser.info), out)
 
 
 def _write_layouts(denoiser: Denoiser, layouts: LayoutNetwork, out: Path) -> None:

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from shared.rgb import to_rgb
 from shared.vocabulary import Vocabulary, read_train_file
 from trainer.data import pictures_folder, read_picture
 from trainer.errors import TrainerError
@@ -27,15 +26,8 @@ class Pictures:
 
     def read(self, i: int) -> Image.Image:
         """Return picture i as RGB, scaled to `size` (width, height) if it has another."""
-        picture = _read(self.paths[i])
+        picture = read_picture(self.paths[i])
         return picture if picture.size == self.size else picture.resize(self.size, Image.Resampling.BILINEAR)
-
-
-def _read(path: Path) -> Image.Image:
-    try:
-        return to_rgb(read_picture(path))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise TrainerError(f"{path}: cannot be read as a picture ({error})") from error
 
 
 def find_pictures(folders: Sequence[Path], size: str | None) -> Pictures:
@@ -45,7 +37,7 @@ def find_pictures(folders: Sequence[Path], size: str | None) -> Pictures:
     """
     paths = [path for folder in folders for path in _paths(folder)]
     if size is None:
-        return Pictures(paths, _read(paths[0]).size)
+        return Pictures(paths, read_picture(paths[0]).size)
     if not (sides := SIZE.fullmatch(size)):
         raise TrainerError(f'--size "{size}" is not of the form 320x240')
     return Pictures(paths, (int(sides[1]), int(sides[2])))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -54,10 +52,3 @@ def loss_weights(config: TrainConfig, alpha_bar: Tensor) -> Tensor:
         weights = on_x0 * of_x0
         return weights / (weights * noise_level_weights(config, alpha_bar)).sum()
     return torch.ones_like(snr)
-
-
-def finite(loss: Tensor) -> Tensor:
-    """Return the loss, or raise FloatingPointError. Waits for the device; the loop checks less often."""
-    if not math.isfinite(value := float(loss.detach())):
-        raise FloatingPointError(f"the loss is {value}; lower lr or raise warmup_steps (--set lr=...)")
-    return loss

@@ -85,7 +85,7 @@ def show_progress(progress: Progress, what: str, batch: int | None = None) -> Ca
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
-    """Write the state that a run resumes from, atomically: `kind`, `config` and whatever changes in the run."""
+    """Write the state that a run resumes from, atomically: its `recipe` and whatever changes in the run."""
     temporary = path.with_suffix(".tmp")
     try:
         torch.save(state, temporary)
@@ -95,27 +95,25 @@ def save_state(path: Path, state: dict[str, Any]) -> None:
     os.replace(temporary, path)
 
 
-def load_state(path: Path, kind: str, config: dict[str, Any], network: nn.Module) -> dict[str, Any]:
+def load_state(path: Path, recipe: dict[str, Any], network: nn.Module) -> dict[str, Any]:
     """Return the state in `path`, on the CPU.
 
     On a GPU it would stay in memory beside the network, and AdamW would wait for the GPU to read each parameter's step.
 
-    A run resumes only with the kind, the configuration and the shape of `network` that it was started with, since its
-    log describes one of each. Raises TrainerError for another one, and for a damaged file.
+    A run resumes only with the recipe and the shape of `network` that it was started with, since its log describes one
+    of each. Raises TrainerError for another one, and for a damaged file.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        before, found = state["config"], state.get("kind", kind)  # which the states of former releases lack
+        before = state["recipe"]
         shapes = {key: value.shape for key, value in state["network"].items()}
         assert {"step", "elapsed_s", "averages", "optimizers"} <= state.keys()
     except Exception as error:  # torch raises a dozen types for a broken file
         raise TrainerError(f"{path} is not the state of a run; delete it to start again") from error
-    if found != kind:
-        raise TrainerError(f"{path.parent} holds the run of another kind ({found}, not {kind}); choose another --run")
     # a setting that the state lacks is newer than the run, and "auto" means what the run has
-    if changed := [key for key in config if config[key] not in (before.get(key, config[key]), "auto")]:
-        other = "other data" if "data" in changed else f"another {', '.join(changed)}"  # some settings follow from data
-        raise TrainerError(f"{path} was started with {other}; choose another --run or delete it")
+    if changed := [key for key in recipe if recipe[key] not in (before.get(key, recipe[key]), "auto")]:
+        problem = f"was started with another {changed[0]}"  # from which others may follow, as settings do from the data
+        raise TrainerError(f"{path} {problem}; choose another --run or delete it")
     if shapes != {key: value.shape for key, value in network.state_dict().items()}:
         raise TrainerError(f"{path} holds a network of another shape; choose another --run or delete it")
     return state

@@ -1,13 +1,12 @@
 """Experiment trackers beside a run's own log and TensorBoard: Weights & Biases, MLflow and Trackio.
 
 None is a dependency, since their pins would hold others back. Each finds its server and key as its own documentation
-says. A run that resumes goes on in the same run of the tracker, whose id is kept in the run's folder.
+says. A run that resumes goes on in the same run of the tracker, whose id is kept in the run's folder, in TRACKER.txt.
 """
 
 from __future__ import annotations
 
 import importlib.util
-import json
 import logging
 import uuid
 from collections.abc import Callable, Iterator
@@ -94,21 +93,12 @@ TRACKERS: Final[dict[TrackerName, Callable[[Path, dict[str, Any]], AbstractConte
 }
 
 
-def _ids(folder: Path) -> dict[str, str]:
-    try:
-        found: dict[str, str] = json.loads((folder / "trackers.json").read_text())
-    except FileNotFoundError:
-        return {}
-    except ValueError as error:
-        raise TrainerError(f"{folder / 'trackers.json'} is damaged; delete it to begin a new run there") from error
-    return found
-
-
 def _kept(folder: Path, tracker: str) -> str | None:
     """Return the tracker's id of this folder's run, if it has one."""
-    return _ids(folder).get(tracker)
+    path = folder / f"{tracker}.txt"
+    return path.read_text() if path.exists() else None
 
 
 def _keep(folder: Path, tracker: str, run_id: str) -> str:
-    (folder / "trackers.json").write_text(json.dumps({**_ids(folder), tracker: run_id}))
+    (folder / f"{tracker}.txt").write_text(run_id)
     return run_id

@@ -32,8 +32,8 @@ from trainer.trackers import TrackerName
 class Objective(Protocol):
     """What a run learns: its examples, their loss, and what becomes of the averaged network."""
 
-    kind: str  # a run folder holds runs of one kind
-    digest: str  # of all that is learnt from: a run is not resumed with other data
+    name: str
+    source: dict[str, Any]  # what is learnt from, by digests: a run is not resumed with another one
 
     def __len__(self) -> int:
         """Return the number of examples in an epoch."""
@@ -77,7 +77,7 @@ class Training:
     ) -> None:
         if config.optimizer == "auto":
             here = "muon" if autocast_dtype(device) else "adamw"
-            config = config.model_copy(update={"optimizer": state["config"]["optimizer"] if state else here})
+            config = config.model_copy(update={"optimizer": state["recipe"]["optimizer"] if state else here})
         self.network, self.config, self.run = network, config, Run()
         self.averages, self.optimizers = Averages(network, config), make_optimizers(network, config)
         self.best: Best | None = None
@@ -192,24 +192,25 @@ def train(
         parts = group.parts(config.batch, grad_accumulation)
         folder.mkdir(parents=True, exist_ok=True)
         network = network.to(device).train()
-        recipe = {**config.model_dump(mode="json"), "data": objective.digest, "start_from": start_from}
+        recipe = {"objective": objective.name, **objective.source, **config.model_dump(mode="json")}
+        recipe["start_from"] = start_from
         state_path, is_first = folder / "state.pt", group.rank == 0
-        state = load_state(state_path, objective.kind, recipe, network) if state_path.exists() else None
+        state = load_state(state_path, recipe, network) if state_path.exists() else None
         training = Training(network, config, device, state)
         config, run, averages = training.config, training.run, training.averages
-        described: dict[str, Any] = {"kind": objective.kind, "config": {**recipe, "optimizer": config.optimizer}}
+        recipe["optimizer"] = config.optimizer
         if (step := group.agreed(run.step)) != run.step:
             problem = f"is at step {run.step} here, and at step {step:.0f} for the first process"
             raise TrainerError(f"{folder}: {problem}; all processes must resume from the same folder")
         wrapper = DistributedDataParallel(network) if group.size > 1 else None
         dtype = autocast_dtype(device)
 
-        with run_log(folder if is_first else None, tracker, described["config"]) as record:
+        with run_log(folder if is_first else None, tracker, recipe) as record:
 
             def save() -> None:
                 check_finite(sums)
                 if is_first:
-                    save_state(state_path, {**described, **training.state_dict()})
+                    save_state(state_path, {"recipe": recipe, **training.state_dict()})
 
             def evaluate() -> None:
                 check_finite(sums)

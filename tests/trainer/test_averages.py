@@ -60,20 +60,6 @@ def test_long_weighs_by_a_power_of_time() -> None:
     assert float((weights * n).sum()) / steps == pytest.approx((power + 1) / (power + 2), abs=0.02)
 
 
-def test_state_round_trip() -> None:
-    model = _model()
-    config = TrainConfig(ema_start=2, ema_decay=0.5, ema_power=2.0)
-    averages = Averages(model, config)
-    _run(model, averages, range(6))
-    other_model = _model()
-    other = Averages(other_model, config)
-    other.load_state_dict(averages.state_dict())
-    for one, its in ((model, averages), (other_model, other)):
-        _run(one, its, range(6, 9))
-    for kind in ("short", "long"):
-        assert _value(averages, kind) == _value(other, kind)
-
-
 def test_the_long_average_of_a_short_run_forgets_the_random_weights_and_has_the_buffers() -> None:
     network = nn.BatchNorm1d(1)
     averages = Averages(network, TrainConfig())

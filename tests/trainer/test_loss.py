@@ -1,5 +1,8 @@
 """Loss weights and noise levels against closed forms, the draws of a batch, and the loss by hand."""
 
+import math
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -7,7 +10,7 @@ from torch import Tensor, nn
 from shared.diffusion.schedules import alpha_bar
 from shared.vocabulary import Vocabulary
 from trainer.config import REPORT, TrainConfig
-from trainer.data import Dataset
+from trainer.data import Dataset, settled
 from trainer.loss import draw_timesteps, loss_weights, noise_level_weights
 from trainer.objectives.denoiser import Denoising, fixed_loss
 
@@ -19,11 +22,6 @@ DATASET = Dataset(Vocabulary(("a", "b")), torch.zeros(50, 3, 4, 4, dtype=torch.u
 
 def _config(**changes: object) -> TrainConfig:
     return TrainConfig.model_validate({"noise_levels": "uniform", "loss_weight": "none", **changes})
-
-
-@pytest.mark.parametrize("prediction", ["eps", "v"])
-def test_no_weight_is_one(prediction: str) -> None:
-    assert torch.equal(loss_weights(_config(prediction=prediction), AB), torch.ones(1000, dtype=torch.float64))
 
 
 def test_min_snr_is_the_same_weight_on_x0_for_eps_and_v() -> None:
@@ -68,13 +66,9 @@ def test_levels_are_normal_in_log_snr() -> None:
 def test_draws_are_stratified() -> None:
     loss, pictures = Denoising(DATASET, _config(), CPU), torch.arange(50)
     x_0, labels, t, eps, keep = loss.draw(pictures, slice(0, 50), torch.Generator().manual_seed(0))
-    assert (x_0.shape, labels.shape) == ((50, 3, 4, 4), (50, 2))
+    assert (x_0.shape, eps.shape, labels.shape, keep.shape) == ((50, 3, 4, 4), (50, 3, 4, 4), (50, 2), (50,))
     assert (t.sort().values // 20).tolist() == list(range(50))
     assert t.tolist() != t.sort().values.tolist()
-    assert (eps.shape, keep.dtype) == ((50, 3, 4, 4), torch.bool)
-    assert len(keep) == 50
-    again = loss.draw(pictures, slice(0, 50), torch.Generator().manual_seed(0))
-    assert all(torch.equal(a, b) for a, b in zip((x_0, labels, t, eps, keep), again, strict=True))
 
 
 def test_the_reports_timesteps_are_uniform_and_independent() -> None:
@@ -87,19 +81,30 @@ def test_the_reports_timesteps_are_uniform_and_independent() -> None:
     assert float(t.float().mean(1).std()) == pytest.approx(1000 / 12**0.5 / 50**0.5, rel=0.1)  # of a mean of 50 draws
 
 
-@pytest.mark.parametrize("share", [0.0, 0.1, 1.0])
-def test_share_of_dropped_labels(share: float) -> None:
-    loss, index = Denoising(DATASET, _config(label_dropout=share), CPU), torch.zeros(20000, dtype=torch.int64)
-    keep = loss.draw(index, slice(0, 20000), torch.Generator())[-1]
-    assert float((~keep).float().mean()) == pytest.approx(share, abs=0.01 if 0 < share < 1 else 0)
-
-
-def test_labels_are_dropped_for_a_whole_batch_at_a_time() -> None:
-    loss, index = Denoising(DATASET, _config(label_dropout=0.3, label_dropout_by="batch"), CPU), torch.arange(8)
-    generator = torch.Generator().manual_seed(0)
+@pytest.mark.parametrize(("by", "share"), [("picture", 0.0), ("picture", 0.3), ("batch", 0.3)])
+def test_labels_are_dropped_picture_by_picture_or_for_a_whole_batch(by: str, share: float) -> None:
+    loss = Denoising(DATASET, _config(label_dropout=share, label_dropout_by=by), CPU)
+    generator, index = torch.Generator().manual_seed(0), torch.arange(8)
     batches = torch.stack([loss.draw(index, slice(0, 8), generator)[-1] for _ in range(2000)])
-    assert (batches == batches[:, :1]).all()
-    assert float((~batches).float().mean()) == pytest.approx(0.3, abs=0.03)
+    assert bool((batches == batches[:, :1]).all()) == (by == "batch" or share == 0)
+    assert float((~batches).float().mean()) == pytest.approx(share, abs=0.03 if share else 0)
+
+
+def test_pictures_without_labels_are_only_seen_without_labels() -> None:
+    known = torch.tensor([True, False]).repeat(25)
+    loss = Denoising(replace(DATASET, labels=DATASET.labels * known[:, None]), _config(label_dropout=0.0), CPU)
+    assert torch.equal(loss.draw(torch.arange(50), slice(0, 50), torch.Generator())[-1], known)
+
+
+def test_noise_levels_and_batch_follow_from_the_data_unless_they_are_set() -> None:
+    """Pictures that are all black or all white differ by 1 from their mean."""
+    images = torch.tensor([0, 255], dtype=torch.uint8).repeat(25)[:, None, None, None].expand(50, 3, 4, 4)
+    dataset = replace(DATASET, images=images)
+    found = settled(TrainConfig(), dataset)
+    assert (found.sigma_data, found.batch) == (1.0, 8)
+    assert found.log_snr_mean == pytest.approx(-0.5 + 2 * math.log(0.15), abs=0.05)
+    own = settled(TrainConfig(batch=7, log_snr_mean=0.5), dataset)
+    assert (own.batch, own.log_snr_mean, own.sigma_data) == (7, 0.5, 1.0)
 
 
 class Constant(nn.Module):

@@ -23,20 +23,20 @@ def test_all_objectives_take_the_options_of_any_run(command: Command, objective:
     assert [option for option in OF_ANY_RUN if option not in out] == []
 
 
-@pytest.mark.parametrize("name", FORMER)
-def test_a_former_command_says_what_replaces_it(command: Command, name: str) -> None:
-    refused(command(name, "--help"), f"`trainer {name}` is now `trainer {FORMER[name].split()[0]} ", 2)
-    assert command(*FORMER[name].split()[:1], "--help")[0] == 0
-
-
-def test_what_train_trains_is_named(command: Command) -> None:
+def test_a_former_command_says_what_replaces_it(command: Command) -> None:
+    refused(command("limit", "--help"), "`trainer limit` is now `trainer score FILE --renders`", 2)
     refused(command("train", "--data", "data"), "`trainer train` is now `trainer train denoiser`", 2)
+    assert all(command(new.split()[0], "--help")[0] == 0 for new in FORMER.values())
+
+
+def run(*program: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **variables}
+    line = [sys.executable, *program]
+    return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True, text=True, check=False, timeout=120)
 
 
 def test_the_process_exits_as_main_does() -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "trainer", "nonsense"], capture_output=True, text=True, check=False, timeout=120
-    )
+    done = run("-m", "trainer", "nonsense")
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: No such command 'nonsense'")
     assert done.stderr.count("\n") == 1
@@ -45,15 +45,12 @@ def test_the_process_exits_as_main_does() -> None:
 def test_labels_that_the_terminals_encoding_lacks_are_printed_escaped(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
     (tmp_path / "metadata.csv").write_text("file_name,labels\n0.png,na\u00efve\n", "utf-8")
-    line = [sys.executable, "-m", "trainer", "import", str(tmp_path), str(tmp_path / "out")]
-    ascii_only = {**os.environ, "PYTHONIOENCODING": "ascii"}
-    done = subprocess.run(line, cwd=ROOT, env=ascii_only, capture_output=True, text=True, check=False, timeout=120)
+    done = run("-m", "trainer", "import", str(tmp_path), str(tmp_path / "out"), PYTHONIOENCODING="ascii")
     assert (done.returncode, r"na\xefve" in done.stdout) == (0, True), done.stderr
 
 
 def test_help_is_fast_because_it_imports_no_torch() -> None:
-    program = "import sys, trainer.__main__; sys.exit('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", program], check=False, timeout=120).returncode == 0
+    assert run("-c", "import sys, trainer.__main__; sys.exit('torch' in sys.modules)").returncode == 0
 
 
 def test_ctrl_c_is_reported(command: Command, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:

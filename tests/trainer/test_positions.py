@@ -1,8 +1,11 @@
-"""Positions in training: from the data folder to the published checkpoint."""
+"""Positions and rotations in training: from the renderer and the data folder to the published checkpoint."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -12,16 +15,21 @@ from shared.diffusion.model import load_denoiser
 from shared.options import WITH_POSITIONS, SamplingOptions
 from shared.support import support_of as support_of_checkpoint
 from shared.vocabulary import ICLEVR
-from tests.trainer_fixtures import TINY, write_data_folder
+from tests.trainer_fixtures import TINY
 from trainer.data import Dataset, convex_hull, load_dataset, merge
 from trainer.errors import TrainerError
 from trainer.objectives.denoiser import Denoising, make_network, start_from
+from trainer.objectives.distilled import AdaptedNetwork
 from trainer.objectives.layouts import fit_layouts_of
 from trainer.runs import Budget
+from trainer.scenes.render import render
 from trainer.scenes.render_folder import random_scenes, write_folder
+from trainer.scenes.scene import SceneObject
+from trainer.score import Watcher
 from trainer.train import train
 
 CPU = torch.device("cpu")
+NAME = "CLEVR_train_000000_0.png"
 
 
 def rendered(folder: Path) -> Dataset:
@@ -29,15 +37,33 @@ def rendered(folder: Path) -> Dataset:
     return load_dataset(folder, size=16)
 
 
-def test_rendered_pictures_have_their_objects_positions(tmp_path: Path) -> None:
+def test_rendered_pictures_have_their_objects_positions_and_cubes_rotations(tmp_path: Path) -> None:
     dataset = rendered(tmp_path / "data")
     assert dataset.positions is not None
+    assert dataset.rotations is not None
     known = dataset.positions[..., 0] != OUTSIDE
     assert torch.equal(known, dataset.labels > 0)
     assert float(dataset.positions[known].min()) > 0
     assert float(dataset.positions[known].max()) < 1
     first = dataset.positions[dataset.labels.sum(1) == 1]
     assert first[first[..., 0] != OUTSIDE].unique(dim=0).shape == (1, 2)  # the first object stands at the origin
+    cubes = torch.tensor([label.endswith("cube") for label in ICLEVR.names])
+    torch.testing.assert_close(dataset.rotations.norm(dim=-1), dataset.labels * cubes)
+    assert replace(dataset, rotations=None).digest != dataset.digest
+
+
+def test_an_object_looks_the_same_where_its_seen_rotation_is_the_same() -> None:
+    cube, quarter, less = (SceneObject("cube", "red", 0, 0, turn) for turn in (0.4, 0.4 + np.pi / 2, 0.6))
+    assert cube.seen_rotation() == pytest.approx(quarter.seen_rotation())
+    assert less.seen_rotation() == pytest.approx(cube.seen_rotation() + 0.2 / (np.pi / 2))
+    pictures = render([[cube], [quarter], [less]], samples=1).astype(int)
+    assert abs(pictures[0] - pictures[1]).max() <= 1
+    assert abs(pictures[0] - pictures[2]).max() > 20
+    for shape in ("sphere", "cylinder"):
+        one, other = (SceneObject(shape, "red", 0, 0, turn) for turn in (0.4, 1.3))
+        assert one.seen_rotation() is None
+        pictures = render([[one], [other]], samples=1).astype(int)
+        assert abs(pictures[0] - pictures[1]).max() <= 1
 
 
 def test_positions_are_moved_with_a_picture_padded_to_a_square(tmp_path: Path) -> None:
@@ -50,21 +76,32 @@ def test_positions_are_moved_with_a_picture_padded_to_a_square(tmp_path: Path) -
     torch.testing.assert_close(padded[at][:, 1], (squeezed[at][:, 1] * 240 + 40) / 320)
 
 
-def test_positions_in_pixels_are_refused(tmp_path: Path) -> None:
-    folder = write_data_folder(tmp_path / "data")
-    names = json.loads((folder / "train.json").read_text())
-    (folder / "positions.json").write_text(json.dumps({name: [[0.5, 0.25]] for name in names}))
-    assert load_dataset(folder, size=16).positions is not None
-    (folder / "positions.json").write_text(json.dumps({name: [[8.0, 0.25]] for name in names}))
-    with pytest.raises(TrainerError, match=r"_0\.png\" has \[8\.0, 0\.25\]; positions are fractions"):
-        load_dataset(folder, size=16)
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("positions", [], "it lists each picture's "),
+        ("positions", {NAME: [[8.0, 0.25]]}, rf"{NAME}\.0\.0: .* less than or equal to 1; .*fractions of width and"),
+        ("rotations", {NAME: [1.5]}, rf"{NAME}\.0.*: .* less than or equal to 1; .*fraction of a turn or null"),
+        ("rotations", {NAME: [0.5, 0.5]}, f'picture "{NAME}" needs one for each of its 1 labels: rotation'),
+    ],
+)
+def test_an_invalid_file_is_refused_with_the_reason(tmp_path: Path, file: str, content: Any, message: str) -> None:
+    rendered(tmp_path / "data")
+    (tmp_path / f"data/{file}.json").write_text(json.dumps(content))
+    with pytest.raises(TrainerError, match=rf"{file}\.json.*{message}"):
+        load_dataset(tmp_path / "data", size=16)
 
 
-def test_folders_with_and_without_positions_cannot_be_merged(tmp_path: Path) -> None:
+def test_all_or_no_folders_have_positions_and_unknown_rotations_are_added(tmp_path: Path) -> None:
     dataset = rendered(tmp_path / "data")
-    assert merge([dataset, dataset]).positions is not None
     with pytest.raises(TrainerError, match=r"positions\.json"):
-        merge([dataset, Dataset(dataset.vocabulary, dataset.images, dataset.labels)])
+        merge([dataset, replace(dataset, positions=None)])
+    without = replace(dataset, rotations=None)
+    assert merge([without, without]).rotations is None
+    rotations = merge([without, dataset]).rotations
+    assert rotations is not None
+    assert not rotations[: len(dataset)].any()
+    assert torch.equal(rotations[len(dataset) :], dataset.rotations)
 
 
 def test_position_dropout_hides_the_positions_of_a_fraction_of_the_pictures(tmp_path: Path) -> None:
@@ -80,10 +117,11 @@ def test_position_dropout_hides_the_positions_of_a_fraction_of_the_pictures(tmp_
     assert not labels[~shown, :, 3:].any()
 
 
-def test_training_can_start_from_a_network_without_positions_and_rotations(tmp_path: Path) -> None:
+def test_training_can_start_from_a_network_without_positions_and_is_watched_as_it_is_sampled(tmp_path: Path) -> None:
     dataset, storage = rendered(tmp_path / "data"), tmp_path / "storage"
-    plain, positioned = TINY.model_copy(update={"positions": False}), TINY
-    for config, name, start in ((plain, "plain", None), (positioned, "positioned", "plain")):
+    assert not make_network(TINY.model_copy(update={"rotations": False}), dataset).config.rotations
+    without = TINY.model_copy(update={"positions": False})
+    for config, name, start in ((without, "plain", None), (TINY, "positioned", "plain")):
         network = make_network(config, dataset)
         if start:
             start_from(network, storage, start, config, dataset)
@@ -97,10 +135,14 @@ def test_training_can_start_from_a_network_without_positions_and_rotations(tmp_p
     assert denoiser.layouts is not None
     assert denoiser.layouts.network.config.most == 2
     assert denoiser.network.stem_positions.rotations.any()
-    row = denoiser.stepper().new_row(ICLEVR.multi_hot(["red cube"]), SamplingOptions(), 0)
-    x, y = row.labels[ICLEVR.index("red cube"), 1:3].tolist()
-    assert 0 <= x < 1
-    assert 0 <= y < 1
+    row = denoiser.stepper().new_row(dataset.labels[0], SamplingOptions(), seed=0)
+    assert 0 <= float(row.labels[dataset.labels[0] > 0, 1:3].min()) < 1
+    watcher = Watcher(
+        denoiser.alpha_bar, denoiser.prediction, dataset.vocabulary, 1.0, tmp_path, {}, None, CPU,
+        layouts=denoiser.layouts,
+    )  # fmt: skip
+    for watched in (network, AdaptedNetwork(network, rank=1)):
+        assert torch.equal(watcher.stepper(watched).new_row(dataset.labels[0], SamplingOptions(), 0).labels, row.labels)
 
 
 def test_a_checkpoint_says_what_it_has_learnt(tmp_path: Path) -> None:

@@ -45,8 +45,12 @@ class Line:
 
     shown: Iterator[dict[str, float]] = field(default_factory=lambda: iter(()))
     digest: str = "line"
-    kind: str = "line"
+    name: str = "line"
     scale: float = 1.0
+
+    @property
+    def source(self) -> dict[str, Any]:
+        return {"data set": self.digest}
 
     def __len__(self) -> int:
         return 10
@@ -86,17 +90,6 @@ def losses(folder: Path) -> list[float]:
     return [one["loss"] for one in lines(folder) if "loss" in one]
 
 
-def assert_same_weights(one: Training, other: Training) -> None:
-    for kind in ("raw", "short", "long"):
-        wanted, got = one.averages.network(kind).state_dict(), other.averages.network(kind).state_dict()
-        assert all(torch.equal(wanted[key], got[key]) for key in wanted), kind
-
-
-def test_the_loss_falls(tmp_path: Path) -> None:
-    fit(tmp_path, 120)
-    assert sum(losses(tmp_path)[-20:]) / 20 < 0.3 * losses(tmp_path)[0]
-
-
 class StopError(Exception):
     """Interrupts a run."""
 
@@ -113,19 +106,15 @@ def test_a_resumed_run_ends_bit_for_bit_the_same(tmp_path: Path, monkeypatch: py
     with pytest.raises(StopError):
         fit(tmp_path / "parts", 6, on_step=stop)
     torch.manual_seed(99)
-    again = fit(tmp_path / "parts", 6)
-    assert (again.run.step, again.run.resumed_at) == (6, 3)
-    assert_same_weights(whole, again)
+    again, finished = fit(tmp_path / "parts", 6), fit(tmp_path / "parts", 6)
+    assert (again.run.step, again.run.resumed_at, finished.run.resumed_at) == (6, 3, 6)
+    for kind in ("raw", "short", "long"):
+        wanted, *got = (one.averages.network(kind).state_dict() for one in (whole, again, finished))
+        assert all(torch.equal(wanted[key], one[key]) for one in got for key in wanted), kind
     each = losses(tmp_path / "whole")
     resumed = losses(tmp_path / "parts")[-2:]
     assert resumed[0] == pytest.approx(each[3])  # the mean over the one step since resuming
     assert resumed[1] == pytest.approx((each[4] + each[5]) / 2)
-
-
-def test_a_finished_run_is_not_trained_further(tmp_path: Path) -> None:
-    first, second = fit(tmp_path, 2), fit(tmp_path, 2)
-    assert second.run.step == second.run.resumed_at == 2
-    assert_same_weights(first, second)
 
 
 def test_time_between_two_processes_does_not_count(tmp_path: Path) -> None:
@@ -138,16 +127,15 @@ def test_time_between_two_processes_does_not_count(tmp_path: Path) -> None:
 
 def test_another_recipe_is_refused(tmp_path: Path) -> None:
     fit(tmp_path, 1)
-    with pytest.raises(TrainerError, match=r"state\.pt was started with another lr, seed; choose another --run"):
-        fit(tmp_path, 2, CONFIG.model_copy(update={"lr": 1e-4, "seed": 3}))
-    with pytest.raises(TrainerError, match=r"state\.pt was started with another start_from; choose another --run"):
-        fit(tmp_path, 2, start_from="first")
-    for other, message in (
-        (Line(digest="others"), "other data"),
-        (Line(kind="curve"), r"another kind \(line, not cur"),
+    for objective, changes, options, what in (
+        (Line(), {"lr": 1e-4}, {}, "lr"),
+        (Line(), {}, {"start_from": "first"}, "start_from"),
+        (Line(digest="others"), {"lr": 1e-4}, {}, "data set"),
+        (Line(name="curve", digest="others"), {}, {}, "objective"),
     ):
-        with pytest.raises(TrainerError, match=message):
-            train(other, line(), CONFIG, tmp_path, Budget(steps=2), device=CPU)
+        config = CONFIG.model_copy(update=changes)
+        with pytest.raises(TrainerError, match=rf"state\.pt was started with another {what}; choose another --run"):
+            train(objective, line(), config, tmp_path, Budget(steps=2), device=CPU, **options)
     with pytest.raises(TrainerError, match="holds a network of another shape; choose another --run"):
         train(Line(), nn.Linear(1, 1), CONFIG, tmp_path, Budget(steps=2), device=CPU)
     (tmp_path / "state.pt").write_bytes(b"broken")
@@ -167,8 +155,11 @@ def test_figures_are_logged(tmp_path: Path) -> None:
 
 
 def test_evaluation_by_share_of_the_budget(tmp_path: Path) -> None:
-    fit(tmp_path, 8, shown=({"f1": i} for i in range(9)), evaluations=4)
+    progress: list[float] = []
+    shown = ({"f1": i} for i in range(9))
+    fit(tmp_path, 8, shown=shown, evaluations=4, on_step=lambda run: progress.append(run.progress))
     assert [one["step"] for one in lines(tmp_path) if "f1" in one] == [2, 4, 6, 8]  # the last once, not twice
+    assert progress == [step / 8 for step in range(1, 9)]
 
 
 def figures(*badness: float, score: bool = False) -> list[dict[str, float]]:
@@ -198,12 +189,6 @@ def test_patience_ends_a_run_and_its_progress_at_all_of_it(tmp_path: Path) -> No
     assert fit(tmp_path, 9, **options).run.step == 4  # the same command again does not go on
 
 
-def test_progress_ends_at_all_of_it(tmp_path: Path) -> None:
-    seen: list[float] = []
-    fit(tmp_path, 4, on_step=lambda run: seen.append(run.progress))
-    assert seen == [0.25, 0.5, 0.75, 1.0]
-
-
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
 def test_a_full_disk_is_reported(tmp_path: Path) -> None:
     (tmp_path / "state.tmp").symlink_to("/dev/full")
@@ -212,11 +197,8 @@ def test_a_full_disk_is_reported(tmp_path: Path) -> None:
     assert not (tmp_path / "state.tmp").is_symlink()
 
 
-@pytest.mark.parametrize("log_every", [1, 50])
-def test_a_diverged_loss_stops_the_run_and_is_not_saved(
-    tmp_path: Path, log_every: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(training, "LOG_EVERY", log_every)
+def test_a_diverged_loss_stops_the_run_and_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(training, "LOG_EVERY", 50)
     with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf); lower lr"):
         train(Line(scale=torch.inf), line(), CONFIG, tmp_path, Budget(steps=3), device=CPU)
     assert not (tmp_path / "state.pt").exists()
@@ -252,17 +234,13 @@ def test_auto_is_the_faster_optimizer_here_and_stays_that_of_the_run(
 def test_muon_takes_the_inner_matrices_and_adamw_all_else(tmp_path: Path) -> None:
     network = make_network(TINY, rendered(tmp_path))
     names = {parameter: name for name, parameter in network.named_parameters()}
-    taken = {
-        type(optimizer): [names[parameter] for group in optimizer.param_groups for parameter in group["params"]]
+    muon, adamw = (
+        {names[parameter] for group in optimizer.param_groups for parameter in group["params"]}
         for optimizer in make_optimizers(network, TINY.model_copy(update={"optimizer": "muon"}))
-    }
-    matrices = {name for parameter, name in names.items() if parameter.ndim == 2}
-    inner = {name for name in matrices if name.startswith(("encoder", "decoder", "down", "up"))}
-    assert {name.split(".")[0] for name in matrices - inner} == {
-        "stem", "head", "conditioning", "time", "stem_positions",
-    }  # fmt: skip
-    assert set(taken[torch.optim.Muon]) == inner
-    assert sorted(taken[torch.optim.Muon] + taken[torch.optim.AdamW]) == sorted(names.values())
+    )
+    inside = ("encoder", "decoder", "down", "up")
+    assert muon == {name for one, name in names.items() if one.ndim == 2 and name.startswith(inside)}
+    assert adamw == set(names.values()) - muon
 
 
 def test_an_update_of_muon_has_the_size_of_one_of_adamw() -> None:
@@ -275,7 +253,7 @@ def test_an_update_of_muon_has_the_size_of_one_of_adamw() -> None:
     assert 0.15 < float((network["up"].weight.detach() - before).square().mean().sqrt()) / config.lr < 0.25
 
 
-@pytest.mark.parametrize("n", [3, 10, 17])
+@pytest.mark.parametrize("n", [3, 10])
 def test_epochs_see_every_example_once(n: int) -> None:
     seen = torch.cat([batch_indices(n, 4, seed=3, step=step) for step in range(n)])
     epochs = seen.view(4, n).tolist()
@@ -311,31 +289,26 @@ sys.exit(main())
 """
 
 
-def two_processes(tmp_path: Path, *arguments: object) -> subprocess.CompletedProcess[str]:
-    """Run the trainer's command line, as SCRIPT has it, in two processes on the CPU."""
-    (tmp_path / "script.py").write_text(SCRIPT)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    command += [str(tmp_path / "script.py"), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=240, check=False)
-
-
 def test_two_processes_train_the_same_networks_as_one(tmp_path: Path) -> None:
     """Both the layout network and the denoiser, and in two parts."""
     recipe = {"optimizer": "adamw", "lr": 1e-3, "warmup_steps": 0, "cooldown": 0.0}
     dataset, config = rendered(tmp_path / "data"), TINY.model_copy(update=recipe)
-    changes = [f"--set={key}={json.dumps(value)}" for key, value in config.model_dump(mode="json").items()]
-    start = make_network(config, dataset).state_dict()
-    objective = Denoising(dataset, config, CPU)
-    one = train(objective, make_network(config, dataset), config, tmp_path / "one", Budget(steps=3), device=CPU)
-    done = two_processes(
-        tmp_path, "train", "denoiser", "--device", "cpu", "--data", tmp_path / "data", "--run-folder", tmp_path / "two",
-        "--storage", tmp_path, "--name", "two", "--steps", 3, "--grad-accumulation", 2, *changes,
+    start, network = make_network(config, dataset).state_dict(), make_network(config, dataset)
+    one = train(Denoising(dataset, config, CPU), network, config, tmp_path / "one", Budget(steps=3), device=CPU)
+    (tmp_path / "script.py").write_text(SCRIPT)
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            "script.py", "train", "denoiser", "--device", "cpu", "--data", "data", "--run-folder", "two",
+            "--storage", ".", "--name", "two", "--steps", "3", "--grad-accumulation", "2",
+            *(f"--set={key}={json.dumps(value)}" for key, value in config.model_dump(mode="json").items()),
+        ],
+        cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+        capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     two = torch.load(tmp_path / "two" / "state.pt", weights_only=True)
-    assert two["step"] == 3
     for key, wanted in one.network.state_dict().items():
         torch.testing.assert_close(two["network"][key], wanted, rtol=0, atol=2e-4)
     moved = max(float((two["network"][key] - start[key]).abs().max()) for key in start)

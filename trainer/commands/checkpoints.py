@@ -103,8 +103,7 @@ def export(
 ) -> None:
     """Write a checkpoint as ONNX, or an evaluator as the checkpoint.pth that the course's evaluator.py loads.
 
-    The suffix of the file decides. Upsampler and layout network go to NAME-upsampler.onnx and NAME-layouts.onnx; those
-    of an earlier export to the same NAME are removed.
+    The suffix of the file decides. Upsampler and layout network go to NAME-upsampler.onnx and NAME-layouts.onnx.
     """
     if file.suffix not in (".onnx", ".pth"):
         raise TrainerError(f"{file} must end in .onnx or .pth")
@@ -115,7 +114,7 @@ def export(
     else:
         from trainer.export import parts_of, write_onnx
 
-        for part in parts_of(file).values():
+        for part in parts_of(file):
             terminal.check_file(part)
         written = write_onnx(path_of(storage, name), file)
     terminal.show("exported", [("checkpoint", name), *(("file", str(one)) for one in written)])

@@ -294,7 +294,8 @@ def distilled(
     info = read_info(taught := resolve(plan.storage, teacher, "denoiser"))
     objectives.check_teacher(info)
     plan.check("denoiser", base=base_of(info) or info.name)
-    _check_run(plan.run)
+    if (plan.run / "state.pt").exists() and not (plan.run / "setup.json").exists():
+        raise TrainerError(f"{plan.run} holds the run of another objective; choose another --run")
     if plan.patience and not evaluator:
         raise TrainerError("--patience needs --evaluator: without it nothing says what is worse")
     where = terminal.pick_device(plan.device)
@@ -346,13 +347,11 @@ def upsampler(
     from trainer.data import read_folders
     from trainer.full_size import find_pictures
     from trainer.objectives import upsampler as objectives
-    from trainer.runs import keep_setup
 
     terminal.check_budget(plan.minutes, plan.steps)
     enlarged = resolve(plan.storage, base, "denoiser")
     objectives.check_base(read_info(enlarged))
     plan.check("denoiser", base=base)
-    _check_run(plan.run)
     where, config = terminal.pick_device(plan.device), with_changes(objectives.UpsampleConfig(), plan.set_ or [])
     denoiser = load_denoiser(enlarged, device=where)
     pictures = find_pictures(plan.data, size)
@@ -362,13 +361,5 @@ def upsampler(
     with terminal.bar() as progress:
         dataset = read_folders(plan.data, progress, size=denoiser.image_shape[-1])
         objective = objectives.Upsampling(dataset, pictures, denoiser, network.config, config, plan.run)
-        # after all checks, as in `distilled`
-        keep_setup(plan.run, {"base": denoiser.info.digest, "size": pictures.size})
         training = plan.train(progress, "upsampling", objective, network, config, where)
     plan.publish("upsampler trained", objective, training, data=plan.folders)
-
-
-def _check_run(run: Path) -> None:
-    """Refuse the run of another objective: distilled and upsampler keep a setup.json as well."""
-    if (run / "state.pt").exists() and not (run / "setup.json").exists():
-        raise TrainerError(f"{run} holds the run of another command; choose another --run")

@@ -17,7 +17,6 @@ from PIL import Image, ImageOps
 
 from shared import storage as files
 from shared.options import LIMITS
-from shared.rgb import to_rgb
 from trainer.data import read_picture
 from trainer.errors import TrainerError
 from trainer.importer.formats import Box, Item, Source
@@ -117,7 +116,7 @@ def write_folders(
 
     `crop`: cut the middle square out of each picture; objects whose centre is outside are left out with their label.
     `mirror`: also train on every training picture mirrored left to right. Positions and sizes are written if every
-    labelled picture has boxes. Raises TrainerError if nothing is left to train on, or if `out` cannot be written.
+    labelled picture has boxes. Raises TrainerError if nothing is left to train on, OSError if `out` cannot be written.
     """
     items, skipped = usable(source.items, unlabelled, crop)
     held = split(items, share, held_out, seed)
@@ -134,10 +133,7 @@ def write_folders(
             return item.file, f"has no object whose centre is in the {'middle square' if crop else 'picture'}{hint}"
         if crop:
             picture = picture.crop((left, top, left + width, top + height))
-        try:
-            return _write(seen, picture, None if crop else path, out / part / PICTURES, mirror and part == TRAIN)
-        except OSError as error:
-            raise TrainerError(f"{out}: cannot be written ({error})") from error
+        return _write(seen, picture, None if crop else path, out / part / PICTURES, mirror and part == TRAIN)
 
     with ThreadPoolExecutor() as pool:
         for item, result in zip(items, pool.map(one, items), strict=True):
@@ -172,11 +168,10 @@ def _whereabouts(report: Report) -> str:
 def _read(path: Path) -> Image.Image | str:
     """Return the picture as RGB, or why it cannot be used."""
     try:
-        return to_rgb(read_picture(path))
-    except FileNotFoundError:
-        return f"does not exist ({path})"
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        return f"cannot be read as a picture ({error})"
+        return read_picture(path)
+    except TrainerError as error:
+        missing = isinstance(error.__cause__, FileNotFoundError)
+        return f"does not exist ({path})" if missing else f"cannot be read as a picture ({error.__cause__})"
 
 
 def _write(

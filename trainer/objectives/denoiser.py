@@ -32,14 +32,14 @@ class Denoising:
     positions.
     """
 
-    kind = "denoiser"
+    name = "denoiser"
 
     def __init__(
         self, dataset: Dataset, config: TrainConfig, device: torch.device,
         watch: Callable[[nn.Module, Run], dict[str, float]] | None = None, layouts: LayoutDrawer | None = None,
     ) -> None:  # fmt: skip
         self.dataset, self.config, self.watch, self.layouts = dataset, config, watch, layouts
-        self.digest = dataset.digest
+        self.source = {"data set": dataset.digest}
         self.positions, self.rotations = positions_of(config, dataset), rotations_of(config, dataset)
         schedule = make_alpha_bar(config.schedule, config.timesteps)
         self.levels = noise_level_weights(config, schedule)  # stays on the CPU, where t is drawn

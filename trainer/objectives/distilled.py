@@ -132,14 +132,14 @@ class Distilling:
     `sampling`: how the student is sampled. `base`: the checkpoint that the adapter changes.
     """
 
-    kind = "distilled denoiser"
+    name = "distilled"
 
     def __init__(
         self, pool: dict[str, Tensor], teacher: Denoiser, base: CheckpointInfo, sampling: SamplingOptions,
         device: torch.device, watch: Callable[[nn.Module, Run], dict[str, float]] | None = None,
     ) -> None:  # fmt: skip
         self.pool, self.base, self.sampling, self.watch = pool, base, sampling, watch
-        self.digest = teacher.info.digest
+        self.source = {"teacher": teacher.info.digest}
         self.to_x0 = to_x0(teacher.alpha_bar, teacher.prediction).to(device)
         weights = torch.zeros(len(teacher.alpha_bar))
         for t in torch.unique(pool["t"]):

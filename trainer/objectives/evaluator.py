@@ -81,7 +81,7 @@ def position_loss(located: tuple[Tensor, Tensor], positions: Tensor, labels: Ten
 class Recognising:
     """The objective: name the objects of a distorted picture and, with positions in the data set, locate them."""
 
-    kind = "evaluator"
+    name = "evaluator"
 
     def __init__(self, dataset: Dataset, held_out: Dataset) -> None:
         check_labelled(dataset, "training pictures")
@@ -89,7 +89,7 @@ class Recognising:
         self.dataset = labelled(dataset)
         self.held_out = in_vocabulary(labelled(held_out), dataset.vocabulary, "the data set")
         unknown = torch.zeros(*self.dataset.labels.shape, 2)
-        self.digest = self.dataset.digest
+        self.source = {"data set": self.dataset.digest}
         self.positions = unknown if self.dataset.positions is None else self.dataset.positions
 
     def __len__(self) -> int:
@@ -123,8 +123,15 @@ class Recognising:
     def publish(self, network: nn.Module, storage: Location, name: str, training: dict[str, Any]) -> Location:
         """Write bf16 weights under the names of the course's state dict, with figures of the held-out pictures."""
         evaluator = cast(Evaluator, network)
-        held_out = measure(evaluator, self.held_out)
-        return publish_evaluator(evaluator, storage, name, {**training, "held_out": held_out})
+        tensors = {
+            key: value.to("cpu", torch.bfloat16 if value.is_floating_point() else value.dtype)
+            for key, value in evaluator.tensors().items()
+        }
+        return publish(
+            storage, name, tensors, kind="evaluator", vocabulary=evaluator.vocabulary.names,
+            config={"architecture": "resnet18", "image_size": IMAGE_SIZE},
+            training={**training, "held_out": measure(evaluator, self.held_out)},
+        )  # fmt: skip
 
 
 def measure(evaluator: Evaluator, held_out: Dataset) -> dict[str, Any]:
@@ -147,18 +154,6 @@ def measure(evaluator: Evaluator, held_out: Dataset) -> dict[str, Any]:
         errors = (found - held_out.positions).norm(dim=-1)[labels > 0]
         figures |= {"position_error_median": float(errors.median()), "position_error_mean": float(errors.mean())}
     return figures
-
-
-def publish_evaluator(evaluator: Evaluator, storage: Location, name: str, training: dict[str, Any]) -> Location:
-    tensors = {
-        key: value.to("cpu", torch.bfloat16 if value.is_floating_point() else value.dtype)
-        for key, value in evaluator.tensors().items()
-    }
-    config = {"architecture": "resnet18", "image_size": IMAGE_SIZE}
-    return publish(
-        storage, name, tensors, kind="evaluator", vocabulary=evaluator.vocabulary.names, config=config,
-        training=training,
-    )  # fmt: skip
 
 
 def make_network(dataset: Dataset, seed: int) -> Evaluator:

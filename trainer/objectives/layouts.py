@@ -75,7 +75,7 @@ class Arranging:
     positions (P, K, 2).
     """
 
-    kind = "layout network"
+    name = "layouts"
 
     def __init__(self, positions: Tensor, vocabulary: Vocabulary, config: LayoutsConfig) -> None:
         self.vocabulary, self.config = vocabulary, config
@@ -84,7 +84,8 @@ class Arranging:
             raise TrainerError("there are no layouts to learn: no picture has labels with positions")
         self.seen, self.held_out = ({n: pair[i] for n, pair in parts.items()} for i in (0, 1))
         self.numbers = torch.cat([torch.full((len(indices),), n) for n, (indices, _) in self.seen.items()])
-        self.digest = hashlib.sha256(f"{vocabulary.names}".encode() + positions.contiguous().numpy().data).hexdigest()
+        learnt = hashlib.sha256(f"{vocabulary.names}".encode() + positions.contiguous().numpy().data)
+        self.source = {"data set": learnt.hexdigest()}
 
     def __len__(self) -> int:
         return len(self.numbers)

@@ -29,7 +29,6 @@ from trainer.config import Positive, RunConfig, Share
 from trainer.data import Dataset, check_labelled, in_vocabulary, layouts_of, to_float
 from trainer.errors import TrainerError
 from trainer.full_size import Pictures, as_tensor
-from trainer.loss import finite
 from trainer.objectives.adversary import Adversaries
 from trainer.octaves import octave_power
 from trainer.runs import Run, log_samples
@@ -67,13 +66,13 @@ class Upsampling:
     `folder`: of the run, for sample grids.
     """
 
-    kind = "upsampler"
+    name = "upsampler"
 
     def __init__(
         self, dataset: Dataset, pictures: Pictures, base: Denoiser, network: UpsamplerConfig, config: UpsampleConfig,
         folder: Path,
     ) -> None:  # fmt: skip
-        self.digest = dataset.digest
+        self.source = {"data set": dataset.digest, "base": base.info.digest, "size": list(pictures.size)}
         dataset = in_vocabulary(dataset, base.vocabulary, base.info.name)
         self.dataset, self.pictures, self.config, self.block = dataset, pictures, config, network.block
         self.base, self.network, self.folder = base.info, network, folder
@@ -154,7 +153,8 @@ class Upsampling:
         made, adversarial, discriminating = network(x, corners, self.config.crop, real, noise)
         pixels = self.pixel_loss(made, real, x, left, corners)
         weight = self.config.adversarial * _balance(pixels, adversarial, made)
-        return finite(pixels + weight * adversarial + discriminating)
+        loss: Tensor = pixels + weight * adversarial + discriminating
+        return loss
 
     def pixel_loss(self, made: Tensor, real: Tensor, x: Tensor, left: Tensor, corners: Tensor) -> Tensor:
         """Return the mean absolute error of squares, as far as a picture is `left` in its input.

@@ -16,12 +16,11 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
-from PIL import Image
 
 from shared.evaluator import Evaluator, load_evaluator, score_set
 from shared.pictures import to_images
-from shared.rgb import to_rgb
 from shared.vocabulary import read_test_file
+from trainer.data import read_picture
 from trainer.errors import TrainerError
 from trainer.score import targets_of
 from trainer.studies.study import Report, Subject
@@ -49,13 +48,7 @@ def read_pictures(folder: Path, count: int) -> np.ndarray[tuple[int, ...], np.dt
     paths = sorted((path for path in folder.glob("*.png") if path.stem.isdecimal()), key=lambda path: int(path.stem))
     if len(paths) != count:
         raise TrainerError(f"{folder} holds {len(paths)} numbered PNGs, its conditions file names {count}")
-    pictures = []
-    for path in paths:
-        try:
-            with Image.open(path) as picture:
-                pictures.append(np.asarray(to_rgb(picture)))
-        except (OSError, SyntaxError, ValueError) as error:
-            raise TrainerError(f"{path}: cannot be read as a picture ({error})") from error
+    pictures = [np.asarray(read_picture(path)) for path in paths]
     if len(sizes := {picture.shape for picture in pictures}) > 1:
         raise TrainerError(f"{folder} holds pictures of {len(sizes)} sizes; a set has one")
     return np.stack(pictures)

@@ -11,8 +11,6 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from shared.diffusion.denoise import sample
-from shared.options import picture_seed
 from trainer.data import labelled, to_float
 from trainer.errors import TrainerError
 from trainer.studies.study import Report, Subject
@@ -28,14 +26,6 @@ class Coverage:
     recall: float  # share of the reference pictures inside some picture's neighbourhood
     density: float  # mean number of reference neighbourhoods that hold a picture, over k (Naeem et al. 2020)
     coverage: float  # share of the reference pictures whose neighbourhood holds a picture
-
-
-@dataclass(frozen=True)
-class Compared:
-    evaluator: str  # whose features were used
-    pictures: str  # generated, or other pictures of the data: what an ideal model would reach
-    count: int  # of pictures, and of reference pictures
-    figures: Coverage
 
 
 def compare(reference: Tensor, pictures: Tensor, k: int = NEIGHBOURS) -> Coverage:
@@ -70,21 +60,14 @@ def run(subject: Subject) -> Report:
         raise TrainerError(f"--count {count} needs more than {NEIGHBOURS} and {most}")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[: 2 * count]
     reference, others = order.view(2, count)
-    seeds = [picture_seed(seed, i) for i in range(count)]
-    advance = subject.advance("sampling (pictures x steps)", count * subject.options.steps)
-    generated = sample(
-        subject.denoiser.stepper(), dataset.labels[others], subject.options, seeds,
-        on_step=lambda rows: advance(len(rows)),
-    )  # fmt: skip
-    sets = {"generated": generated, "the data's": to_float(dataset.images[others])}
-    compared = []
+    generated = subject.sample(dataset.labels[others], seed)
+    sets = {"generated": generated, "the data's": to_float(dataset.images[others])}  # the latter are the ideal
+    rows, figures = list[list[str]](), list[dict[str, object]]()
     for name, evaluator in subject.judges.items():
         features = evaluator.features(to_float(dataset.images[reference]))
         for what, images in sets.items():
-            compared.append(Compared(name, what, count, compare(features, evaluator.features(images))))
-    return Report(
-        f"{count} pictures of {subject.denoiser.info.name} and of the data",
-        ["evaluator", "pictures", "precision", "recall", "density", "coverage"],
-        [[one.evaluator, one.pictures, *(f"{value:.3f}" for value in vars(one.figures).values())] for one in compared],
-        [asdict(one) for one in compared],
-    )
+            found = asdict(compare(features, evaluator.features(images)))
+            rows.append([name, what, *(f"{value:.3f}" for value in found.values())])
+            figures.append({"evaluator": name, "pictures": what, "count": count, "figures": found})
+    head = ["evaluator", "pictures", "precision", "recall", "density", "coverage"]
+    return Report(f"{count} pictures of {subject.denoiser.info.name} and of the data", head, rows, figures)

@@ -13,8 +13,6 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
-from shared.diffusion.denoise import sample
-from shared.options import picture_seed
 from shared.pictures import grid, png_bytes, resized
 from trainer.data import labelled, to_float
 from trainer.errors import TrainerError
@@ -119,12 +117,10 @@ def run(subject: Subject) -> Report:
     pictures = min(subject.count or 500, len(unseen) // 2)
     if pictures < 2:
         raise TrainerError(f"at least 4 unseen pictures with labels are needed, there are {len(unseen)}")
-    stepper, advance = denoiser.stepper(), subject.advance("sampling (pictures x steps)")
 
     def generate(labels: Tensor, seed: int) -> Tensor:  # clamped as in a PNG, and of the data set's size
-        seeds = [picture_seed(seed, i) for i in range(len(labels))]
-        pictures = sample(stepper, labels, subject.options, seeds, on_step=lambda rows: advance(len(rows)))
-        return resized(pictures.clamp(-1, 1), (int(training.images.shape[-2]), int(training.images.shape[-1])))
+        pictures = subject.sample(labels, seed).clamp(-1, 1)
+        return resized(pictures, (int(training.images.shape[-2]), int(training.images.shape[-1])))
 
     chosen, others = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(seed))[: 2 * pictures].view(
         2, -1

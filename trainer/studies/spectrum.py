@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -19,23 +17,14 @@ from trainer.studies.study import Report, Subject
 BATCH, SHOWN = 32, 8
 
 
-@dataclass(frozen=True)
-class Spectrum:
-    """Power in each octave relative to the folder's pictures, the finest octave first."""
-
-    model: str
-    pictures: int
-    generated: list[float]
-    without_dots: list[float]  # of generated pictures, both theirs and the folder's without single dots
-    interpolated: list[float]  # of the sampled pictures, enlarged by bicubic interpolation
-
-
 @torch.inference_mode()
 def run(subject: Subject) -> Report:
     """Generate pictures, one for each of as many labelled pictures of the folder, spread evenly over it.
 
     Objects stand where the folder says; without its positions, or for a denoiser that takes none, where the denoiser
-    puts them. The report shows the first SHOWN pictures, each before the folder's.
+    puts them. Power is relative to that of the folder's pictures, the finest octave first: of the generated ones, of
+    both without single dots, and of the sampled ones, enlarged by bicubic interpolation instead. The report shows the
+    first SHOWN pictures, each before the folder's.
     """
     denoiser, dataset = subject.denoiser, subject.dataset
     known = dataset.labels.any(1).nonzero()[:, 0]
@@ -57,13 +46,17 @@ def run(subject: Subject) -> Report:
     power = octave_power(originals)
     generated, interpolated = (torch.cat(parts).clamp(-1, 1) for parts in (made, plain))
     smooth = octave_power(without_dots(generated)) / octave_power(without_dots(originals))
-    ratios = [one.tolist() for one in (octave_power(generated) / power, smooth, octave_power(interpolated) / power)]
+    found = {
+        "generated": (octave_power(generated) / power).tolist(),
+        "without_dots": smooth.tolist(),
+        "interpolated": (octave_power(interpolated) / power).tolist(),
+    }
     shown = torch.stack([generated[:SHOWN], originals[:SHOWN]], 1).flatten(0, 1)
     periods = [f"{2 ** (k + 1)} to {2 ** (k + 2)}" if k else "below 4" for k in range(len(power))]
     return Report(
         f"{len(chosen)} pictures of {denoiser.info.name}",
         ["period, pixels", "generated / folder's", "both without single dots", "interpolated / folder's"],
-        [[period, *(f"{one:.3f}" for one in row)] for period, *row in zip(periods, *ratios, strict=True)],
-        asdict(Spectrum(denoiser.info.name, len(chosen), *ratios)),
+        [[period, *(f"{one:.3f}" for one in row)] for period, *row in zip(periods, *found.values(), strict=True)],
+        {"model": denoiser.info.name, "pictures": len(chosen), **found},
         png_bytes(grid(shown, columns=2)),
     )

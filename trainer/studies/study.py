@@ -14,11 +14,13 @@ from typing import Any, Final
 
 import torch
 from rich.progress import Progress
+from torch import Tensor
 
 from shared.checkpoint import CheckpointKind
+from shared.diffusion.denoise import sample
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.evaluator import Evaluator, load_evaluator
-from shared.options import SamplingOptions
+from shared.options import SamplingOptions, picture_seed
 from shared.storage import Location
 from trainer.data import Dataset, check_labelled, in_vocabulary, read_folders
 from trainer.full_size import Pictures, find_pictures
@@ -82,6 +84,12 @@ class Subject:
         dataset = in_vocabulary(dataset, self.denoiser.vocabulary, self.denoiser.info.name)
         check_labelled(dataset, "pictures")
         return dataset
+
+    def sample(self, labels: Tensor, seed: int) -> Tensor:
+        """Sample a picture for each of `labels` (N, K), with a progress bar."""
+        advance = self.advance("sampling (pictures x steps)", len(labels) * self.options.steps)
+        seeds = [picture_seed(seed, i) for i in range(len(labels))]
+        return sample(self.denoiser.stepper(), labels, self.options, seeds, on_step=lambda rows: advance(len(rows)))
 
     def advance(self, what: str, total: int | None = None) -> Callable[[int], None]:
         """Show a progress bar; return what moves it."""

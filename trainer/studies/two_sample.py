@@ -7,7 +7,7 @@ what it reaches is a lower bound of what can be told. Unlike scores it sees edge
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
@@ -29,17 +29,6 @@ COLOURED = 0.12  # difference of a coloured pixel's channels, of a range of 1; t
 STEPS, BATCH, LR = 600, 32, 2e-3  # of each network
 SHOWN = 12  # crops of each kind in a grid
 GENERATED_AT_ONCE = 32
-
-
-@dataclass(frozen=True)
-class TwoSample:
-    """One comparison of two sets of pictures."""
-
-    what: str  # is compared with the data's pictures
-    size: str
-    pictures: int  # in each set
-    accuracy: float  # mean over the folds
-    error: float  # its standard error
 
 
 @dataclass(frozen=True)
@@ -191,7 +180,8 @@ def run(subject: Subject) -> Report:
     originals, rest = (
         torch.stack([as_tensor(subject.pictures.read(i)) for i in one.tolist()]) for one in (chosen, others)
     )
-    shown, found, small = torch.empty(0), list[TwoSample](), denoiser.image_shape[1:]
+    shown, small = torch.empty(0), denoiser.image_shape[1:]
+    rows, figures = list[list[str]](), list[dict[str, object]]()
     advance = subject.advance("telling apart")
     for size in dict.fromkeys([generated.shape[2:], torch.Size(small)]):
         sets = [crops(_at(size, one), torch.Generator().manual_seed(seed)) for one in (originals, generated, rest)]
@@ -201,19 +191,16 @@ def run(subject: Subject) -> Report:
         what = "upsampled" if subject.upsampler_alone else "generated"
         for name, compared in ((what, sets[1]), ("the data's", sets[2])):
             verdicts = tell_apart(sets[0], compared, subject.device, seed, advance)
-            error = float(verdicts.accuracies.std()) / FOLDS**0.5
-            found.append(TwoSample(name, f"{size[1]}x{size[0]}", count, float(verdicts.accuracies.mean()), error))
+            accuracy, error = float(verdicts.accuracies.mean()), float(verdicts.accuracies.std()) / FOLDS**0.5
+            side = f"{size[1]}x{size[0]}"
+            rows.append([side, name, f"{accuracy:.3f} ± {error:.3f}"])
+            figures.append({"what": name, "size": side, "pictures": count, "accuracy": accuracy, "error": error})
             if not len(shown):
                 worst = verdicts.scores[1].topk(SHOWN).indices
                 best = verdicts.scores[0].topk(SHOWN, largest=False).indices
                 shown = to_float(torch.stack([compared[worst], sets[0][best]], 1).flatten(0, 1))
-    return Report(
-        f"{count} pictures of {denoiser.info.name}",
-        ["size", "told from the folder's", "accuracy"],
-        [[one.size, one.what, f"{one.accuracy:.3f} ± {one.error:.3f}"] for one in found],
-        [asdict(one) for one in found],
-        png_bytes(grid(shown)),
-    )
+    head = ["size", "told from the folder's", "accuracy"]
+    return Report(f"{count} pictures of {denoiser.info.name}", head, rows, figures, png_bytes(grid(shown)))
 
 
 def _at(size: Sequence[int], pictures: Tensor) -> Tensor:

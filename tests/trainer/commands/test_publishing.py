@@ -4,8 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from shared.vocabulary import Vocabulary
-from tests.toy_checkpoint import publish_toy_evaluator, publish_toys
+from tests.toy_checkpoint import publish_toys
 from tests.trainer.command_line import Command, refused
 
 
@@ -15,9 +14,10 @@ from tests.trainer.command_line import Command, refused
         (["train", "denoiser", "--name", "toy-evaluator"], "toy-evaluator: exists and is of kind evaluator; choose an"),
         (["train", "evaluator", "--held-out", "data", "--name", "toy"], "toy: exists and is of kind denoiser"),
         (["train", "denoiser", "--storage", "file"], "--storage file: file is a file, not a folder"),
-        (["train", "denoiser", "--run", "file"], "--run file: file is a file, not a folder"),
         (["train", "distilled", "--teacher", "toy", "--run", "file"], "--run file: file is a file, not a folder"),
-        (["train", "upsampler", "--base", "toy", "--run", "file"], "--run file: file is a file, not a folder"),
+        (["train", "upsampler", "--base", "toy", "--name", "toy"], "toy: is the checkpoint that the new one changes"),
+        (["train", "denoiser", "--patience", "2"], "--patience needs --held-out or --evaluator"),
+        (["train", "distilled", "--teacher", "toy", "--patience", "2"], "--patience needs --evaluator"),
     ],
 )
 def test_what_could_not_be_published_is_not_trained(
@@ -28,21 +28,4 @@ def test_what_could_not_be_published_is_not_trained(
     kept = {path: path.read_bytes() for path in Path("models").iterdir()}
     refused(command(*arguments, "--data", data, "--steps", 1), message)
     assert {path: path.read_bytes() for path in Path("models").iterdir()} == kept
-    assert not Path("runs").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["compare", "data", "--out", "file", "--evaluator", "toy-evaluator"], "--out file: file is a file, not a fol"),
-        (["compare", "data", "--out", "out", "--evaluator", "digits"], "digits does not know the denoiser's labels"),
-    ],
-)
-def test_compare_checks_what_it_writes_and_judges_with(
-    command: Command, data: Path, arguments: list[str], message: str
-) -> None:
-    publish_toys(Path("models"))
-    publish_toy_evaluator(Path("models"), "digits", Vocabulary(("zero", "one")))
-    Path("file").touch()
-    refused(command(*arguments, "--steps-per-variant", 1), message)
     assert not Path("runs").exists()

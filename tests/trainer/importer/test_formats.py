@@ -82,14 +82,10 @@ def test_coco_annotations(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("empty.csv", "", "names no pictures"),
-        ("x.csv", "name,labels\na.png,red\n", 'row 1 has no field "file_name"; it has name, labels'),
         ("x.csv", "file_name,label\na.png,red\n", 'row 1 has no field "labels"; it has file_name, label'),
-        ("x.jsonl", "{", "cannot be read"),
         ("x.jsonl", "5", "row 1 is not an object with fields"),
-        ("x.jsonl", '["file_name", "labels"]', "row 1 is not an object with fields"),
         ("x.jsonl", "[" * 99999, "cannot be read"),
         ("x.jsonl", '{"file_name": ' + "1" * 5000 + "}", "cannot be read"),
-        ("x.json", "[]", "not COCO annotations"),
         (
             "x.json",
             '{"images": [], "annotations": [], "categories": [{"id": 1, "name": " "}]}',
@@ -98,11 +94,9 @@ def test_coco_annotations(tmp_path: Path) -> None:
         ("x.json", coco([3], [2]), "an annotation names image 1 and category 2; one is missing"),
         ("x.json", coco([], [2]), "it names no pictures"),
         ("x.json", coco([1, 3, 1], [2]), "2 images have the id 1, so annotations do not tell"),
-        ("x.json", coco([1], [2, 2]), "2 categories have the id 2"),
         ("x.csv", "file_name,labels\na.png,red,,\nb.png,red,tall\n", 'row 2 has more fields .* such as "tall"'),
         ("x.csv", "file_name,labels,labels,x,x\na.png,red,tall,1,2\n", 'the first row names "labels" more than once'),
         ("x.jsonl", '{"file_name": "a.png", "labels": [["red"]]}', r'row 1: "labels" holds \["red"\], which is not a'),
-        ("x.jsonl", '{"file_name": "a.png", "labels": {"red": 1}}', 'row 1: "labels" holds {"red": 1}, which is not a'),
     ],
 )
 def test_what_cannot_be_read_is_refused(tmp_path: Path, name: str, content: str, message: str) -> None:

@@ -2,7 +2,6 @@
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet
 from trainer.objectives.adversary import Adversaries, Discriminator
@@ -42,17 +41,3 @@ def test_light_is_not_seen_and_edges_are() -> None:
     torch.testing.assert_close(flat, light, atol=1e-4, rtol=0)
     x[..., 16:] = 0.1
     assert abs(float((network(x) - flat).detach())) > 0.01
-
-
-def test_it_learns_to_tell_a_blurred_edge() -> None:
-    torch.manual_seed(0)
-    network = Discriminator(width=8)
-    optimizer = torch.optim.Adam(network.parameters(), 3e-3)
-    for step in range(80):
-        sharp = 0.2 * (torch.arange(32) > 8 + step % 16).float().expand(8, 3, 32, 32)
-        blurred = F.avg_pool2d(sharp, 3, 1, 1, count_include_pad=False)
-        loss = F.softplus(network(blurred) - network(sharp)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-    assert float(loss.detach()) < 0.2

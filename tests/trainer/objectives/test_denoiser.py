@@ -1,5 +1,6 @@
 """The denoiser: its checkpoint, and what it may start from. Its loss is tested in tests/trainer/test_loss.py."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
 from shared.options import SamplingOptions
+from shared.vocabulary import Vocabulary
 from tests.trainer_fixtures import NETWORK, TINY, write_data_folder
 from trainer.config import TrainConfig
 from trainer.data import Dataset, load_dataset
@@ -77,3 +79,6 @@ def test_a_deeper_network_starts_as_the_one_that_it_starts_from(dataset: Dataset
     ):
         with pytest.raises(TrainerError, match=message):
             start_from(make_network(other, dataset), tmp_path, name, other, dataset)
+    turned = replace(dataset, vocabulary=Vocabulary(dataset.vocabulary.names[::-1]))
+    with pytest.raises(TrainerError, match="deep has another vocabulary than the data set"):
+        start_from(network, tmp_path, "deep", deeper, turned)

@@ -29,8 +29,8 @@ def picture(labels: list[str], spots: dict[str, tuple[int, int]] = SPOTS) -> Ten
     return (pixels + noise).to(torch.uint8)
 
 
-def near(found: tuple[float, float], spot: tuple[int, int], pixels: float = 1) -> bool:
-    return abs(found[0] - spot[0] * PIXEL) < pixels * PIXEL and abs(found[1] - spot[1] * PIXEL) < pixels * PIXEL
+def near(found: tuple[float, float], spot: tuple[int, int]) -> bool:
+    return all(abs(at - wanted * PIXEL) < PIXEL for at, wanted in zip(found, spot, strict=True))
 
 
 def test_a_new_object_is_where_pictures_differ_in_any_order() -> None:
@@ -43,13 +43,6 @@ def test_a_new_object_is_where_pictures_differ_in_any_order() -> None:
     assert near(found["a_2.png"][2], SPOTS["one"])
     assert found["a_2.png"][1:] == [found["a_1.png"][1], found["a_1.png"][0]]
     assert found["a_1.png"][1] == found["a_0.png"][0]
-
-
-def test_single_objects_all_over_the_picture() -> None:
-    spots = [(12 + 8 * (i % 6), 12 + 8 * (i // 6)) for i in range(24)]
-    train = {f"s{i}_0.png": ["zero"] for i in range(24)}
-    found = locate(train, torch.stack([picture(["zero"], {"zero": spot}) for spot in spots]))
-    assert all(near(found[name][0], spot, 3) for name, spot in zip(train, spots, strict=True))
 
 
 def test_single_objects_that_are_all_in_one_place() -> None:
@@ -67,34 +60,31 @@ def test_pictures_without_a_difference_get_the_centre() -> None:
 
 
 @pytest.mark.parametrize(
-    "train",
+    ("train", "message"),
     [
-        {"a_0.png": ["zero"], "b_1.png": ["zero", "one"]},  # another scene
-        {"a_0.png": ["zero"], "a_2.png": ["zero", "one", "two"]},  # two more
-        {"a_0.png": ["two"], "a_1.png": ["zero", "one"]},  # another object
+        (
+            {"a_0.png": ["zero"], "b_1.png": ["zero", "one"]},
+            r'"b_1\.png": no picture of its scene has all of its labels',
+        ),
+        ({"a_0.png": ["zero"], "a_2.png": ["zero", "one", "two"]}, r'"a_2\.png": no picture of its scene'),
+        ({"a_0.png": ["two"], "a_1.png": ["zero", "one"]}, r'"a_1\.png": no picture of its scene'),
+        ({"a.png": ["zero"], "b.png": ["zero", "one"]}, r'"b\.png": no picture of its scene'),
+        (
+            {"pic_0.png": ["zero"], "pic_1.png": ["zero"], "pic_2.png": ["zero", "one"]},
+            r'"pic_0\.png" and "pic_1\.png" have the same labels and are named as .*"pic_2\.png"',
+        ),
     ],
 )
-def test_a_picture_without_an_earlier_one_is_refused(train: dict[str, list[str]]) -> None:
-    with pytest.raises(TrainerError, match=r'"._.\.png": no picture of its scene has all of its labels but one'):
+def test_a_picture_without_one_earlier_one_is_refused(train: dict[str, list[str]], message: str) -> None:
+    with pytest.raises(TrainerError, match=message):
         locate(train, torch.stack([picture(labels) for labels in train.values()]))
 
 
 def test_rendered_scenes(tmp_path: Path) -> None:
-    write_folder(tmp_path / "d", random_scenes(12, 3, 5), seed=5, size=64)
+    write_folder(tmp_path / "d", random_scenes(12, 3, 5), seed=5, size=64, centre=0.5)
     expected = json.loads((tmp_path / "d" / "positions.json").read_text())
     train = read_train_file(tmp_path / "d" / "train.json", ICLEVR)
     found = locate(train, load_dataset(tmp_path / "d", size=64).images)
     errors = np.array([np.subtract(found[name], expected[name]) for name in train if len(train[name]) == 3])
     assert errors.shape == (12, 3, 2)
     assert np.linalg.norm(errors, axis=-1).max() < 5 * PIXEL
-
-
-def test_pictures_of_different_scenes_are_not_compared() -> None:
-    train = {"a.png": ["zero"], "b.png": ["zero", "one"]}
-    with pytest.raises(TrainerError, match=r'"b\.png": no picture of its scene'):
-        locate(train, torch.stack([picture(labels) for labels in train.values()]))
-    train = {"pic_0.png": ["zero"], "pic_1.png": ["zero"], "pic_2.png": ["zero", "one"]}
-    with pytest.raises(
-        TrainerError, match=r'"pic_0\.png" and "pic_1\.png" have the same labels and are named as .*"pic_2\.png"'
-    ):
-        locate(train, torch.stack([picture(labels) for labels in train.values()]))

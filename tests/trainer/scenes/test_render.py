@@ -2,7 +2,6 @@
 
 import itertools
 import json
-import re
 from pathlib import Path
 
 import numpy as np
@@ -36,30 +35,22 @@ def test_close_to_cycles() -> None:
     assert error[touched].mean() <= 3.5
 
 
-def test_squeeze_is_the_mean_of_whole_blocks() -> None:
-    picture = np.arange(4 * 8 * 3, dtype=np.uint8).reshape(1, 4, 8, 3)
-    blocks = picture.reshape(1, 2, 2, 2, 4, 3).astype(float).mean((2, 4))
-    np.testing.assert_array_equal(squeeze(picture, 2), np.floor(blocks + 0.5))
-
-
-@pytest.mark.parametrize(("n", "size"), [(240, 64), (320, 64), (5, 3), (4, 4), (2, 8)])
+@pytest.mark.parametrize(("n", "size"), [(240, 64), (5, 3), (2, 8)])
 def test_area_weights_average_without_loss(n: int, size: int) -> None:
     weights = area_weights(n, size)
     assert weights.shape == (size, n)
     np.testing.assert_allclose(weights.sum(1), 1, atol=1e-6)
     if n >= size:
         np.testing.assert_allclose(weights.sum(0), size / n, atol=1e-6)
-
-
-def _axes() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    forward = -CAMERA / np.linalg.norm(CAMERA)
-    right = np.cross(forward, [0, 0, 1])
-    right /= np.linalg.norm(right)
-    return forward, right, np.cross(right, forward)
+    picture = np.arange(4 * 8 * 3, dtype=np.uint8).reshape(1, 4, 8, 3)
+    blocks = picture.reshape(1, 2, 2, 2, 4, 3).astype(float).mean((2, 4))
+    np.testing.assert_array_equal(squeeze(picture, 2), np.floor(blocks + 0.5))
 
 
 def test_placement_rules() -> None:
-    forward, right, up = _axes()
+    forward = -CAMERA / np.linalg.norm(CAMERA)
+    right = np.cross(forward, [0, 0, 1]) / np.linalg.norm(np.cross(forward, [0, 0, 1]))
+    up = np.cross(right, forward)
     ground_forward = forward[:2] / np.linalg.norm(forward[:2])
     rng = np.random.default_rng(3)
     for _ in range(30):
@@ -118,13 +109,10 @@ def test_layout_of_the_folder(tmp_path: Path) -> None:
     count = write_folder(tmp_path, random_scenes(2, 3, 0), seed=0, size=None)
     train = read_train_file(tmp_path / "train.json", ICLEVR)
     assert count == len(train) == 6
-    assert json.loads((tmp_path / "objects.json").read_text()) == {name: i for i, name in enumerate(ICLEVR.names)}
-    for name, labels in train.items():
-        match = re.fullmatch(r"CLEVR_train_(\d{6})_([012])\.png", name)
-        assert match
-        assert len(labels) == int(match[2]) + 1
-        if (before := train.get(f"CLEVR_train_{match[1]}_{len(labels) - 2}.png")) is not None:
-            assert labels[:-1] == before
+    for number in ("000000", "000001"):
+        lists = [train[f"CLEVR_train_{number}_{k}.png"] for k in range(3)]
+        assert [lists[2][:1], lists[2][:2]] == lists[:2]
+    for name in train:
         with Image.open(tmp_path / "iclevr" / name) as picture:
             assert (picture.size, picture.mode) == ((320, 240), "RGB")
     assert sorted(path.name for path in (tmp_path / "iclevr").iterdir()) == sorted(train)
@@ -140,20 +128,11 @@ def test_an_unfinished_folder_has_no_train_file(tmp_path: Path, monkeypatch: pyt
             raise KeyboardInterrupt
         write_label_file(path, content)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(render_folder, "write_label_file", interrupted)
-        with pytest.raises(KeyboardInterrupt):
-            write_folder(tmp_path, random_scenes(2, 2, 0), seed=0, size=16)
+    monkeypatch.setattr(render_folder, "write_label_file", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_folder(tmp_path, random_scenes(2, 2, 0), seed=0, size=16)
     assert (tmp_path / "test.json").exists()
     assert not (tmp_path / "train.json").exists()
-    assert write_folder(tmp_path, random_scenes(2, 2, 0), seed=0, size=16) == 4
-    assert (tmp_path / "train.json").exists()
-
-
-def test_a_scenes_pictures_differ_only_by_the_object_added() -> None:
-    scene = place([("red", "cube"), ("yellow", "sphere")], np.random.default_rng(0))
-    one, two = squeeze(render([scene[:1], scene], samples=1)).astype(int)
-    assert 0.02 < (np.abs(one - two).sum(-1) > 24).mean() < 0.35
 
 
 def test_a_train_files_pictures_keep_their_names_and_labels(tmp_path: Path) -> None:
@@ -166,16 +145,8 @@ def test_a_train_files_pictures_keep_their_names_and_labels(tmp_path: Path) -> N
     assert read_train_file(tmp_path / "train.json", ICLEVR) == train
 
 
-@pytest.mark.parametrize(
-    ("train", "message"),
-    [
-        ({"picture.png": ["red cube"]}, 'picture "picture.png" is not named CLEVR_train_NNNNNN_K.png'),
-        (
-            {"CLEVR_train_000001_0.png": ["red cube"], "CLEVR_train_000001_1.png": ["blue cube", "red cube"]},
-            r"scene 000001: .* does not extend",
-        ),
-    ],
-)
-def test_train_files_without_scenes_are_refused(train: dict[str, list[str]], message: str) -> None:
-    with pytest.raises(TrainerError, match=message):
-        scenes_of(train)
+def test_train_files_without_scenes_are_refused() -> None:
+    with pytest.raises(TrainerError, match=r'picture "picture\.png" is not named CLEVR_train_NNNNNN_K\.png'):
+        scenes_of({"picture.png": ["red cube"]})
+    with pytest.raises(TrainerError, match=r"scene 000001: .* does not extend"):
+        scenes_of({"CLEVR_train_000001_0.png": ["red cube"], "CLEVR_train_000001_1.png": ["blue cube", "red cube"]})

@@ -14,7 +14,7 @@ from shared.options import SamplingOptions
 from tests.paths import ROOT
 from tests.toy_checkpoint import publish_toys
 from tests.trainer.command_line import TINY, Command, succeeded
-from trainer.studies.card import front_matter, plot_log, read_card, score_row, write_card
+from trainer.studies.card import front_matter, read_card, score_row, write_card
 
 CARDS = sorted((ROOT / "models").glob("*.md"))
 
@@ -81,7 +81,7 @@ def test_the_card_begins_with_the_hubs_metadata_and_keeps_the_licence(tmp_path: 
     }
 
 
-@pytest.mark.parametrize("text", ["cc: by", "no", "1.0", "a\nb"])
+@pytest.mark.parametrize("text", ["no", "a: b\nc"])
 def test_the_hubs_metadata_holds_any_text(text: str) -> None:
     header = _header(front_matter(text, "denoiser", [["test.json", "", "1", *["0.5 ± 0"] * 3]], text) + "\n")
     assert (header["license"], header["model-index"][0]["name"]) == (text, text)
@@ -131,7 +131,7 @@ def test_scores_of_more_runs_stay(tmp_path: Path) -> None:
         assert (row[2], row[3][:4]) == {1: ("2", "0.25"), 2: ("2", "0.25"), 3: ("3", "0.75")}[runs]
 
 
-def test_train_and_score_write_the_card(command: Command, data: Path) -> None:
+def test_train_score_and_card_write_the_card(command: Command, data: Path) -> None:
     publish_toys(Path("models"))
     succeeded(command("train", "denoiser", "--data", data, "--name", "tiny", "--steps", 1, *TINY))
     card = Path("models/tiny.md")
@@ -143,10 +143,8 @@ def test_train_and_score_write_the_card(command: Command, data: Path) -> None:
         succeeded(command(*score, *others))
     assert "## Scores" not in card.read_text()
     succeeded(command(*score))
-    assert "| few.json | " in card.read_text()
     succeeded(command("card", "tiny", "--license", "mit"))
-    assert 'license: "mit"' in card.read_text()
-    assert "| few.json | " in card.read_text()
+    assert all(one in card.read_text() for one in ('license: "mit"', "| few.json | "))
 
 
 def test_storage_that_cannot_be_written_only_lacks_the_card(command: Command) -> None:
@@ -156,8 +154,3 @@ def test_storage_that_cannot_be_written_only_lacks_the_card(command: Command) ->
     code, out, err = command("score", "few.json", "--steps", 1)
     assert (code, "accuracy" in out) == (0, True)
     assert "note: the model's card was not written" in err
-
-
-def test_the_plot_shows_the_losses_with_fixed_noise() -> None:
-    lines = [{"step": 1, "loss": 0.5}, {"step": 2, "loss": 0.25}]
-    assert plot_log(lines) != plot_log([*lines, {"step": 2, "held_out_loss": 0.3, "seen_loss": 0.2}])

@@ -31,17 +31,15 @@ def test_each_evaluator_compares_the_pictures_and_too_many_are_refused(command: 
     """Evaluators of one file name are told apart, and one of other labels has features, too."""
     publish_toys(Path("models"))
     publish_toy_evaluator(Path("models"), "digits", Vocabulary(("zero", "one")))
-    data, names = write_data_folder(Path("data"), pictures=48), ["a/checkpoint.pth", "b/checkpoint.pth", "digits"]
+    write_data_folder(Path("data"), pictures=48)
+    names = ["a/checkpoint.pth", "b/checkpoint.pth", "digits"]
     for path in names[:2]:
         Path(path).parent.mkdir()
         succeeded(command("export", "toy-evaluator", path))
-    at = ("evaluate", "toy", "--data", data, "--only", "coverage", "--out", ".")
+    at = ("evaluate", "toy", "--data", "data", "--only", "coverage", "--out", ".")
     succeeded(command(*at, "--count", 20, *(part for name in names for part in ("--evaluator", name))))
     found = json.loads(Path("coverage.json").read_text())
     assert [one["evaluator"] for one in found] == [name for name in names for _ in range(2)]
-    generated, renders = found[:2]
-    assert (generated["pictures"], generated["count"]) == ("generated", 20)
-    # a random network's noise resembles none of the flat colours
-    assert generated["figures"]["coverage"] == 0
-    assert renders["figures"]["coverage"] > 0
+    generated, others = (one["figures"]["coverage"] for one in found[:2])
+    assert generated == 0 < others  # a random network's noise resembles none of the flat colours
     refused(command(*at, "--count", 25), "at most 24 pictures: half of those with labels")

@@ -16,16 +16,8 @@ from trainer.full_size import as_tensor, find_pictures
 from trainer.octaves import octave_power
 
 
-def write_folder(folder: Path) -> Path:
-    write_data_folder(folder, 5, 64, 48)
-    rng = np.random.default_rng(0)
-    for path in sorted((folder / "iclevr").iterdir()):
-        Image.fromarray(rng.integers(0, 256, (48, 64, 3), np.uint8)).save(path)
-    return folder
-
-
 def test_ratios_are_those_of_the_pictures_it_shows(command: Command, tmp_path: Path) -> None:
-    folder = write_folder(tmp_path / "data")
+    folder = write_data_folder(tmp_path / "data", 5, 64, 48, noise=True)
     publish_toy_upsampler(Path("models"), "large", publish_toy_denoiser(Path("models"), "toy", 0))
     out = succeeded(command("evaluate", "large", "--only", "spectrum", "--data", folder, "--count", 3, "--out", "."))
     assert all(period in out for period in ("below 4", "4 to 8", "8 to 16"))
