@@ -35,6 +35,14 @@ def with_examples(*examples: dict[str, Any]) -> ConfigDict:
 BESIDE_RECIPE = {"recipe", "trajectory", "webhook", "webhook_events"}  # fields of a request with a recipe
 
 
+WebhookUrl = Annotated[str | None, Field(max_length=2000, description="URL for signed POSTs (docs/api.md)")]
+WebhookEvents = Annotated[
+    list[WebhookEvent] | None,
+    Field(min_length=1, max_length=len(get_args(WebhookEvent)), description="which events; by default the end"),
+]
+Stages = Annotated[int | None, Field(ge=2, le=MAX_STAGES, description="stages of a trajectory for each picture")]
+
+
 class SamplingFields(Strict):
     """The fields that requests for pictures share, all of them optional."""
 
@@ -53,10 +61,8 @@ class SamplingFields(Strict):
     eta: Fraction | None = Field(None, description="noise of ddim; for other samplers it is fixed")
     clip_x0: bool | None = Field(None, description="clip the predicted picture to [-1, 1] at each step")
     model: str | None = Field(None, max_length=100, description="a name from GET /models; null for the default")
-    webhook: str | None = Field(None, max_length=2000, description="URL for signed POSTs (docs/api.md)")
-    webhook_events: list[WebhookEvent] | None = Field(
-        None, min_length=1, max_length=len(get_args(WebhookEvent)), description="which events; by default the end"
-    )
+    webhook: WebhookUrl = None
+    webhook_events: WebhookEvents = None
     columns: int = Field(8, ge=1, le=LIMITS.max_columns, description="columns of the grid")
 
     def sampling(self, own: SamplingOptions) -> SamplingOptions:
@@ -93,7 +99,7 @@ class GenerateRequest(SamplingFields):
         None, description="for each picture a point per label, or null for random places; for models with `positions`"
     )
     recipe: Recipe | None = Field(None, description="repeats pictures; goes with trajectory and webhook fields only")
-    trajectory: int | None = Field(None, ge=2, le=MAX_STAGES, description="stages of a trajectory for each picture")
+    trajectory: Stages = None
 
     @model_validator(mode="before")
     @classmethod

@@ -16,7 +16,7 @@ from service.api.dependencies import Index, ModelsDep, OwnerDep, OwnJob, Service
 from service.api.events import HEADERS
 from service.api.openapi import PNG, DocumentedAPI
 from service.api.results import CutStream, Slots
-from service.api.submit import ERRORS, JobSpec, Submitter, SubmitterDep, why_unfinished
+from service.api.submit import ERRORS, JobSpec, Submitter, SubmitterDep, not_learnt, why_unfinished
 from service.contract.errors import (
     BadRequest,
     ExpiredJob,
@@ -166,7 +166,9 @@ def _check(body: ImagesRequest, models: Models) -> JobSpec:
         labels = parse_prompt(body.prompt, info.labels)
     except LabelError as error:
         raise BadRequest.from_label_error(error, "prompt") from error
-    return JobSpec([labels] * (body.n or 1), info, at=("body", "prompt"), same_labels=True)
+    if problem := info.support.count_problem(len(labels)):
+        raise not_learnt(problem, info, ("body", "prompt"), 0)
+    return JobSpec([labels] * (body.n or 1), info)
 
 
 def _unix_time(time: str) -> int:
