@@ -19,7 +19,7 @@ def test_the_example_in_the_docs_is_valid() -> None:
     assert len(recipe.verdicts) == len(recipe.labels)
 
 
-@pytest.mark.parametrize("ignored", [None, 1, "x", {}, [[]], [{"accuracy": "high"}]])
+@pytest.mark.parametrize("ignored", [None, [[]], [{"accuracy": "high"}]])
 def test_a_request_may_say_anything_as_verdicts(ignored: object) -> None:
     recipe = Recipe.model_validate({**example(), "evaluator": ignored, "verdicts": ignored})
     assert recipe == Recipe.model_validate(example())
