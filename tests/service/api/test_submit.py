@@ -1,4 +1,4 @@
-"""Whether a job is accepted, what an Idempotency-Key stands for, and how requests wait, in the form they prefer."""
+"""Whether the service is ready and accepts a job, what an Idempotency-Key stands for, and how requests wait."""
 
 import asyncio
 import io
@@ -39,6 +39,34 @@ def test_without_a_worker_nothing_is_accepted(client: httpx.Client, connection: 
     problem(response, 503, "no-worker")
     assert int(response.headers["retry-after"]) > 0
     assert nothing_is_queued(connection)
+
+
+def test_with_workers_it_is_ready_and_says_what_they_have_loaded(client: httpx.Client, connection: Redis) -> None:
+    assert client.get("/readyz").status_code == 503
+    for device in ("cuda:1", "cuda:0"):
+        about = {"device": device, "models": [{"name": "toy", "digest": "9f2c"}]}
+        workers.announce(connection, device, about, lease_s=60)
+    assert client.get("/readyz").json() == {
+        "status": "ready",
+        "model": "toy",
+        "workers": 2,
+        "devices": [{"name": "cuda:0", "models": ["toy"]}, {"name": "cuda:1", "models": ["toy"]}],
+    }
+
+
+def test_with_a_redis_that_evicts_jobs_it_is_not_ready(client: httpx.Client, alive: JobStore) -> None:
+    redis = alive.connection
+    try:
+        redis.config_set("maxmemory-policy", "allkeys-lru")
+        assert client.get("/readyz").status_code == 200  # without maxmemory nothing is evicted
+        redis.config_set("maxmemory", "1gb")
+        answer = client.get("/readyz")
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:labelgrid:problem:unavailable")
+        assert answer.json()["detail"].startswith("Redis has maxmemory-policy allkeys-lru, which loses jobs")
+    finally:
+        redis.config_set("maxmemory-policy", "noeviction")
+        redis.config_set("maxmemory", "0")
+    assert client.get("/readyz").status_code == 200
 
 
 def test_a_worker_that_announces_itself_again_within_a_heartbeat_was_never_gone(

@@ -85,18 +85,6 @@ def grid_of(client: httpx.Client, job: dict[str, Any]) -> bytes:
     return client.get(job["result"]["grid_url"]).raise_for_status().content
 
 
-def test_a_recipe_gives_the_same_picture(client: httpx.Client, working: Runner) -> None:
-    job = client.post("/generate", json={"labels": THREE, "seed": 7, "model": "other", **UNLIKE_DEFAULTS}).json()
-    for i in range(3):
-        original = image(client, job, i)
-        by_upload = client.post("/generate/png", files={"file": ("picture.png", original)})
-        assert by_upload.status_code == 200, by_upload.text
-        assert image(client, by_upload.json()) == original
-        by_json = client.post("/generate", json={"recipe": recipe_in(original)}).json()
-        assert image(client, by_json) == original
-        assert (by_json["model"], by_json["seed"], by_json["progress"]["total"]) == ("other", 7, 1)
-
-
 def test_a_job_has_all_fields_of_its_recipe(client: httpx.Client, working: Runner) -> None:
     whole = client.post("/generate", json={"labels": THREE, "seed": 7, "steps": 3, "columns": 2}).json()
     original = image(client, whole, 2)
