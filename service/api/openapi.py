@@ -71,6 +71,7 @@ class DocumentedAPI(FastAPI):
                 schemas |= {**schema.pop("$defs", {}), model.__name__: schema}
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
+            # FastAPI's own 422, of a dialect that has another status for it
             for item in document["paths"].values():
                 for operation in item.values():
                     if "application/json" in operation["responses"].get("422", {}).get("content", {}):
