@@ -38,7 +38,8 @@ def public_problems(
     written: how the route's dialect writes a problem. model: its schema.
     """
     responses: Responses = {}
-    for error in (*errors, ServiceError):
+    every: tuple[type[ServiceError], ...] = (*errors, ServiceError)
+    for error in every:
         problem = written(problem_body(error.status, error.slug, error.title, error.example))
         status = problem["status"]
         content = {PROBLEM_JSON: {"schema": {"$ref": REF.format(model=model.__name__)}, "examples": {}}}

@@ -99,7 +99,7 @@ class OpenAIModels(BaseModel):
 class OpenAIError(BaseModel):
     message: str
     type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
-    param: str | None
+    param: str | None = Field(None, description="the field that is not valid, if one is")
     code: str
 
 
