@@ -61,30 +61,27 @@ class Models:
 
         at: the place of the name in the request. Raises BadRequest if the named one cannot be used, otherwise NoModel.
         """
-        try:
-            return self._usable(name, kind)
-        except CheckpointError as error:
-            if name is None:
-                raise NoModel(str(error)) from error
-            if self.problem and self.problem.subject == str(self.storage) and name not in self.found:
-                raise NoModel(f"{self.problem}, and the model is not known yet") from error
-            raise BadRequest.at(at, error.reason, models=[info.name for info in self.denoisers]) from error
-
-    def _usable(self, name: str | None, kind: CheckpointKind = "denoiser") -> CheckpointInfo:
-        wanted = self.defaults.get(kind) if name is None else name
-        found = self.found.get(wanted or "")
+        found = self.found.get(self.defaults.get(kind, "") if name is None else name)
         if isinstance(found, CheckpointInfo) and found.kind == kind:
             return found
+        if name is None:
+            raise NoModel(str(self._why_not(self.defaults.get(kind), kind)))
+        if found is None and self.problem and self.problem.subject == str(self.storage):
+            raise NoModel(f"{self.problem}, and the model is not known yet")
+        raise BadRequest.at(at, self._why_not(name, kind).reason, models=[info.name for info in self.denoisers])
+
+    def _why_not(self, wanted: str | None, kind: CheckpointKind) -> CheckpointError:
+        """Return why the checkpoint `wanted` cannot be used; None stands for one that is not promoted."""
+        found = self.found.get(wanted or "")
         if isinstance(found, CheckpointError):
-            raise CheckpointError(found.subject, found.reason)
+            return found
         names = [info.name for info in _of_kind(self.found, kind)]
         available = f"available: {', '.join(names)}" if names else f"it contains no {kind}"
         if wanted is None:
-            raise self.problem or CheckpointError(str(self.storage), f"no {kind} is promoted; {available}")
+            return self.problem or CheckpointError(str(self.storage), f"no {kind} is promoted; {available}")
         if found is not None:
-            raise CheckpointError(wanted, f"is of kind {found.kind}, not {kind}; {available}")
-        check_name(wanted)
-        raise CheckpointError(wanted, f"no such {kind} in the storage; {available}")
+            return CheckpointError(wanted, f"is of kind {found.kind}, not {kind}; {available}")
+        return CheckpointError(wanted, f"no such {kind} in the storage; {available}")
 
     def find_evaluator(self, model: str | None) -> CheckpointInfo:
         """Return the evaluator that judges a model's pictures, or the promoted one. Raises BadRequest, NoModel."""
@@ -128,11 +125,8 @@ class Models:
         errors = {name + SUFFIX: one for name, one in self.found.items() if isinstance(one, CheckpointError)}
         found = {file: error.reason.removesuffix(f"; {ADVICE}") for file, error in errors.items()}
         problem = self.problem
-        if problem is None and "denoiser" in self.defaults:
-            try:
-                self._usable(None)
-            except CheckpointError as error:
-                problem = error
+        if problem is None and "denoiser" in self.defaults and self.promoted is None:
+            problem = self._why_not(self.defaults["denoiser"], "denoiser")
         if problem is not None and problem.subject not in found:
             found[PROMOTED_FILE] = problem.reason if problem.subject == PROMOTED_FILE else str(problem)
         return found
