@@ -26,7 +26,7 @@ from service.settings import Settings
 from service.store import keys, workers
 from service.store.connection import text
 from service.store.jobs import JobStore
-from service.telemetry.metrics import REQUESTS_IN_WORK
+from service.telemetry.metrics import REQUESTS, REQUESTS_IN_WORK
 from service.worker.runner import Runner
 from tests.conftest import running, serving
 from tests.service.api.answers import LISTS, nothing_is_queued, png_with, problem, submitted
@@ -237,12 +237,14 @@ def test_a_request_stops_waiting_when_its_client_disconnects(
 ) -> None:
     monkeypatch.setattr(service.store.async_jobs, "LOOK_AGAIN_S", 14.0)  # no read ends by itself
     path, given = request_of(how)
+    counted = REQUESTS.labels("POST", path, "499")
+    before = counted._value.get()
     request = client.build_request("POST", path, **given)
     head = b"".join(b"%s: %s\r\n" % pair for pair in request.headers.raw)
     with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as connection:
         connection.sendall(b"POST %s HTTP/1.1\r\n%s\r\n%s" % (path.encode(), head, request.read()))
         until_waiting(alive, 1)
-    until_waiting(alive, 0)
+    until(lambda: counted._value.get() == before + 1)
     (job_id,) = map(text, alive.connection.zrange(keys.OPEN, 0, -1))
     assert client.get(f"/jobs/{job_id}").json()["status"] == "queued"  # the job goes on
 
