@@ -98,7 +98,10 @@ def not_learnt(problem: str, info: CheckpointInfo, at: tuple[str | int, ...], en
 
 
 def check_lists(lists: object, info: CheckpointInfo, at: tuple[str, ...]) -> list[list[str]]:
-    """Return the request's label lists. BadRequest, NotLearnt for those that the model cannot draw, or be asked for."""
+    """Return the request's label lists.
+
+    Raises BadRequest for lists that are not valid, NotLearnt for a number of objects that the model has not learnt.
+    """
     try:
         checked = info.labels.check(lists, max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:
