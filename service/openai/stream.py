@@ -59,11 +59,10 @@ class ImageStream:
                 for one in event.data["pictures"]
                 if "preview" in one and self._is_due(one["index"], one["step"] / one["steps"])
             }
-        indices = [event.data["index"]] if event.name == "picture" else []
-        if event.name == "end" and event.data["result"] is not None:  # of a job that ended before the stream began
-            indices = [i for i in range(len(self.job.labels)) if i not in self._sent]
-        results, owner = self.submitter.service.results, self.submitter.owner
-        return {index: await results.image(self.job.id, owner, index) for index in indices}
+        if event.name != "picture":
+            return {}
+        index = event.data["index"]
+        return {index: await self.submitter.service.results.image(self.job.id, self.submitter.owner, index)}
 
     def _is_due(self, index: int, share: float) -> bool:
         """Whether a picture that is sampled to this share needs its next partial image. They divide its steps."""
