@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from service.contract.recipe import JudgedRecipe, Recipe, example
+from service.contract.recipe import JudgedRecipe, Recipe, example, of_grid
 from service.contract.records import SHOWN_SCORES, Verdict
 from shared.options import SamplingOptions
 from tests.paths import ROOT
+from tests.service.store.helpers import record
 
 
 def test_the_example_in_the_docs_is_valid() -> None:
@@ -17,6 +18,11 @@ def test_the_example_in_the_docs_is_valid() -> None:
     assert set(json.loads(block)) == set(JudgedRecipe.model_fields)
     assert set(json.loads(block)["options"]) == set(SamplingOptions.model_fields)
     assert len(recipe.verdicts) == len(recipe.labels)
+
+
+def test_the_grid_of_a_repeat_has_the_seed_of_that_repeat() -> None:
+    job = record(2, repeats=3, seed=40)
+    assert (of_grid(job, 2, [], None).seed, of_grid(job, 2, [], None).labels) == (42, job.labels)
 
 
 @pytest.mark.parametrize("ignored", [None, [[]], [{"accuracy": "high"}]])
