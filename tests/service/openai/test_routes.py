@@ -94,6 +94,7 @@ def test_pictures_are_scaled_to_fit_the_size_that_a_client_asks_for(ai: openai.O
     [
         ({"prompt": "red kube"}, "prompt", 'did you mean "red cube"'),
         ({"prompt": PROMPT, "n": 11}, "n", "less than"),
+        ({"prompt": PROMPT, "size": "large"}, "size", "wanted WIDTHxHEIGHT, such as 1024x1024, or auto"),
         ({"prompt": PROMPT, "size": "4096x16"}, "size", "at most 2048x2048"),
         ({"prompt": PROMPT, "model": "dall-e-3"}, "model", "toy"),
         ({"prompt": PROMPT, "output_format": "webp"}, "output_format", "png"),
