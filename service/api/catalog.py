@@ -5,12 +5,12 @@ found last. Knows no HTTP; its errors are the service's own.
 """
 
 import asyncio
-import functools
 import math
 import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
 
 from pydantic import ValidationError
 
@@ -31,6 +31,7 @@ from shared.storage import Location
 from shared.support import picture_size
 
 MAX_CARD_BYTES = 1 << 18  # a card is a page of text
+KEPT = 256  # files as they were read
 PATIENCE_S = 2.0  # how long a request waits for a look; then what was found before counts
 WRITTEN_FOR = re.compile(r"^Kind: denoiser, digest `(\w{16})`", re.MULTILINE)  # as `trainer card` writes it
 HUB_METADATA = re.compile(r"\A---\n.*?^---\n\s*", re.MULTILINE | re.DOTALL)  # for the Hugging Face Hub
@@ -43,20 +44,15 @@ Found = CheckpointInfo | CheckpointError  # a checkpoint, or why it cannot be us
 class Models:
     """What a look at storage found.
 
-    versions: of all files, by file name. read: by name, sorted, as its file says. checked: the same, but why those
-    cannot be used that do not fit the others. cards: of the denoisers, by name; "" for one that has none. defaults:
-    kind -> name, as promoted.json has it. problem: with storage or promoted.json. is_late: storage has not answered
-    since.
+    found: by name, sorted. cards: of the denoisers, by name; "" for one that has none. defaults: kind -> name, as
+    promoted.json has it. problem: with promoted.json, or with storage, which then is as it was before.
     """
 
     storage: Location
-    versions: Mapping[str, str] = field(default_factory=dict)
-    read: Mapping[str, Found] = field(default_factory=dict)
-    checked: Mapping[str, Found] = field(default_factory=dict)
+    found: Mapping[str, Found] = field(default_factory=dict)
     cards: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, str] = field(default_factory=dict)
     problem: CheckpointError | None = None
-    is_late: bool = False
 
     def find(
         self, name: str | None, at: tuple[str, ...] = ("body", "model"), kind: CheckpointKind = "denoiser"
@@ -65,36 +61,33 @@ class Models:
 
         at: the place of the name in the request. Raises BadRequest if the named one cannot be used, otherwise NoModel.
         """
-        try:
-            return self._usable(name, kind)
-        except CheckpointError as error:
-            if name is None:
-                raise NoModel(str(error)) from error
-            if self.is_late and name not in self.read:
-                raise NoModel(f"{self.storage} does not answer, and the model is not known yet") from error
-            raise BadRequest.at(at, error.reason, models=[info.name for info in self.denoisers]) from error
-
-    def _usable(self, name: str | None, kind: CheckpointKind = "denoiser") -> CheckpointInfo:
-        wanted = self.defaults.get(kind) if name is None else name
-        found = self.checked.get(wanted or "")
+        found = self.found.get(self.defaults.get(kind, "") if name is None else name)
         if isinstance(found, CheckpointInfo) and found.kind == kind:
             return found
+        if name is None:
+            raise NoModel(str(self._why_not(self.defaults.get(kind), kind)))
+        if found is None and self.problem and self.problem.subject == str(self.storage):
+            raise NoModel(f"{self.problem}, and the model is not known yet")
+        raise BadRequest.at(at, self._why_not(name, kind).reason, models=[info.name for info in self.denoisers])
+
+    def _why_not(self, wanted: str | None, kind: CheckpointKind) -> CheckpointError:
+        """Return why the checkpoint `wanted` cannot be used; None stands for one that is not promoted."""
+        found = self.found.get(wanted or "")
         if isinstance(found, CheckpointError):
-            raise CheckpointError(found.subject, found.reason)
-        names = [info.name for info in _of_kind(self.read, kind)]
+            return found
+        names = [info.name for info in _of_kind(self.found, kind)]
         available = f"available: {', '.join(names)}" if names else f"it contains no {kind}"
         if wanted is None:
-            raise self.problem or CheckpointError(str(self.storage), f"no {kind} is promoted; {available}")
+            return self.problem or CheckpointError(str(self.storage), f"no {kind} is promoted; {available}")
         if found is not None:
-            raise CheckpointError(wanted, f"is of kind {found.kind}, not {kind}; {available}")
-        check_name(wanted)
-        raise CheckpointError(wanted, f"no such {kind} in the storage; {available}")
+            return CheckpointError(wanted, f"is of kind {found.kind}, not {kind}; {available}")
+        return CheckpointError(wanted, f"no such {kind} in the storage; {available}")
 
     def find_evaluator(self, model: str | None) -> CheckpointInfo:
         """Return the evaluator that judges a model's pictures, or the promoted one. Raises BadRequest, NoModel."""
         if model is None:
             return self.find(None, kind="evaluator")
-        judge = judge_of(self.find(model), _of_kind(self.read, "evaluator"), self.defaults.get("evaluator"))
+        judge = judge_of(self.find(model), _of_kind(self.found, "evaluator"), self.defaults.get("evaluator"))
         if judge is None:
             raise NoModel(f"{self.storage} has no evaluator that knows the labels of {model}")
         return judge
@@ -114,7 +107,7 @@ class Models:
     @property
     def denoisers(self) -> list[CheckpointInfo]:
         """The denoisers that fit the other checkpoints."""
-        return _of_kind(self.checked, "denoiser")
+        return _of_kind(self.found, "denoiser")
 
     @property
     def promoted(self) -> str | None:
@@ -124,55 +117,48 @@ class Models:
     @property
     def names(self) -> dict[str, str]:
         """The name of each checkpoint, of either kind, by digest."""
-        return {one.digest: one.name for one in self.read.values() if isinstance(one, CheckpointInfo)}
+        return {one.digest: one.name for one in self.found.values() if isinstance(one, CheckpointInfo)}
 
     @property
     def problems(self) -> dict[str, str]:
         """The files that cannot be used -> the reason."""
-        errors = {name + SUFFIX: one for name, one in self.checked.items() if isinstance(one, CheckpointError)}
+        errors = {name + SUFFIX: one for name, one in self.found.items() if isinstance(one, CheckpointError)}
         found = {file: error.reason.removesuffix(f"; {ADVICE}") for file, error in errors.items()}
         problem = self.problem
-        if problem is None and "denoiser" in self.defaults:
-            try:
-                self._usable(None)
-            except CheckpointError as error:
-                problem = error
+        if problem is None and "denoiser" in self.defaults and self.promoted is None:
+            problem = self._why_not(self.defaults["denoiser"], "denoiser")
         if problem is not None and problem.subject not in found:
             found[PROMOTED_FILE] = problem.reason if problem.subject == PROMOTED_FILE else str(problem)
         return found
 
 
 def look(before: Models) -> Models:
-    """Look at storage again, and read the headers and cards of the files that are new since `before`. It may hang."""
-    storage = before.storage
-    versions, defaults, problem = before.versions, before.defaults, None
+    """Look at storage again, and read the headers and cards of the files that have changed. It may hang."""
+    storage, defaults, problem = before.storage, before.defaults, None
     try:
-        versions = files.versions(storage)
-        defaults = promoted_names(storage)
         check_folder(storage)
+        versions = files.versions(storage)
+    except CheckpointError as error:
+        return replace(before, problem=error)
     except OSError as error:
-        problem = CheckpointError(str(storage), f"cannot be read: {error.strerror or error}")
+        return replace(before, problem=CheckpointError(str(storage), f"cannot be read: {error.strerror or error}"))
+    try:
+        defaults = promoted_names(storage)
     except CheckpointError as error:
         problem = error
-        if not _is_unread(error):
+        if not isinstance(error.__cause__, OSError):  # else it may be read the next time
             defaults = {}
     read = dict[str, Found]()
     for file in sorted(name for name in versions if name.endswith(SUFFIX)):
-        known = before.read.get(name := file.removesuffix(SUFFIX))
-        if known is None or versions[file] != before.versions.get(file) or _is_unread(known):
-            known = _read(storage, name)
-        read[name] = known
-    if problem is before.problem and (versions, read, defaults) == (before.versions, before.read, before.defaults):
-        return before
-    checked = {name: _checked(name, found, read, defaults) for name, found in read.items()}
-    same = {file for file, version in versions.items() if before.versions.get(file) == version}
-    cards = {
-        info.name: before.cards[info.name]
-        if info.name in before.cards and {f"{info.name}.md", info.name + SUFFIX} <= same
-        else _card(storage, info, versions)
-        for info in _of_kind(checked, "denoiser")
-    }
-    return Models(storage, versions, read, checked, cards, defaults, problem)
+        name = file.removesuffix(SUFFIX)
+        try:
+            read[name] = _read(storage, name, versions[file])
+        except CheckpointError as error:
+            read[name] = error
+    found = {name: _checked(name, one, read, defaults) for name, one in read.items()}
+    denoisers = _of_kind(found, "denoiser")
+    cards = {one.name: _card(storage, one.name, versions.get(f"{one.name}.md"), one.digest) for one in denoisers}
+    return Models(storage, found, cards, defaults, problem)
 
 
 def _of_kind(found: Mapping[str, Found], kind: CheckpointKind) -> list[CheckpointInfo]:
@@ -197,43 +183,44 @@ def _checked(name: str, found: Found, read: Mapping[str, Found], defaults: Mappi
     return found if conflict is None else CheckpointError(name + SUFFIX, conflict)
 
 
-def _card(storage: Location, info: CheckpointInfo, versions: Mapping[str, str]) -> str:
+@lru_cache(KEPT)
+def _card(storage: Location, name: str, version: str | None, digest: str) -> str:
     """Return NAME.md beside the checkpoint, without the Hub's metadata at its top.
 
-    Empty if there is none, or if it describes other weights.
+    Empty if there is none, or if it describes other weights than those of `digest`.
     """
-    file = f"{info.name}.md"
-    if file not in versions:
+    if version is None:
         return ""
     try:
         # Clients read the card: a link would show them any file that this process can read.
-        with files.reading(storage / file, block=MAX_CARD_BYTES, follow=False) as card:
+        with files.reading(storage / f"{name}.md", block=MAX_CARD_BYTES, follow=False) as card:
             text = card.read(MAX_CARD_BYTES).decode(errors="replace")
     except OSError:  # deleted since the look, or a link
         return ""
     written_for = WRITTEN_FOR.search(text)
-    return "" if written_for and written_for[1] != info.digest[:16] else HUB_METADATA.sub("", text)
+    return "" if written_for and written_for[1] != digest[:16] else HUB_METADATA.sub("", text)
 
 
-def _read(storage: Location, name: str) -> Found:
-    """Return a checkpoint's description, or what is wrong with it: a foreign file may have any configuration."""
-    try:
-        check_name(name)
-        info = read_info(storage / (name + SUFFIX))
-    except CheckpointError as error:
-        return error
+@lru_cache(KEPT)
+def _read(storage: Location, name: str, version: str) -> CheckpointInfo:
+    """Return a checkpoint's description. CheckpointError if it cannot be used: a foreign file may have any
+    configuration.
+    """
+    check_name(name)
+    info = read_info(storage / (name + SUFFIX))
     for part in ("sampling", "support"):
         try:
             getattr(info, part)
         except ValidationError as error:
             first = error.errors()[0]
             at = ".".join(map(str, (part, *first["loc"])))
-            return CheckpointError(name + SUFFIX, f"its configuration's {at}: {first['msg']}")
+            raise CheckpointError(name + SUFFIX, f"its configuration's {at}: {first['msg']}") from error
     if info.kind == "denoiser":
         try:
             picture_size(info.config)
-        except (KeyError, TypeError, ValueError):
-            return CheckpointError(name + SUFFIX, "its configuration has no picture or network.image_size")
+        except (KeyError, TypeError, ValueError) as error:
+            reason = "its configuration has no picture or network.image_size"
+            raise CheckpointError(name + SUFFIX, reason) from error
     return info
 
 
@@ -252,21 +239,15 @@ class Catalog:
         now = time.monotonic()
         if self._look is None and now - self._began >= self.every_s:
             self._began = now
-            self._look = asyncio.wrap_future(self._thread.submit(functools.partial(look, self._found)))
+            self._look = asyncio.wrap_future(self._thread.submit(partial(look, self._found)))
         if (looking := self._look) is None:
             return self._found
         await asyncio.wait([looking], timeout=max(0.0, self._began + PATIENCE_S - now))
         if not looking.done():
-            problem = CheckpointError(PROMOTED_FILE, f"{self._found.storage} does not answer")
-            return replace(self._found, problem=problem, is_late=True)
+            return replace(self._found, problem=CheckpointError(str(self._found.storage), "does not answer"))
         if self._look is looking:
             self._look, self._found = None, looking.result()
         return self._found
-
-
-def _is_unread(found: object) -> bool:
-    """Return whether a file could not be read at all, which may succeed the next time."""
-    return isinstance(found, CheckpointError) and isinstance(found.__cause__, OSError)
 
 
 def knows_positions(info: CheckpointInfo) -> bool:

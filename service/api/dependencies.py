@@ -49,14 +49,11 @@ async def _models(request: Request) -> Models:
 ModelsDep = Annotated[Models, Depends(_models)]
 
 
-API_KEY = "ApiKey"  # name of the scheme in the document
-
-
 class _Owner(SecurityBase):
     """The name of the request's key, which `access/guard.py` has read. To FastAPI it is the scheme in the document."""
 
     model = HTTPBearer(description="if the service has API keys")
-    scheme_name = API_KEY
+    scheme_name = "ApiKey"
 
     async def __call__(self, request: Request) -> str:
         owner: str = request.state.owner

@@ -2,9 +2,9 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
-from typing import Any, NamedTuple
+from typing import Any
 
 import redis.exceptions
 from fastapi import FastAPI, Request
@@ -32,13 +32,6 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # they change nothing
 PHRASES = {413: "Content Too Large"}  # RFC 9110; Python 3.11 has the older name
 
 
-class Dialect(NamedTuple):
-    """How another API, whose paths have a prefix of their own, writes problems."""
-
-    problem: Callable[[dict[str, Any]], dict[str, Any]]
-    document: Callable[[dict[str, Any], dict[str, Any]], None]  # changes an operation's responses, and adds schemas
-
-
 def error_response(scope: Scope, error: ServiceError) -> JSONResponse:
     """Return the problem+json response to a request."""
     problem = problem_body(error.status, error.slug, error.title, error.detail)
@@ -48,9 +41,9 @@ def error_response(scope: Scope, error: ServiceError) -> JSONResponse:
 def _response(scope: Scope, problem: dict[str, Any], headers: Mapping[str, str] | None) -> JSONResponse:
     if this_id := request_id():
         problem["request_id"] = this_id
-    for prefix, dialect in scope["app"].state.dialects.items():
+    for prefix, written in scope["app"].dialects.items():
         if scope["path"].startswith(prefix):
-            problem = dialect.problem(problem)
+            problem = written(problem)
     return JSONResponse(problem, problem["status"], headers, media_type=PROBLEM_JSON)
 
 

@@ -57,7 +57,8 @@ from service.telemetry.logs import get_logger, request_id
 from service.telemetry.metrics import PICTURES_ACCEPTED
 from service.webhooks.addresses import AddressNotAllowed, check_url
 from shared.checkpoint import CheckpointInfo
-from shared.options import MAX_SEED, SamplingOptions
+from shared.options import LIMITS, MAX_SEED, SamplingOptions
+from shared.vocabulary import LabelError
 
 log = get_logger(__name__)
 
@@ -80,8 +81,7 @@ ERRORS = (
 class JobSpec:
     """The job of a request that was checked against the models. A `recipe` determines seed and options.
 
-    info: the denoiser's description, or the evaluator's if the request has pictures. at: the place of the label lists
-    in the request. same_labels: that place has a single list, which all pictures share.
+    info: the denoiser's description, or the evaluator's if the request has pictures.
     """
 
     labels: list[list[str]]
@@ -90,20 +90,26 @@ class JobSpec:
     recipe: Recipe | None = None
     trajectory: int | None = None
     layouts: list[Layout | None] | None = None
-    at: tuple[str, ...] = ("body", "labels")
-    same_labels: bool = False
 
 
-def _check_learnt(spec: JobSpec) -> None:
-    """Raise NotLearnt for the first picture with a number of objects or a layout that the model has not learnt."""
-    support = spec.info.support
-    more = {"model": spec.info.name, "support": support.model_dump(mode="json")}
-    for i, labels in enumerate(spec.labels):
-        if problem := support.count_problem(len(labels)):
-            raise NotLearnt.at(spec.at if spec.same_labels else (*spec.at, i), problem, entry=i, **more)
-    for i, layout in enumerate(spec.layouts or ()):
-        if layout and (problem := support.layout_problem([(point.x, point.y) for point in layout])):
-            raise NotLearnt.at((*spec.at[:-1], "layouts", i), problem, entry=i, **more)
+def not_learnt(problem: str, info: CheckpointInfo, at: tuple[str | int, ...], entry: int) -> NotLearnt:
+    """Return the error for a picture with a number of objects or a layout that the model has not learnt."""
+    return NotLearnt.at(at, problem, entry=entry, model=info.name, support=info.support.model_dump(mode="json"))
+
+
+def check_lists(lists: object, info: CheckpointInfo, at: tuple[str, ...]) -> list[list[str]]:
+    """Return the request's label lists.
+
+    Raises BadRequest for lists that are not valid, NotLearnt for a number of objects that the model has not learnt.
+    """
+    try:
+        checked = info.labels.check(lists, max_lists=LIMITS.max_pictures_per_request)
+    except LabelError as error:
+        raise BadRequest.from_label_error(error, ".".join(at[1:])) from error
+    for i, labels in enumerate(checked):
+        if problem := info.support.count_problem(len(labels)):
+            raise not_learnt(problem, info, (*at, i), i)
+    return checked
 
 
 def _check_stages(trajectory: int, pictures: int, options: SamplingOptions) -> None:
@@ -133,10 +139,8 @@ def _new_record(
 ) -> JobRecord:
     """Return the job to store. `now`: by Redis's clock. `sent`: whether the request has pictures to judge.
 
-    Raises NotLearnt, and BadRequest for options that do not go together.
+    Raises BadRequest for options that do not go together.
     """
-    if not sent:
-        _check_learnt(spec)
     recipe, info = spec.recipe, spec.info
     try:
         options = recipe.options if recipe else fields.sampling(info.sampling)

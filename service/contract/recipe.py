@@ -4,9 +4,9 @@ Imports pydantic only: knows no Redis, no HTTP and no PNG.
 """
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, Field, PlainValidator, field_validator, model_validator
+from pydantic import ConfigDict, Field, PlainValidator, model_validator
 
 from service.contract.records import MAX_STAGES, JobRecord, Layouts, Picture, Verdict
 from shared.options import LIMITS, MAX_SEED, SamplingOptions, Strict
@@ -65,7 +65,7 @@ class RecipeVerdict(_Part):
 class Recipe(_Part):
     """POST /generate with it gives the same pictures again; picture i has the seed picture_seed(seed, first + i)."""
 
-    version: Literal[1] = Field(description="of this format")
+    version: int = Field(ge=1, le=1, description="of this format")
     model: MadeWith
     labels: LabelLists
     layouts: Layouts | None = Field(
@@ -84,13 +84,6 @@ class Recipe(_Part):
     verdicts: Annotated[Any, PlainValidator(lambda given: [])] = Field(
         default=[], description="one for each picture; ignored in requests"
     )
-
-    @field_validator("version", mode="before")
-    @classmethod
-    def _no_boolean(cls, given: Any) -> Any:
-        if isinstance(given, bool):  # Literal compares with ==, and True == 1
-            raise ValueError("a boolean; wanted 1")
-        return given
 
     @model_validator(mode="after")
     def _check_last(self) -> Self:

@@ -1,4 +1,4 @@
-"""The bodies of requests and responses, with examples for the OpenAPI document.
+"""The bodies of requests and responses.
 
 Imports pydantic only, because clients read them too. The routes check labels against a model's vocabulary.
 """
@@ -24,9 +24,7 @@ from shared.support import Support
 
 LONGEST_PAGE = 100  # jobs that GET /jobs lists at once
 EXAMPLE_ID = "5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a"
-DIGEST = "9f2c" * 16
 LABELS_EXAMPLE: Any = [["red cube", "blue sphere"], ["gray cylinder"]]
-SUPPORT_EXAMPLE = {"objects": [1, 3], "area": [[0.15, 0.25], [0.85, 0.25], [0.5, 0.8]], "nearest": 0.1}
 
 
 def with_examples(*examples: dict[str, Any]) -> ConfigDict:
@@ -35,6 +33,14 @@ def with_examples(*examples: dict[str, Any]) -> ConfigDict:
 
 
 BESIDE_RECIPE = {"recipe", "trajectory", "webhook", "webhook_events"}  # fields of a request with a recipe
+
+
+WebhookUrl = Annotated[str | None, Field(max_length=2000, description="URL for signed POSTs (docs/api.md)")]
+WebhookEvents = Annotated[
+    list[WebhookEvent] | None,
+    Field(min_length=1, max_length=len(get_args(WebhookEvent)), description="which events; by default the end"),
+]
+Stages = Annotated[int | None, Field(ge=2, le=MAX_STAGES, description="stages of a trajectory for each picture")]
 
 
 class SamplingFields(Strict):
@@ -55,10 +61,8 @@ class SamplingFields(Strict):
     eta: Fraction | None = Field(None, description="noise of ddim; for other samplers it is fixed")
     clip_x0: bool | None = Field(None, description="clip the predicted picture to [-1, 1] at each step")
     model: str | None = Field(None, max_length=100, description="a name from GET /models; null for the default")
-    webhook: str | None = Field(None, max_length=2000, description="URL for signed POSTs (docs/api.md)")
-    webhook_events: list[WebhookEvent] | None = Field(
-        None, min_length=1, max_length=len(get_args(WebhookEvent)), description="which events; by default the end"
-    )
+    webhook: WebhookUrl = None
+    webhook_events: WebhookEvents = None
     columns: int = Field(8, ge=1, le=LIMITS.max_columns, description="columns of the grid")
 
     def sampling(self, own: SamplingOptions) -> SamplingOptions:
@@ -95,7 +99,7 @@ class GenerateRequest(SamplingFields):
         None, description="for each picture a point per label, or null for random places; for models with `positions`"
     )
     recipe: Recipe | None = Field(None, description="repeats pictures; goes with trajectory and webhook fields only")
-    trajectory: int | None = Field(None, ge=2, le=MAX_STAGES, description="stages of a trajectory for each picture")
+    trajectory: Stages = None
 
     @model_validator(mode="before")
     @classmethod
@@ -198,60 +202,13 @@ class JobHead(BaseModel):
     error: str | None
 
 
-HEAD_EXAMPLE: dict[str, Any] = {
-    "id": EXAMPLE_ID,
-    "kind": "generate",
-    "status": "finished",
-    "created_at": "2026-01-01T12:00:00.000+00:00",
-    "started_at": "2026-01-01T12:00:00.125+00:00",
-    "finished_at": "2026-01-01T12:00:01.250+00:00",
-    "model": "base",
-    "digest": DIGEST,
-    "seed": 7,
-    "options": SamplingOptions().model_dump(mode="json"),
-    "progress": {"done": 1, "total": 1},
-    "error": None,
-}
-JOB_EXAMPLE = {
-    **HEAD_EXAMPLE,
-    "labels": [["gray cylinder"]],
-    "layouts": [[{"x": 0.5, "y": 0.43}]],
-    "first": 0,
-    "trajectory": None,
-    "columns": 8,
-    "result": {
-        "accuracy": 1.0,
-        "exact_match": 1.0,
-        "f1": 1.0,
-        "grid_url": f"/jobs/{EXAMPLE_ID}/grid.png",
-        "pictures": [
-            {
-                "labels": ["gray cylinder"],
-                "seed": 4203129384,
-                "accuracy": 1.0,
-                "exact": True,
-                "f1": 1.0,
-                "scores": {"gray cylinder": 0.99, "gray cube": 0.01},
-                "distances": [0.008],
-                "url": f"/jobs/{EXAMPLE_ID}/images/0.png",
-                "trajectory_url": None,
-            }
-        ],
-    },
-}
-
-
 class JobPage(BaseModel):
-    model_config = with_examples({"jobs": [HEAD_EXAMPLE], "next": f"1767268800000-{EXAMPLE_ID}"})
-
     jobs: list[JobHead]
     next: str | None = Field(description="`cursor` for the next page; null on the last page")
 
 
 class Job(JobHead):
     """A job. `result` is set once `status` is finished, `error` once it is failed; docs/api.md has the states."""
-
-    model_config = with_examples(JOB_EXAMPLE)
 
     labels: list[list[str]] = Field(description="as requested: a list for each picture of one repeat")
     layouts: Layouts | None = Field(None, description="as requested: where the objects of each picture stand")
@@ -313,10 +270,6 @@ class WhatItDraws(BaseModel):
 
 
 class Labels(WhatItDraws):
-    model_config = with_examples(
-        {"model": "base", "labels": ["gray cube", "red cube"], "support": SUPPORT_EXAMPLE, "picture": [320, 240]}
-    )
-
     model: str
     labels: list[str]
 
@@ -335,35 +288,11 @@ class Model(WhatItDraws):
 
 
 class ModelList(BaseModel):
-    model_config = with_examples(
-        {
-            "models": [
-                {
-                    "name": "base",
-                    "digest": DIGEST,
-                    "promoted": True,
-                    "created_at": "2026-01-01T12:00:00+00:00",
-                    "labels": 24,
-                    "positions": True,
-                    "support": SUPPORT_EXAMPLE,
-                    "picture": [320, 240],
-                    "sampling": SamplingOptions().model_dump(mode="json"),
-                    "config": {"schedule": "cosine", "timesteps": 1000, "prediction": "v"},
-                    "training": {"pictures": 218000},
-                    "card": "# base\n",
-                }
-            ],
-            "problems": {"broken.safetensors": "not a safetensors file"},
-        }
-    )
-
     models: list[Model]
     problems: dict[str, str] = Field(description="files in storage that cannot be used -> reason")
 
 
 class Health(BaseModel):
-    model_config = with_examples({"status": "ok"})
-
     status: Literal["ok"] = "ok"
 
 
@@ -373,15 +302,6 @@ class WorkerDevice(BaseModel):
 
 
 class Ready(BaseModel):
-    model_config = with_examples(
-        {
-            "status": "ready",
-            "model": "base",
-            "workers": 2,
-            "devices": [{"name": "cuda:0", "models": ["base"]}, {"name": "cuda:1", "models": ["base"]}],
-        }
-    )
-
     status: Literal["ready"] = "ready"
     model: str
     workers: int

@@ -1,5 +1,6 @@
 """/v1: OpenAI's images and models API, for clients written for it. docs/api.md."""
 
+import base64
 import io
 import math
 from collections.abc import AsyncIterator
@@ -8,32 +9,30 @@ from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Request, Response
-from fastapi.responses import StreamingResponse
 from PIL import Image as PictureFile
 
 from service.api.catalog import Models
 from service.api.dependencies import Index, ModelsDep, OwnerDep, OwnJob, ServiceDep
 from service.api.events import HEADERS
-from service.api.openapi import PICTURE_RESPONSES, DocumentedAPI, problems
-from service.api.problems import Dialect
+from service.api.openapi import PNG, DocumentedAPI
 from service.api.results import CutStream, Slots
-from service.api.submit import ERRORS, JobSpec, Submitter, SubmitterDep, why_unfinished
-from service.contract.errors import BadRequest, NotFound, NotInTime
+from service.api.submit import ERRORS, JobSpec, Submitter, SubmitterDep, not_learnt, why_unfinished
+from service.contract.errors import (
+    BadRequest,
+    ExpiredJob,
+    NotFound,
+    NotInTime,
+    NotReady,
+    Unavailable,
+    UnknownJob,
+    UnknownPicture,
+)
 from service.contract.records import TERMINAL
 from service.contract.schemas import Job
-from service.openai.errors import document, with_openai_error
+from service.openai.errors import problems, with_openai_error
 from service.openai.prompt import parse_prompt
-from service.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels
-from service.openai.sizes import (
-    MOST_PIXELS,
-    PATTERN,
-    Size,
-    one_by_one,
-    parse_size,
-    scaled,
-    size_of,
-    with_base64,
-)
+from service.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels, OpenAIProblem
+from service.openai.sizes import MOST_PIXELS, PATTERN, Size, at_size, parse_size, size_of
 from service.openai.stream import ImageStream
 from shared.checkpoint import CheckpointInfo
 from shared.support import picture_size
@@ -49,7 +48,7 @@ STREAM = {
         },
     }
 }
-MAX_SCALED = 2  # parts of pictures that are scaled at the same time
+MAX_SCALED = 8  # pictures, each of another owner, that are scaled and sent at the same time
 router = APIRouter(prefix=PREFIX, tags=["openai"])
 
 # OpenAI's clients repeat a request after a 409, 500 or 504. If its job was cancelled, has failed or goes on, that would
@@ -86,7 +85,7 @@ async def _stream(request: Request, body: ImagesRequest, submitter: Submitter, j
     job = await submitter.service.jobs.job(job_id)
     info = (await submitter.service.catalog.models()).with_digest(job.digest)
     events = ImageStream(body, submitter, job, request.app.state.scaling, picture_size(info.config))
-    return StreamingResponse(events, media_type="text/event-stream", headers=HEADERS)
+    return CutStream(aiter(events), media_type="text/event-stream", headers=HEADERS)
 
 
 async def _images(
@@ -109,18 +108,20 @@ async def _images(
             image.url = f"{request.base_url}{f'jobs/{job.id}/images/{i}.png' if size == own else where}"
             yield image.model_dump_json(exclude_none=True)
             continue
-        image.b64_json = ""
         png = await submitter.service.results.image(job.id, submitter.owner, i)
-        parts = one_by_one(scaled(png, size), request.app.state.scaling, submitter.owner)
-        async for part in with_base64(image.model_dump_json(exclude_none=True), parts):
-            yield part
+        async with at_size(png, size, request.app.state.scaling, submitter.owner) as content:
+            image.b64_json = base64.b64encode(content).decode()
+            yield image.model_dump_json(exclude_none=True)
     yield after
 
 
 @router.get(
     "/images/{job_id}/{index}/{size}.png",
     response_class=Response,
-    responses={**PICTURE_RESPONSES, **problems(BadRequest)},
+    responses={
+        200: {"content": PNG, "description": "The picture"},
+        **problems(UnknownJob, ExpiredJob, Unavailable, NotReady, UnknownPicture),
+    },
     summary="Read a picture at another size",
 )
 async def read_scaled_image(
@@ -136,7 +137,12 @@ async def read_scaled_image(
     except ValueError as error:
         raise BadRequest.at(("path", "size"), str(error)) from error
     png = await service.results.image(job_id, owner, index)
-    return CutStream(one_by_one(scaled(png, wanted), request.app.state.scaling, owner), media_type="image/png")
+
+    async def content() -> AsyncIterator[bytes]:
+        async with at_size(png, wanted, request.app.state.scaling, owner) as scaled:
+            yield scaled
+
+    return CutStream(content(), media_type="image/png")
 
 
 def _check_size(body: ImagesRequest) -> None:
@@ -160,7 +166,9 @@ def _check(body: ImagesRequest, models: Models) -> JobSpec:
         labels = parse_prompt(body.prompt, info.labels)
     except LabelError as error:
         raise BadRequest.from_label_error(error, "prompt") from error
-    return JobSpec([labels] * (body.n or 1), info, at=("body", "prompt"), same_labels=True)
+    if problem := info.support.count_problem(len(labels)):
+        raise not_learnt(problem, info, ("body", "prompt"), 0)
+    return JobSpec([labels] * (body.n or 1), info)
 
 
 def _unix_time(time: str) -> int:
@@ -171,7 +179,7 @@ def _model(info: CheckpointInfo) -> OpenAIModel:
     return OpenAIModel(id=info.name, created=_unix_time(info.created_at))
 
 
-@router.get("/models", summary="List the models in OpenAI's format")
+@router.get("/models", responses=problems(), summary="List the models in OpenAI's format")
 async def list_openai_models(models: ModelsDep, owner: OwnerDep) -> OpenAIModels:
     """The models of GET /models, each with its name and creation time only."""
     return OpenAIModels(data=[_model(info) for info in models.denoisers])
@@ -194,4 +202,5 @@ def mount(app: DocumentedAPI) -> None:
     """Add these routes, and OpenAI's form of errors to theirs."""
     app.include_router(router)
     app.state.scaling = Slots(MAX_SCALED)
-    app.state.dialects[f"{PREFIX}/"] = Dialect(with_openai_error, document)
+    app.dialects[f"{PREFIX}/"] = with_openai_error
+    app.problem_models.append(OpenAIProblem)

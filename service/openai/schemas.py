@@ -4,7 +4,8 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
 
-from service.contract.schemas import EXAMPLE_ID, SamplingFields, with_examples
+from service.contract.errors import Problem
+from service.contract.schemas import SamplingFields
 from service.openai.sizes import PATTERN
 
 
@@ -56,19 +57,6 @@ class Image(BaseModel):
 
 
 class Images(BaseModel):
-    model_config = with_examples(
-        {
-            "created": 1767268801,
-            "data": [{"b64_json": "iVBORw0KGgo=", "revised_prompt": "red cube, blue sphere"}],
-            "background": "opaque",
-            "output_format": "png",
-            "size": "1024x768",
-            "sampled_size": "320x240",
-            "seed": 7,
-            "job": f"/jobs/{EXAMPLE_ID}",
-        }
-    )
-
     created: int = Field(description="seconds since 1970")
     data: list[Image]
     background: Literal["opaque"] = "opaque"
@@ -96,12 +84,7 @@ class StreamedImage(BaseModel):
     job: str = Field(description="address of the job")
 
 
-MODEL_EXAMPLE = {"id": "base", "object": "model", "created": 1767268800, "owned_by": "labelgrid"}
-
-
 class OpenAIModel(BaseModel):
-    model_config = with_examples(MODEL_EXAMPLE)
-
     id: str
     object: Literal["model"] = "model"
     created: int
@@ -109,8 +92,6 @@ class OpenAIModel(BaseModel):
 
 
 class OpenAIModels(BaseModel):
-    model_config = with_examples({"object": "list", "data": [MODEL_EXAMPLE]})
-
     object: Literal["list"] = "list"
     data: list[OpenAIModel]
 
@@ -118,17 +99,11 @@ class OpenAIModels(BaseModel):
 class OpenAIError(BaseModel):
     message: str
     type: Literal["invalid_request_error", "rate_limit_error", "server_error"]
-    param: str | None
+    param: str | None = Field(None, description="the field that is not valid, if one is")
     code: str
 
 
-class OpenAIProblem(BaseModel):
+class OpenAIProblem(Problem):
     """An RFC 9457 problem that is also an error of the OpenAI API."""
 
-    model_config = ConfigDict(extra="allow")
-
-    type: str
-    title: str
-    status: int
-    detail: str
     error: OpenAIError

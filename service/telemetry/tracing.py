@@ -7,8 +7,8 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 from service.settings import Settings, StartError
 
@@ -72,36 +72,28 @@ def describe(attributes: Mapping[str, str | int]) -> None:
         get_current_span().set_attributes(attributes)
 
 
-def record(
-    name: str, parent: str, about: About, begun_at: float, ended_at: float | None = None, error: str = ""
-) -> None:
+def _under(parent: str, about: About) -> dict[str, Any]:
+    """Return the options of a span under the traceparent `parent`."""
+    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+    context = TraceContextTextMapPropagator().extract({"traceparent": parent})
+    return {"context": context, "attributes": {f"labelgrid.{key}": value for key, value in about.items()}}
+
+
+def record(name: str, parent: str, about: About, begun_at: float, ended_at: float | None = None) -> None:
     """Record a span under the traceparent `parent`, from `begun_at` to `ended_at` (Unix seconds) or now.
 
-    `error`: why the work failed. Without a parent nothing is recorded, because that job is not traced.
+    Without a parent nothing is recorded, because that job is not traced.
     """
     if provider is None or not parent:
         return
-    from opentelemetry.trace import StatusCode
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-    span = provider.get_tracer("labelgrid").start_span(
-        name,
-        context=TraceContextTextMapPropagator().extract({"traceparent": parent}),
-        start_time=int(begun_at * 1e9),
-        attributes={f"labelgrid.{key}": value for key, value in about.items()},
-    )
-    if error:
-        span.set_status(StatusCode.ERROR, error)
+    span = provider.get_tracer("labelgrid").start_span(name, start_time=int(begun_at * 1e9), **_under(parent, about))
     span.end(int((time.time() if ended_at is None else ended_at) * 1e9))
 
 
-@contextlib.contextmanager
-def span(name: str, parent: str, about: About) -> Iterator[None]:
-    """Record the work inside as a span; an exception marks it as failed."""
-    begun_at = time.time()
-    try:
-        yield
-    except Exception as error:
-        record(name, parent, about, begun_at, error=f"{type(error).__name__}: {error}")
-        raise
-    record(name, parent, about, begun_at)
+def span(name: str, parent: str, about: About) -> contextlib.AbstractContextManager[Any]:
+    """Record the work inside as a span, as `record` does; an exception marks it as failed."""
+    if provider is None or not parent:
+        return contextlib.nullcontext()
+    tracer = provider.get_tracer("labelgrid")
+    return tracer.start_as_current_span(name, record_exception=False, **_under(parent, about))

@@ -8,6 +8,7 @@ import hashlib
 import hmac
 import re
 import secrets
+from functools import lru_cache
 from pathlib import Path
 
 from service.settings import StartError
@@ -32,6 +33,7 @@ def new_key() -> str:
     return PREFIX + secrets.token_urlsafe(32)
 
 
+@lru_cache(2)  # of a text that has not changed
 def parse(listed: str, source: str) -> tuple[tuple[str, str], ...]:
     """Return the owner and hash of each key in a text of NAME:HASH entries. Keys with one name belong to one owner.
 
@@ -47,7 +49,7 @@ def parse(listed: str, source: str) -> tuple[tuple[str, str], ...]:
 
 
 class KeyRing:
-    """The keys of setting and file. Reads the file again when it has changed, so that a key can be revoked.
+    """The keys of setting and file. Reads the file each time, so that a key can be revoked.
 
     A setting without a key in it, such as a comment, raises BadKeys: it was meant to restrict access. A file without
     keys lets nobody in.
@@ -58,7 +60,6 @@ class KeyRing:
         if listed.strip() and not self._listed:
             raise BadKeys("LABELGRID_API_KEYS is set but names no key; unset it to run without keys")
         self._of_file: tuple[tuple[str, str], ...] = ()
-        self._version = (0, 0, 0)  # of the file that was read last
         self._read()
         self.enabled = bool(self._listed) or file is not None
 
@@ -66,11 +67,7 @@ class KeyRing:
         if self._file is None:
             return
         try:
-            status = self._file.stat()
-            version = (status.st_ino, status.st_mtime_ns, status.st_size)
-            if version != self._version:
-                self._of_file = parse(self._file.read_text(), str(self._file))
-                self._version = version
+            self._of_file = parse(self._file.read_text(), str(self._file))
         except (OSError, UnicodeDecodeError) as error:
             raise BadKeys(f"{self._file} cannot be read: {error}") from error
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from functools import partial
-from typing import Annotated, get_args
+from typing import Annotated
 
 from fastapi import APIRouter, Form, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
@@ -10,14 +10,13 @@ from pydantic import Field
 
 from service.api.catalog import Models, knows_positions
 from service.api.openapi import problems
-from service.api.submit import ERRORS, RESPONSES, JobSpec, PreferencesDep, SubmitterDep
+from service.api.submit import ERRORS, RESPONSES, JobSpec, PreferencesDep, SubmitterDep, check_lists, not_learnt
 from service.api.uploads.png import PngError, recipe_of
 from service.contract.errors import BadForm, BadRequest, UnknownCheckpoint
-from service.contract.records import MAX_STAGES, Layout, WebhookEvent
-from service.contract.schemas import GenerateRequest, Job, with_examples
+from service.contract.records import Layout
+from service.contract.schemas import GenerateRequest, Job, Stages, WebhookEvents, WebhookUrl, with_examples
 from shared.checkpoint import CheckpointInfo
-from shared.options import LIMITS, NoOtherFields
-from shared.vocabulary import LabelError
+from shared.options import NoOtherFields
 
 router = APIRouter(tags=["pictures"])
 
@@ -43,11 +42,9 @@ class PngForm(NoOtherFields):
     model_config = with_examples({"file": "the bytes of a PNG"})
 
     file: UploadFile = Field(description="a PNG from this service, with its recipe")
-    trajectory: int | None = Field(None, ge=2, le=MAX_STAGES, description="as for `POST /generate`")
-    webhook: str | None = Field(None, max_length=2000, description="as for `POST /generate`")
-    webhook_events: list[WebhookEvent] | None = Field(
-        None, min_length=1, max_length=len(get_args(WebhookEvent)), description="as for `POST /generate`"
-    )
+    trajectory: Stages = None
+    webhook: WebhookUrl = None
+    webhook_events: WebhookEvents = None
 
 
 @router.post(
@@ -79,22 +76,21 @@ def _check(body: GenerateRequest, models: Models) -> JobSpec:
     source = recipe or body
     at = ("body", "recipe") if recipe else ("body",)
     info = models.with_digest(recipe.model.digest) if recipe else models.find(body.model)
-    try:
-        labels = info.labels.check(source.labels, max_lists=LIMITS.max_pictures_per_request)
-    except LabelError as error:
-        raise BadRequest.from_label_error(error, ".".join((*at[1:], "labels"))) from error
+    labels = check_lists(source.labels, info, (*at, "labels"))
     layouts = source.layouts
     if layouts is not None:
         check_layouts(layouts, labels, info, (*at, "layouts"))
         layouts = layouts if any(layouts) else None
     trajectory = recipe.trajectory if recipe and body.trajectory is None else body.trajectory
-    return JobSpec(labels, info, recipe=recipe, trajectory=trajectory, layouts=layouts, at=(*at, "labels"))
+    return JobSpec(labels, info, recipe=recipe, trajectory=trajectory, layouts=layouts)
 
 
 def check_layouts(
     layouts: Sequence[Layout | None], labels: Sequence[Sequence[str]], info: CheckpointInfo, at: tuple[str, ...]
 ) -> None:
-    """Raise BadRequest, with the entry, for layouts that do not match the label lists or that the model cannot use."""
+    """Raise BadRequest, with the entry, for layouts that do not match the label lists or that the model cannot use;
+    NotLearnt for places that it has not learnt.
+    """
     if len(layouts) != len(labels):
         raise BadRequest.at(at, f"{len(layouts)} layouts; wanted {len(labels)}, one for each label list, or null")
     for i, (layout, entry) in enumerate(zip(layouts, labels, strict=True)):
@@ -105,3 +101,5 @@ def check_layouts(
             raise BadRequest.at((*at, i), detail, entry=i)
         if len(layout) != len(entry):
             raise BadRequest.at((*at, i), f"{len(layout)} points; wanted {len(entry)}, one for each label", entry=i)
+        if problem := info.support.layout_problem([(point.x, point.y) for point in layout]):
+            raise not_learnt(problem, info, (*at, i), i)

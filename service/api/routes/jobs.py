@@ -7,7 +7,7 @@ from fastapi.concurrency import run_in_threadpool
 
 from service.api.dependencies import Index, OwnerDep, OwnJob, ServiceDep
 from service.api.events import FROM_START, HEADERS, as_stream, is_complete, job_events
-from service.api.openapi import PICTURE_RESPONSES, ZIP_RESPONSES, problems
+from service.api.openapi import BINARY, PNG, Responses, problems
 from service.api.results import CutStream
 from service.api.submit import ERRORS as SUBMIT_ERRORS
 from service.api.submit import RESPONSES, PreferencesDep, SubmitterDep
@@ -15,9 +15,11 @@ from service.contract.errors import (
     ExpiredJob,
     JobEnded,
     NotFailed,
+    NotReady,
     Unavailable,
     UnknownCheckpoint,
     UnknownJob,
+    UnknownPicture,
 )
 from service.contract.schemas import EXAMPLE_ID, LONGEST_PAGE, Job, JobPage
 
@@ -33,6 +35,14 @@ LastEventId = Annotated[
 ]
 
 ERRORS = (UnknownJob, ExpiredJob, Unavailable)
+PICTURE: Responses = {
+    200: {"content": PNG, "description": "The picture"},
+    **problems(*ERRORS, NotReady, UnknownPicture),
+}
+ZIP: Responses = {
+    200: {"content": {"application/zip": BINARY}, "description": "The zip"},
+    **problems(*ERRORS, NotReady),
+}
 EVENT: dict[str, Any] = {
     "schema": {"type": "object", "properties": {name: {"type": "string"} for name in ("event", "data", "id")}},
     "example": {"event": "status", "data": '{"status": "running"}', "id": "1767268800123-0"},
@@ -126,17 +136,13 @@ async def read_events(job_id: OwnJob, service: ServiceDep, last_event_id: LastEv
     return CutStream(events, media_type="text/event-stream", headers=HEADERS)
 
 
-@router.get(
-    "/{job_id}/grid.png", response_class=Response, responses=PICTURE_RESPONSES, summary="Read the grid of all pictures"
-)
+@router.get("/{job_id}/grid.png", response_class=Response, responses=PICTURE, summary="Read the grid of all pictures")
 async def read_grid(job_id: OwnJob, owner: OwnerDep, service: ServiceDep) -> Response:
     """The grid of a finished job; for a /score job, the grid of the best repeat."""
     return await service.results.send_grid(await service.jobs.job(job_id), owner)
 
 
-@router.get(
-    "/{job_id}/pictures.zip", response_class=Response, responses=ZIP_RESPONSES, summary="Read all pictures as a zip"
-)
+@router.get("/{job_id}/pictures.zip", response_class=Response, responses=ZIP, summary="Read all pictures as a zip")
 async def read_zip(job_id: OwnJob, owner: OwnerDep, service: ServiceDep) -> Response:
     """The pictures of a finished job in the order of its result, 0.png, 1.png, ...; for /score, those of the best run.
 
@@ -147,9 +153,7 @@ async def read_zip(job_id: OwnJob, owner: OwnerDep, service: ServiceDep) -> Resp
     return CutStream(parts, media_type="application/zip", headers=headers)
 
 
-@router.get(
-    "/{job_id}/images/{index}.png", response_class=Response, responses=PICTURE_RESPONSES, summary="Read a picture"
-)
+@router.get("/{job_id}/images/{index}.png", response_class=Response, responses=PICTURE, summary="Read a picture")
 async def read_image(job_id: OwnJob, owner: OwnerDep, index: Index, service: ServiceDep) -> Response:
     """A picture, as soon as it is finished, also while the job is running."""
     return await service.results.send_image(job_id, owner, index)
@@ -158,7 +162,7 @@ async def read_image(job_id: OwnJob, owner: OwnerDep, index: Index, service: Ser
 @router.get(
     "/{job_id}/trajectories/{index}.png",
     response_class=Response,
-    responses=PICTURE_RESPONSES,
+    responses=PICTURE,
     summary="Read the trajectory of a picture",
 )
 async def read_trajectory(job_id: OwnJob, owner: OwnerDep, index: Index, service: ServiceDep) -> Response:

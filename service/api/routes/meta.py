@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query
 
 from service.api.catalog import knows_positions
 from service.api.dependencies import NEEDS_KEY, ModelsDep, ServiceDep
-from service.api.openapi import problems
+from service.api.openapi import problems, public_problems
 from service.contract.errors import NoModel, NoWorker, Unavailable
 from service.contract.schemas import Health, Labels, Model, ModelList, Ready, WorkerDevice
 from shared.support import picture_size
@@ -31,7 +31,7 @@ async def read_labels(
     )
 
 
-@router.get("/models", dependencies=[NEEDS_KEY], summary="List the models")
+@router.get("/models", dependencies=[NEEDS_KEY], responses=problems(), summary="List the models")
 async def read_models(models: ModelsDep) -> ModelList:
     """Each model with its card and its training, and the files in storage that cannot be used, with the reason."""
     promoted = models.promoted
@@ -57,7 +57,7 @@ async def read_models(models: ModelsDep) -> ModelList:
     )
 
 
-@router.get("/healthz", summary="Check that the API process is alive")
+@router.get("/healthz", responses=public_problems(), summary="Check that the API process is alive")
 async def read_health() -> Health:
     """For a supervisor that restarts dead processes. Uses neither Redis nor storage."""
     return Health()
@@ -65,7 +65,7 @@ async def read_health() -> Health:
 
 @router.get(
     "/readyz",
-    responses=problems(NoModel, NoWorker, Unavailable),
+    responses=public_problems(NoModel, NoWorker, Unavailable),
     summary="Check that the service can generate pictures",
 )
 async def read_ready(models: ModelsDep, service: ServiceDep) -> Ready:

@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.exceptions import RedisError
 
 from service.api.dependencies import NEEDS_KEY, ModelsDep, ServiceDep
+from service.api.openapi import problems
 from service.store import keys
 from service.telemetry import metrics
 
@@ -21,7 +22,7 @@ REDIS_WITHIN_S = 5.0  # Prometheus waits for 10 s, unless told otherwise, and wo
     "/metrics",
     dependencies=[NEEDS_KEY],
     response_class=PlainTextResponse,
-    responses={200: {"content": {"text/plain": {"example": "labelgrid_workers 2.0\n"}}}},
+    responses=problems(),
     summary="Metrics for Prometheus",
 )
 async def read_metrics(models: ModelsDep, service: ServiceDep) -> PlainTextResponse:

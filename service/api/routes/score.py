@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field
 
 from service.api.catalog import Models
 from service.api.openapi import problems
-from service.api.submit import ERRORS, RESPONSES, JobSpec, PreferencesDep, Submitter, SubmitterDep
+from service.api.submit import ERRORS, RESPONSES, JobSpec, PreferencesDep, Submitter, SubmitterDep, check_lists
 from service.api.uploads.picture_zip import read_submission
 from service.contract.errors import BadForm, BadRequest, TooLarge
 from service.contract.schemas import Job, ScoreFields, ScoreRequest
@@ -107,8 +107,4 @@ def _check(
 ) -> JobSpec:
     """Check the request against the models. `are_sent`: it has the pictures. Raises BadRequest, NoModel."""
     info = models.find_evaluator(fields.model) if are_sent else models.find(fields.model)
-    try:
-        labels = info.labels.check(lists, max_lists=LIMITS.max_pictures_per_request)
-    except LabelError as error:
-        raise BadRequest.from_label_error(error, lists_field) from error
-    return JobSpec(labels, info, 1 if are_sent else fields.repeats, at=("body", lists_field))
+    return JobSpec(check_lists(lists, info, ("body", lists_field)), info, 1 if are_sent else fields.repeats)

@@ -105,4 +105,5 @@ def recipe_of(png: bytes) -> Recipe:
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        raise PngError(f"a PNG whose recipe cannot be read: {where + ': ' if where else ''}{first['msg']}") from error
+        reason = first["msg"].removeprefix("Value error, ")
+        raise PngError(f"a PNG whose recipe cannot be read: {where + ': ' if where else ''}{reason}") from error

@@ -15,6 +15,38 @@ from service.store.connection import text
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
 JSON = {"content-type": "application/json"}
 Body = dict[str, Any]
+JOB_EXAMPLE: Body = {
+    "id": "5f0c9e1a7d3b7c2e8a6f1b0d9c8e7f6a",
+    "kind": "generate",
+    "status": "finished",
+    "created_at": "2026-01-01T12:00:00.000+00:00",
+    "started_at": "2026-01-01T12:00:00.125+00:00",
+    "finished_at": "2026-01-01T12:00:01.250+00:00",
+    "model": "base",
+    "digest": "9f2c" * 16,
+    "seed": 7,
+    "options": {},
+    "progress": {"done": 1, "total": 1},
+    "error": None,
+    "labels": [["gray cylinder"]],
+    "result": {
+        "accuracy": 1.0,
+        "exact_match": 1.0,
+        "f1": 1.0,
+        "grid_url": "/jobs/5f0c9e1a7d3b7c2e8a6f1b0d9c8e7f6a/grid.png",
+        "pictures": [
+            {
+                "labels": ["gray cylinder"],
+                "seed": 4203129384,
+                "accuracy": 1.0,
+                "exact": True,
+                "f1": 1.0,
+                "scores": {"gray cylinder": 0.99, "gray cube": 0.01},
+                "url": "/jobs/5f0c9e1a7d3b7c2e8a6f1b0d9c8e7f6a/images/0.png",
+            }
+        ],
+    },
+}
 
 
 def problem(response: httpx.Response, status: int, slug: str) -> Body:

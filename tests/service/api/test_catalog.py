@@ -1,12 +1,10 @@
 """The models in storage, as the API sees them: they appear, change, break and go while it runs."""
 
-import asyncio
 import re
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -15,12 +13,11 @@ import torch
 from redis import Redis
 
 from service.api import catalog
-from service.api.catalog import Catalog
 from service.contract.errors import BadRequest, NoModel, UnknownCheckpoint
 from service.settings import Settings
 from service.store.jobs import JobStore
 from shared import storage as files
-from shared.checkpoint import publish, read_info
+from shared.checkpoint import publish
 from shared.registry import PROMOTED_FILE, promote
 from shared.vocabulary import ICLEVR
 from tests.conftest import serving
@@ -48,12 +45,6 @@ def file_of(folder: Path, name: str) -> Path:
     return folder / f"{name}.safetensors"
 
 
-DAMAGES: dict[str, Callable[[Path], object]] = {
-    "not a safetensors file": lambda path: path.write_bytes(b"junk"),
-    "truncated": lambda path: path.write_bytes(path.read_bytes()[:-10]),
-}
-
-
 def test_checkpoints_appear_change_and_go(models: Fresh, folder: Path) -> None:
     with pytest.raises(BadRequest, match="no such denoiser in the storage; available:") as caught:
         models.find("c")
@@ -79,13 +70,11 @@ def test_a_promotion_takes_effect_at_once(models: Fresh, folder: Path) -> None:
         models.find(None)
 
 
-@pytest.mark.parametrize("reason", DAMAGES)
 def test_a_damaged_checkpoint_is_refused_with_its_reason_until_it_is_published_again(
-    models: Fresh, folder: Path, reason: str
+    models: Fresh, folder: Path
 ) -> None:
-    before = models.find("a")
-    publish_toy_denoiser(folder, "a", 7)
-    DAMAGES[reason](file_of(folder, "a"))
+    before, reason = models.find("a"), "truncated"
+    file_of(folder, "a").write_bytes(file_of(folder, "a").read_bytes()[:-10])
     with pytest.raises(BadRequest, match=f"{reason}.*; publish it again, or use another model") as caught:
         models.find("a")
     assert caught.value.members["models"] == ["b"]
@@ -107,9 +96,7 @@ def test_a_damaged_checkpoint_is_refused_with_its_reason_until_it_is_published_a
     [
         ('{"denoiser": "b"}', r"b\.safetensors: not a safetensors file"),
         ('{"denoiser": "c"}', "c: no such denoiser"),
-        ('{"denoiser": "../a"}', "not a checkpoint's name"),
         ("{", r"promoted\.json: cannot be read"),
-        ("[]", r"promoted\.json: must be a JSON object"),
     ],
 )
 def test_without_a_default_that_can_be_used_models_are_found_by_name_only(
@@ -149,9 +136,6 @@ def test_an_adapter_is_refused_without_its_base(models: Fresh, folder: Path) -> 
     file_of(folder, "b").unlink()
     with pytest.raises(BadRequest, match="changes b, which is missing"):
         models.find("fast")
-    file_of(folder, "b").write_bytes(b"junk")
-    with pytest.raises(BadRequest, match="changes b, which is not a safetensors file"):
-        models.find("fast")
 
 
 def test_a_model_with_labels_that_the_evaluator_does_not_know_is_refused(models: Fresh, folder: Path) -> None:
@@ -169,42 +153,10 @@ def test_a_model_with_labels_that_the_evaluator_does_not_know_is_refused(models:
     assert (models().find_evaluator("b").name, models().find_evaluator(None).name) == ("wider", "judge")
 
 
-def test_requests_that_come_together_share_one_look_at_storage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    looks = []
-
-    def versions(storage: Path) -> dict[str, str]:
-        looks.append(storage)
-        return files.versions(storage)
-
-    monkeypatch.setattr("service.api.catalog.files", SimpleNamespace(**{**vars(files), "versions": versions}))
-
-    async def ask() -> None:
-        one = Catalog(folder, every_s=1e6)
-        found = await asyncio.gather(*(one.models() for _ in range(4)))
-        publish_toy_denoiser(folder, "b", 6)
-        found.append(await one.models())
-        assert len({id(each) for each in found}) == 1
-        assert looks == [folder]
-        one.every_s = 0.0
-        assert (await one.models()).find("b").digest == read_info(file_of(folder, "b")).digest
-        assert looks == [folder] * 2
-
-    asyncio.run(ask())
-
-
 @pytest.fixture
 def client(settings: Settings, folder: Path, connection: Redis) -> Iterator[httpx.Client]:
     with serving(settings.model_copy(update={"storage": folder})) as one:
         yield one
-
-
-def test_a_card_that_is_a_link_is_not_shown(client: httpx.Client, folder: Path, tmp_path: Path) -> None:
-    (tmp_path / "secret").write_text("of the service")
-    (folder / "a.md").symlink_to(tmp_path / "secret")
-    assert [model["card"] for model in client.get("/models").json()["models"]] == [None, None]
-    (folder / "a.md").unlink()
-    (folder / "a.md").write_text("# a")
-    assert [model["card"] for model in client.get("/models").json()["models"]] == ["# a", None]
 
 
 def test_the_list_has_cards_and_problems(client: httpx.Client, folder: Path) -> None:
@@ -215,34 +167,26 @@ def test_the_list_has_cards_and_problems(client: httpx.Client, folder: Path) -> 
     (folder / "short.jsonl").write_text('{"step": 1, "loss": 0.5}\n')
     (folder / "a.md").write_text("# a\n\nÜberaus gut.\n")
     assert (models()["a"]["card"], models()["a"]["promoted"]) == ("# a\n\nÜberaus gut.\n", True)
-    (folder / "a.md").write_bytes(b"now \xff otherwise")
-    (folder / "b.md").write_text("# b")
-    assert [model["card"] for model in models().values()] == ["now \ufffd otherwise", "# b"]
-    (folder / "a.md").unlink()
+    (folder / "secret").write_text("of the service")
+    (folder / "b.md").symlink_to(folder / "secret")
+    assert models()["b"]["card"] is None
     write_card(folder, "a", log=folder / "short.jsonl", command="trainer train denoiser")
     assert (folder / "a.md").read_text().startswith("---\n")  # for the Hugging Face Hub
     assert str(models()["a"]["card"]).startswith("# a\n")
     assert "trainer train denoiser" in str(models()["a"]["card"])
     publish_toy_denoiser(folder, "a", 9)
     assert models()["a"]["card"] is None
-    (folder / "a.md").unlink()
     file_of(folder, "b").write_bytes(b"junk")
     body = client.get("/models").json()
     assert [(model["name"], model["card"]) for model in body["models"]] == [("a", None)]
     assert body["problems"] == {"b.safetensors": "not a safetensors file"}
-    refused = client.get("/labels?model=b")
-    assert (refused.status_code, refused.json()["type"]) == (422, "urn:labelgrid:problem:invalid-request")
-    assert refused.json()["detail"] == "model: not a safetensors file; publish it again, or use another model"
 
 
 @pytest.mark.parametrize(
     ("config", "reason"),
     [
         ({"sampling": {"steps": 0}}, "sampling.steps"),
-        ({"sampling": [7]}, "sampling"),
-        ({"sampling": {"sampler": "ddim", "guess": 1}}, "sampling.guess"),
         ({"support": {"objects": [3, 1]}}, "support: Value error, objects is"),
-        ({"support": {"object": [1, 3]}}, "support.object"),
         ({}, "no picture or network.image_size"),
         ({"network": {"image_size": 16}, "picture": 320}, "no picture or network.image_size"),
     ],
@@ -287,7 +231,7 @@ def test_the_api_answers_while_storage_hangs(
             unknown = [many.submit(client.post, "/generate", json={**body, "model": "c"}) for _ in range(60)]
             assert client.post("/generate", json=body, headers=later).status_code == 202
             assert client.get("/readyz").json()["model"] == "a"
-            assert client.get("/models").json()["problems"] == {PROMOTED_FILE: f"{folder} does not answer"}
+            assert client.get("/models").json()["problems"] == {PROMOTED_FILE: f"{folder}: does not answer"}
             assert client.get("/metrics").status_code == 200
         for one in unknown:
             problem(one.result(), 503, "no-model")

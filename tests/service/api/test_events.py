@@ -119,9 +119,3 @@ def test_previews_stop_soon_after_the_client_disconnects(client: httpx.Client, a
         next(events(response))
         until(lambda: alive.connection.exists(key))
     until(lambda: not alive.connection.exists(key))
-
-
-def test_an_unknown_job_and_a_malformed_last_event_id(client: httpx.Client, alive: JobStore) -> None:
-    assert client.get("/jobs/nobody/events").status_code == 404
-    job_id = submitted(client)
-    assert client.get(f"/jobs/{job_id}/events", headers={"last-event-id": "x"}).status_code == 422

@@ -1,7 +1,6 @@
 """What the HTTP server accepts, as far as clients notice, and how it shuts down."""
 
 import contextlib
-import resource
 import socket
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -26,10 +25,8 @@ HEAD = b"POST /generate HTTP/1.1\r\nHost: localhost\r\n"
 CHUNKED = HEAD + b"Transfer-Encoding: chunked\r\n\r\n"
 ENDLESS = {
     "headers": (HEAD, b"a:b\r\n"),
-    "a header": (HEAD + b"X: ", b"x"),
     "an address": (b"GET /", b"x"),
     "trailers": (CHUNKED + b"1\r\n{\r\n0\r\n", b"a:b\r\n"),
-    "an extension of a chunk": (CHUNKED + b"1;x=", b"x"),
 }
 
 
@@ -72,7 +69,6 @@ UPGRADE = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Setting
 BODY = b'{"labels": []}'
 WITH_LENGTH, IN_CHUNKS = b"Content-Length: 14\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n"
 UPGRADES = {
-    "in one part": [HEAD + JSON + UPGRADE + WITH_LENGTH + BODY],
     "in parts": [HEAD + JSON + UPGRADE, WITH_LENGTH, BODY[:5], BODY[5:]],
     "in chunks": [HEAD + JSON + UPGRADE + IN_CHUNKS, b"e\r\n" + BODY + b"\r\n", b"0\r\n\r\n"],
 }
@@ -90,16 +86,6 @@ def test_a_request_for_another_protocol_is_answered_without_it(
     assert b"expected at least one label list" in answer
     assert answer.count(b'{"status":"ok"}') == 1
     assert not caplog.records
-
-
-def test_the_limit_of_open_files_is_the_highest_that_the_system_allows(settings: Settings) -> None:
-    before, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (min(1000, most), most))
-    try:
-        with api_server(settings):
-            assert resource.getrlimit(resource.RLIMIT_NOFILE) == (most, most)
-    finally:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (before, most))
 
 
 TWO = {"labels": [["red cube"], ["blue sphere"]], "steps": 2}

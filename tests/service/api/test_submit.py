@@ -1,4 +1,4 @@
-"""Whether a job is accepted, what an Idempotency-Key stands for, and how requests wait, in the form they prefer."""
+"""Whether the service is ready and accepts a job, what an Idempotency-Key stands for, and how requests wait."""
 
 import asyncio
 import io
@@ -22,15 +22,12 @@ import service.store.async_jobs
 from service.api.access.keys import hash_of, new_key
 from service.api.dependencies import Service
 from service.api.submit import Preferences, read_preferences
-from service.contract.recipe import example
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.connection import text
 from service.store.jobs import JobStore
-from service.telemetry.metrics import REQUESTS_IN_WORK
+from service.telemetry.metrics import REQUESTS, REQUESTS_IN_WORK
 from service.worker.runner import Runner
-from shared.checkpoint import read_info
-from shared.registry import resolve
 from tests.conftest import running, serving
 from tests.service.api.answers import LISTS, nothing_is_queued, png_with, problem, submitted
 from tests.service.processes import until
@@ -38,12 +35,38 @@ from tests.service.processes import until
 
 def test_without_a_worker_nothing_is_accepted(client: httpx.Client, connection: Redis) -> None:
     problem(client.get("/readyz"), 503, "no-worker")
-    assert client.get("/healthz").json() == {"status": "ok"}
     response = client.post("/generate", json={"labels": LISTS})
     problem(response, 503, "no-worker")
     assert int(response.headers["retry-after"]) > 0
-    problem(client.post("/score/conditions", json={"conditions": LISTS}), 503, "no-worker")
     assert nothing_is_queued(connection)
+
+
+def test_with_workers_it_is_ready_and_says_what_they_have_loaded(client: httpx.Client, connection: Redis) -> None:
+    assert client.get("/readyz").status_code == 503
+    for device in ("cuda:1", "cuda:0"):
+        about = {"device": device, "models": [{"name": "toy", "digest": "9f2c"}]}
+        workers.announce(connection, device, about, lease_s=60)
+    assert client.get("/readyz").json() == {
+        "status": "ready",
+        "model": "toy",
+        "workers": 2,
+        "devices": [{"name": "cuda:0", "models": ["toy"]}, {"name": "cuda:1", "models": ["toy"]}],
+    }
+
+
+def test_with_a_redis_that_evicts_jobs_it_is_not_ready(client: httpx.Client, alive: JobStore) -> None:
+    redis = alive.connection
+    try:
+        redis.config_set("maxmemory-policy", "allkeys-lru")
+        assert client.get("/readyz").status_code == 200  # without maxmemory nothing is evicted
+        redis.config_set("maxmemory", "1gb")
+        answer = client.get("/readyz")
+        assert (answer.status_code, answer.json()["type"]) == (503, "urn:labelgrid:problem:unavailable")
+        assert answer.json()["detail"].startswith("Redis has maxmemory-policy allkeys-lru, which loses jobs")
+    finally:
+        redis.config_set("maxmemory-policy", "noeviction")
+        redis.config_set("maxmemory", "0")
+    assert client.get("/readyz").status_code == 200
 
 
 def test_a_worker_that_announces_itself_again_within_a_heartbeat_was_never_gone(
@@ -109,15 +132,14 @@ def test_one_owners_results_are_bounded_until_they_are_deleted(connection: Redis
 def test_a_full_redis_takes_no_job_and_its_jobs_can_be_read(
     client: httpx.Client, alive: JobStore, connection: Redis
 ) -> None:
-    job = client.post("/generate", json={"labels": LISTS}, headers={"prefer": "respond-async"}).json()
+    job_id = submitted(client)
     connection.config_set("maxmemory", 1)
     try:
         response = client.post("/generate", json={"labels": LISTS})
         assert "Redis is full" in problem(response, 503, "unavailable")["detail"]
         assert response.headers["retry-after"] == "10"
-        assert client.get(f"/jobs/{job['id']}").json()["status"] == "queued"
-        assert [one["id"] for one in client.get("/jobs").json()["jobs"]] == [job["id"]]
-        assert client.delete(f"/jobs/{job['id']}").json()["status"] == "cancelled"
+        assert [one["id"] for one in client.get("/jobs").json()["jobs"]] == [job_id]
+        assert client.delete(f"/jobs/{job_id}").json()["status"] == "cancelled"
     finally:
         connection.config_set("maxmemory", 0)
 
@@ -137,19 +159,16 @@ def test_without_a_model_or_redis_the_answer_says_so(
     assert "127.0.0.1:1" in line["reason"]
 
 
-@pytest.mark.parametrize(("path", "field"), [("/generate", "labels"), ("/score/conditions", "conditions")])
-def test_an_idempotency_key_stands_for_one_request(
-    client: httpx.Client, alive: JobStore, path: str, field: str
-) -> None:
+def test_an_idempotency_key_stands_for_one_request(client: httpx.Client, alive: JobStore) -> None:
     headers = {"prefer": "respond-async", "idempotency-key": "mine"}
 
     def ask(**fields: Any) -> httpx.Response:
-        return client.post(path, json={field: LISTS, **fields}, headers=headers)
+        return client.post("/generate", json={"labels": LISTS, **fields}, headers=headers)
 
     first = ask()
     again = ask(steps=None)  # says the same
     assert (again.status_code, again.json()) == (202, first.json())
-    for fields in ({"steps": 3}, {"seed": 1}, {field: LISTS[:1]}, {"columns": 2}):
+    for fields in ({"seed": 1}, {"labels": LISTS[:1]}, {"columns": 2}):
         body = problem(ask(**fields), 422, "idempotency-key-reused")
         assert body["errors"][0]["loc"] == ["header", "Idempotency-Key"]
     assert alive.connection.zcard("labelgrid:deadlines") == 1
@@ -182,14 +201,12 @@ def request_of(how: str, **fields: str) -> tuple[str, dict[str, Any]]:
         archive.writestr("0.png", png_with(None))
     return {
         "generate": ("/generate", {"json": {"labels": LISTS, **fields}}),
-        "score": ("/score/conditions", {"json": {"conditions": LISTS, **fields}}),
-        "a form": ("/score", {"files": form, "data": fields}),
         "pictures": ("/score", {"files": {**form, "pictures": zipped.getvalue()}}),
         "v1": ("/v1/images/generations", {"json": {"prompt": "red cube", **fields}}),
     }[how]
 
 
-@pytest.mark.parametrize("how", ["generate", "score", "a form", "pictures", "v1"])
+@pytest.mark.parametrize("how", ["generate", "pictures", "v1"])
 def test_an_idempotency_key_finds_its_job_after_the_models_are_gone(
     settings: Settings, alive: JobStore, tmp_path: Path, how: str
 ) -> None:
@@ -209,65 +226,32 @@ def test_an_idempotency_key_finds_its_job_after_the_models_are_gone(
         assert ask() == job
 
 
-@pytest.mark.parametrize("key", ["", "x" * 201])
-def test_idempotency_keys_of_the_wrong_length(client: httpx.Client, alive: JobStore, key: str) -> None:
-    response = client.post("/generate", json={"labels": LISTS}, headers={"idempotency-key": key})
-    problem(response, 422, "invalid-request")
-    assert nothing_is_queued(alive.connection)
-
-
 def until_waiting(store: JobStore, requests: int) -> None:
     """Return once so many requests have created their jobs and have no answer yet."""
     until(lambda: REQUESTS_IN_WORK._value.get() == requests and store.connection.zcard(keys.OPEN) >= requests)
 
 
-def wait(client: httpx.Client, answers: list[int]) -> None:
-    """Wait for a job of one's own, over a connection of one's own."""
-    answers.append(httpx.post(f"{client.base_url}/generate", json={"labels": LISTS}, timeout=30).status_code)
-
-
-@pytest.mark.parametrize("how", ["generate", "by its picture", "score", "a form", "v1"])
+@pytest.mark.parametrize("how", ["generate", "pictures", "v1"])
 def test_a_request_stops_waiting_when_its_client_disconnects(
-    client: httpx.Client, alive: JobStore, settings: Settings, monkeypatch: pytest.MonkeyPatch, how: str
+    client: httpx.Client, alive: JobStore, monkeypatch: pytest.MonkeyPatch, how: str
 ) -> None:
     monkeypatch.setattr(service.store.async_jobs, "LOOK_AGAIN_S", 14.0)  # no read ends by itself
-    if how == "by its picture":
-        made_with = {"name": "toy", "digest": read_info(resolve(settings.storage, "toy", "denoiser")).digest}
-        path, given = "/generate/png", {"files": {"file": png_with(json.dumps(example() | {"model": made_with}))}}
-    else:
-        path, given = request_of(how)
+    path, given = request_of(how)
+    counted = REQUESTS.labels("POST", path, "499")
+    before = counted._value.get()
     request = client.build_request("POST", path, **given)
     head = b"".join(b"%s: %s\r\n" % pair for pair in request.headers.raw)
     with socket.create_connection((client.base_url.host, client.base_url.port or 80)) as connection:
         connection.sendall(b"POST %s HTTP/1.1\r\n%s\r\n%s" % (path.encode(), head, request.read()))
         until_waiting(alive, 1)
-    until_waiting(alive, 0)
+    until(lambda: counted._value.get() == before + 1)
     (job_id,) = map(text, alive.connection.zrange(keys.OPEN, 0, -1))
     assert client.get(f"/jobs/{job_id}").json()["status"] == "queued"  # the job goes on
 
 
-def test_waiting_clients_leave_the_others_their_connections(
+def test_clients_that_wait_share_one_connection(
     settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(service.api.app, "MAX_CONNECTIONS", 4)
-    monkeypatch.setattr(service.store.async_jobs, "LOOK_AGAIN_S", 14.0)  # no read ends by itself
-    answers: list[int] = []
-    with serving(settings) as client:
-        threads = [threading.Thread(target=wait, args=(client, answers)) for _ in range(6)]
-        for waiting, thread in enumerate(threads, 1):
-            thread.start()
-            until_waiting(alive, waiting)
-        assert client.get("/jobs").status_code == 200
-        jobs = [text(raw) for raw in alive.connection.zrange(keys.OPEN, 0, -1)]
-        for count, job_id in enumerate(jobs, 1):  # one by one: each is read once more at its end
-            alive.cancel(job_id)
-            until(lambda count=count: len(answers) == count)
-        for thread in threads:
-            thread.join()
-    assert answers == [409] * len(threads)
-
-
-def test_clients_that_wait_share_one_read(settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each hears of its own job's end, and several may wait for the same job."""
     monkeypatch.setattr(service.store.async_jobs, "LOOK_AGAIN_S", 14.0)  # no read ends by itself
     body, headers = {"labels": LISTS}, {"idempotency-key": "one"}
@@ -304,16 +288,11 @@ def test_an_end_that_nobody_heard_of_is_seen_soon(
     ("prefer", "accept", "preferences"),
     [
         ("wait=7", "application/json", Preferences(7, False, "wait=7")),
-        ("respond-async, wait=7", "image/png", Preferences(7, True, "wait=7")),
         ('WAIT = "3"', "image/png;q=0.1, application/json", Preferences(3, False, "wait=3")),
         ("wait=31", "*/*", Preferences(30, False, "wait=31")),
-        ("Respond-Async", "Image/PNG", Preferences(0, True, "respond-async")),
+        ("Respond-Async; x=1", "Image/PNG", Preferences(0, True, "respond-async")),
         ("wait=soon, handling=strict", "image/png", Preferences(30, True, None)),
-        ("", "application/json", Preferences(30, False, None)),
-        ("respond-async; x=1", "", Preferences(0, False, "respond-async")),
-        ("wait=0; foo", "", Preferences(0, False, "wait=0")),
         ('foo="x, respond-async, y"', "", Preferences(30, False, None)),
-        ("", "image/png, */*", Preferences(30, True, None)),
         ("", "image/*", Preferences(30, False, None)),
     ],
 )
@@ -337,24 +316,9 @@ def test_prefer_respond_async(client: httpx.Client, alive: JobStore) -> None:
         problem(client.get(f"/jobs/{job['id']}/images/{index}.png"), 422, "invalid-request")
 
 
-def test_prefer_wait(client: httpx.Client, alive: JobStore) -> None:
-    begun = time.monotonic()
-    response = client.post("/generate", json={"labels": LISTS}, headers={"prefer": "wait=1", "accept": "image/png"})
-    assert response.status_code == 202
-    assert time.monotonic() - begun > 0.9  # and the setting's 300 s are more than the client would wait
-    assert response.headers["preference-applied"] == "wait=1"
-
-
-def test_a_header_may_have_several_lines(client: httpx.Client, working: Runner) -> None:
-    body = {"labels": LISTS, "steps": 1}
-    prefer = [("prefer", "foo=1"), ("prefer", "respond-async")]
-    assert client.post("/generate", json=body, headers=prefer).status_code == 202
-    accept = [("accept", "text/html"), ("accept", "image/png")]
-    assert client.post("/generate", json=body, headers=accept).headers["content-type"] == "image/png"
-
-
 def test_accept_png_answers_with_the_grid(client: httpx.Client, working: Runner) -> None:
-    response = client.post("/generate", json={"labels": LISTS, "steps": 2}, headers={"accept": "image/png"})
+    lines = [("accept", "text/html"), ("accept", "image/png")]
+    response = client.post("/generate", json={"labels": LISTS, "steps": 2}, headers=lines)
     assert response.status_code == 200
     assert response.headers["content-type"] == "image/png"
     assert client.get(response.headers["content-location"]).content == response.content

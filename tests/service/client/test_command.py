@@ -20,13 +20,14 @@ from service.client import Client
 from service.client.__main__ import app
 from service.client.display import plain
 from service.client.job_command import Outputs, until_ctrl_c
-from service.contract.schemas import JOB_EXAMPLE, Job
+from service.contract.schemas import Job
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from tests.conftest import serving
 from tests.paths import ROOT
+from tests.service.api.answers import JOB_EXAMPLE
 from tests.service.processes import until
 
 Command = Callable[..., tuple[int, str, str]]

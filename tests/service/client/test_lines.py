@@ -7,7 +7,8 @@ import pytest
 
 from service.client.errors import ClientError
 from service.client.lines import OUTPUT_FIELDS, lines_of, read_lines
-from service.contract.schemas import JOB_EXAMPLE, Job
+from service.contract.schemas import Job
+from tests.service.api.answers import JOB_EXAMPLE
 
 
 def test_a_line_is_a_list_or_an_object_with_fields_of_its_own(tmp_path: Path) -> None:

@@ -12,7 +12,8 @@ from unittest import mock
 from service.client import Client, report
 from service.client.job_command import Outputs
 from service.contract.records import LabelScore, ObjectsScore
-from service.contract.schemas import JOB_EXAMPLE, Job, PictureResult, Repeat, ScoreResult, Summary
+from service.contract.schemas import Job, PictureResult, Repeat, ScoreResult, Summary
+from tests.service.api.answers import JOB_EXAMPLE
 
 
 def picture(labels: list[str], found: list[str], f1: float, index: int) -> PictureResult:

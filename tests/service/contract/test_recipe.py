@@ -4,10 +4,11 @@ import json
 
 import pytest
 
-from service.contract.recipe import JudgedRecipe, Recipe, example
+from service.contract.recipe import JudgedRecipe, Recipe, example, of_grid
 from service.contract.records import SHOWN_SCORES, Verdict
 from shared.options import SamplingOptions
 from tests.paths import ROOT
+from tests.service.store.helpers import record
 
 
 def test_the_example_in_the_docs_is_valid() -> None:
@@ -19,7 +20,12 @@ def test_the_example_in_the_docs_is_valid() -> None:
     assert len(recipe.verdicts) == len(recipe.labels)
 
 
-@pytest.mark.parametrize("ignored", [None, 1, "x", {}, [[]], [{"accuracy": "high"}]])
+def test_the_grid_of_a_repeat_has_the_seed_of_that_repeat() -> None:
+    job = record(2, repeats=3, seed=40)
+    assert (of_grid(job, 2, [], None).seed, of_grid(job, 2, [], None).labels) == (42, job.labels)
+
+
+@pytest.mark.parametrize("ignored", [None, [[]], [{"accuracy": "high"}]])
 def test_a_request_may_say_anything_as_verdicts(ignored: object) -> None:
     recipe = Recipe.model_validate({**example(), "evaluator": ignored, "verdicts": ignored})
     assert recipe == Recipe.model_validate(example())

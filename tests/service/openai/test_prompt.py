@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.openai.prompt import ARTICLES, SEPARATORS, WORD, parse_prompt
+from service.openai.prompt import ARTICLES, SEPARATORS, parse_prompt
 from shared.options import LIMITS
 from shared.vocabulary import ICLEVR, LabelError, Vocabulary
 
@@ -16,10 +16,8 @@ OWN = Vocabulary(("black and white cat", "cat", "white cat", "Dr. No", "the end"
     [
         ("A red cube, the Blue  Sphere; one gray cylinder.", ["red cube", "blue sphere", "gray cylinder"]),
         ("red cube & blue sphere\nwith a cyan cube", ["red cube", "blue sphere", "cyan cube"]),
-        ('"red cube" blue sphere', ["red cube", "blue sphere"]),
         ("a black and white cat and a white cat", ["black and white cat", "white cat"]),
         ("dr. no and the end", ["Dr. No", "the end"]),
-        ("a cat, white cat", ["cat", "white cat"]),
     ],
 )
 def test_labels_are_read_from_a_prompt(prompt: str, labels: list[str]) -> None:
@@ -30,14 +28,11 @@ def test_labels_are_read_from_a_prompt(prompt: str, labels: list[str]) -> None:
     ("prompt", "words"),
     [
         ("red kube and blue sphere", 'unknown label "red kube"; did you mean "red cube"?'),
-        ("red cube and a cube red", 'did you mean "red cube"?'),
         ("two red cubes", '"two red cubes": a picture shows an object of each kind at most once; ask for "red cube"'),
         ("2 spheres, blue", '"2 spheres": a picture shows'),
-        ("red cubes", 'unknown label "red cubes"; did you mean "red cube"?'),
         ("red the cube", 'unknown label "red the cube"; did you mean "red cube"?'),
         ("a photo of a red cube", 'unknown label "photo of a"; known are gray cube'),
         ("red cube, red cube", 'duplicate label "red cube"'),
-        ("", "names no label"),
         ("and, the", "names no label"),
         (" and ".join(ICLEVR.names), f"at most {LIMITS.max_labels}"),
     ],
@@ -66,16 +61,3 @@ def test_no_word_is_ignored(prompt: str) -> None:
     assert {word.strip(".!?\"'()") for word in left.replace(",", " ").replace(";", " ").split()} <= (
         SEPARATORS | ARTICLES | {""}
     )
-
-
-@given(st.lists(st.text(min_size=1).filter(str.strip), min_size=1, max_size=5, unique=True), st.data())
-def test_any_prompt_for_any_names_is_read_or_refused(names: list[str], data: st.DataObject) -> None:
-    vocabulary = Vocabulary(tuple(names))
-    pieces = st.sampled_from([*names, *SEPARATORS, *ARTICLES]) | st.text(max_size=5)
-    prompt = data.draw(st.lists(pieces).map(" ".join))
-    try:
-        labels = parse_prompt(prompt, vocabulary)
-    except LabelError:
-        return
-    assert vocabulary.check([labels]) == [labels]
-    assert WORD.search(prompt)

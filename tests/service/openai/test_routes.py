@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import threading
 import time
 from collections.abc import Iterator
@@ -15,14 +14,12 @@ from PIL import Image
 from redis import Redis
 
 from service.api.access.keys import hash_of, new_key
-from service.api.problems import error_response
-from service.contract.errors import TooManyRequests, Unavailable
 from service.settings import Settings
 from service.store import workers
 from service.store.connection import text
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
-from tests.conftest import application, serving
+from tests.conftest import serving
 
 PROMPT = "a red cube and a blue sphere"
 
@@ -89,31 +86,21 @@ def test_pictures_are_scaled_to_fit_the_size_that_a_client_asks_for(ai: openai.O
     assert linked.data
     assert linked.data[0].url
     assert httpx.get(linked.data[0].url).content == inline
-    for size, words in (("9999x1", "at most 2048x2048"), ("auto", "wanted WIDTHxHEIGHT, such as 1024x1024")):
-        refused = httpx.get(linked.data[0].url.replace("1024x1024", size))
-        assert (refused.status_code, refused.json()["detail"].endswith(words)) == (400, True)
+    assert httpx.get(linked.data[0].url.replace("1024x1024", "9999x1")).status_code == 400
 
 
 @pytest.mark.parametrize(
     ("arguments", "param", "words"),
     [
         ({"prompt": "red kube"}, "prompt", 'did you mean "red cube"'),
-        ({"prompt": ""}, "prompt", "names no label"),
-        ({"prompt": PROMPT, "n": 0}, "n", "greater than"),
         ({"prompt": PROMPT, "n": 11}, "n", "less than"),
         ({"prompt": PROMPT, "size": "large"}, "size", "wanted WIDTHxHEIGHT, such as 1024x1024, or auto"),
         ({"prompt": PROMPT, "size": "4096x16"}, "size", "at most 2048x2048"),
-        ({"prompt": "two red cubes"}, "prompt", '"two red cubes": a picture shows an object of each kind at most once'),
         ({"prompt": PROMPT, "model": "dall-e-3"}, "model", "toy"),
-        ({"prompt": PROMPT, "background": "transparent"}, "background", "opaque"),
         ({"prompt": PROMPT, "output_format": "webp"}, "output_format", "png"),
         ({"prompt": PROMPT, "n": 5, "size": "2048x2048"}, "size", "at most 20000000 are allowed in one answer"),
-        ({"prompt": PROMPT, "stream": 0}, "stream", "valid boolean"),
         ({"prompt": PROMPT, "partial_images": 2}, None, "partial_images needs stream"),
-        ({"prompt": PROMPT, "partial_images": False}, "partial_images", "valid integer"),
-        ({"prompt": PROMPT, "stream": True, "partial_images": 4}, "partial_images", "less than or equal to 3"),
         ({"prompt": PROMPT, "stream": True, "response_format": "url"}, None, "a stream has pictures as b64_json"),
-        ({"prompt": PROMPT, "extra_body": {"steps": 0}}, "steps", "greater than"),
         ({"prompt": PROMPT, "extra_body": {"wings": 2}}, "wings", "unknown; known are seed"),
     ],
 )
@@ -136,7 +123,7 @@ def test_no_worker_is_503_and_a_slow_job_504(
 ) -> None:
     with pytest.raises(openai.InternalServerError) as caught:
         ai.images.generate(prompt=PROMPT)
-    assert (caught.value.status_code, caught.value.code) == (503, "no_worker")
+    assert (caught.value.status_code, caught.value.code, caught.value.type) == (503, "no_worker", "server_error")
     workers.announce(connection, "w", {}, 60)
     with serving(settings.model_copy(update={"wait_s": 0.0})) as other, openai_client(other) as impatient:
         with pytest.raises(openai.InternalServerError) as late:
@@ -157,25 +144,14 @@ def test_models_are_listed_and_shown(ai: openai.OpenAI) -> None:
         ai.models.retrieve("nobody")
 
 
-def test_unknown_addresses_methods_and_bodies_get_openais_error(client: httpx.Client, settings: Settings) -> None:
+def test_unknown_addresses_methods_and_bodies_get_openais_error(client: httpx.Client) -> None:
     answer = client.post("/v1/chat/completions", json={})
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "not_found")
     answer = client.get("/v1/images/generations")
     assert (answer.status_code, answer.json()["error"]["code"]) == (405, "method_not_allowed")
     answer = client.post("/v1/images/generations", content=b"{", headers={"content-type": "application/json"})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "not_json")
-    too_large = b" " * (settings.body_limit_bytes + 1)
-    answer = client.post("/v1/images/generations", content=too_large, headers={"content-type": "application/json"})
-    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "content_too_large")
     assert "error" not in client.get("/jobs/nobody").json()
-
-
-def test_errors_outside_of_routes_get_openais_error_too(settings: Settings) -> None:
-    app = application(settings)
-    for error, kind in ((Unavailable(""), "server_error"), (TooManyRequests(""), "rate_limit_error")):
-        problem = json.loads(bytes(error_response({"app": app, "path": "/v1/models"}, error).body))
-        assert (problem["status"], problem["error"]["type"]) == (error.status, kind)
-        assert b'"error"' not in bytes(error_response({"app": app, "path": "/jobs"}, error).body)
 
 
 def test_a_service_with_keys_needs_a_key(settings: Settings, connection: Redis) -> None:

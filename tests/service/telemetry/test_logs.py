@@ -83,10 +83,3 @@ def test_a_console_line_has_nothing_that_a_terminal_obeys(settings: Settings) ->
     line = formatter.format(record)
     assert line.isprintable()
     assert "/\\x1b[2J\\x07\\u202e/x" in line
-
-
-def test_a_long_path_is_cut(client: httpx.Client, lines: Lines) -> None:
-    client.get("/" + "x" * 60_000)
-    (line,) = lines.wait(1, event="request")
-    assert line["path"] == "/" + "x" * 199
-    assert len(lines.getvalue()) < 1000

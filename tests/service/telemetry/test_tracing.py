@@ -1,19 +1,17 @@
 """Traces: what API, worker and webhooks' worker do for a request are children of its span; nothing where it is off."""
 
-import contextlib
 import os
 import signal
+import socket
 import subprocess
 import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import httpx
 import pytest
 from opentelemetry.sdk.trace import ReadableSpan
-from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 from pydantic import SecretStr
@@ -24,14 +22,12 @@ from service.contract.records import JobRecord
 from service.local.demo import free_port
 from service.settings import Settings
 from service.store import workers
-from service.store.jobs import JobStore
 from service.telemetry import tracing
 from service.webhooks.worker import Refused
 from service.worker.runner import Runner
 from tests.conftest import serving
 from tests.paths import ROOT
-from tests.service.processes import environment, new_job, until, until_it_answers
-from tests.service.store.helpers import add_job
+from tests.service.processes import environment, until, until_it_answers
 from tests.service.telemetry.conftest import ASYNC, SECRET
 from tests.service.webhooks.conftest import attempt
 from tests.service.worker.conftest import model_of, run, settle, started
@@ -197,68 +193,33 @@ def test_start_names_the_missing_packages() -> None:
     assert done.stderr.count("\n") == 1
 
 
-class Collector(HTTPServer):
-    """Records requests. A `mute` one accepts connections and never answers."""
-
-    def __init__(self, mute: bool) -> None:
-        self.requests: list[str] = []
-        super().__init__(("127.0.0.1", 0), CollectorHandler)
-        if not mute:
-            threading.Thread(target=self.serve_forever, daemon=True).start()
-
-    @property
-    def address(self) -> str:
-        return f"http://127.0.0.1:{self.server_address[1]}"
-
-
-class CollectorHandler(BaseHTTPRequestHandler):
-    server: Collector
-
-    def do_POST(self) -> None:
-        self.server.requests.append(self.path)
-        self.send_response(200)
-        self.send_header("Content-Length", "0")
-        self.end_headers()
-
-    def log_message(self, format: str, *arguments: object) -> None:
-        pass
-
-
-@contextlib.contextmanager
-def traced(settings: Settings, collector: str, *role: str) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a process that sends its spans only when it ends, and would wait an hour for its collector."""
-    patience = {"OTEL_BSP_SCHEDULE_DELAY": "3600000", "OTEL_EXPORTER_OTLP_TIMEOUT": "3600"}
-    where = {**environment(settings), "LABELGRID_TRACING": "1", "OTEL_EXPORTER_OTLP_ENDPOINT": collector, **patience}
-    process = subprocess.Popen([sys.executable, "-m", "service", *role], cwd=ROOT, env=where)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def test_a_worker_that_ends_sends_its_last_spans(connection: Redis, settings: Settings) -> None:
-    collector, store = Collector(mute=False), JobStore(connection, settings)
-    job = new_job(settings, steps=2, pictures=2).model_copy(update={"traceparent": GIVEN["traceparent"]})
-    add_job(store, job)
-    with traced(settings, collector.address, "worker") as process:
-        until(lambda: store.ended([job.id]))
-        assert collector.requests == []
-        process.terminate()
-        assert process.wait(20) == 0
-    collector.shutdown()
-    collector.server_close()
-    assert collector.requests == ["/v1/traces"]
+def test_a_process_that_ends_sends_its_last_spans(hooked: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracing, "provider", None)
+    found = Spans()
+    tracing.start(hooked, "test", BatchSpanProcessor(found.exporter, schedule_delay_millis=3_600_000))
+    tracing.record("sample", GIVEN["traceparent"], {}, 0.0)
+    assert found() == []
+    tracing.stop()
+    assert ids(found.one("sample"))[::2] == (TRACE, CLIENT_SPAN)
 
 
 def test_no_end_of_an_api_waits_for_a_collector_that_never_answers(connection: Redis, settings: Settings) -> None:
     """The exporter would wait for an hour, and its SDK for half a minute."""
-    address = f"http://127.0.0.1:{(port := free_port())}/labels"
-    with contextlib.closing(Collector(mute=True).socket) as collector:
-        host, at = collector.getsockname()
-        with traced(settings, f"http://{host}:{at}", "api", "--port", str(port)) as process:
-            until_it_answers(process, address, lambda answer: answer.status_code == 200)
+    port = free_port()
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        collector = f"http://127.0.0.1:{mute.getsockname()[1]}"
+        tracing_on = {"LABELGRID_TRACING": "1", "OTEL_EXPORTER_OTLP_ENDPOINT": collector}
+        patience = {"OTEL_BSP_SCHEDULE_DELAY": "3600000", "OTEL_EXPORTER_OTLP_TIMEOUT": "3600"}
+        process = subprocess.Popen(
+            [sys.executable, "-m", "service", "api", "--port", str(port)],
+            cwd=ROOT, env={**environment(settings), **tracing_on, **patience},
+        )  # fmt: skip
+        try:
+            until_it_answers(process, f"http://127.0.0.1:{port}/labels", lambda answer: answer.status_code == 200)
             process.terminate()
             assert process.wait(20) == -signal.SIGTERM  # as uvicorn hands it on after its shutdown
-            collector.setblocking(False)
-            collector.accept()[0].close()  # the process did connect
+        finally:
+            process.kill()
+            process.wait()
+        mute.setblocking(False)
+        mute.accept()[0].close()  # the process did connect

@@ -59,40 +59,26 @@ def submitted(client: httpx.Client, key: str, **headers: str) -> str:
     return job_id
 
 
-@pytest.mark.parametrize("path", ["/jobs", "/labels", "/models", "/generate", "/nowhere"])
 @pytest.mark.parametrize("headers", [{}, {"authorization": f"Basic {ALICE}"}, bearer("lg_wrong")])
-def test_without_a_known_key_nothing_is_answered(client: httpx.Client, path: str, headers: dict[str, str]) -> None:
-    for method in ("GET", "POST"):
+def test_without_a_known_key_nothing_is_answered(client: httpx.Client, headers: dict[str, str]) -> None:
+    for method, path in (("GET", "/jobs"), ("POST", "/generate"), ("GET", "/nowhere")):
         response = client.request(method, path, headers=headers)
         assert response.status_code == 401
         assert response.json()["type"] == "urn:labelgrid:problem:no-key"
         assert response.headers["www-authenticate"].startswith('Bearer realm="labelgrid"')
 
 
-def test_health_needs_no_key(client: httpx.Client) -> None:
-    assert [client.get(path).status_code for path in ("/healthz", "/readyz", "/openapi.json")] == [200] * 3
-
-
 def test_every_route_that_is_not_public_needs_a_key_and_documents_it(client: httpx.Client) -> None:
     document = client.get("/openapi.json").json()
     for path, operations in document["paths"].items():
         for method, operation in operations.items():
-            if path not in PUBLIC:
-                assert client.request(method, path.replace("{", "").replace("}", "")).status_code == 401, path
-                assert operation["security"], f"{method} {path} does not say that it needs a key"
-
-
-def test_each_owner_sees_only_their_own_jobs(client: httpx.Client) -> None:
-    hers, his = submitted(client, ALICE), submitted(client, BOB)
-    for key, own, other in ((ALICE, hers, his), (BOB, his, hers)):
-        assert [job["id"] for job in client.get("/jobs", headers=bearer(key)).json()["jobs"]] == [own]
-        assert client.get(f"/jobs/{own}", headers=bearer(key)).status_code == 200
-        assert client.get(f"/jobs/{other}", headers=bearer(key)).status_code == 404
-    assert client.get(f"/jobs/{hers}", headers={"authorization": f"bearer  {ALICE}"}).status_code == 200  # as RFC 9110
+            answer = client.request(method, path.replace("{", "").replace("}", ""))
+            assert answer.status_code == (200 if path in PUBLIC else 401), path
+            assert ("security" in operation) == (path not in PUBLIC), f"{method} {path}"
 
 
 def test_a_job_does_not_exist_for_another_key(client: httpx.Client) -> None:
-    job_id = submitted(client, ALICE)
+    job_id, his = submitted(client, ALICE), submitted(client, BOB)
     tried = 0
     for path, operations in client.get("/openapi.json").json()["paths"].items():
         if "{job_id}" not in path:
@@ -104,23 +90,20 @@ def test_a_job_does_not_exist_for_another_key(client: httpx.Client) -> None:
             assert there["detail"].replace(job_id, "x") == not_there["detail"]
             tried += 1
     assert tried >= 5
-    assert client.get(f"/jobs/{job_id}", headers=bearer(ALICE)).json()["status"] == "queued"
+    assert [job["id"] for job in client.get("/jobs", headers=bearer(BOB)).json()["jobs"]] == [his]
+    as_rfc_9110 = {"authorization": f"bearer  {ALICE}"}
+    assert client.get(f"/jobs/{job_id}", headers=as_rfc_9110).json()["status"] == "queued"
 
 
 @pytest.mark.parametrize(
     ("host", "local"),
     [
         ("127.0.0.1", True),
-        ("127.9.9.9", True),
         ("[::1]", True),
-        ("localhost", True),
         ("LOCALHOST.", True),
-        ("page.localhost", True),
         ("0.0.0.0", False),
-        ("::", False),
         ("10.0.0.1", False),
         ("localhost.example.com", False),
-        ("127.0.0.1.example.com", False),
     ],
 )
 def test_only_loopback_is_listened_on_without_keys(settings: Settings, host: str, local: bool) -> None:
@@ -144,13 +127,11 @@ def test_the_command_refuses_to_listen_publicly_without_keys(command: Command) -
     assert "without API keys the API listens on loopback only, not on 0.0.0.0" in err
 
 
-@pytest.mark.parametrize("host", ["rebound.example.com", "rebound.example.com:8000", "10.0.0.1"])
-def test_without_keys_a_rebound_host_name_is_refused(
-    session_client: httpx.Client, connection: Redis, host: str
-) -> None:
+def test_without_keys_a_rebound_host_name_is_refused(session_client: httpx.Client, connection: Redis) -> None:
+    host = "rebound.example.com:8000"
     response = session_client.get("/jobs", headers={"host": host})
     assert (response.status_code, response.json()["type"]) == (403, "urn:labelgrid:problem:not-local")
-    for own in ("localhost:8000", "127.0.0.1", "[::1]:8000", "[::1]"):
+    for own in ("localhost:8000", "127.0.0.1", "[::1]:8000"):
         assert session_client.get("/jobs", headers={"host": own}).status_code == 200
     assert session_client.get("/metrics", headers={"host": host}).status_code == 200
 
@@ -178,7 +159,6 @@ OWN, OTHER = "http://127.0.0.1:8000", "http://127.0.0.1:3000"
 FORWARDED = {"x-forwarded-host": "pictures.example.com, 10.0.0.1"}
 TAKEN: list[dict[str, str]] = [
     {},  # no browser
-    {"sec-fetch-site": "same-origin", "origin": OWN},
     {"sec-fetch-site": "same-origin", "origin": "https://pictures.example.com"},  # a proxy changes Host
     {"sec-fetch-site": "none"},  # the user's own doing
     {"origin": OWN},
@@ -189,7 +169,7 @@ REFUSED = [
     {"sec-fetch-site": "same-site", "origin": OTHER},
     {"sec-fetch-site": "cross-site"},
     {"origin": "https://evil.example.com", **FORWARDED},
-    *({"origin": origin} for origin in (OTHER, "https://evil.example.com", "https://[evil", "null", "")),
+    *({"origin": origin} for origin in (OTHER, "https://[evil", "null", "")),
 ]
 
 
@@ -214,10 +194,7 @@ def test_with_keys_a_page_of_any_site_may_use_one(client: httpx.Client) -> None:
     assert submitted(client, ALICE, **{"sec-fetch-site": "cross-site", "origin": "https://pages.example.com"})
 
 
-@pytest.mark.parametrize(
-    "path",
-    ["/", "/healthz", "/readyz", "/labels", "/models", "/metrics", "/jobs", "/openapi.json", "/static/app.js", "/no"],
-)
+@pytest.mark.parametrize("path", ["/", "/labels", "/jobs", "/static/app.js", "/no"])
 def test_an_answer_to_head_has_the_headers_of_get_and_no_body(
     session_client: httpx.Client, alive: JobStore, path: str
 ) -> None:
@@ -225,8 +202,7 @@ def test_an_answer_to_head_has_the_headers_of_get_and_no_body(
     found = httpx.head(session_client.base_url.join(path))  # whose hooks know no HEAD
     assert (found.status_code, found.content) == (expected.status_code, b"")
     assert found.headers["content-type"] == expected.headers["content-type"]
-    if path != "/metrics":  # whose length changes
-        assert found.headers["content-length"] == expected.headers["content-length"]
+    assert found.headers["content-length"] == expected.headers["content-length"]
 
 
 def test_head_of_a_stream_ends_with_its_headers(session_client: httpx.Client, alive: JobStore) -> None:

@@ -19,28 +19,16 @@ def test_entries_may_have_comments_commas_and_blank_lines_between_them() -> None
     assert list(parse(text, "x")) == [("a", hash_of(ALICE)), ("b.c-d_1", hash_of(BOB)), ("a", hash_of(BOB))]
 
 
-BAD_ENTRIES = {
-    "key": ALICE,
-    "name and key": f"alice:{ALICE}",
-    "no name": f":{'0' * 64}",
-    "space in name": f"a b:{'0' * 64}",
-    "short hash": f"a:{'0' * 63}",
-}
-
-
-@pytest.mark.parametrize("text", BAD_ENTRIES.values(), ids=BAD_ENTRIES)
+@pytest.mark.parametrize("text", [f"alice:{ALICE}", f":{'0' * 64}", f"a:{'0' * 63}"], ids=["a key", "no name", "short"])
 def test_a_bad_entry_is_refused_without_showing_it(text: str) -> None:
     with pytest.raises(BadKeys, match="entry 2 is not NAME:HASH") as caught:
         KeyRing(f"{entry('bob', BOB)} {text}", None)
     assert ALICE not in str(caught.value)
 
 
-@pytest.mark.parametrize("listed", [",", "# alice", " ,\n# x\n"])
-def test_a_setting_without_a_key_is_refused_rather_than_ignored(listed: str, tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text(entry("alice", ALICE))
-    for file in (None, tmp_path / "keys"):
-        with pytest.raises(BadKeys, match="names no key"):
-            KeyRing(listed, file)
+def test_a_setting_without_a_key_is_refused_rather_than_ignored() -> None:
+    with pytest.raises(BadKeys, match="names no key"):
+        KeyRing(" ,\n# alice\n", None)
     assert not KeyRing(" \n", None).enabled  # what compose passes on if it is not set
 
 

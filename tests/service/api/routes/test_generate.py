@@ -1,15 +1,12 @@
 """POST /generate: the finished job, and recipes: every PNG carries one, and it gives the same bytes again."""
 
 import json
-import threading
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
-from service.api.uploads.png import PngError
-from service.contract.recipe import Recipe, example
+from service.contract.recipe import example
 from service.settings import Settings
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
@@ -84,46 +81,12 @@ def test_a_picture_carries_its_recipe(client: httpx.Client, working: Runner, set
     assert [one["exact"] for one in grid["verdicts"]] == [shown["exact"] for shown in result["pictures"]]
 
 
-def test_others_are_answered_while_a_png_is_read(
-    client: httpx.Client, alive: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    reading, answered = threading.Event(), threading.Event()
-
-    def read(png: bytes) -> Recipe:
-        reading.set()
-        assert answered.wait(20)
-        raise PngError("read after the other answer")
-
-    monkeypatch.setattr("service.api.routes.generate.recipe_of", read)
-    with ThreadPoolExecutor() as pool:
-        upload = pool.submit(client.post, "/generate/png", files={"file": ("x.png", png_with(None))})
-        assert reading.wait(20)
-        assert client.get("/healthz").status_code == 200
-        answered.set()
-    assert "read after the other answer" in problem(upload.result(), 422, "invalid-request")["detail"]
-
-
 def grid_of(client: httpx.Client, job: dict[str, Any]) -> bytes:
     return client.get(job["result"]["grid_url"]).raise_for_status().content
 
 
-@pytest.mark.parametrize("options", [{"steps": 3}, UNLIKE_DEFAULTS])
-def test_a_recipe_gives_the_same_picture(client: httpx.Client, working: Runner, options: dict[str, Any]) -> None:
-    job = client.post("/generate", json={"labels": THREE, "seed": 7, "model": "other", **options}).json()
-    for i in range(3):
-        original = image(client, job, i)
-        by_upload = client.post("/generate/png", files={"file": ("picture.png", original)})
-        assert by_upload.status_code == 200, by_upload.text
-        assert image(client, by_upload.json()) == original
-        by_json = client.post("/generate", json={"recipe": recipe_in(original)}).json()
-        assert image(client, by_json) == original
-        assert (by_json["model"], by_json["seed"], by_json["progress"]["total"]) == ("other", 7, 1)
-
-
 def test_a_job_has_all_fields_of_its_recipe(client: httpx.Client, working: Runner) -> None:
-    body = {"labels": THREE, "seed": 7, "steps": 3, "columns": 2}
-    whole = client.post("/generate", json=body).json()
-    assert (whole["columns"], whole["trajectory"]) == (2, None)
+    whole = client.post("/generate", json={"labels": THREE, "seed": 7, "steps": 3, "columns": 2}).json()
     original = image(client, whole, 2)
     job = client.post("/generate/png", files={"file": original}).json()
     assert job["first"] == 2
@@ -152,9 +115,6 @@ def test_a_recipe_names_its_checkpoint_by_digest(client: httpx.Client, alive: Jo
     assert body["models"] == {
         name: read_info(resolve(settings.storage, name, "denoiser")).digest for name in ("other", "toy")
     }
-    body = problem(
-        client.post("/generate/png", files={"file": png_with(json.dumps(recipe))}), 422, "unknown-checkpoint"
-    )
     assert nothing_is_queued(alive.connection)
 
 
@@ -168,16 +128,10 @@ def recipe_of_toy(settings: Settings, **changes: Any) -> dict[str, Any]:
     [
         ({"version": 2}, "recipe.version"),
         ({"version": True}, "recipe.version"),
-        ({"seed": -1}, "recipe.seed"),
         ({"seed": 2**53}, "recipe.seed"),
-        ({"first": -1}, "recipe.first"),
-        ({"options": {"steps": 0}}, "recipe.options.steps"),
         ({"options": {"eta": 0.5}}, "recipe.options"),
         ({"labels": [["red kube"]]}, 'did you mean "red cube"?'),
-        ({"labels": []}, "at least one"),
         ({"first": 2**31, "labels": [["red cube"], ["gray cube"]]}, "last picture's position"),
-        ({"labels": [["red cube"]] * 257}, "at most 256"),
-        ({"model": {"name": "toy", "digest": "short"}}, "recipe.model.digest"),
         ({"pose": "standing"}, "recipe.pose"),
     ],
 )
@@ -185,13 +139,16 @@ def test_an_invalid_recipe_is_refused(
     client: httpx.Client, alive: JobStore, settings: Settings, changes: dict[str, Any], words: str
 ) -> None:
     recipe = recipe_of_toy(settings, **changes)
-    assert words in problem(client.post("/generate", json={"recipe": recipe}), 422, "invalid-request")["detail"]
+    sent = client.post("/generate", json={"recipe": recipe})
     uploaded = client.post("/generate/png", files={"file": png_with(json.dumps(recipe))})
-    assert words.removeprefix("recipe.") in problem(uploaded, 422, "invalid-request")["detail"]
+    for answer, expected in ((sent, words), (uploaded, words.removeprefix("recipe."))):
+        detail = problem(answer, 422, "invalid-request")["detail"]
+        assert expected in detail
+        assert "Value error" not in detail  # as pydantic says it
     assert nothing_is_queued(alive.connection)
 
 
-@pytest.mark.parametrize("more", [{"labels": THREE}, {"steps": 3}, {"seed": 7}, {"model": "toy"}])
+@pytest.mark.parametrize("more", [{"labels": THREE}, {"seed": 7}])
 def test_a_recipe_is_not_combined_with_other_fields(
     client: httpx.Client, alive: JobStore, settings: Settings, more: dict[str, Any]
 ) -> None:
@@ -208,28 +165,16 @@ def test_a_recipe_is_not_combined_with_other_fields(
 @pytest.mark.parametrize(
     ("png", "words"),
     [
-        (b"", "not a PNG"),
         (b"GIF89a" + b"\0" * 100, "not a PNG"),
         (png_with(None), "without a recipe"),
-        (png_with("{"), "recipe cannot be read"),
         (png_with("[" * 9_000), "recipe cannot be read"),
-        (png_with("{}"), "version"),
         (png_with(json.dumps(example()))[:60], "damaged"),
-        (png_with(json.dumps(example()))[:20], "damaged"),
     ],
 )
 def test_a_png_without_a_valid_recipe_is_refused(client: httpx.Client, alive: JobStore, png: bytes, words: str) -> None:
     body = problem(client.post("/generate/png", files={"file": ("x.png", png)}), 422, "invalid-request")
     assert words in body["detail"]
     assert body["errors"][0]["loc"] == ["body", "file"]
-    assert nothing_is_queued(alive.connection)
-
-
-def test_a_form_needs_its_file(client: httpx.Client, alive: JobStore) -> None:
-    png = png_with(json.dumps(example()))
-    assert "file" in problem(client.post("/generate/png", files={"other": png}), 422, "invalid-request")["detail"]
-    form = {"seed": (None, "1")}
-    assert "file" in problem(client.post("/generate/png", files=form), 422, "invalid-request")["detail"]
     assert nothing_is_queued(alive.connection)
 
 

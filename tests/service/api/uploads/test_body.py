@@ -2,7 +2,6 @@
 
 import asyncio
 import json
-from typing import Any
 
 import httpx
 import pytest
@@ -18,10 +17,9 @@ from tests.service.api.answers import JSON, LISTS, nothing_is_queued, problem
 
 
 @pytest.mark.parametrize("content_type", ["application/x-www-form-urlencoded", None])
-@pytest.mark.parametrize("path", ["/generate", "/score/conditions"])
-def test_json_with_another_content_type_is_refused(client: httpx.Client, path: str, content_type: str | None) -> None:
+def test_json_with_another_content_type_is_refused(client: httpx.Client, content_type: str | None) -> None:
     headers = {"content-type": content_type} if content_type else {}
-    response = client.post(path, content=b'{"labels": [["red cube"]]}', headers=headers)
+    response = client.post("/generate", content=b'{"labels": [["red cube"]]}', headers=headers)
     found = problem(response, 422, "invalid-request")
     assert found["detail"] == f"content-type: {content_type or 'none'}; wanted application/json"
 
@@ -61,14 +59,9 @@ def test_a_body_that_is_announced_too_large_is_refused_before_it_comes() -> None
     asyncio.run(limited(request_with(length, form), receive, send))
 
 
-@pytest.mark.parametrize(
-    ("path", "field"),
-    [("/generate", "labels"), ("/generate", "layouts"), ("/score/conditions", "conditions"),
-     ("/v1/images/generations", "user")],
-)  # fmt: skip
-def test_json_of_very_many_parts_is_not_parsed(client: httpx.Client, alive: JobStore, path: str, field: str) -> None:
-    body = json.dumps({field: [[]] * LIMITS.max_parts}).encode()
-    found = problem(client.post(path, content=body, headers=JSON), 413, "content-too-large")
+def test_json_of_very_many_parts_is_not_parsed(client: httpx.Client, alive: JobStore) -> None:
+    body = json.dumps({"layouts": [[]] * LIMITS.max_parts}).encode()
+    found = problem(client.post("/generate", content=body, headers=JSON), 413, "content-too-large")
     assert found["detail"] == "the body has more than 10000 lists and objects"
     found = problem(client.post("/score", files={"file": body}), 413, "content-too-large")
     assert found["detail"] == "the file `file` has more than 10000 lists and objects"
@@ -108,14 +101,10 @@ def test_the_bodies_of_one_owner_have_a_limit_together() -> None:
     ("file", "fields", "words"),
     [
         (b"[[", {}, "not JSON"),
-        (b'{"a": 1}', {}, "expected a list"),
         (b'[["red kube"]]', {}, 'did you mean "red cube"?'),
-        (b"[]", {}, "at least one"),
-        (b'[["red cube"]]', {"repeats": "0"}, "repeats"),
-        (b'[["red cube"]]', {"repeats": str(LIMITS.max_repeats + 1)}, "repeats"),
-        (b'[["red cube"]]', {"repeats": "ten"}, "repeats"),
         (b'[["red cube"]]', {"repeats": "2.5"}, "repeats"),
-        (b'[["red cube"]]', {"model": "nobody"}, "model"),
+        (b'[["red cube"]]', {"steps": "null"}, "steps"),
+        (b'[["red cube"]]', {"guidance_interval": "0.25"}, "guidance_interval"),
         (b'[["red cube"]]', {"unheard": "of"}, "unheard"),
         (b'[["red cube"]]', {"seed": str(2**53 - 1), "repeats": "2"}, "seed"),
         (None, {"repeats": "2"}, "file"),
@@ -140,12 +129,3 @@ def test_a_list_in_a_form(client: httpx.Client, alive: JobStore) -> None:
     given = {"data": {"guidance_interval": ["0.25", "0.75"], "steps": "4"}, "files": {"file": json.dumps(LISTS)}}
     job = client.post("/score", headers={"prefer": "respond-async"}, **given).json()  # type: ignore[arg-type]
     assert job["options"]["guidance_interval"] == [0.25, 0.75]
-
-
-@pytest.mark.parametrize("field", [{"guidance_interval": "0.25"}, {"steps": "null"}, {"steps": "1.5"}])
-def test_a_form_field_with_a_value_that_is_not_valid(
-    client: httpx.Client, alive: JobStore, field: dict[str, Any]
-) -> None:
-    answer = client.post("/score", data=field, files={"file": json.dumps(LISTS)})
-    assert next(iter(field)) in problem(answer, 422, "invalid-request")["detail"]
-    assert nothing_is_queued(alive.connection)

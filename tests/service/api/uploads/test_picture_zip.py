@@ -24,7 +24,7 @@ def test_pictures_are_ordered_by_number_whatever_their_order_in_the_zip(method: 
     assert read_submission(content, 11, BOUNDS) == [png(i) for i in range(11)]
 
 
-@pytest.mark.parametrize("folders", [("./", "./", "./"), ("./", "", "./"), ("./images/", "images/", "images/")])
+@pytest.mark.parametrize("folders", [("./", "", "./"), ("./images/", "images/", "images/")])
 def test_a_name_may_begin_with_a_dot_and_a_slash(folders: Sequence[str]) -> None:
     files = {folder + name: content for folder, (name, content) in zip(folders, GOOD.items(), strict=True)}
     hidden = {"./": b"", "./.DS_Store": b"x"}
@@ -39,27 +39,18 @@ def test_a_folder_and_the_files_that_macos_adds_are_ignored() -> None:
 
 BAD: list[tuple[bytes, list[tuple[str | None, str]]]] = [
     (b"", [(None, "not a zip")]),
-    (b"PK", [(None, "not a zip")]),
-    (png(), [(None, "not a zip")]),
     (zipped(GOOD)[:-30], [(None, "not a zip")]),
     (zipped({}), [("0.png", "is missing"), ("1.png", "is missing"), ("2.png", "is missing")]),
-    (zipped(without("1.png")), [("1.png", "is missing")]),
     (zipped({**GOOD, "3.png": png()}), [("3.png", "3 label lists; their last picture is 2.png")]),
     (zipped({**without("0.png"), "00.png": png()}), [("00.png", "not one of the names"), ("0.png", "is missing")]),
-    (zipped({**GOOD, "labels.json": b"[]"}), [("labels.json", "not one of the names 0.png to 2.png")]),
     (zipped({**GOOD, "a\n" + "b" * 300: b""}), [("a\N{REPLACEMENT CHARACTER}" + "b" * 78 + "...", "not one of")]),
     (zipped({**without("2.png"), "a/2.png": png()}), [(None, "several folders (no folder, a)")]),
-    (zipped({**GOOD, "1.png": b"GIF89a" + b"\0" * 40}), [("1.png", "not a PNG")]),
-    (zipped({**GOOD, "1.png": b""}), [("1.png", "not a PNG")]),
-    (zipped({**GOOD, "1.png": GOOD["1.png"][:20]}), [("1.png", "a PNG that cannot be used")]),
     (zipped({**GOOD, "1.png": GOOD["1.png"][:200]}), [("1.png", "a PNG that cannot be used")]),
     (zipped({**GOOD, "0.png": b"x" * 40, "2.png": b""}), [("0.png", "not a PNG"), ("2.png", "not a PNG")]),
     (zipped({**GOOD, "1.png": png(size=(65, 1))}), [("1.png", "65x1 pixels; at most 64x64 are allowed")]),
     (zipped({**GOOD, "1.png": with_chunks(png(), chunk(b"teXt") * 63)}), [("1.png", "too many chunks")]),
     (zipped({**GOOD, "1.png": png(size=(16, 8))}), [("1.png", "16x8 pixels, but 0.png has 16x16")]),
-    (zipped({f"{i}.png": png(size=(64, 64), mode="1") for i in range(3)} | {"x": b""}), [("x", "not one of")]),
     (zipped(GOOD, zipfile.ZIP_BZIP2), [(name, "compression 12") for name in GOOD]),
-    (zipped(GOOD, zipfile.ZIP_LZMA), [(name, "compression 14") for name in GOOD]),
     (encrypted(zipped(GOOD)), [("0.png", "is encrypted")]),
     (zipped({f"{i}.png": b"" for i in range(41)}), [(None, "more than 40 entries")]),
     (zipped({**GOOD, "1.png": b"\0" * (1 << 16)}), [("1.png", "unpacks to more than 65536 bytes")]),
@@ -76,19 +67,6 @@ def test_every_fault_is_named(content: bytes, faults: list[tuple[str | None, str
     assert [tuple(fault["loc"][2:]) for fault in found] == [() if entry is None else (entry,) for entry, _ in faults]
     for fault, (_, words) in zip(found, faults, strict=True):
         assert words in fault["msg"]
-
-
-def test_only_pixels_are_kept_of_a_picture() -> None:
-    more = {name: with_chunks(content, chunk(b"eXIf", b"x" * 5000)) for name, content in GOOD.items()}
-    assert read_submission(zipped(more), 3, BOUNDS) == list(GOOD.values())
-
-
-@pytest.mark.filterwarnings("ignore:Duplicate name")
-def test_a_duplicate_name() -> None:
-    with pytest.raises(BadRequest) as caught:
-        read_submission(zipped([*GOOD.items(), ("1.png", png(9))]), 3, BOUNDS)
-    assert caught.value.detail == "pictures.1.png: duplicate name"
-    assert len(caught.value.members["errors"]) == 1
 
 
 def test_nothing_is_unpacked_after_an_entry_that_cannot_be() -> None:
@@ -159,9 +137,3 @@ def test_any_entries_are_accepted_whole_or_refused(files: list[tuple[str, bytes]
     seen = {name.partition("NUL!")[0].removeprefix("./"): content for name, content in files if "__MACOSX" not in name}
     found = {name.rpartition("/")[2]: content for name, content in seen.items() if "/." not in f"/{name}"}
     assert pngs == [found["0.png"], found["1.png"]]
-
-
-def test_an_entry_without_a_name_is_refused() -> None:
-    content = zipped({**GOOD, "NUL!": b""}).replace(b"NUL!", b"\0\0\0\0")
-    with pytest.raises(BadRequest, match=r"not one of the names"):
-        read_submission(content, 3, BOUNDS)

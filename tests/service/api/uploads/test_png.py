@@ -15,16 +15,15 @@ from shared.options import LIMITS
 from shared.pictures import png_bytes, read_png
 from tests.service.api.answers import png_with
 from tests.service.api.uploads.zips import GOOD, chunk, png, png_of_16_bits, with_chunks
-from tests.service.contract.strategies import recipes, texts
-from tests.shared.test_vocabulary import any_json
+from tests.service.contract.strategies import recipes
 
 
-@pytest.mark.parametrize("mode", ["RGB", "RGBA", "L", "P", "1", "LA"])
+@pytest.mark.parametrize("mode", ["RGBA", "L", "P", "1"])
 def test_pngs_of_every_colour_type_are_accepted(mode: str) -> None:
     assert check_picture(png(mode=mode, size=(20, 10)), 20) == (20, 10)
 
 
-@pytest.mark.parametrize("colour_type", [0, 2, 4, 6])
+@pytest.mark.parametrize("colour_type", [0, 2])
 def test_sixteen_bits_are_refused_rather_than_clipped(colour_type: int) -> None:
     with pytest.raises(PngError, match="more than 8 bits a channel; save it with 8"):
         check_picture(png_of_16_bits(colour_type), 8)
@@ -74,18 +73,13 @@ RECIPE = chunk(b"iTXt", b"labelgrid\0\0\0\0\0{}")
 PACKED = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(b"x" * (1 << 20)))
 
 
-@pytest.mark.parametrize("kind", [b"tEXt", b"zTXt", b"iTXt"])
-def test_a_recipe_after_the_pixels_is_read(kind: bytes) -> None:
-    text = json.dumps(example()).encode()
-    content = {b"tEXt": text, b"zTXt": b"\0" + zlib.compress(text), b"iTXt": b"\0\0\0\0" + text}[kind]
-    late = chunk(kind, b"labelgrid\0" + content)
+def test_a_recipe_after_the_pixels_is_read() -> None:
+    late = chunk(b"zTXt", b"labelgrid\0\0" + zlib.compress(json.dumps(example()).encode()))
     assert recipe_of(png().replace(END, late + END)) == Recipe.model_validate(example())
 
 
-@pytest.mark.parametrize("before_pixels", [True, False])
-def test_a_damaged_recipe_is_reported_without_an_objects_address(before_pixels: bool) -> None:
-    damaged = RECIPE[:-1] + bytes([RECIPE[-1] ^ 1])
-    content = with_chunks(png(), damaged) if before_pixels else png().replace(END, damaged + END)
+def test_a_damaged_recipe_is_reported_without_an_objects_address() -> None:
+    content = png().replace(END, RECIPE[:-1] + bytes([RECIPE[-1] ^ 1]) + END)
     for read in (recipe_of, lambda png: check_picture(reduced(png), 64)):
         with pytest.raises(PngError, match="its header, palette or recipe is damaged"):
             read(content)
@@ -94,8 +88,6 @@ def test_a_damaged_recipe_is_reported_without_an_objects_address(before_pixels: 
 def test_only_pixels_and_recipe_are_kept() -> None:
     assert reduced(WITH_RECIPE) == WITH_RECIPE
     assert reduced(with_chunks(WITH_RECIPE, EXIF + PACKED) + b"appended") == WITH_RECIPE
-    paletted = png(mode="P")
-    assert reduced(paletted) == paletted
 
 
 def test_the_number_of_chunks_is_limited() -> None:
@@ -150,10 +142,9 @@ def test_a_recipe_reads_back_unchanged_from_its_png_without_its_verdicts(recipe:
     assert recipe_of(png_bytes(PIXELS, recipe.text())).model_dump() == expected
 
 
-@pytest.mark.parametrize("field", ["verdicts", "labels", "layouts"])
-def test_a_recipe_of_very_many_parts_is_not_parsed(field: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_recipe_of_very_many_parts_is_not_parsed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Recipe, "model_validate_json", None)
-    text = json.dumps({**example(), field: [[]] * LIMITS.max_parts})
+    text = json.dumps({**example(), "verdicts": [[]] * LIMITS.max_parts})
     packed = zlib.compress(text.encode(), 9)
     assert len(packed) < 1000
     content = png().replace(END, chunk(b"zTXt", b"labelgrid\0\0" + packed) + END)
@@ -167,20 +158,3 @@ def test_the_longest_recipe_is_read() -> None:
     verdict = {"accuracy": 1.0, "exact": True, "f1": 1.0, "scores": dict.fromkeys("abcdefghijklmnopqrstu", 0.5)}
     more = {"labels": labels, "layouts": [[point] * LIMITS.max_labels] * len(labels), "verdicts": [verdict] * 256}
     assert recipe_of(png_with(json.dumps(example() | more))).labels == labels
-
-
-@given(
-    any_json.map(json.dumps)
-    | texts
-    | st.builds(
-        lambda name, value: json.dumps(example() | {name: value}),
-        texts | st.sampled_from([*Recipe.model_fields]),
-        any_json,
-    )
-)
-def test_any_text_is_a_recipe_or_refused(text: str) -> None:
-    try:
-        recipe = recipe_of(png_with(text))
-    except PngError:
-        return
-    assert recipe_of(png_bytes(PIXELS, recipe.text())) == recipe

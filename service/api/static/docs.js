@@ -1,0 +1,2 @@
+/* Shows the OpenAPI document in Swagger UI. */
+SwaggerUIBundle({ url: "openapi.json", dom_id: "#swagger-ui", deepLinking: true });
