@@ -1,6 +1,5 @@
 """/v1: OpenAI's images and models API, for clients written for it. docs/api.md."""
 
-import base64
 import io
 import math
 from collections.abc import AsyncIterator
@@ -32,7 +31,16 @@ from service.contract.schemas import Job
 from service.openai.errors import problems, with_openai_error
 from service.openai.prompt import parse_prompt
 from service.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels, OpenAIProblem
-from service.openai.sizes import MOST_PIXELS, PATTERN, Size, at_size, parse_size, size_of
+from service.openai.sizes import (
+    MOST_PIXELS,
+    PATTERN,
+    Size,
+    one_by_one,
+    parse_size,
+    scaled,
+    size_of,
+    with_base64,
+)
 from service.openai.stream import ImageStream
 from shared.checkpoint import CheckpointInfo
 from shared.support import picture_size
@@ -48,7 +56,7 @@ STREAM = {
         },
     }
 }
-MAX_SCALED = 8  # pictures, each of another owner, that are scaled and sent at the same time
+MAX_SCALED = 2  # parts of pictures that are scaled at the same time
 router = APIRouter(prefix=PREFIX, tags=["openai"])
 
 # OpenAI's clients repeat a request after a 409, 500 or 504. If its job was cancelled, has failed or goes on, that would
@@ -109,9 +117,10 @@ async def _images(
             yield image.model_dump_json(exclude_none=True)
             continue
         png = await submitter.service.results.image(job.id, submitter.owner, i)
-        async with at_size(png, size, request.app.state.scaling, submitter.owner) as content:
-            image.b64_json = base64.b64encode(content).decode()
-            yield image.model_dump_json(exclude_none=True)
+        image.b64_json = ""
+        parts = one_by_one(scaled(png, size), request.app.state.scaling, submitter.owner)
+        async for part in with_base64(image.model_dump_json(exclude_none=True), parts):
+            yield part
     yield after
 
 
@@ -137,12 +146,7 @@ async def read_scaled_image(
     except ValueError as error:
         raise BadRequest.at(("path", "size"), str(error)) from error
     png = await service.results.image(job_id, owner, index)
-
-    async def content() -> AsyncIterator[bytes]:
-        async with at_size(png, wanted, request.app.state.scaling, owner) as scaled:
-            yield scaled
-
-    return CutStream(content(), media_type="image/png")
+    return CutStream(one_by_one(scaled(png, wanted), request.app.state.scaling, owner), media_type="image/png")
 
 
 def _check_size(body: ImagesRequest) -> None:

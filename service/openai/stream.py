@@ -20,7 +20,7 @@ from service.contract.errors import ServiceError, Unavailable, problem_body
 from service.contract.schemas import Job
 from service.openai.errors import with_openai_error
 from service.openai.schemas import ImagesRequest, StreamedImage
-from service.openai.sizes import Size, at_size, size_of
+from service.openai.sizes import Size, one_by_one, scaled, size_of, with_base64
 
 Pictures = dict[int, bytes]  # PNGs by index
 
@@ -34,7 +34,7 @@ class ImageStream:
         self._partial = Counter[int]()  # images sent, by picture
         self._sent = set[int]()  # pictures
 
-    async def __aiter__(self) -> AsyncIterator[bytes]:
+    async def __aiter__(self) -> AsyncIterator[bytes | str]:
         """Yield the stream. An error after it has begun is its last event."""
         try:
             async for event in job_events(self.submitter.service.jobs, self.job, FROM_START):
@@ -42,8 +42,8 @@ class ImageStream:
                     yield KEEPALIVE_COMMENT
                     continue
                 for index, png in (await self._images(event)).items():
-                    async with at_size(png, self.size, self.scaling, self.submitter.owner) as content:
-                        yield self._written(index, content, is_partial=event.name == "steps")
+                    async for part in self._written(index, png, is_partial=event.name == "steps"):
+                        yield part
                 if event.name == "end" and event.data["result"] is None:
                     raise why_unfinished(Job.model_validate(event.data), {})
         except (ServiceError, RedisError) as error:
@@ -69,11 +69,11 @@ class ImageStream:
         wanted, sent = self.body.partial_images or 0, self._partial[index]
         return index not in self._sent and sent < wanted and share >= (sent + 1) / (wanted + 1)
 
-    def _written(self, index: int, png: bytes, is_partial: bool) -> bytes:
+    async def _written(self, index: int, png: bytes, is_partial: bool) -> AsyncIterator[str]:
         assert self.job.seed is not None  # only jobs that score uploaded pictures have none
         image = StreamedImage(
             type="image_generation.partial_image" if is_partial else "image_generation.completed",
-            b64_json=base64.b64encode(png).decode(),
+            b64_json="",
             partial_image_index=self._partial[index] if is_partial else None,
             index=index,
             created_at=int(time.time()),
@@ -86,4 +86,6 @@ class ImageStream:
             self._partial[index] += 1
         else:
             self._sent.add(index)
-        return format_sse_event(event=image.type, data_str=image.model_dump_json(exclude_none=True))
+        event = format_sse_event(event=image.type, data_str=image.model_dump_json(exclude_none=True)).decode()
+        async for part in with_base64(event, one_by_one(scaled(png, self.size), self.scaling, self.submitter.owner)):
+            yield part
