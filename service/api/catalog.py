@@ -31,7 +31,7 @@ from shared.storage import Location
 from shared.support import picture_size
 
 MAX_CARD_BYTES = 1 << 18  # a card is a page of text
-KEPT = 256  # files as they were read
+KEPT = 1024  # files as they were read
 PATIENCE_S = 2.0  # how long a request waits for a look; then what was found before counts
 WRITTEN_FOR = re.compile(r"^Kind: denoiser, digest `(\w{16})`", re.MULTILINE)  # as `trainer card` writes it
 HUB_METADATA = re.compile(r"\A---\n.*?^---\n\s*", re.MULTILINE | re.DOTALL)  # for the Hugging Face Hub
@@ -139,13 +139,13 @@ def look(before: Models) -> Models:
         check_folder(storage)
         versions = files.versions(storage)
     except CheckpointError as error:
-        return replace(before, problem=error)
+        return replace(before, problem=_without_traceback(error))
     except OSError as error:
         return replace(before, problem=CheckpointError(str(storage), f"cannot be read: {error.strerror or error}"))
     try:
         defaults = promoted_names(storage)
     except CheckpointError as error:
-        problem = error
+        problem = _without_traceback(error)
         if not isinstance(error.__cause__, OSError):  # else it may be read the next time
             defaults = {}
     read = dict[str, Found]()
@@ -154,11 +154,16 @@ def look(before: Models) -> Models:
         try:
             read[name] = _read(storage, name, versions[file])
         except CheckpointError as error:
-            read[name] = error
+            read[name] = _without_traceback(error)
     found = {name: _checked(name, one, read, defaults) for name, one in read.items()}
     denoisers = _of_kind(found, "denoiser")
     cards = {one.name: _card(storage, one.name, versions.get(f"{one.name}.md"), one.digest) for one in denoisers}
     return Models(storage, found, cards, defaults, problem)
+
+
+def _without_traceback(error: CheckpointError) -> CheckpointError:
+    """Return an error to keep: a raised one holds the frames that it came through, and so what was found before."""
+    return CheckpointError(error.subject, error.reason)
 
 
 def _of_kind(found: Mapping[str, Found], kind: CheckpointKind) -> list[CheckpointInfo]:

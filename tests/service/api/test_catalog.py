@@ -1,10 +1,14 @@
 """The models in storage, as the API sees them: they appear, change, break and go while it runs."""
 
+import asyncio
+import gc
 import re
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -17,7 +21,7 @@ from service.contract.errors import BadRequest, NoModel, UnknownCheckpoint
 from service.settings import Settings
 from service.store.jobs import JobStore
 from shared import storage as files
-from shared.checkpoint import publish
+from shared.checkpoint import publish, read_info
 from shared.registry import PROMOTED_FILE, promote
 from shared.vocabulary import ICLEVR
 from tests.conftest import serving
@@ -235,3 +239,38 @@ def test_the_api_answers_while_storage_hangs(
             assert client.get("/metrics").status_code == 200
         for one in unknown:
             problem(one.result(), 503, "no-model")
+
+
+def test_requests_that_come_together_share_one_look_at_storage(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks = []
+
+    def versions(storage: Path) -> dict[str, str]:
+        looks.append(storage)
+        return files.versions(storage)
+
+    monkeypatch.setattr("service.api.catalog.files", SimpleNamespace(**{**vars(files), "versions": versions}))
+
+    async def ask() -> None:
+        one = catalog.Catalog(folder, every_s=1e6)
+        found = await asyncio.gather(*(one.models() for _ in range(4)))
+        publish_toy_denoiser(folder, "b", 6)
+        found.append(await one.models())
+        assert len({id(each) for each in found}) == 1
+        assert looks == [folder]
+        one.every_s = 0.0
+        assert (await one.models()).find("b").digest == read_info(file_of(folder, "b")).digest
+        assert looks == [folder] * 2
+
+    asyncio.run(ask())
+
+
+def test_what_was_found_before_is_not_kept(folder: Path) -> None:
+    """An error that is kept would keep its traceback, and with it every look before."""
+    (folder / PROMOTED_FILE).write_text("damaged")
+    found = catalog.Models(folder)
+    first = weakref.ref(found)
+    for _ in range(3):
+        found = catalog.look(found)
+    assert found.problem is not None
+    gc.collect()
+    assert first() is None

@@ -1,6 +1,7 @@
 """The OpenAPI document is valid and complete. `Documented` checks every answer in the tests against it."""
 
 import re
+from collections.abc import Iterator
 from http import HTTPStatus
 from typing import Any
 
@@ -19,6 +20,7 @@ OPERATIONS: dict[str, dict[str, Any]] = {
     for path, item in DOCUMENT["paths"].items()
     for method, operation in item.items()
 }
+PROBLEM_JSON = "application/problem+json"
 BY_ID = {operation["operationId"]: operation for operation in OPERATIONS.values()}
 
 
@@ -74,3 +76,32 @@ def test_a_problem_has_one_title_whether_a_route_or_the_framework_finds_it() -> 
     for error in (BadForm, NotFound, TooLarge):
         phrase = PHRASES.get(error.status) or HTTPStatus(error.status).phrase
         assert (error.slug, error.title) == (phrase.lower().replace(" ", "-"), phrase)
+
+
+def problems_of(operation: dict[str, Any]) -> Iterator[tuple[int, str, dict[str, Any]]]:
+    for status, response in operation["responses"].items():
+        if int(status) >= 400:
+            assert response["content"].keys() == {PROBLEM_JSON}
+            for slug, example in response["content"][PROBLEM_JSON]["examples"].items():
+                yield int(status), slug, example["value"]
+
+
+def test_operations_name_their_errors(operation: dict[str, Any]) -> None:
+    named = set()
+    for status, slug, problem in problems_of(operation):
+        assert (problem["type"], problem["status"]) == (f"urn:labelgrid:problem:{slug}", status)
+        assert problem["title"]
+        assert problem["detail"]
+        named.add(f"{status} {slug}")
+    wanted = {"500 internal-error"}
+    if "security" in operation:
+        assert operation["security"] == [{"ApiKey": []}]
+        wanted |= {"401 no-key", "403 not-local", "429 too-many-requests"}
+    openai = "error" in problem
+    if operation.get("parameters", []) or "requestBody" in operation:
+        wanted |= {"400 invalid-request" if openai else "422 invalid-request"}
+    if "requestBody" in operation:
+        wanted |= {"400 not-json", "413 content-too-large", "409 job-cancelled", "429 queue-full", "503 no-worker"}
+    if any(parameter["name"] == "job_id" for parameter in operation.get("parameters", [])):
+        wanted |= {"404 unknown-job", "410 expired-job", "503 unavailable"}
+    assert wanted <= named

@@ -1,6 +1,7 @@
 """What one client may hold: a part of an answer that it does not read, and some of the threads that read storage."""
 
 import asyncio
+import gc
 import json
 import threading
 from collections.abc import Callable
@@ -8,11 +9,10 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
+from PIL import Image
 
 from service import pictures
-from service.api.results import PART, ResultReader
-from service.openai import sizes
-from service.openai.sizes import Size, scaled
+from service.api.results import PART, ResultReader, Slots
 from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store.async_jobs import AsyncJobs
@@ -70,6 +70,20 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
     return seen
 
 
+@pytest.fixture
+def bands(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The pixels of each band of a picture that is scaled, as they come."""
+    resize, seen = Image.Image.resize, list[int]()
+
+    def noted(picture: Image.Image, size: tuple[int, int], *arguments: Any, **options: Any) -> Image.Image:
+        if size[0] == 2048:  # not what workers resize
+            seen.append(size[0] * size[1])
+        return resize(picture, size, *arguments, **options)
+
+    monkeypatch.setattr(Image.Image, "resize", noted)
+    return seen
+
+
 @pytest.mark.parametrize("path", ["grid.png", "trajectories/1.png"])
 def test_of_a_file_that_is_not_read_two_parts_are_in_memory(
     settings: Settings, alive: JobStore, path: str, reads: list[tuple[int, int | None]]
@@ -82,19 +96,36 @@ def test_of_a_file_that_is_not_read_two_parts_are_in_memory(
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_of_the_pictures_of_v1_that_are_not_read_one_is_in_memory(
-    settings: Settings, working: Runner, monkeypatch: pytest.MonkeyPatch, stream: bool
+def test_of_the_pictures_of_v1_that_are_not_read_one_band_is_in_memory(
+    settings: Settings, working: Runner, bands: list[int], stream: bool
 ) -> None:
-    seen = list[Size]()
-
-    def noted(png: bytes, size: Size) -> bytes:
-        seen.append(size)
-        return scaled(png, size)
-
-    monkeypatch.setattr(sizes, "scaled", noted)
     body = {"prompt": "red cube", "steps": 1, "n": 3, "size": "2048x2048", "stream": stream}
-    asyncio.run(begun(settings, "POST /v1/images/generations", lambda _: seen, body))
-    assert seen == [(2048, 2048)]
+    asyncio.run(begun(settings, "POST /v1/images/generations", lambda _: bands, body))
+    assert bands == [1 << 16]
+
+
+def test_an_owner_takes_one_slot_however_much_they_send() -> None:
+    async def run() -> list[str]:
+        slots, order, go = Slots(2), list[str](), asyncio.Event()
+
+        async def work(owner: str) -> None:
+            async with slots.of(owner):
+                order.append(owner)
+                await go.wait()
+
+        tasks = [asyncio.create_task(work(owner)) for owner in ["alice"] * 5 + ["bob", "carol"]]
+        while len(order) < 2:
+            await asyncio.sleep(0)
+        go.set()
+        await asyncio.gather(*tasks)
+        del tasks
+        gc.collect()
+        assert not slots._own  # nothing stays of an owner who waits for nothing
+        return order
+
+    order = asyncio.run(run())
+    assert order[:2] == ["alice", "bob"]
+    assert order.index("carol") == 2
 
 
 def test_an_owner_who_reads_much_from_slow_storage_leaves_threads_to_others(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from service.client import Client
 from service.client.__main__ import app
 from service.pictures import PictureFiles, picture
 from service.settings import Settings
+from service.store import keys
 from service.store.async_jobs import AsyncJobs
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
@@ -209,3 +210,17 @@ def test_the_command_line_uploads_pictures(client: httpx.Client, working: Runner
     assert "scored by toy-evaluator" in done.stdout
     assert "gray cylinder (0." in done.stdout
     assert check_picture(grid.read_bytes(), 512)
+
+
+def test_reading_a_score_reads_the_verdicts_of_its_best_repeat_and_worst_pictures_only(
+    client: httpx.Client, working: Runner
+) -> None:
+    """Of thirty pictures of noise none is as asked, and twenty are the worst."""
+    job = client.post("/score/conditions", json={"conditions": LISTS, "repeats": 15, "seed": 5, "steps": 1}).json()
+    shown = {picture["url"] for picture in job["result"]["pictures"] + job["result"]["worst"]}
+    assert len(job["result"]["worst"]) == 20
+    every = {i: f"/jobs/{job['id']}/images/{i}.png" for i in range(15 * len(LISTS))}
+    others = {str(i): "no verdict" for i, url in every.items() if url not in shown}
+    assert others
+    working.store.connection.hset(keys.verdicts(job["id"]), mapping=others)
+    assert client.get(f"/jobs/{job['id']}").json() == job

@@ -37,6 +37,11 @@ def test_a_folder_and_the_files_that_macos_adds_are_ignored() -> None:
     assert read_submission(zipped({**files, **hidden}), 3, BOUNDS) == list(GOOD.values())
 
 
+def test_only_pixels_are_kept_of_a_picture() -> None:
+    more = {name: with_chunks(content, chunk(b"eXIf", b"x" * 5000)) for name, content in GOOD.items()}
+    assert read_submission(zipped(more), 3, BOUNDS) == list(GOOD.values())
+
+
 BAD: list[tuple[bytes, list[tuple[str | None, str]]]] = [
     (b"", [(None, "not a zip")]),
     (zipped(GOOD)[:-30], [(None, "not a zip")]),
