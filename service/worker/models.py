@@ -15,13 +15,12 @@ from redis import Redis
 
 from service.contract import recipe
 from service.contract.recipe import MadeWith
-from service.contract.records import Picture
+from service.contract.records import ModelName
 from service.pictures import PictureFiles
 from service.settings import Settings
 from service.storage_threads import StorageThreads
 from service.store import workers
 from service.store.claims import Claim, PictureStream
-from service.store.doorbell import ModelName
 from service.telemetry.logs import get_logger
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.engine import Engine
@@ -86,17 +85,14 @@ class Loaded:
     def jobs(self) -> set[str]:
         return {claim.job for claim in self.claims.values()}
 
-    def renew(self) -> None:
-        """Renew the leases of the pictures in progress. Safe in another thread."""
-        self.stream.renew([claim.entry for claim in list(self.claims.values())])
-
-    def admit(self, claims: Sequence[tuple[Picture, Claim]]) -> None:
-        """Take up pictures."""
-        self.claims |= {picture.key: claim for picture, claim in claims}
-        self.engine.admit([picture for picture, _ in claims])
+    def admit(self, claims: Sequence[Claim]) -> None:
+        """Take up the pictures of claims that have begun."""
+        pictures = [claim.picture for claim in claims]
+        self.claims |= {picture.key: claim for picture, claim in zip(pictures, claims, strict=True)}
+        self.engine.admit(pictures)
 
     def take_out(self, keys: Container[Key]) -> list[str]:
-        """Remove pictures; return their stream entries, which this worker still holds."""
+        """Remove pictures; return their stream entries, which the stream still holds."""
         self.engine.drop(lambda picture: picture.key in keys)
         return [self.claims.pop(key).entry for key in list(self.claims) if key in keys]
 

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from redis import Redis
 from redis.exceptions import RedisError
 
-from service.contract.records import FinishedPicture, created_at
+from service.contract.records import FinishedPicture, ModelName, created_at
 from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store import workers
-from service.store.claims import Claim
+from service.store.claims import Claim, PictureStream
 from service.store.connection import best_effort
-from service.store.doorbell import ModelName
 from service.store.jobs import JobStore
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import PICTURES, WAIT_SECONDS, one_step
@@ -102,8 +101,9 @@ class Runner:
         try:
             while not self.stopping:
                 self.run_once()
-                if self.idle and not self.threads_busy and (model := self.store.doorbell.wait(RING_WAIT_S)):
-                    self.want(model)
+                digest = self.store.doorbell.wait(RING_WAIT_S) if self.idle and not self.threads_busy else None
+                if digest is not None and self.models.get(digest) is None:
+                    self._looked_at = -math.inf  # look at once: it may be wanted
             self.drain()
         except RedisError:
             if not self.stopping:  # else the leases expire by themselves
@@ -204,14 +204,12 @@ class Runner:
         room = 0 if self._holds_back else max(0, room)
         if not (room or loaded.stream.suspects):
             return
-        held = {claim.entry for claim in loaded.claims.values()}
-        held |= {entry for work in list(self.storer.held) if work.stream is loaded.stream for entry in work.entries}
-        claims, hopeless = loaded.stream.claim_stale(room, may_be_alone=not self.busy, held=held)
+        claims, hopeless = loaded.stream.claim_stale(room, may_be_alone=not self.busy)
         if room > len(claims) and not (loaded.stream.suspects or any(claim.alone for claim in claims)):
             claims += loaded.stream.claim_new(room - len(claims))
-        for one in hopeless:
-            self.store.fail(one.job, one.reason)
-        loaded.stream.discard([one.entry for one in hopeless])
+        for claim, reason in hopeless:
+            self.store.fail(claim.job, reason)
+        loaded.stream.discard([claim.entry for claim, _ in hopeless])
         if claims:
             self._admit(loaded, claims)
 
@@ -223,16 +221,14 @@ class Runner:
         return any(claim.alone for claim in claims) or any(loaded.stream.suspects for loaded in self.models)
 
     def _admit(self, loaded: Loaded, claims: list[Claim]) -> None:
-        """Admit claims whose job is open and whose picture is not done, and discard the others; compose grids."""
-        if complete := [claim for claim in claims if claim.picture is None]:
+        """Admit the pictures of open jobs that are not finished; compose grids."""
+        begun = self.store.begin(loaded.stream, claims)
+        if complete := [claim for claim in begun if claim.index is None]:
             self.storer.submit(Work(stream=loaded.stream, judged_by=loaded.judged_by, complete=complete))
-        pictures = [(claim.picture, claim) for claim in claims if claim.picture is not None]
-        unfinished = self.store.unfinished(picture.key for picture, _ in pictures)
-        wanted = [(picture, claim) for picture, claim in pictures if picture.key in unfinished]
-        loaded.stream.discard([claim.entry for picture, claim in pictures if picture.key not in unfinished])
+        wanted = [claim for claim in begun if claim.index is not None]
         loaded.admit(wanted)
-        for _, claim in wanted:
-            WAIT_SECONDS.labels(loaded.name).observe(max(0.0, time.time() - claim.asked_at))
+        for claim in wanted:
+            WAIT_SECONDS.labels(loaded.name).observe(max(0.0, time.time() - created_at(claim.job)))
 
     def _advance(self, loaded: Loaded) -> None:
         """Step the batch of a model, or judge the pictures that an evaluator has.
@@ -261,9 +257,12 @@ class Runner:
 
     def renew_claims(self) -> None:
         """Renew the leases of the pictures in progress, or being stored. The heartbeat's thread calls it."""
-        for loaded in self.models:
-            loaded.renew()
-        self.storer.renew()
+        for stream in self._streams():
+            stream.renew()
+
+    def _streams(self) -> set[PictureStream]:
+        """Return the streams of which this worker may hold entries. Safe in another thread."""
+        return {loaded.stream for loaded in self.models} | {work.stream for work in list(self.storer.held)}
 
     def stop(self, within_s: float) -> None:
         """Claim nothing more, and give `drain` so long. Safe in a signal handler."""
@@ -278,6 +277,8 @@ class Runner:
 
     def release_claims(self) -> None:
         """Leave all pictures in progress, or being stored, to other workers at once."""
+        for stream in self._streams():
+            stream.release(list(stream.held))
         for loaded in self.models:
-            loaded.stream.release(loaded.take_out(set(loaded.claims)))
-        self.storer.release()
+            loaded.take_out(set(loaded.claims))
+        self.storer.held.clear()

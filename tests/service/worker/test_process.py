@@ -22,13 +22,12 @@ from service.settings import Settings
 from service.store import keys, workers
 from service.store.claims import GROUP
 from service.store.connection import RetryUntilStopped, connect, text
-from service.store.doorbell import ModelName
 from service.store.jobs import JobStore
 from service.worker import process
 from service.worker.runner import Runner
 from tests.service.conftest import Command
 from tests.service.processes import WorkerProcess, environment, new_job, until, worker_processes
-from tests.service.store.helpers import add_job, full
+from tests.service.store.helpers import add_job, done_count, full
 from tests.service.worker.conftest import Create, pngs, run, status
 
 
@@ -45,13 +44,13 @@ def test_another_worker_finishes_a_killed_ones_job_with_the_same_pictures(
     store = JobStore(connection, settings)
     job = new_job(settings, steps=100, pictures=6)
     add_job(store, job)
-    until(lambda: store.done_count(job.id) > 0)  # 4 are finished, 2 in progress
+    until(lambda: done_count(store, job.id) > 0)  # 4 are finished, 2 in progress
     (consumer, *_) = until(lambda: connection.xpending(keys.stream(job.digest), GROUP)["consumers"])
     killed = json.loads(connection.get(keys.worker(text(consumer["name"]))) or "{}")["pid"]
     os.kill(killed, signal.SIGKILL)
     assert not store.ended([job.id])
     until(lambda: store.ended([job.id]))
-    assert store.statuses([job.id]) == {job.id: "finished"}
+    assert status(store, job) == "finished"
     # The other worker ends on SIGTERM and withdraws its announcement.
     (left,) = (one for pid, one in two_workers.items() if pid != killed)
     left.terminate()
@@ -79,7 +78,7 @@ def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
         (name,) = connection.smembers(keys.WORKERS)
         job = new_job(settings, steps=100, pictures=12)
         add_job(store, job)
-        until(lambda: store.done_count(job.id) > 0)  # 8 are finished, 4 in progress
+        until(lambda: done_count(store, job.id) > 0)  # 8 are finished, 4 in progress
         assert server.process is not None
         server.process.kill()
         server.process.wait()
@@ -89,7 +88,7 @@ def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
         assert worker.poll() is None
         server.start()
         until(lambda: store.ended([job.id]))
-        assert store.statuses([job.id]) == {job.id: "finished"}
+        assert status(store, job) == "finished"
         reported = [fields[b"picture"] for _, fields in connection.xrange(keys.events(job.id)) if b"picture" in fields]
         assert sorted(int(index) for index in reported) == list(range(12))
         until(lambda: workers.is_alive(store.connection, text(name)))  # the same worker as before
@@ -133,7 +132,7 @@ def working(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]
     thread.start()
     yield runner
     runner.stop(0)
-    runner.store.doorbell.ring([ModelName(name="gone", digest="0" * 64)])
+    runner.store.doorbell.ring(["0" * 64])
     thread.join()
 
 
