@@ -30,7 +30,7 @@ from service.contract.errors import (
 from service.contract.records import JOB_ID, TERMINAL, JobRecord, JobResult, Verdict, created_at
 from service.contract.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Repeat, ScoreResult, Summary
 from service.settings import Settings
-from service.store import functions, keys
+from service.store import keys
 from service.store.connection import text
 from service.store.doorbell import Doorbell
 from service.store.functions import Pipeline
@@ -83,12 +83,6 @@ def _hash(value: str) -> str:
 
 def arguments(record: JobRecord, request: IdempotentRequest | None, settings: Settings) -> list[Any]:
     """Return the arguments of `create` in `jobs.lua`."""
-    fields: dict[str, Any] = {"record": record.write(), "total": record.total, "status": "queued"}
-    fields |= {"digest": record.digest, "owner": record.owner}
-    if record.webhook:
-        fields["webhook_events"] = " ".join(record.webhook_events)
-    if request is not None:
-        fields["request_key"] = request.redis_key
     own = settings.has_keys
     about = {
         "id": record.id,
@@ -103,9 +97,11 @@ def arguments(record: JobRecord, request: IdempotentRequest | None, settings: Se
         "most_own": settings.max_queued_pictures_per_owner if own else 0,
         "most_stored": settings.max_stored_pictures_per_owner if own else 0,
     }
+    if record.webhook:
+        about["webhook_events"] = " ".join(record.webhook_events)
     if request is not None:
         about |= {"request_key": request.redis_key, "request_hash": _hash(request.request)}
-    return [json.dumps(about), *functions.flat(fields)]
+    return [json.dumps(about), record.write()]
 
 
 def before(answer: Any, request: IdempotentRequest | None, settings: Settings) -> str:

@@ -307,24 +307,29 @@ local function add_to_list(new, now)
   redis.call('EXPIRE', index, new.lifetime_s)
 end
 
--- create(settings, then fields and values of the job)
+-- create(settings, record)
 --
--- Settings: id, owner, digest, model (JSON that tells workers what to load), total (pictures), request_key and
--- request_hash if there is an Idempotency-Key, timeout_s, lifetime_s (timeout_s and how long a job is kept),
--- idempotent_s, most_queued, most_own, most_stored (0: no limit).
+-- Settings: id, owner, digest, model (JSON that tells workers what to load), total (pictures), webhook_events if there is
+-- a webhook, request_key and request_hash if there is an Idempotency-Key, timeout_s, lifetime_s (timeout_s and how long a
+-- job is kept), idempotent_s, most_queued, most_own, most_stored (0: no limit).
 -- Reads the request's key, the model's queue and stream, and the owner's stored pictures. Writes the job, the open jobs,
 -- the models with work, the owner's list of jobs, the fair queue, the owner's stored pictures and the request's key.
 -- Returns nil; or what prevents it, then no job is written: {'request', job and request of before}, or {'queue',
 -- 'owner' or 'stored', how much is taken}.
 local function create(args)
   local new = cjson.decode(args[1])
+  local job = keys_of_job(new.id).job
   local now = now_s()
   local obstacle = find_request(new) or find_full_queue(new) or find_full_storage(new, now)
   if obstacle then
     return obstacle
   end
 
-  redis.call('HSET', keys_of_job(new.id).job, 'dispatched', 0, unpack(args, 2))
+  redis.call('HSET', job, 'record', args[2], 'status', 'queued', 'total', new.total, 'dispatched', 0)
+  redis.call('HSET', job, 'digest', new.digest, 'owner', new.owner)
+  if new.webhook_events then
+    redis.call('HSET', job, 'webhook_events', new.webhook_events)
+  end
   redis.call('ZADD', OPEN, now + new.timeout_s, new.id)
   redis.call('HSET', MODELS, new.digest, new.model)
   enqueue(new.id, new.digest, new.owner, new.total)
@@ -334,6 +339,7 @@ local function create(args)
     redis.call('EXPIRE', key_of_stored(new.owner), new.lifetime_s + 3600)
   end
   if new.request_key then
+    redis.call('HSET', job, 'request_key', new.request_key)
     redis.call('SET', new.request_key, new.id .. ' ' .. new.request_hash, 'EX', new.idempotent_s)
   end
   return nil

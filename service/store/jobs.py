@@ -4,10 +4,10 @@ The moves themselves are in `jobs.lua`. The status in Redis is the truth; RQ onl
 and no files; `keys.py` lists the keys.
 """
 
-import functools
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, Final
 
 from redis import Redis
@@ -66,8 +66,7 @@ class JobStore:
                 unreadable.append(claim)
             else:
                 begun.append(replace(claim, begun=record))
-        if unneeded:
-            stream.discard(unneeded)
+        stream.discard(unneeded)
         if unreadable:
             stream.leave(unreadable)
         return begun
@@ -92,13 +91,10 @@ class JobStore:
         """Remove an ended job; False if it has not ended, or is gone. Its files are not here."""
         return bool(functions.call(self.connection, "delete", job_id))
 
-    def overdue(self) -> list[str]:
-        """Return the open jobs whose time is over. Redis's clock decides: those of API and workers may be wrong."""
-        return [text(raw) for raw in functions.call(self.connection, "overdue")]
-
     def fail_overdue(self) -> None:
-        for job_id in self.overdue():
-            self.fail(job_id, OVERDUE)
+        """Fail the open jobs whose time is over. Redis's clock decides: those of API and workers may be wrong."""
+        for raw in functions.call(self.connection, "overdue"):
+            self.fail(text(raw), OVERDUE)
 
     def wanted(self) -> list[ModelName]:
         """Return the models that have work which no live worker has taken."""
@@ -188,15 +184,13 @@ class JobStore:
         return {job_id for job_id, overdue_at in zip(ids, found, strict=True) if overdue_at is None}
 
 
-@functools.lru_cache(RECORDS)
-def _parsed(raw: bytes) -> JobRecord:
-    return JobRecord.read_to_sample(raw)
+_parse = lru_cache(RECORDS)(JobRecord.read_to_sample)
 
 
 def read_record(job_id: str, raw: bytes) -> JobRecord | None:
     """Parse a job's record, or log why this version of the service cannot read it. Large ones come again and again."""
     try:
-        return _parsed(raw)
+        return _parse(raw)
     except ValueError as error:
         log.warning("job record cannot be read", job_id=job_id, reason=str(error))
         return None

@@ -82,9 +82,6 @@ class Loaded:
     def max_pictures(self) -> int:
         return self.engine.max_pictures + self.engine.late_pictures
 
-    def jobs(self) -> set[str]:
-        return {claim.job for claim in self.claims.values()}
-
     def admit(self, claims: Sequence[Claim]) -> None:
         """Take up the pictures of claims that have begun."""
         pictures = [claim.picture for claim in claims]

@@ -156,7 +156,7 @@ class Runner:
 
     def _drop_ended(self) -> None:
         """Drop the pictures of jobs that ended elsewhere."""
-        if ended := self.store.ended({job for loaded in self.models for job in loaded.jobs()}):
+        if ended := self.store.ended({claim.job for loaded in self.models for claim in loaded.claims.values()}):
             for loaded in self.models:
                 loaded.stream.discard(loaded.take_out({key for key in loaded.claims if key[0] in ended}))
 
@@ -209,7 +209,7 @@ class Runner:
             claims += loaded.stream.claim_new(room - len(claims))
         for claim, reason in hopeless:
             self.store.fail(claim.job, reason)
-        loaded.stream.discard([claim.entry for claim, _ in hopeless])
+            loaded.stream.discard([claim.entry])
         if claims:
             self._admit(loaded, claims)
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from redis import Redis
 
-from service.store import keys
+from service.store import functions, keys
 from service.store.claims import GROUP
 from service.store.connection import text
 from service.store.jobs import JobStore
@@ -74,6 +74,7 @@ def check_queues(connection: Redis, model: Model) -> None:
 def check_work(store: JobStore, model: Model) -> None:
     """Check which models and jobs have work, as workers ask for it."""
     assert {one.digest for one in store.wanted()} == model.wanted()
-    assert set(store.overdue()) == {i for i, job in model.jobs.items() if job.is_open and job.overdue_at <= model.clock}
+    overdue = {i for i, job in model.jobs.items() if job.is_open and job.overdue_at <= model.clock}
+    assert set(map(text, functions.call(store.connection, "overdue"))) == overdue
     for digest in DIGESTS:
         assert set(store.of_model(digest)) == {job.record.id for job in model.of(digest) if job.is_open}

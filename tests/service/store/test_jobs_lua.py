@@ -47,13 +47,10 @@ class Library:
 
     def create(self, job: str, pictures: int = 2, owner: str = "", digest: str = DIGEST, **more: Any) -> Any:
         """Create a job; `more`: other settings."""
-        fields = {"status": "queued", "total": pictures, "record": f"record of {job[-1]}", "digest": digest}
-        fields |= {"owner": owner, "webhook_events": "running finished"}
-        of_job = [part for pair in fields.items() for part in pair]
         about = {"id": job, "owner": owner, "digest": digest, "model": "{}", "total": pictures}
-        about |= {"timeout_s": 50, "lifetime_s": 150, "idempotent_s": 300}
+        about |= {"webhook_events": "running finished", "timeout_s": 50, "lifetime_s": 150, "idempotent_s": 300}
         about |= {"most_queued": 10_000, "most_own": 0, "most_stored": 0, **more}
-        return self("create", json.dumps(about), *of_job)
+        return self("create", json.dumps(about), f"record of {job[-1]}")
 
     def claim(self, most: int, worker: str = "w") -> dict[str, str]:
         """Claim pictures; return each one's entry, by job and index such as "a0"; of a grid, by "a grid"."""
@@ -157,6 +154,15 @@ def test_of_a_picture_that_two_workers_sampled_the_first_verdict_counts(library:
     entries = library.claim(1)
     assert [library.commit(entries, verdict) for verdict in ("first", "second")] == [([1], {})] * 2
     assert library.hash(f"labelgrid:job:{A}:verdicts") == {"0": "first 0"}
+
+
+def test_a_job_whose_last_picture_came_after_its_worker_looked_does_not_finish_without_a_result(
+    library: Library,
+) -> None:
+    library.create(A, 1)
+    grids = library.commit(library.claim(1))[1]
+    assert library("finish", KEEP_S, DIGEST, 8.5, grids["a grid"], A, "") == [0]
+    assert library.hash(f"labelgrid:job:{A}")["status"] == "queued"
 
 
 def test_a_commit_makes_the_group_that_a_redis_has_lost(library: Library) -> None:
