@@ -46,13 +46,6 @@ def test_the_event_loop_loads_the_library_too(without_library: Redis, settings: 
     assert without_library.zcard("labelgrid:deadlines") == 3
 
 
-def test_two_versions_side_by_side_keep_their_functions(without_library: Redis) -> None:
-    without_library.function_load(OF_ANOTHER)
-    functions.call(without_library, "announce", "w", '{"host": "h"}', 60_000)
-    assert libraries(without_library) == {functions.LIBRARY, "labelgrid_another"}
-    assert without_library.fcall("labelgrid_another_live_workers", 0) == [b'{"host": "h"}']
-
-
 def test_a_former_version_is_removed_once_no_worker_uses_it(without_library: Redis) -> None:
     without_library.function_load(OF_ANOTHER)
     without_library.function_load("#!lua name=foreign\nredis.register_function('foreign', function() end)")

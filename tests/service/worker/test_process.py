@@ -7,13 +7,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pytest
 from redis import Redis
-from redis.exceptions import ConnectionError
 
 from service.contract.records import new_job_id
 from service.local.redis_server import RedisServer
@@ -144,24 +141,6 @@ def test_an_idle_worker_loads_the_model_that_a_ring_names(
         until(lambda: store.ended([job.id]))  # noqa: B023
         assert status(store, job) == "finished"
     until(lambda: connection.keys("rq:job:*") == [])
-
-
-def test_an_attempt_to_reach_redis_is_progress(runner: Runner, settings: Settings) -> None:
-    runner.moved_at -= settings.stalled_after_s
-    assert runner.stalled
-    answers = iter([ConnectionError("away"), None])
-
-    def command() -> None:
-        if error := next(answers):
-            raise error
-
-    retry = partial(RetryUntilStopped(lambda: process.gives_up(runner)).call_with_retry, command, lambda error: None)
-    with ThreadPoolExecutor() as heartbeat:  # whose attempts say nothing of the loop
-        heartbeat.submit(retry).result()
-    assert runner.stalled
-    answers = iter([ConnectionError("away"), None])
-    retry()
-    assert not runner.stalled
 
 
 def test_a_full_redis_does_not_hold_up_heartbeats(runner: Runner, connection: Redis) -> None:
