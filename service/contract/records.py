@@ -155,15 +155,6 @@ class JobRecord(Stored):
         """Whether the job has a grid of its own; otherwise its only picture is the grid."""
         return len(self.labels) > 1 or self.sent
 
-    @property
-    def is_picture(self) -> bool:
-        """Whether the job ends with its only picture."""
-        return self.total == 1 and not self.has_grid
-
-    @property
-    def model_name(self) -> ModelName:
-        return ModelName(name=self.model, digest=self.digest, is_evaluator=self.sent)
-
     @classmethod
     def read_to_sample(cls, raw: bytes | str) -> Self:
         """Parse a record. ValidationError also if it has options that this version does not know."""

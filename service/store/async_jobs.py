@@ -27,7 +27,7 @@ from service.contract.errors import (
     UnknownJob,
     UnknownPicture,
 )
-from service.contract.records import JOB_ID, TERMINAL, JobRecord, JobResult, Verdict, created_at
+from service.contract.records import JOB_ID, TERMINAL, JobRecord, JobResult, ModelName, Verdict, created_at
 from service.contract.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Repeat, ScoreResult, Summary
 from service.settings import Settings
 from service.store import keys
@@ -88,7 +88,7 @@ def arguments(record: JobRecord, request: IdempotentRequest | None, settings: Se
         "id": record.id,
         "owner": record.owner,
         "digest": record.digest,
-        "model": record.model_name.write(),
+        "model": ModelName(name=record.model, digest=record.digest, is_evaluator=record.sent).write(),
         "total": record.total,
         "timeout_s": settings.job_timeout_s,
         "lifetime_s": settings.job_timeout_s + settings.keep_s,

@@ -5,7 +5,7 @@ once. Knows no HTTP and no torch.
 """
 
 import time
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -116,17 +116,15 @@ class PictureStream:
         if not entries:
             return []
         found: Any = self.connection.xclaim(self.key, GROUP, self.consumer, self.lease_ms, list(entries))
-        return self._hold(found)
+        return self.read([(entry, [part for pair in fields.items() for part in pair]) for entry, fields in found])
 
     def read(self, leased: Sequence[Any]) -> list[Claim]:
         """Parse entries that were leased to this worker, each with its fields and values in turn."""
-        return self._hold([(entry, dict(zip(pairs[::2], pairs[1::2], strict=True))) for entry, pairs in leased])
-
-    def _hold(self, leased: Sequence[tuple[bytes, Mapping[bytes, bytes]]]) -> list[Claim]:
-        claims = [
-            Claim(text(entry), text(fields[b"job"]), int(fields[b"index"]) if b"index" in fields else None)
-            for entry, fields in leased
-        ]
+        claims = []
+        for entry, pairs in leased:
+            fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
+            index = int(fields[b"index"]) if b"index" in fields else None
+            claims.append(Claim(text(entry), text(fields[b"job"]), index))
         self.held.update(claim.entry for claim in claims)
         return claims
 

@@ -124,7 +124,8 @@ class Storer:
 
     def _commit(self, work: Work) -> None:
         if work.finished:
-            alone = [(claim, one) for claim, one in work.finished if claim.record.is_picture]
+            # A job ends with its only picture, if that is also its grid.
+            alone = [pair for pair in work.finished if pair[0].record.total == 1 and not pair[0].record.has_grid]
             results = {claim.job: score([one.verdict], 1) for claim, one in alone}
             complete, gone = self.store.commit(work.stream, work.finished, results)
             work.complete += complete

@@ -30,6 +30,18 @@ def test_new_pictures_do_not_take_the_places_of_those_with_expired_leases(
     assert taken == [[], [0, 1], [2], []]  # at once, not a quarter of a lease later
 
 
+def test_a_lease_lasts_while_it_is_renewed_which_counts_no_delivery(
+    connection: Redis, store: JobStore, a: PictureStream, b: PictureStream
+) -> None:
+    add_job(store, record(1))
+    a.claim_new(1)
+    age(connection, MINUTE_S)
+    a.renew()
+    assert b.claim_stale(1, may_be_alone=True) == ([], [])
+    (pending,) = connection.xpending_range(a.key, GROUP, "-", "+", 9)
+    assert (pending["consumer"], pending["times_delivered"]) == (b"a", 1)
+
+
 def test_suspects_do_not_hold_up_the_other_pictures_while_redis_is_full(
     connection: Redis, store: JobStore, a: PictureStream, b: PictureStream, dead: PictureStream
 ) -> None:
