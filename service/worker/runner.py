@@ -172,13 +172,9 @@ class Runner:
             wanted = {model.digest: model for model in self.store.wanted() if self.models.get(model.digest) is None}
             self._wanted_since = {digest: self._wanted_since.get(digest, now) for digest in wanted}
             for digest in sorted(wanted, key=self._wanted_since.__getitem__):
-                if self.idle or now - self._wanted_since[digest] >= OTHERS_FIRST_S:
-                    self.want(wanted[digest])
-
-    def want(self, model: ModelName) -> None:
-        """Load a model soon, unless that failed a short time ago."""
-        if time.monotonic() >= self._not_before.get(model.digest, 0.0):
-            self.models.want(model)
+                is_ours = self.idle or now - self._wanted_since[digest] >= OTHERS_FIRST_S
+                if is_ours and now >= self._not_before.get(digest, 0.0):
+                    self.models.want(wanted[digest])
 
     def _cannot_load(self, model: ModelName, error: Exception, awaited_s: float) -> None:
         """Fail the jobs of a model that cannot be used, if no other worker has it.

@@ -169,16 +169,16 @@ def test_a_picture_that_cannot_be_started_is_reported() -> None:
     assert isinstance(outcomes[1], FinishedPicture)
 
 
-def test_output_that_is_not_finite_fails_only_its_picture() -> None:
+@pytest.mark.parametrize("others", [[], [picture(1, job="b")]], ids=["alone", "in a batch"])
+def test_output_that_is_not_finite_fails_only_its_picture(others: list[Picture]) -> None:
     one = engine()
-    one.admit([picture(0), picture(1, job="b")])
+    one.admit([picture(0), *others])
     for _ in range(5):
         one.step()
     row = next(row for p, row in one.rows() if p.job == "a")
     row.x = torch.full_like(row.x, torch.nan)
-    outcomes = {outcome.picture.job: outcome for outcome in run(one)}
-    assert isinstance(outcomes["a"], Failed)
-    assert isinstance(outcomes["b"], FinishedPicture)
+    outcomes = {outcome.picture.job: type(outcome) for outcome in run(one)}
+    assert outcomes == {"a": Failed, **{other.job: FinishedPicture for other in others}}
 
 
 def test_pictures_are_enlarged_before_they_are_judged_and_stored() -> None:
