@@ -89,21 +89,22 @@ class Runner:
     @property
     def busy(self) -> bool:
         """Whether pictures are in progress, or being stored."""
-        return self.models.busy or self.storer.busy
+        return bool(self.storer.held) or any(loaded.claims for loaded in self.models)
 
     @property
     def threads_busy(self) -> bool:
         """Whether pictures are being stored, or a model is being fetched."""
-        return self.storer.busy or self.models.fetching
+        return bool(self.storer.held or self.models.fetches)
 
     def work(self) -> None:
         """Work until `stop`, then drain. Without work, wait for the doorbell."""
         try:
             while not self.stopping:
                 self.run_once()
-                digest = self.store.doorbell.wait(RING_WAIT_S) if self.idle and not self.threads_busy else None
-                if digest is not None and self.models.get(digest) is None:
-                    self._looked_at = -math.inf  # look at once: it may be wanted
+                if self.idle and not self.threads_busy:
+                    digest = self.store.doorbell.wait(RING_WAIT_S)
+                    if digest is not None and self.models.get(digest) is None:
+                        self._looked_at = -math.inf  # look at once: it may be wanted
             self.drain()
         except RedisError:
             if not self.stopping:  # else the leases expire by themselves
@@ -133,7 +134,7 @@ class Runner:
                 self._look()  # after the claims, so that a model which was just loaded has its place and is used
                 for model, error, awaited_s in self.models.follow():
                     self._cannot_load(model, error, awaited_s)
-            busy = [loaded for loaded in self.models if loaded.busy]
+            busy = [loaded for loaded in self.models if loaded.claims]
             self.idle = not busy
             for loaded in busy:
                 self._advance(loaded)

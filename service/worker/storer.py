@@ -64,10 +64,6 @@ class Storer:
         self._failure: BaseException | None = None
         self._warned_at = -WARN_EVERY_S
 
-    @property
-    def busy(self) -> bool:
-        return bool(self.held)
-
     def count(self, stream: PictureStream) -> int:
         """Return how many pictures of a model are not stored yet."""
         return sum(len(work.finished) for work in list(self.held) if work.stream is stream and not work.is_stored)

@@ -84,7 +84,7 @@ def test_the_cache_keeps_the_most_recently_used_within_its_bound_and_what_others
     for i, digest in enumerate(digests):
         assert publish_toy_denoiser(folder, "x", 10 + i).digest == digest
         fetch(small, "x")
-        os.utime(small.folder / digest, (i, i))
+        os.utime(small.folder / digest, (i + 1, i + 1))
     assert {path.name for path in small.folder.iterdir()} == {*digests[1:], other.name}
 
 

@@ -107,9 +107,9 @@ def test_unused_models_are_unloaded_but_never_the_last_one_or_one_with_pictures_
     other = load(runner, info_of(folder, "other"))
     long = create(model="other", options=LONG)
     run_until(runner, lambda: [model.name for model in runner.models] == ["other"])
-    assert other.busy
+    assert other.claims
     run(runner, create().id)
-    assert other.busy
+    assert other.claims
     store.cancel(long.id)
     for _ in range(3):
         runner.run_once()
@@ -156,7 +156,7 @@ def test_a_job_that_an_idle_worker_may_take_is_left_to_it(
     create(model="other")
     for _ in range(5):
         runner.run_once()
-    assert not runner.models._fetches
+    assert not runner.models.fetches
     assert [loaded.name for loaded in runner.models] == ["toy"]
 
 

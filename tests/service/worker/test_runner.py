@@ -240,7 +240,7 @@ def test_three_deaths_that_a_picture_has_not_caused_do_not_fail_its_job(
     quick, job = settings.model_copy(update={"lease_s": 0.2}), create()
     for name in ("w2", "w3", "w4"):
         preempted = started(connection, quick, name)
-        while not preempted.models.busy:
+        while not preempted.busy:
             preempted.run_once()
     assert [[claim.alone for claim in model.claims.values()] for model in preempted.models] == [[True]]
     run(Runner(connection, quick, "w5"), job.id)
@@ -279,7 +279,7 @@ def test_while_storage_hangs_other_models_are_served_and_the_job_fails_in_the_en
         return resolve(storage, name, kind)
 
     monkeypatch.setattr("service.worker.checkpoint_cache.resolve", hang)
-    run_until(runner, lambda: runner.models.fetching)
+    run_until(runner, lambda: runner.models.fetches)
     later = create(model="other")
     run(runner, loaded.id)
     assert [status(store, job) for job in (loaded, unknown)] == ["finished", "queued"]
