@@ -375,6 +375,15 @@ class JobMachine(RuleBasedStateMachine):
         self.redis_comes_back_from_the_snapshot()
         self.finish(self.workers[who], digest)
 
+    @rule(who=any_worker, digest=any_digest, n=st.integers(1, 4), room=st.integers(1, 6), at_once=st.booleans())
+    def redis_loses_what_is_claimed(self, who: int, digest: str, n: int, room: int, at_once: bool) -> None:
+        """The worker stores pictures that are pending again."""
+        self.asks(OWNERS[0], digest, n)
+        self.save_snapshot()
+        self.claims(who, digest, room)
+        self.redis_comes_back_from_the_snapshot()
+        self.works(who, digest, at_once)
+
     # --- time, and Redis itself ---
 
     @rule(ticks=st.sampled_from([1, 1, 1, 2, 5]))
