@@ -267,6 +267,7 @@ class JobMachine(RuleBasedStateMachine):
         if is_told:
             worker.held[digest] |= {claim.entry: claim for claim in grids}
         else:
+            worker.streams[digest].held -= {claim.entry for claim in grids}
             assert self.store.commit(worker.streams[digest], made, results) == ([], gone)
         assert gone == {one.picture.job for _, one in made if not self.model.exists(one.picture.job)}
         for job_id in gone:
