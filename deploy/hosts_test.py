@@ -242,7 +242,7 @@ def test_a_host_is_cut_off_while_it_works_and_every_picture_is_there_once(deploy
     until(lambda: deployment.at_work(job) == {"host-a", "host-b"})
     lost = deployment.hosts["host-a"]
     lost.pull_the_cable()
-    assert deployment.store.statuses([job.id])[job.id] == "running"
+    assert deployment.store.connection.hget(keys.job(job.id), "status") == b"running"
     ended = deployment.client.wait(job.id)
     assert ended.status == "finished"
     assert deployment.client.ready().workers == 1

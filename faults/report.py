@@ -33,8 +33,7 @@ after a worker died, that worker's pictures wait for as long as the jump.
 
 `make faults` injects each fault into real processes, the API, two workers and Redis with an append-only file, and
 checks all of the above for every accepted job. `python -m faults NAME` repeats one; `disk-full` needs root. A fault has
-a row only if it passed. Checkpoints are toys; settings are the defaults unless a row names them. Pictures of the
-release before, which computes its networks in another library, are compared by their sizes alone.
+a row only if it passed. Checkpoints are toys; settings are the defaults unless a row names them.
 
 *Recovery* lasts from the fault, its end or the last of several, until a new request has its picture and all jobs open
 at the fault have ended, less the time that they take without one. *Wait* is the longest time until a request was

@@ -12,7 +12,6 @@ from faults import checks, history
 from faults.checks import Fetched
 from faults.harness import Stack, until
 from service import pictures
-from service.contract.records import TERMINAL
 from service.pictures import PictureFiles
 from service.store import keys
 
@@ -131,14 +130,14 @@ class Trial:
         return bool(self._open([job_id]))
 
     def _open(self, ids: Sequence[str]) -> set[str]:
-        return {job_id for job_id, status in self.stack.store.statuses(ids).items() if status not in TERMINAL}
+        return set(ids) - self.stack.store.ended(ids)
 
     # --- the fault ---
 
     def begin(self) -> str:
         """Submit the large jobs, wait for a first picture, and return the worker with most pictures in progress."""
         ids = self.submit(*LARGE)
-        until(lambda: any(self.stack.store.done_count(job_id) for job_id in ids), "a first picture")
+        until(lambda: any(self.stack.connection.exists(keys.verdicts(job_id)) for job_id in ids), "a first picture")
         return self.busiest()
 
     def busiest(self) -> str:

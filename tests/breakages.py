@@ -37,7 +37,8 @@ BREAKAGES = [
     ),
     Breakage(
         "a job finishes when it has all verdicts",
-        LUA, "if state and redis.call('HLEN', keys.verdicts) >= tonumber(state.total) then", "if state then",
+        LUA, "if state and result ~= '' and redis.call('HLEN', keys.verdicts) >= tonumber(state.total) then",
+        "if state and result ~= '' then",
         f"{STORE}/test_job_model.py",
     ),
     Breakage(
@@ -71,7 +72,7 @@ BREAKAGES = [
     ),
     Breakage(
         "a stopping worker gives back what it cannot finish",
-        "service/worker/runner.py", "loaded.stream.release(loaded.take_out(set(loaded.claims)))", "pass",
+        "service/worker/runner.py", "stream.release(list(stream.held))", "pass",
         f"{WORKER}/test_runner.py",
     ),
     Breakage(

@@ -52,11 +52,14 @@ def create(store: JobStore, pictures: int = 2) -> JobRecord:
     return job
 
 
+def begin(store: JobStore, job: JobRecord) -> None:
+    store.begin(stream(store), [Claim("1-1", job.id, 0)])
+
+
 def commit(store: JobStore, job: JobRecord, *indices: int) -> list[Claim]:
     """Store pictures; return the job's grid to compose if they were the last ones."""
-    made = list(job.pictures())
-    claims = [Claim("1-1", job.id, made[index]) for index in indices]
-    complete, _ = store.commit(stream(store), [done(claim) for claim in claims])
+    claims = [Claim("1-1", job.id, index, begun=job) for index in indices]
+    complete, _ = store.commit(stream(store), [done(claim) for claim in claims], {})
     return complete
 
 
@@ -77,7 +80,7 @@ def problems(
 
 def good(store: JobStore) -> JobRecord:
     job = create(store)
-    store.unfinished([(job.id, 0)])
+    begin(store, job)
     finish(store, commit(store, job, 0, 1))
     return job
 
@@ -90,9 +93,9 @@ def test_a_correct_job_has_no_problems(store: JobStore, server: RedisServer) -> 
 
 def test_a_job_that_ends_with_its_only_picture_has_no_problems(store: JobStore, server: RedisServer) -> None:
     job = create(store, pictures=1)
-    store.unfinished([(job.id, 0)])
-    made = done(Claim("1-1", job.id, next(job.pictures())), FIRST)
-    store.commit(stream(store), [made], results={(job.id, 0): RESULT})
+    begin(store, job)
+    made = done(Claim("1-1", job.id, 0, begun=job), FIRST)
+    store.commit(stream(store), [made], results={job.id: RESULT})
     found, alone = history.read(server.folder)[job.id], Fetched([FIRST], FIRST)
     assert checks.check_states(found) + checks.check_pictures(found, 1, alone, alone) == []
 
@@ -111,7 +114,7 @@ def test_a_job_without_a_terminal_state_or_with_one_after_it_is_found(
     store: JobStore, server: RedisServer, state: str
 ) -> None:
     begun, back = create(store), good(store)
-    store.unfinished([(begun.id, 0)])
+    begin(store, begun)
     store.connection.hset(keys.job(back.id), "status", state)
     assert "its states were queued -> running" in problems(store, server, begun)
     assert f"finished -> {state}" in problems(store, server, back)
@@ -119,7 +122,7 @@ def test_a_job_without_a_terminal_state_or_with_one_after_it_is_found(
 
 def test_a_lost_picture_is_found(store: JobStore, server: RedisServer) -> None:
     job = create(store)
-    store.unfinished([(job.id, 0)])
+    begin(store, job)
     commit(store, job, 0)
     store.connection.hset(keys.job(job.id), "status", "finished")
     found = problems(store, server, job, Fetched(UNDISTURBED.pictures[:1], UNDISTURBED.grid))

@@ -85,13 +85,11 @@ class Filler:
         stream = PictureStream(self.connection, self.settings, self.info.digest, "benchmark")
         for _ in range(jobs):
             job_id = add_job(self.store, self.record(1))
-            (claim,) = stream.claim_new(1)
-            assert claim.picture is not None
+            (claim,) = self.store.begin(stream, stream.claim_new(1))
             about = {"index": 0, "labels": claim.picture.labels, "seed": claim.picture.seed}
             verdict = Verdict(**about, accuracy=1, f1=1, exact=True, probabilities=probabilities)
-            self.store.unfinished([(job_id, 0)])
             made = FinishedPicture(claim.picture, verdict, png)
-            self.store.commit(stream, [(claim.entry, made)], results={made.picture.key: result})
+            self.store.commit(stream, [(claim, made)], results={job_id: result})
         self.files.write(job_id, pictures.picture(0), png)  # of the one that is read
         self.finished += jobs
         return job_id

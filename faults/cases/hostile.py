@@ -197,7 +197,7 @@ def large_job_beside_others(trial: Trial) -> None:
         answer = httpx.post(address, json=conditions, headers={"Prefer": "respond-async"}, timeout=30)
         large = answer.raise_for_status().json()["id"]
         trial.must_finish(large)
-        until(lambda: trial.stack.store.done_count(large), "its first picture")
+        until(lambda: trial.stack.connection.exists(keys.verdicts(large)), "its first picture")
         other = {"url": f"{trial.stack.address}/generate", "json": {**BODIES[SMALL], "model": "other"}}
         packed = io.BytesIO()
         with zipfile.ZipFile(packed, "w") as archive:

@@ -274,12 +274,13 @@ def _offset(connection: Redis) -> int:
 
 
 def unreadable_record(trial: Trial) -> None:
-    """the record of a job is damaged: reading it is a 503, and it fails when its grid is composed"""
+    """the record of a job is damaged: reading it is a 503, and it fails once no worker could read it for two minutes"""
     trial.begin()
     damaged: list[str] = []
 
     def damage() -> None:
-        damaged.append(trial.submit_failing(LABELS * 8, "the result cannot be composed: ValidationError", steps=500))
+        # More pictures than two workers take at once: they read the record again for the others.
+        damaged.append(trial.submit_failing(LABELS * 32, "no running worker can read the job", steps=500))
         trial.stack.connection.hset(keys.job(damaged[0]), "record", '{"id": 1}')
 
     trial.strike(damage)

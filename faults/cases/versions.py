@@ -15,7 +15,7 @@ from pathlib import Path
 from faults.harness import ROOT, until
 from faults.trial import BODIES, LARGE, SMALL, Trial
 
-RELEASE = "4e7b9a5"  # commit of the release before this one, at least the first with pictures as files
+RELEASE = "2b44077"  # commit of the release before this one, at least the first whose queue has no pictures
 PACKAGES = ("service", "shared")
 # What the next version adds: file, line before it, new line.
 ADDITIONS = (

@@ -3,10 +3,10 @@
 import re
 import secrets
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -19,7 +19,6 @@ SHOWN_SCORES = 5  # of the most probable labels, and of those that were found an
 JobKind = Literal["generate", "score"]
 JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
 TERMINAL = frozenset({"finished", "failed", "cancelled"})
-ACTIVE = frozenset(get_args(JobStatus)) - TERMINAL
 WebhookEvent = Literal["running", "finished", "failed", "cancelled"]
 
 JOB_ID = re.compile(r"[0-9a-f]{12}7[0-9a-f]{19}")  # a UUID of version 7 (RFC 9562, 5.7) in hexadecimal
@@ -82,14 +81,12 @@ Layout = Annotated[list[Point], Field(max_length=LIMITS.max_labels, fail_fast=Tr
 Layouts = Annotated[list[Layout | None], Field(max_length=LIMITS.max_pictures_per_request, fail_fast=True)]
 
 
-class Picture(Stored):
-    """One picture to sample, with all that decides its content, so that every worker gets the same pixels.
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One picture of a job, with all that decides its content, so that every worker gets the same pixels.
 
-    Its `seed` is picture_seed(run_seed, position); both are kept for its recipe. Unlike other records it is not read
-    with unknown fields, since without them it would be another picture.
+    Its `seed` is picture_seed(run_seed, position); both are kept for its recipe.
     """
-
-    model_config = ConfigDict(extra="forbid")
 
     job: str
     index: int
@@ -101,17 +98,25 @@ class Picture(Stored):
     position: int = 0
     trajectory: int | None = None
 
-    @classmethod
-    def read(cls, raw: bytes | str) -> Self:
-        return cls.model_validate_json(raw)
-
     @property
     def key(self) -> tuple[str, int]:
         return self.job, self.index
 
 
+class ModelName(Stored):
+    """A checkpoint with work, as workers must know it to load it."""
+
+    name: str
+    digest: str
+    is_evaluator: bool = False
+
+
 class JobRecord(Stored):
-    """A job as requested. It never changes: its checkpoint stays, even if another one is promoted later."""
+    """A job as requested. It never changes: its checkpoint stays, even if another one is promoted later.
+
+    What decides the pixels of a picture and is added in a later version belongs into `options` or a Point: a worker
+    does not sample pictures with fields of these that it does not know.
+    """
 
     id: str
     owner: str = ""  # name of the API key; "" without keys
@@ -150,23 +155,27 @@ class JobRecord(Stored):
         """Whether the job has a grid of its own; otherwise its only picture is the grid."""
         return len(self.labels) > 1 or self.sent
 
-    def pictures(self) -> Iterator[Picture]:
-        """Yield the pictures. Repeat r of n lists has the indices r n to r n + n - 1 and the seeds of `seed` + r."""
-        layouts = self.layouts or [None] * len(self.labels)
-        for r in range(self.repeats):
-            for i, (labels, layout) in enumerate(zip(self.labels, layouts, strict=True)):
-                run_seed, position = self.seed + r, self.first + i
-                yield Picture(
-                    job=self.id,
-                    index=r * len(self.labels) + i,
-                    labels=tuple(labels),
-                    layout=tuple(layout) if layout else None,
-                    seed=picture_seed(run_seed, position),
-                    options=self.options,
-                    run_seed=None if self.sent else run_seed,
-                    position=position,
-                    trajectory=self.trajectory,
-                )
+    @classmethod
+    def read_to_sample(cls, raw: bytes | str) -> Self:
+        """Parse a record. ValidationError also if it has options that this version does not know."""
+        return cls.model_validate_json(raw)
+
+    def picture(self, index: int) -> Picture:
+        """Return a picture. Repeat r of n lists has the indices r n to r n + n - 1 and the seeds of `seed` + r."""
+        repeat, i = divmod(index, len(self.labels))
+        run_seed, position = self.seed + repeat, self.first + i
+        layout = self.layouts[i] if self.layouts else None
+        return Picture(
+            job=self.id,
+            index=index,
+            labels=tuple(self.labels[i]),
+            layout=tuple(layout) if layout else None,
+            seed=picture_seed(run_seed, position),
+            options=self.options,
+            run_seed=None if self.sent else run_seed,
+            position=position,
+            trajectory=self.trajectory,
+        )
 
 
 class Verdict(Stored):

@@ -27,12 +27,12 @@ from service.contract.errors import (
     UnknownJob,
     UnknownPicture,
 )
-from service.contract.records import JOB_ID, TERMINAL, JobRecord, JobResult, Verdict, created_at
+from service.contract.records import JOB_ID, TERMINAL, JobRecord, JobResult, ModelName, Verdict, created_at
 from service.contract.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Repeat, ScoreResult, Summary
 from service.settings import Settings
-from service.store import functions, keys
+from service.store import keys
 from service.store.connection import text
-from service.store.doorbell import Doorbell, ModelName
+from service.store.doorbell import Doorbell
 from service.store.functions import Pipeline
 from service.store.hub import Hub
 from service.store.workers import ReadyWorkers
@@ -40,7 +40,6 @@ from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-FEW = 32  # pictures of a job whose arguments take the event loop a millisecond at most
 HEAD = b"record", b"status", b"started_at", b"finished_at", b"error"  # of a job in a list; its result may be large
 LOOK_AGAIN_S = 5.0  # how often one who waits looks at the job itself, in case its end was not heard
 SCORE_DIGITS = 6
@@ -82,26 +81,15 @@ def _hash(value: str) -> str:
     return hashlib.sha256(value.encode()).hexdigest()
 
 
-def model_of(record: JobRecord) -> ModelName:
-    return ModelName(name=record.model, digest=record.digest, is_evaluator=record.sent)
-
-
 def arguments(record: JobRecord, request: IdempotentRequest | None, settings: Settings) -> list[Any]:
     """Return the arguments of `create` in `jobs.lua`."""
-    fields: dict[str, Any] = {"record": record.write(), "total": record.total, "status": "queued"}
-    fields |= {"digest": record.digest, "owner": record.owner}
-    if record.webhook:
-        fields["webhook_events"] = " ".join(record.webhook_events)
-    if request is not None:
-        fields["request_key"] = request.redis_key
     own = settings.has_keys
     about = {
         "id": record.id,
         "owner": record.owner,
         "digest": record.digest,
-        "model": model_of(record).model_dump_json(),
+        "model": ModelName(name=record.model, digest=record.digest, is_evaluator=record.sent).write(),
         "total": record.total,
-        "fields": 2 * len(fields),
         "timeout_s": settings.job_timeout_s,
         "lifetime_s": settings.job_timeout_s + settings.keep_s,
         "idempotent_s": settings.idempotent_s,
@@ -109,10 +97,11 @@ def arguments(record: JobRecord, request: IdempotentRequest | None, settings: Se
         "most_own": settings.max_queued_pictures_per_owner if own else 0,
         "most_stored": settings.max_stored_pictures_per_owner if own else 0,
     }
+    if record.webhook:
+        about["webhook_events"] = " ".join(record.webhook_events)
     if request is not None:
         about |= {"request_key": request.redis_key, "request_hash": _hash(request.request)}
-    pictures = (picture.write() for picture in record.pictures())
-    return [json.dumps(about), *functions.flat(fields), *pictures]
+    return [json.dumps(about), record.write()]
 
 
 def before(answer: Any, request: IdempotentRequest | None, settings: Settings) -> str:
@@ -139,7 +128,7 @@ class AsyncJobs:
         """`doorbell`: needed to create jobs."""
         self.redis, self.hub, self.settings = Pipeline(connection), Hub(connection), settings
         self.workers = ReadyWorkers(self.redis)
-        self._doorbell, self._unrung = doorbell, set[ModelName]()
+        self._doorbell, self._unrung = doorbell, set[str]()  # digests
 
     async def existing(self, request: IdempotentRequest) -> str | None:
         """Return the job that the same request created before, if it still exists.
@@ -152,25 +141,23 @@ class AsyncJobs:
         return request.job_of(text(raw))
 
     async def create(self, record: JobRecord, request: IdempotentRequest | None = None) -> str:
-        """Write a job and its pending pictures in one command, wake a worker, and return the job's id.
+        """Write a job and put it into the queue in one command, wake a worker, and return the job's id.
 
         If the same request created a job before, write nothing and return that job's id. KeyReuse, NoRoom as `before`.
         """
-        given = record, request, self.settings
-        about = arguments(*given) if record.total <= FEW else await asyncio.to_thread(arguments, *given)
-        answer = await self.redis.call("create", *about)
+        answer = await self.redis.call("create", *arguments(record, request, self.settings))
         if answer is not None:
             return before(answer, request, self.settings)
         if not self._unrung:
             asyncio.get_running_loop().call_soon(self._ring)
-        self._unrung.add(model_of(record))
+        self._unrung.add(record.digest)
         return record.id
 
     def _ring(self) -> None:
         """Wake workers for new jobs. Nobody waits for it: a worker that is not woken looks a second later."""
         assert self._doorbell is not None
-        models, self._unrung = self._unrung, set()
-        asyncio.get_running_loop().run_in_executor(None, self._doorbell.ring, models)
+        digests, self._unrung = self._unrung, set()
+        asyncio.get_running_loop().run_in_executor(None, self._doorbell.ring, digests)
 
     async def job(self, job_id: str) -> Job:
         """Return the job in its current state. UnknownJob, ExpiredJob; Unavailable if another version wrote it."""

@@ -5,7 +5,7 @@ import asyncio
 import hashlib
 import math
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +40,6 @@ def call(connection: Redis, function: str, *arguments: Any) -> Any:
 def is_missing(error: object) -> bool:
     """Whether Redis does not have the function: it is new, was emptied by FUNCTION FLUSH, or lost its last writes."""
     return isinstance(error, ResponseError) and "Function not found" in str(error)
-
-
-def flat(fields: Mapping[str, Any]) -> list[Any]:
-    """Return names and values in turn, as HSET takes them."""
-    return [part for pair in fields.items() for part in pair]
 
 
 def drop_others(connection: Redis, in_use: Collection[str]) -> None:

@@ -13,7 +13,6 @@ local VERSION = 'development'
 
 local GROUP = 'workers' -- the consumer group of every stream of pictures
 local KEPT_EVENTS = 1000 -- per job; a client that missed older ones reads the job itself
-local MOST_ARGUMENTS = 1000 -- of one command; Lua's `unpack` returns some thousand values at most
 
 local OPEN = 'labelgrid:deadlines'
 local CHANGES = 'labelgrid:changes'
@@ -26,7 +25,6 @@ local function keys_of_job(id)
   local job = 'labelgrid:job:' .. id
   return {
     job = job,
-    pending = job .. ':waiting',
     verdicts = job .. ':verdicts',
     events = job .. ':events',
   }
@@ -139,30 +137,20 @@ local function lower_count(counts, owner, by)
   end
 end
 
--- Takes the next picture of an owner's first job, which then goes to the end of their list. Returns the picture and its
--- job's id; nil if they have none.
+-- Takes the next picture of an owner's first job, which then goes to the end of their list. Returns the job's id and the
+-- picture's index; nil if they have none.
 local function take_from_owner(digest, owner)
   local jobs = key_of_owner_jobs(digest, owner)
-  while true do
-    local id = redis.call('LPOP', jobs)
-    if not id then
-      return nil
-    end
-    local pending = keys_of_job(id).pending
-    local picture, following = unpack(redis.call('LPOP', pending, 2) or {})
-    if following then
-      redis.call('LPUSH', pending, following)
-      redis.call('RPUSH', jobs, id)
-    end
-    if picture then
-      return picture, id
-    end
+  local id = redis.call('LPOP', jobs)
+  if not id then
+    return nil
   end
-end
-
--- When a job was created, in Unix seconds: its id begins with it in milliseconds (`records.py`).
-local function created_at(id)
-  return tonumber(string.sub(id, 1, 12), 16) / 1000
+  local job = keys_of_job(id).job
+  local dispatched = redis.call('HINCRBY', job, 'dispatched', 1)
+  if dispatched < tonumber(redis.call('HGET', job, 'total')) then
+    redis.call('RPUSH', jobs, id)
+  end
+  return id, dispatched - 1
 end
 
 -- Moves up to `most` pictures to the stream, in rounds: each owner gives one picture a round. An owner who has none when
@@ -182,12 +170,12 @@ local function dispatch(digest, most)
       if moved == most then
         break
       end
-      local picture, id
+      local id, index
       if not owner.is_idle then
-        picture, id = take_from_owner(digest, owner.name)
+        id, index = take_from_owner(digest, owner.name)
       end
-      if picture then
-        redis.call('XADD', model.stream, '*', 'picture', picture, 'asked_at', created_at(id))
+      if id then
+        redis.call('XADD', model.stream, '*', 'job', id, 'index', index)
         moved = moved + 1
         turn = turn + 1
         owner.taken = owner.taken + 1
@@ -208,28 +196,33 @@ local function dispatch(digest, most)
   end
 end
 
--- Removes the work of a job that ends early: the pending pictures, and those and its grid in the stream. Workers that
--- sample some drop them at their next step, but those that died do not, and perhaps no other one has the model.
-local function remove_pictures(id, digest, owner)
-  local model = keys_of_model(digest)
-  local pending = keys_of_job(id).pending
-  local count = redis.call('LLEN', pending)
-  if count > 0 then
-    redis.call('DEL', pending)
-    redis.call('LREM', key_of_owner_jobs(digest, owner), 1, id)
-    lower_count(model.counts, owner, count)
+-- Takes a job that ends out of the queue, if it has pending pictures.
+local function dequeue(id, state)
+  local pending = state.total - state.dispatched
+  if pending > 0 then
+    redis.call('LREM', key_of_owner_jobs(state.digest, state.owner), 1, id)
+    lower_count(keys_of_model(state.digest).counts, state.owner, pending)
   end
-  for _, entry in ipairs(redis.call('XRANGE', model.stream, '-', '+')) do
-    local work = entry[2][2] -- a picture, or the job's id
-    if string.find(work, id, 1, true) then
-      redis.call('XACK', model.stream, GROUP, entry[1])
-      redis.call('XDEL', model.stream, entry[1])
+end
+
+-- Removes the pictures and the grid of a job that ends early from the stream. Workers that sample some drop them at their
+-- next step, but those that died do not, and perhaps no other one has the model.
+local function remove_entries(id, stream)
+  for _, entry in ipairs(redis.call('XRANGE', stream, '-', '+')) do
+    if entry[2][2] == id then
+      redis.call('XACK', stream, GROUP, entry[1])
+      redis.call('XDEL', stream, entry[1])
     end
   end
 end
 
 -- Stored pictures, which are counted for owners of API keys only: without keys nothing limits them. A field of the hash
 -- is the hour in which jobs were created, counted from 1970.
+
+-- When a job was created, in Unix seconds: its id begins with it in milliseconds (`records.py`).
+local function created_at(id)
+  return tonumber(string.sub(id, 1, 12), 16) / 1000
+end
 
 local function hour_of(id)
   return math.floor(created_at(id) / 3600)
@@ -314,28 +307,28 @@ local function add_to_list(new, now)
   redis.call('EXPIRE', index, new.lifetime_s)
 end
 
--- create(settings, then: fields and values of the job; its pending pictures)
+-- create(settings, record)
 --
--- Settings: id, owner, digest, model (JSON that tells workers what to load), total (pictures), request_key and
--- request_hash if there is an Idempotency-Key, fields (how many arguments they take), timeout_s, lifetime_s (timeout_s
--- and how long a job is kept), idempotent_s, most_queued, most_own, most_stored (0: no limit).
--- Reads the request's key, the model's queue and stream, and the owner's stored pictures. Writes the job, its pending
--- pictures, the open jobs, the models with work, the owner's list of jobs, the fair queue, the owner's stored pictures
--- and the request's key.
+-- Settings: id, owner, digest, model (JSON that tells workers what to load), total (pictures), webhook_events if there is
+-- a webhook, request_key and request_hash if there is an Idempotency-Key, timeout_s, lifetime_s (timeout_s and how long a
+-- job is kept), idempotent_s, most_queued, most_own, most_stored (0: no limit).
+-- Reads the request's key, the model's queue and stream, and the owner's stored pictures. Writes the job, the open jobs,
+-- the models with work, the owner's list of jobs, the fair queue, the owner's stored pictures and the request's key.
 -- Returns nil; or what prevents it, then no job is written: {'request', job and request of before}, or {'queue',
 -- 'owner' or 'stored', how much is taken}.
 local function create(args)
   local new = cjson.decode(args[1])
-  local keys = keys_of_job(new.id)
+  local job = keys_of_job(new.id).job
   local now = now_s()
   local obstacle = find_request(new) or find_full_queue(new) or find_full_storage(new, now)
   if obstacle then
     return obstacle
   end
 
-  redis.call('HSET', keys.job, unpack(args, 2, 1 + new.fields))
-  for first = 2 + new.fields, #args, MOST_ARGUMENTS do
-    redis.call('RPUSH', keys.pending, unpack(args, first, math.min(first + MOST_ARGUMENTS - 1, #args)))
+  redis.call('HSET', job, 'record', args[2], 'status', 'queued', 'total', new.total, 'dispatched', 0)
+  redis.call('HSET', job, 'digest', new.digest, 'owner', new.owner)
+  if new.webhook_events then
+    redis.call('HSET', job, 'webhook_events', new.webhook_events)
   end
   redis.call('ZADD', OPEN, now + new.timeout_s, new.id)
   redis.call('HSET', MODELS, new.digest, new.model)
@@ -346,6 +339,7 @@ local function create(args)
     redis.call('EXPIRE', key_of_stored(new.owner), new.lifetime_s + 3600)
   end
   if new.request_key then
+    redis.call('HSET', job, 'request_key', new.request_key)
     redis.call('SET', new.request_key, new.id .. ' ' .. new.request_hash, 'EX', new.idempotent_s)
   end
   return nil
@@ -393,7 +387,7 @@ end
 
 -- A job's end
 
-local STATE = {'status', 'total', 'owner', 'digest', 'webhook_events', 'record'}
+local STATE = {'status', 'total', 'dispatched', 'owner', 'digest', 'webhook_events'}
 
 -- Returns what the end of a job depends on, by name; nil if the job is not open. And whether the job exists.
 local function read_open(job)
@@ -404,7 +398,8 @@ local function read_open(job)
   return is_open(state.status) and state or nil, state.status ~= false
 end
 
--- Moves an open job to a terminal status, which is final. Returns the job's record.
+-- Moves an open job to a terminal status, which is final. A job may finish while pictures of it are pending: of a Redis
+-- that came back from a snapshot, after which a worker stored what it had sampled.
 --
 -- `fields`: names and values to set in the job. `event`: what its last event says beside the status.
 local function move_to_end(keep_s, id, state, status, fields, event)
@@ -417,14 +412,14 @@ local function move_to_end(keep_s, id, state, status, fields, event)
     redis.call('EXPIRE', key, keep_s)
   end
   add_webhook(id, status, state.webhook_events)
-  return state.record or ''
+  dequeue(id, state)
 end
 
 -- Stores the verdict on a picture whose file is in storage, if its job is open and no other worker stored one before. A
--- job of one picture ends at once if the picture comes with a result; any other one with all of its pictures gets an
--- entry in the stream, for its grid.
+-- job without a grid comes with its result, and ends at once; any other one with all of its pictures gets an entry in the
+-- stream, for its grid.
 --
--- Returns 1; 0 if the job is not open, -1 if it is gone; for a job that ended, what `finish` returns.
+-- Returns 1; 0 if the job is not open, -1 if it is gone, 2 if it ended now.
 local function commit_picture(keep_s, stream, time, id, index, verdict, result)
   local keys = keys_of_job(id)
   local state, exists = read_open(keys.job)
@@ -434,31 +429,30 @@ local function commit_picture(keep_s, stream, time, id, index, verdict, result)
   if redis.call('HSETNX', keys.verdicts, index, verdict) == 0 then
     return 1
   end
-  if state.total == '1' and result ~= '' then
+  if result ~= '' then
     local fields = {'finished_at', time, 'result', result}
-    return move_to_end(keep_s, id, state, 'finished', fields, {'last_picture', index})
+    move_to_end(keep_s, id, state, 'finished', fields, {'last_picture', index})
+    return 2
   end
   add_event(id, 'picture', index)
   if redis.call('HLEN', keys.verdicts) >= tonumber(state.total) then
-    redis.call('XADD', stream, '*', 'job', id, 'asked_at', '')
+    redis.call('XADD', stream, '*', 'job', id)
   end
   return 1
 end
 
--- open_stream(digest)
---
--- Creates the model's stream and its consumer group, unless they are there. Returns nothing.
-local function open_stream(args)
-  local stream = keys_of_model(args[1]).stream
+-- Creates the model's stream and its consumer group, unless they are there.
+local function create_group(stream)
   redis.pcall('XGROUP', 'CREATE', stream, GROUP, '0', 'MKSTREAM')
 end
 
 -- Leases up to `most` entries that are new in the model's stream to the worker. Returns them with their fields and values.
 local function lease(digest, worker, most)
-  local command = {'XREADGROUP', 'GROUP', GROUP, worker, 'COUNT', most, 'STREAMS', keys_of_model(digest).stream, '>'}
+  local stream = keys_of_model(digest).stream
+  local command = {'XREADGROUP', 'GROUP', GROUP, worker, 'COUNT', most, 'STREAMS', stream, '>'}
   local found = redis.pcall(unpack(command))
   if found and found.err then -- somebody emptied Redis, or it lost its last writes
-    open_stream({digest})
+    create_group(stream)
     found = redis.call(unpack(command))
   end
   return found and found[1][2] or {}
@@ -490,11 +484,11 @@ end
 -- finish(seconds to keep a job, digest, time, then for each job: entry, id, result)
 --
 -- Ends jobs with their results, once their grids are in storage, and removes the grids' entries from the stream. A job
--- without all of its pictures does not finish: a Redis that came back from a crash, or a former replica, may have lost
--- some since the caller saw them; the last one to be stored again adds an entry.
--- Reads the jobs and their verdicts; writes the jobs, their verdicts and events, the stream, the open jobs and the outbox
--- of webhooks.
--- Returns for each job its record; nil for one that does not finish.
+-- whose result is empty does not finish, nor one without all of its pictures: a Redis that came back from a crash, or a
+-- former replica, may have lost some since the caller saw them; the last one to be stored again adds an entry.
+-- Reads the jobs and their verdicts; writes the jobs, their verdicts and events, the stream, the queue, the open jobs and
+-- the outbox of webhooks.
+-- Returns for each job 2 if it ended now, -1 if it is gone, else 0.
 local function finish(args)
   local keep_s, digest, time = unpack(args, 1, 3)
   local stream = keys_of_model(digest).stream
@@ -502,10 +496,11 @@ local function finish(args)
   for first = 4, #args, 3 do
     local entry, id, result = unpack(args, first, first + 2)
     local keys = keys_of_job(id)
-    local state = read_open(keys.job)
-    local answer = false
-    if state and redis.call('HLEN', keys.verdicts) >= tonumber(state.total) then
-      answer = move_to_end(keep_s, id, state, 'finished', {'finished_at', time, 'result', result}, {})
+    local state, exists = read_open(keys.job)
+    local answer = exists and 0 or -1
+    if state and result ~= '' and redis.call('HLEN', keys.verdicts) >= tonumber(state.total) then
+      move_to_end(keep_s, id, state, 'finished', {'finished_at', time, 'result', result}, {})
+      answer = 2
     end
     redis.call('XACK', stream, GROUP, entry)
     redis.call('XDEL', stream, entry)
@@ -518,17 +513,18 @@ end
 --
 -- Ends a job without a result. Its pictures leave queue and stream at once: if no worker has their model, nobody else
 -- removes them.
--- Reads and writes what `finish` does, and the model's queue.
+-- Reads and writes what `finish` does.
 -- Returns the job's record; nil if the job is not open.
 local function end_early(args)
   local keep_s, id, status = unpack(args, 1, 3)
-  local state = read_open(keys_of_job(id).job)
+  local job = keys_of_job(id).job
+  local state = read_open(job)
   if not state then
     return nil
   end
-  local answer = move_to_end(keep_s, id, state, status, {unpack(args, 4)}, {})
-  remove_pictures(id, state.digest, state.owner)
-  return answer
+  move_to_end(keep_s, id, state, status, {unpack(args, 4)}, {})
+  remove_entries(id, keys_of_model(state.digest).stream)
+  return redis.call('HGET', job, 'record')
 end
 
 -- delete(job)
@@ -555,35 +551,11 @@ local function delete(args)
   return 1
 end
 
--- Takes over the open jobs of former versions, which had them in a set.
-local function adopt_open_jobs()
-  for _, id in ipairs(redis.call('SMEMBERS', 'labelgrid:open')) do
-    local job = keys_of_job(id).job
-    local overdue_at, raw = unpack(redis.call('HMGET', job, 'overdue_at', 'record'))
-    if overdue_at and raw then
-      local record = cjson.decode(raw)
-      local model = {name = record.model, digest = record.digest, is_evaluator = record.sent or false}
-      redis.call('ZADD', OPEN, overdue_at, id)
-      redis.call('HSET', MODELS, record.digest, cjson.encode(model))
-    end
-  end
-  redis.call('DEL', 'labelgrid:open')
-end
-
 -- overdue()
 --
--- Returns the open jobs whose time is over, by the clock of Redis, and forgets open jobs that do not exist.
+-- Returns the open jobs whose time is over, by the clock of Redis.
 local function overdue()
-  adopt_open_jobs()
-  local found = {}
-  for _, id in ipairs(redis.call('ZRANGEBYSCORE', OPEN, '-inf', now_s())) do
-    if redis.call('EXISTS', keys_of_job(id).job) == 1 then
-      table.insert(found, id)
-    else
-      redis.call('ZREM', OPEN, id)
-    end
-  end
-  return found
+  return redis.call('ZRANGEBYSCORE', OPEN, '-inf', now_s())
 end
 
 -- read(jobs)
@@ -622,7 +594,7 @@ end
 -- claim(digest, worker, most)
 --
 -- Moves the next pictures from the fair queue to the stream, and leases up to `most` to the worker. Reads and writes the
--- model's queue and stream, the owners' lists and the jobs' pending pictures.
+-- model's queue and stream, the owners' lists, and how many pictures of each job are dispatched.
 -- Returns the stream's entries, each with its fields and values.
 local function claim(args)
   local digest, worker, most = args[1], args[2], tonumber(args[3])
@@ -640,14 +612,14 @@ local function discard(args)
   redis.call('XDEL', stream, unpack(args, 2))
 end
 
--- drop_consumers(digest, milliseconds)
+-- open_stream(digest, milliseconds)
 --
--- Removes consumers of the model's stream that have no pictures and were idle for so long: their workers ended or
--- unloaded the model. A consumer that reads again comes back. Returns nothing.
-local function drop_consumers(args)
+-- Creates the model's stream, and removes its consumers that have no pictures and were idle for so long: their workers
+-- ended or unloaded the model. A consumer that reads again comes back. Returns nothing.
+local function open_stream(args)
   local stream = keys_of_model(args[1]).stream
-  local consumers = redis.pcall('XINFO', 'CONSUMERS', stream, GROUP)
-  for _, one in ipairs(consumers) do -- none if there is no such group
+  create_group(stream)
+  for _, one in ipairs(redis.call('XINFO', 'CONSUMERS', stream, GROUP)) do
     local name, pending, idle_ms = one[2], one[4], one[6]
     if pending == 0 and idle_ms > tonumber(args[2]) then
       redis.call('XGROUP', 'DELCONSUMER', stream, GROUP, name)
@@ -743,8 +715,7 @@ register('read', read, {'no-writes'})
 register('open_stream', open_stream, {'allow-oom'})
 register('claim', claim, {'allow-oom'})
 register('discard', discard, {'allow-oom'})
-register('drop_consumers', drop_consumers, {'allow-oom'})
-register('overdue', overdue, {'allow-oom'})
+register('overdue', overdue, {'no-writes'})
 register('wanted', wanted, {'allow-oom'})
 register('jobs_of', jobs_of, {'no-writes'})
 register('announce', announce, {'allow-oom'})

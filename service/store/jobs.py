@@ -5,18 +5,19 @@ and no files; `keys.py` lists the keys.
 """
 
 import time
-from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from functools import lru_cache
+from typing import Any, Final
 
 from redis import Redis
 
-from service.contract.records import TERMINAL, FinishedPicture, JobRecord, JobResult, JobStatus, Verdict
+from service.contract.records import TERMINAL, FinishedPicture, JobRecord, JobResult, JobStatus, ModelName, Verdict
 from service.settings import Settings
 from service.store import functions, keys
 from service.store.claims import Claim, PictureStream
 from service.store.connection import text
-from service.store.doorbell import Doorbell, ModelName
+from service.store.doorbell import Doorbell
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import JOBS_ENDED
@@ -24,6 +25,9 @@ from service.telemetry.metrics import JOBS_ENDED
 log = get_logger(__name__)
 
 OVERDUE = "not finished within the time limit for a job"
+RECORDS = 64  # that stay parsed: of a large job, pictures are claimed again and again
+ENDED: Final = 2  # as `commit` and `finish` of `jobs.lua` answer
+GONE: Final = -1
 
 
 class JobStore:
@@ -33,155 +37,144 @@ class JobStore:
         self.connection, self.settings = connection, settings
         self.doorbell = Doorbell(connection, settings.queue)
 
-    def unfinished(self, pictures: Iterable[tuple[str, int]]) -> set[tuple[str, int]]:
-        """Mark queued jobs as running. Return those of the pictures, given by job and index, that are still to be made.
+    def begin(self, stream: PictureStream, claims: Sequence[Claim]) -> list[Claim]:
+        """Mark queued jobs of claims as running. Return the claims to work on, with their jobs' records.
 
-        They are not finished, and their jobs are open.
+        Discards those whose picture is finished or whose job is not open, and leaves those of jobs that this version of
+        the service cannot read to other workers.
         """
-        asked = defaultdict[str, set[int]](set)
-        for job_id, index in pictures:
-            asked[job_id].add(index)
-        if not asked:
-            return set()
-        arguments: list[Any] = []
-        for job_id, indices in asked.items():
-            arguments += [job_id, len(indices), *indices]
+        indices: dict[str, list[int]] = {claim.job: [] for claim in claims}
+        for claim in claims:
+            if claim.index is not None:
+                indices[claim.job].append(claim.index)
+        arguments = [part for job_id, of_job in indices.items() for part in (job_id, len(of_job), *of_job)]
         answers = functions.call(self.connection, "begin", time.time(), *arguments)
-        left = set[tuple[str, int]]()
-        for (job_id, indices), answer in zip(asked.items(), answers, strict=True):
-            if answer is None:
-                continue
-            has_moved, record, finished = answer
-            if has_moved:
-                self._moved(job_id, "running", {}, record)
-            left |= {(job_id, index) for index in indices.difference(map(int, finished))}
-        return left
+        records = dict[str, JobRecord | None]()  # of open jobs; None for one that cannot be read
+        finished = set[tuple[str, int | None]]()
+        for job_id, answer in zip(indices, answers, strict=True):
+            if answer is not None:
+                has_moved, raw, stored = answer
+                records[job_id] = record = read_record(job_id, raw)
+                finished |= {(job_id, int(index)) for index in stored}
+                if has_moved:
+                    self._moved(job_id, "running", record)
+        begun, unneeded, unreadable = list[Claim](), list[str](), list[Claim]()
+        for claim in claims:
+            if claim.job not in records or (claim.job, claim.index) in finished:
+                unneeded.append(claim.entry)
+            elif (record := records[claim.job]) is None:
+                unreadable.append(claim)
+            else:
+                begun.append(replace(claim, begun=record))
+        stream.discard(unneeded)
+        if unreadable:
+            stream.leave(unreadable)
+        return begun
 
     def fail(self, job_id: str, reason: str) -> bool:
         """End the job; clients read `reason`. False if it had ended before."""
-        return self._end_early(job_id, "failed", {"error": reason})
+        return self._end_early(job_id, "failed", reason)
 
     def cancel(self, job_id: str) -> bool:
         """End the job for its client; workers drop its pictures at their next step. False if it had ended before."""
-        return self._end_early(job_id, "cancelled", {})
+        return self._end_early(job_id, "cancelled")
 
-    def _end_early(self, job_id: str, status: JobStatus, about: dict[str, Any]) -> bool:
-        fields = {"finished_at": time.time(), **about}
-        answer = functions.call(
-            self.connection, "end_early", self.settings.keep_s, job_id, status, *functions.flat(fields)
-        )
-        if answer is None:
+    def _end_early(self, job_id: str, status: JobStatus, reason: str = "") -> bool:
+        fields = ["finished_at", time.time(), *(["error", reason] if reason else [])]
+        raw = functions.call(self.connection, "end_early", self.settings.keep_s, job_id, status, *fields)
+        if raw is None:
             return False
-        self._moved(job_id, status, about, answer)
+        self._moved(job_id, status, read_record(job_id, raw), reason)
         return True
 
     def delete(self, job_id: str) -> bool:
         """Remove an ended job; False if it has not ended, or is gone. Its files are not here."""
         return bool(functions.call(self.connection, "delete", job_id))
 
-    def overdue(self) -> list[str]:
-        """Return the open jobs whose time is over. Redis's clock decides: those of API and workers may be wrong."""
-        return [text(raw) for raw in functions.call(self.connection, "overdue")]
-
     def fail_overdue(self) -> None:
-        for job_id in self.overdue():
-            self.fail(job_id, OVERDUE)
+        """Fail the open jobs whose time is over. Redis's clock decides: those of API and workers may be wrong."""
+        for raw in functions.call(self.connection, "overdue"):
+            self.fail(text(raw), OVERDUE)
 
     def wanted(self) -> list[ModelName]:
         """Return the models that have work which no live worker has taken."""
         found = functions.call(self.connection, "wanted", int(self.settings.lease_s * 1000))
-        return [ModelName.model_validate_json(about) for _, about in found]
+        return [ModelName.read(about) for _, about in found]
 
     def of_model(self, digest: str) -> list[str]:
         """Return the open jobs of a model."""
         return [text(raw) for raw in functions.call(self.connection, "jobs_of", digest)]
 
-    def finish(self, stream: PictureStream, results: Sequence[tuple[Claim, JobResult]]) -> set[str]:
-        """End jobs whose grids are in storage, each given by its claim, and return those that ended now.
-
-        The others had ended before, or lack pictures.
-        """
-        if not results:
-            return set()
-        arguments: list[Any] = []
-        for claim, result in results:
-            arguments += [claim.entry, claim.job, result.write()]
-        keep_s = self.settings.keep_s
-        answers = functions.call(self.connection, "finish", keep_s, stream.digest, time.time(), *arguments)
-        ended = set()
-        for (claim, _), answer in zip(results, answers, strict=True):
-            if answer is not None:
-                self._moved(claim.job, "finished", {}, answer)
-                ended.add(claim.job)
-        return ended
-
-    def _moved(self, job_id: str, status: JobStatus, about: dict[str, Any], raw: bytes | None) -> None:
-        """Log and count a move, given the job's record as the function returned it. `error` in `about`: the reason."""
-        known: dict[str, Any] = {"job_id": job_id}
-        try:
-            if raw is not None:
-                record = JobRecord.read(raw)
-                known |= {**record.log_ids, "age_s": round(time.time() - record.created_at, 3)}
-                if status == "running":
-                    tracing.record("queue", record.traceparent, {"job_id": job_id}, record.created_at)
-        except ValueError as error:  # another version wrote it, and this one cannot read it
-            log.warning("job record cannot be read", job_id=job_id, reason=str(error))
-        log.info(f"job {status}", **known, **({"reason": about["error"]} if "error" in about else {}))
-        if status in TERMINAL:
-            JOBS_ENDED.labels(status).inc()
-
     def commit(
         self,
         stream: PictureStream,
-        finished: Sequence[tuple[str, FinishedPicture]],
-        results: Mapping[tuple[str, int], JobResult] | None = None,
+        finished: Sequence[tuple[Claim, FinishedPicture]],
+        results: Mapping[str, JobResult],
     ) -> tuple[list[Claim], set[str]]:
-        """Store the verdicts of pictures whose files are in storage, each given with its stream entry.
+        """Store the verdicts of pictures whose files are in storage, each given with its claim.
 
-        `results`: a job of one picture ends at once, with this result. If two workers sampled the same picture, the
-        first verdict is kept. Pictures of an ended job are dropped. Return the grids to compose, which are claimed for
-        this worker, and the jobs that do not exist any more, whose files may go.
+        `results`: of the jobs of one picture that end at once. If two workers sampled the same picture, the first
+        verdict is kept. Pictures of an ended job are dropped. Return the grids to compose, which are claimed for this
+        worker, and the jobs that do not exist any more, whose files may go.
         """
         arguments: list[Any] = []
-        for entry, one in finished:
-            result = (results or {}).get(one.picture.key)
-            arguments += [entry, *one.picture.key, one.verdict.write(), result.write() if result else ""]
+        for claim, one in finished:
+            result = results.get(claim.job)
+            arguments += [claim.entry, *one.picture.key, one.verdict.write(), result.write() if result else ""]
         about = (self.settings.keep_s, stream.digest, stream.consumer, time.time())
         answers, leased = functions.call(self.connection, "commit", *about, *arguments)
-        gone = set()
-        for (_, one), answer in zip(finished, answers, strict=True):
-            job_id = one.picture.job
-            if isinstance(answer, bytes):
-                self._moved(job_id, "finished", {}, answer)
-            elif answer == -1:
-                gone.add(job_id)
-        return stream.read(leased), gone
+        gone = self._gone(stream, [claim for claim, _ in finished], answers)
+        records = {claim.job: claim.record for claim, _ in finished}
+        claims = stream.read(leased)
+        complete = [claim for claim in claims if claim.index is None and claim.job in records]
+        if others := [claim.entry for claim in claims if claim not in complete]:
+            stream.release(others)
+        return [replace(claim, begun=records[claim.job]) for claim in complete], gone
 
-    def record(self, job_id: str) -> JobRecord | None:
-        """Return the job's record; None if it is gone. ValueError if this version of the service cannot read it."""
-        raw = self.connection.hget(keys.job(job_id), "record")
-        return None if raw is None else JobRecord.read(raw)
+    def finish(self, stream: PictureStream, results: Sequence[tuple[Claim, JobResult | None]]) -> set[str]:
+        """End jobs whose grids are in storage, each given by its claim, unless they have ended or lack pictures.
 
-    def complete(self, job_id: str) -> tuple[JobRecord, list[Verdict]] | None:
-        """Return record and verdicts of a job if it is open and has all pictures.
+        Removes all of the claims. Return the jobs that do not exist any more, whose files may go.
+        """
+        arguments: list[Any] = []
+        for claim, result in results:
+            arguments += [claim.entry, claim.job, result.write() if result else ""]
+        answers = functions.call(
+            self.connection, "finish", self.settings.keep_s, stream.digest, time.time(), *arguments
+        )
+        return self._gone(stream, [claim for claim, _ in results], answers)
+
+    def _gone(self, stream: PictureStream, claims: Sequence[Claim], answers: Sequence[int]) -> set[str]:
+        """Note which claims and jobs ended, and return the jobs that do not exist, as `commit` and `finish` answer."""
+        stream.held.difference_update(claim.entry for claim in claims)
+        for claim, answer in zip(claims, answers, strict=True):
+            if answer == ENDED:
+                self._moved(claim.job, "finished", claim.record)
+        return {claim.job for claim, answer in zip(claims, answers, strict=True) if answer == GONE}
+
+    def _moved(self, job_id: str, status: JobStatus, record: JobRecord | None, reason: str = "") -> None:
+        """Log and count a move. `record`: None if it cannot be read."""
+        about: dict[str, Any] = {"job_id": job_id, **({"reason": reason} if reason else {})}
+        if record is not None:
+            about |= {**record.log_ids, "age_s": round(time.time() - record.created_at, 3)}
+            if status == "running":
+                tracing.record("queue", record.traceparent, {"job_id": job_id}, record.created_at)
+        log.info(f"job {status}", **about)
+        if status in TERMINAL:
+            JOBS_ENDED.labels(status).inc()
+
+    def verdicts(self, job_id: str, total: int) -> list[Verdict] | None:
+        """Return the verdicts of a job, sorted by index, if it is open and has all of its `total` pictures; else None.
 
         ValueError if this version cannot read them.
         """
         with self.connection.pipeline(transaction=False) as pipe:
-            pipe.hmget(keys.job(job_id), ["record", "status", "total"])
+            pipe.hget(keys.job(job_id), "status")
             pipe.hvals(keys.verdicts(job_id))
-            (raw, status, total), verdicts = pipe.execute()
-        if raw is None or text(status) in TERMINAL or len(verdicts) < int(total):
+            status, verdicts = pipe.execute()
+        if status is None or text(status) in TERMINAL or len(verdicts) < total:
             return None
-        return JobRecord.read(raw), read_verdicts(verdicts)
-
-    def statuses(self, job_ids: Iterable[str]) -> dict[str, str | None]:
-        """Return the status of each job; None for one that is gone."""
-        ids = list(job_ids)
-        with self.connection.pipeline(transaction=False) as pipe:
-            for job_id in ids:
-                pipe.hget(keys.job(job_id), "status")
-            return {i: None if raw is None else text(raw) for i, raw in zip(ids, pipe.execute(), strict=True)}
+        return sorted(map(Verdict.read, verdicts), key=lambda verdict: verdict.index)
 
     def ended(self, job_ids: Iterable[str]) -> set[str]:
         """Return those of the jobs that have ended, or are gone. One command, for it is asked before every step."""
@@ -190,10 +183,14 @@ class JobStore:
         found = self.connection.zmscore(keys.OPEN, ids)
         return {job_id for job_id, overdue_at in zip(ids, found, strict=True) if overdue_at is None}
 
-    def done_count(self, job_id: str) -> int:
-        return self.connection.hlen(keys.verdicts(job_id))
+
+_parse = lru_cache(RECORDS)(JobRecord.read_to_sample)
 
 
-def read_verdicts(raw: Iterable[bytes | str]) -> list[Verdict]:
-    """Parse verdicts as stored, sorted by index."""
-    return sorted((Verdict.read(one) for one in raw), key=lambda verdict: verdict.index)
+def read_record(job_id: str, raw: bytes) -> JobRecord | None:
+    """Parse a job's record, or log why this version of the service cannot read it. Large ones come again and again."""
+    try:
+        return _parse(raw)
+    except ValueError as error:
+        log.warning("job record cannot be read", job_id=job_id, reason=str(error))
+        return None

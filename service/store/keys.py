@@ -1,8 +1,8 @@
 """The name of every key in Redis. All begin with `labelgrid:`. A job's keys get a time to live at its end.
 
-job:ID                hash        record (JSON, never changes), total, status, started_at, finished_at, result, error,
-                                  webhook_events, and, copied from the record, digest and owner
-job:ID:waiting        list        pending pictures (JSON), which no worker has claimed yet
+job:ID                hash        record (JSON, never changes), status, started_at, finished_at, result, error,
+                                  webhook_events; dispatched: number of its pictures that are not pending any more; and,
+                                  as in the record, total, digest and owner
 job:ID:verdicts       hash        index -> verdict (JSON); a picture is finished once it has one
 job:ID:events         stream      status changes and finished pictures, for clients that follow the job
 job:ID:watched        string      exists while somebody watches; expires seconds later
@@ -15,8 +15,8 @@ turns:DIGEST          sorted set  owners with pending pictures of a checkpoint, 
                                   any stays until it would be their turn
 turns:DIGEST:OWNER    list        the owner's jobs with pending pictures, in turn
 waiting:DIGEST        hash        owner -> number of their pending pictures
-pictures:DIGEST       stream      pictures of a checkpoint that a worker has claimed or is about to claim, and the jobs
-                                  whose grids are to be composed
+pictures:DIGEST       stream      job and index of each picture of a checkpoint that a worker has claimed or is about to
+                                  claim; and the jobs whose grids are to be composed, without an index
 suspects:DIGEST       string      the worker that samples pictures which may kill workers; others go on with new ones
 loading:DIGEST        set         names of workers that load a checkpoint, or died while they did; expires minutes later
 worker:NAME           string      description (JSON) of a live worker; expires `lease_s` after its last heartbeat
@@ -43,7 +43,6 @@ WEBHOOKS: Final = "labelgrid:webhooks"
 
 # Of a job's id.
 job = "labelgrid:job:{}".format
-pending = "labelgrid:job:{}:waiting".format
 verdicts = "labelgrid:job:{}:verdicts".format
 events = "labelgrid:job:{}:events".format
 watched = "labelgrid:job:{}:watched".format

@@ -15,13 +15,12 @@ from redis import Redis
 
 from service.contract import recipe
 from service.contract.recipe import MadeWith
-from service.contract.records import Picture
+from service.contract.records import ModelName
 from service.pictures import PictureFiles
 from service.settings import Settings
 from service.storage_threads import StorageThreads
 from service.store import workers
 from service.store.claims import Claim, PictureStream
-from service.store.doorbell import ModelName
 from service.telemetry.logs import get_logger
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.engine import Engine
@@ -76,27 +75,17 @@ class Loaded:
     used_at: float = field(default_factory=time.monotonic)
 
     @property
-    def busy(self) -> bool:
-        return bool(self.claims)
-
-    @property
     def max_pictures(self) -> int:
         return self.engine.max_pictures + self.engine.late_pictures
 
-    def jobs(self) -> set[str]:
-        return {claim.job for claim in self.claims.values()}
-
-    def renew(self) -> None:
-        """Renew the leases of the pictures in progress. Safe in another thread."""
-        self.stream.renew([claim.entry for claim in list(self.claims.values())])
-
-    def admit(self, claims: Sequence[tuple[Picture, Claim]]) -> None:
-        """Take up pictures."""
-        self.claims |= {picture.key: claim for picture, claim in claims}
-        self.engine.admit([picture for picture, _ in claims])
+    def admit(self, claims: Sequence[Claim]) -> None:
+        """Take up the pictures of claims that have begun."""
+        pictures = [claim.picture for claim in claims]
+        self.claims |= {picture.key: claim for picture, claim in zip(pictures, claims, strict=True)}
+        self.engine.admit(pictures)
 
     def take_out(self, keys: Container[Key]) -> list[str]:
-        """Remove pictures; return their stream entries, which this worker still holds."""
+        """Remove pictures; return their stream entries, which the stream still holds."""
         self.engine.drop(lambda picture: picture.key in keys)
         return [self.claims.pop(key).entry for key in list(self.claims) if key in keys]
 
@@ -130,7 +119,7 @@ class Models:
         self._judges: dict[str, Evaluator] = {}  # by digest
         self._threads = StorageThreads(FETCHES_AT_ONCE)
         self._own_judge: Location | None = None  # the evaluator that was promoted when this worker began
-        self._fetches = dict[ModelName, tuple[Future[Fetched], float]]()  # with when each began
+        self.fetches = dict[ModelName, tuple[Future[Fetched], float]]()  # with when each began
         self._loaded_at = -TURN_S
 
     def __iter__(self) -> Iterator[Loaded]:
@@ -142,14 +131,6 @@ class Models:
     def get(self, digest: str) -> Loaded | None:
         return self._by_digest.get(digest)
 
-    @property
-    def busy(self) -> bool:
-        return any(loaded.busy for loaded in self)
-
-    @property
-    def fetching(self) -> bool:
-        return bool(self._fetches)
-
     def claiming(self) -> list[Loaded]:
         """Return what may claim pictures: evaluators, and as many busy denoisers as may be loaded, latest loaded first.
 
@@ -159,7 +140,7 @@ class Models:
         for loaded, _ in reversed(self.denoisers()):
             if places <= 0:
                 early.append(loaded)
-            places -= loaded.busy
+            places -= bool(loaded.claims)
         return [loaded for loaded in self if loaded not in early]
 
     def load(self) -> Loaded:
@@ -180,14 +161,14 @@ class Models:
 
     def want(self, model: ModelName) -> None:
         """Begin to fetch a model, unless it is loaded, or all places are taken since less than `TURN_S`."""
-        if self.get(model.digest) is not None or any(one.digest == model.digest for one in self._fetches):
+        if self.get(model.digest) is not None or any(one.digest == model.digest for one in self.fetches):
             return
-        coming = sum(not one.is_evaluator for one in self._fetches)
-        places = self.settings.loaded_models - coming - sum(loaded.busy for loaded, _ in self.denoisers())
+        coming = sum(not one.is_evaluator for one in self.fetches)
+        places = self.settings.loaded_models - coming - sum(bool(loaded.claims) for loaded, _ in self.denoisers())
         is_its_turn = not coming and time.monotonic() - self._loaded_at >= TURN_S
         if places > 0 or model.is_evaluator or is_its_turn:
             log.info("loading a model", model=model.name, digest=model.digest)
-            self._fetches[model] = self._threads.submit(partial(self._fetch, model)), time.monotonic()
+            self.fetches[model] = self._threads.submit(partial(self._fetch, model)), time.monotonic()
 
     def _fetch(self, model: ModelName) -> Fetched:
         path = self.cache.fetch(model.name, model.digest, "evaluator" if model.is_evaluator else "denoiser")
@@ -206,10 +187,10 @@ class Models:
     def follow(self) -> list[tuple[ModelName, Exception, float]]:
         """Build a fetched model. Return those that cannot be used, why, and how long they were awaited."""
         failed = list[tuple[ModelName, Exception, float]]()
-        for model, (fetch, begun_at) in list(self._fetches.items()):
+        for model, (fetch, begun_at) in list(self.fetches.items()):
             awaited_s = time.monotonic() - begun_at
             if fetch.done() or awaited_s >= self.settings.storage_timeout_s:
-                del self._fetches[model]
+                del self.fetches[model]
                 try:
                     if not fetch.done():
                         fetch.cancel()  # if no thread was free for it
@@ -290,6 +271,6 @@ class Models:
         for loaded in sorted(self, key=lambda one: one.used_at):
             unused = time.monotonic() - loaded.used_at > self.settings.idle_model_s and loaded.used_at != last
             too_many = isinstance(loaded.engine, Engine) and len(self.denoisers()) > self.settings.loaded_models
-            if (unused or too_many) and not (loaded.busy or loaded is keep):
+            if (unused or too_many) and not (loaded.claims or loaded is keep):
                 log.info("model unloaded", model=loaded.name, digest=loaded.digest)
                 del self._by_digest[loaded.digest]

@@ -12,13 +12,12 @@ from dataclasses import dataclass
 from redis import Redis
 from redis.exceptions import RedisError
 
-from service.contract.records import FinishedPicture, created_at
+from service.contract.records import FinishedPicture, ModelName, created_at
 from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store import workers
-from service.store.claims import Claim
+from service.store.claims import Claim, PictureStream
 from service.store.connection import best_effort
-from service.store.doorbell import ModelName
 from service.store.jobs import JobStore
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import PICTURES, WAIT_SECONDS, one_step
@@ -90,20 +89,22 @@ class Runner:
     @property
     def busy(self) -> bool:
         """Whether pictures are in progress, or being stored."""
-        return self.models.busy or self.storer.busy
+        return bool(self.storer.held) or any(loaded.claims for loaded in self.models)
 
     @property
     def threads_busy(self) -> bool:
         """Whether pictures are being stored, or a model is being fetched."""
-        return self.storer.busy or self.models.fetching
+        return bool(self.storer.held or self.models.fetches)
 
     def work(self) -> None:
         """Work until `stop`, then drain. Without work, wait for the doorbell."""
         try:
             while not self.stopping:
                 self.run_once()
-                if self.idle and not self.threads_busy and (model := self.store.doorbell.wait(RING_WAIT_S)):
-                    self.want(model)
+                if self.idle and not self.threads_busy:
+                    digest = self.store.doorbell.wait(RING_WAIT_S)
+                    if digest is not None and self.models.get(digest) is None:
+                        self._looked_at = -math.inf  # look at once: it may be wanted
             self.drain()
         except RedisError:
             if not self.stopping:  # else the leases expire by themselves
@@ -133,7 +134,7 @@ class Runner:
                 self._look()  # after the claims, so that a model which was just loaded has its place and is used
                 for model, error, awaited_s in self.models.follow():
                     self._cannot_load(model, error, awaited_s)
-            busy = [loaded for loaded in self.models if loaded.busy]
+            busy = [loaded for loaded in self.models if loaded.claims]
             self.idle = not busy
             for loaded in busy:
                 self._advance(loaded)
@@ -156,7 +157,7 @@ class Runner:
 
     def _drop_ended(self) -> None:
         """Drop the pictures of jobs that ended elsewhere."""
-        if ended := self.store.ended({job for loaded in self.models for job in loaded.jobs()}):
+        if ended := self.store.ended({claim.job for loaded in self.models for claim in loaded.claims.values()}):
             for loaded in self.models:
                 loaded.stream.discard(loaded.take_out({key for key in loaded.claims if key[0] in ended}))
 
@@ -172,13 +173,9 @@ class Runner:
             wanted = {model.digest: model for model in self.store.wanted() if self.models.get(model.digest) is None}
             self._wanted_since = {digest: self._wanted_since.get(digest, now) for digest in wanted}
             for digest in sorted(wanted, key=self._wanted_since.__getitem__):
-                if self.idle or now - self._wanted_since[digest] >= OTHERS_FIRST_S:
-                    self.want(wanted[digest])
-
-    def want(self, model: ModelName) -> None:
-        """Load a model soon, unless that failed a short time ago."""
-        if time.monotonic() >= self._not_before.get(model.digest, 0.0):
-            self.models.want(model)
+                is_ours = self.idle or now - self._wanted_since[digest] >= OTHERS_FIRST_S
+                if is_ours and now >= self._not_before.get(digest, 0.0):
+                    self.models.want(wanted[digest])
 
     def _cannot_load(self, model: ModelName, error: Exception, awaited_s: float) -> None:
         """Fail the jobs of a model that cannot be used, if no other worker has it.
@@ -204,14 +201,12 @@ class Runner:
         room = 0 if self._holds_back else max(0, room)
         if not (room or loaded.stream.suspects):
             return
-        held = {claim.entry for claim in loaded.claims.values()}
-        held |= {entry for work in list(self.storer.held) if work.stream is loaded.stream for entry in work.entries}
-        claims, hopeless = loaded.stream.claim_stale(room, may_be_alone=not self.busy, held=held)
+        claims, hopeless = loaded.stream.claim_stale(room, may_be_alone=not self.busy)
         if room > len(claims) and not (loaded.stream.suspects or any(claim.alone for claim in claims)):
             claims += loaded.stream.claim_new(room - len(claims))
-        for one in hopeless:
-            self.store.fail(one.job, one.reason)
-        loaded.stream.discard([one.entry for one in hopeless])
+        for claim, reason in hopeless:
+            self.store.fail(claim.job, reason)
+            loaded.stream.discard([claim.entry])
         if claims:
             self._admit(loaded, claims)
 
@@ -223,16 +218,14 @@ class Runner:
         return any(claim.alone for claim in claims) or any(loaded.stream.suspects for loaded in self.models)
 
     def _admit(self, loaded: Loaded, claims: list[Claim]) -> None:
-        """Admit claims whose job is open and whose picture is not done, and discard the others; compose grids."""
-        if complete := [claim for claim in claims if claim.picture is None]:
+        """Admit the pictures of open jobs that are not finished; compose grids."""
+        begun = self.store.begin(loaded.stream, claims)
+        if complete := [claim for claim in begun if claim.index is None]:
             self.storer.submit(Work(stream=loaded.stream, judged_by=loaded.judged_by, complete=complete))
-        pictures = [(claim.picture, claim) for claim in claims if claim.picture is not None]
-        unfinished = self.store.unfinished(picture.key for picture, _ in pictures)
-        wanted = [(picture, claim) for picture, claim in pictures if picture.key in unfinished]
-        loaded.stream.discard([claim.entry for picture, claim in pictures if picture.key not in unfinished])
+        wanted = [claim for claim in begun if claim.index is not None]
         loaded.admit(wanted)
-        for _, claim in wanted:
-            WAIT_SECONDS.labels(loaded.name).observe(max(0.0, time.time() - claim.asked_at))
+        for claim in wanted:
+            WAIT_SECONDS.labels(loaded.name).observe(max(0.0, time.time() - created_at(claim.job)))
 
     def _advance(self, loaded: Loaded) -> None:
         """Step the batch of a model, or judge the pictures that an evaluator has.
@@ -261,9 +254,12 @@ class Runner:
 
     def renew_claims(self) -> None:
         """Renew the leases of the pictures in progress, or being stored. The heartbeat's thread calls it."""
-        for loaded in self.models:
-            loaded.renew()
-        self.storer.renew()
+        for stream in self._streams():
+            stream.renew()
+
+    def _streams(self) -> set[PictureStream]:
+        """Return the streams of which this worker may hold entries. Safe in another thread."""
+        return {loaded.stream for loaded in self.models} | {work.stream for work in list(self.storer.held)}
 
     def stop(self, within_s: float) -> None:
         """Claim nothing more, and give `drain` so long. Safe in a signal handler."""
@@ -278,6 +274,8 @@ class Runner:
 
     def release_claims(self) -> None:
         """Leave all pictures in progress, or being stored, to other workers at once."""
+        for stream in self._streams():
+            stream.release(list(stream.held))
         for loaded in self.models:
-            loaded.stream.release(loaded.take_out(set(loaded.claims)))
-        self.storer.release()
+            loaded.take_out(set(loaded.claims))
+        self.storer.held.clear()

@@ -3,7 +3,6 @@
 Knows no networks and no queues.
 """
 
-import contextlib
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -48,12 +47,6 @@ class Work:
     judged_at: tuple[float, float] = (0.0, 0.0)  # begin and end, in seconds since 1970
     is_stored: bool = False  # but for grids
 
-    @property
-    def entries(self) -> list[str]:
-        """The stream entries that this worker holds for it. Safe in another thread."""
-        of_pictures = [] if self.is_stored else [claim.entry for claim, _ in self.finished]
-        return of_pictures + [claim.entry for claim in list(self.complete)]
-
 
 class Storer:
     """Does work in order, in a thread, so that no step of a batch waits for storage.
@@ -70,10 +63,6 @@ class Storer:
         self._thread, self._calls = StorageThreads(1), StorageThreads()
         self._failure: BaseException | None = None
         self._warned_at = -WARN_EVERY_S
-
-    @property
-    def busy(self) -> bool:
-        return bool(self.held)
 
     def count(self, stream: PictureStream) -> int:
         """Return how many pictures of a model are not stored yet."""
@@ -131,65 +120,50 @@ class Storer:
 
     def _commit(self, work: Work) -> None:
         if work.finished:
-            finished = [(claim.entry, one) for claim, one in work.finished]
-            # A sampled picture of index 0 may be its job's only one, which then ends at once.
-            firsts = [one for _, one in finished if one.picture.index == 0 and one.picture.run_seed is not None]
-            results = {one.picture.key: score([one.verdict], 1) for one in firsts}
-            leased, gone = self.store.commit(work.stream, finished, results)
-            work.complete += [claim for claim in leased if claim.picture is None]
-            work.stream.release([claim.entry for claim in leased if claim.picture is not None])
+            # A job ends with its only picture, if that is also its grid.
+            alone = [pair for pair in work.finished if pair[0].record.total == 1 and not pair[0].record.has_grid]
+            results = {claim.job: score([one.verdict], 1) for claim, one in alone}
+            complete, gone = self.store.commit(work.stream, work.finished, results)
+            work.complete += complete
             self._all([partial(self.files.remove, job_id) for job_id in gone])
         work.is_stored = True
 
     def _trace(self, work: Work, begun_at: float) -> None:
         """Record in the traces of the pictures' jobs what they took. `begun_at`: when the first one was written."""
-        for job_id in {claim.job for claim, _ in work.finished}:
-            with contextlib.suppress(ValueError):  # another version wrote the record
-                record = self.store.record(job_id)
-                parent = record.traceparent if record else ""
-                about = {"job_id": job_id}
-                claimed_at = [claim.claimed_at for claim, _ in work.finished if claim.job == job_id]
-                tracing.record(
-                    "sample", parent, {**about, "pictures": len(claimed_at)}, min(claimed_at), work.judged_at[0]
-                )
-                tracing.record("judge", parent, about, *work.judged_at)
-                tracing.record("store", parent, about, begun_at)
+        records = {claim.job: claim.record for claim, _ in work.finished}
+        for job_id, record in records.items():
+            parent, about = record.traceparent, {"job_id": job_id}
+            claimed_at = [claim.claimed_at for claim, _ in work.finished if claim.job == job_id]
+            tracing.record("sample", parent, {**about, "pictures": len(claimed_at)}, min(claimed_at), work.judged_at[0])
+            tracing.record("judge", parent, about, *work.judged_at)
+            tracing.record("store", parent, about, begun_at)
 
     def _complete(self, work: Work) -> None:
         """Finish jobs that have all their pictures. Any worker may do it, and more than once."""
-        results = list[tuple[Claim, JobResult]]()
-        for claim in work.complete:
-            result = self._result(claim.job, work)
-            if result is None:
-                work.stream.discard([claim.entry])
-            else:
-                results.append((claim, result))
-        ended = self.store.finish(work.stream, results)
-        statuses = self.store.statuses({claim.job for claim in work.complete} - ended)
-        # of those that were deleted, perhaps before the last file was written
-        self._all([partial(self.files.remove, job_id) for job_id, status in statuses.items() if status is None])
+        results = [(claim, self._result(claim.record, work)) for claim in work.complete]
+        gone = self.store.finish(work.stream, results)  # deleted, perhaps before the grid was written
+        self._all([partial(self.files.remove, job_id) for job_id in gone])
         work.complete = []
 
-    def _result(self, job_id: str, work: Work) -> JobResult | None:
+    def _result(self, record: JobRecord, work: Work) -> JobResult | None:
         """Score a job and write its grid. None if it is not open or lacks pictures, or if it fails here."""
         try:
-            complete = self.store.complete(job_id)
-            if complete is None:
+            verdicts = self.store.verdicts(record.id, record.total)
+            if verdicts is None:
                 return None
-            record, verdicts = complete
-            with tracing.span("compose", record.traceparent, {"job_id": job_id}):
+            with tracing.span("compose", record.traceparent, {"job_id": record.id}):
                 result = score(verdicts, len(record.labels))
                 if record.has_grid:
-                    shown = self._pixels(job_id, result.best_indices(record), work)
+                    shown = self._pixels(record.id, result.best_indices(record), work)
                     grid = compose(record, result, verdicts, work.judged_by, shown)
-                    self._all([partial(self.files.write, job_id, pictures.GRID, grid)])
+                    self._all([partial(self.files.write, record.id, pictures.GRID, grid)])
             return result
         except (RedisError, OSError, Stalled):
             raise
         except Exception as error:
-            log.error("result cannot be composed", job_id=job_id, exc_info=error)
+            log.error("result cannot be composed", job_id=record.id, exc_info=error)
             first_line = str(error).partition("\n")[0]
-            self.store.fail(job_id, f"the result cannot be composed: {type(error).__name__}: {first_line}")
+            self.store.fail(record.id, f"the result cannot be composed: {type(error).__name__}: {first_line}")
             return None
 
     def _pixels(self, job_id: str, indices: Sequence[int], work: Work) -> Pixels:
@@ -206,17 +180,6 @@ class Storer:
     def _all(self, calls: Sequence[Callable[[], T]]) -> list[T]:
         """Make calls to storage at the same time. OSError if one fails, Stalled if one hangs."""
         return self._calls.all(calls, self.patience_s) if calls else []
-
-    def renew(self) -> None:
-        """Renew the leases of all work that is not over. Safe in another thread."""
-        for work in list(self.held):
-            work.stream.renew(work.entries)
-
-    def release(self) -> None:
-        """Leave all work that is not over to other workers."""
-        for work in list(self.held):
-            work.stream.release(work.entries)
-        self.held.clear()
 
 
 def score(verdicts: Sequence[Verdict], n: int) -> JobResult:

@@ -5,13 +5,14 @@ from redis import Redis
 from benchmarks.sections.growth import Filler
 from benchmarks.timing import Deadline
 from service.settings import Settings
+from tests.service.store.helpers import statuses
 
 
 def test_the_filler_queues_and_finishes_jobs(connection: Redis, settings: Settings) -> None:
     filler, late = Filler(connection, settings), Deadline(0)
     finished, _ = filler.finish_until(2, b"png", late)
-    assert filler.store.statuses([finished]) == {finished: "finished"}
+    assert statuses(filler.store, finished) == ["finished"]
     assert (filler.finished, filler.queued) == (2, 0)
     queued, _, _ = filler.queue_until(3, late)
-    assert filler.store.statuses([queued]) == {queued: "queued"}
+    assert statuses(filler.store, queued) == ["queued"]
     assert filler.queued == 3

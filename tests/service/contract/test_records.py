@@ -15,7 +15,7 @@ from service.contract.records import (
     JobRecord,
     LabelScore,
     ObjectsScore,
-    Picture,
+    Point,
     Verdict,
     breakdown,
     created_at,
@@ -38,26 +38,24 @@ def test_a_job_record_reads_back_unchanged(
     stored = JobRecord(id="a", kind="score", created_at=0.1, model="m", digest="d", columns=8, **asked)
     read = JobRecord.read(stored.write())
     assert read == stored
-    assert list(read.pictures()) == list(stored.pictures())
-    assert [picture.index for picture in read.pictures()] == list(range(read.total))
+    assert [read.picture(i) for i in range(read.total)] == [stored.picture(i) for i in range(stored.total)]
+    assert JobRecord.read_to_sample(stored.write()) == stored
 
 
 def test_each_repeat_has_the_seeds_of_a_separate_request() -> None:
     job = record(3, repeats=2, seed=40)
-    assert [(p.index, p.seed) for p in job.pictures()] == [
-        (r * 3 + i, picture_seed(40 + r, i)) for r in range(2) for i in range(3)
-    ]
+    assert [job.picture(i).seed for i in range(6)] == [picture_seed(40 + r, i) for r in range(2) for i in range(3)]
 
 
-def test_a_record_of_the_next_version_is_read_without_what_is_new_but_a_picture_is_not() -> None:
-    job = record(1)
-    (picture,) = job.pictures()
-    assert Picture.read(picture.write()) == picture
-    newer = [one.write().replace("{", '{"glow": 1, ', 1) for one in (job, picture)]
-    assert JobRecord.read(newer[0]) == job
-    assert JobRecord.read(job.write().replace('"options":{', '"options":{"glow": 1,')) == job
-    with pytest.raises(ValidationError):
-        Picture.read(newer[1])
+def test_a_record_of_the_next_version_is_read_without_what_is_new_but_not_to_sample_without_an_option() -> None:
+    job = record(1, layouts=[[Point(x=0.5, y=0.5)]])
+    newer = job.write().replace("{", '{"glow": 1, ', 1)
+    assert JobRecord.read(newer) == JobRecord.read_to_sample(newer) == job
+    for part in ('"options":{', '"layouts":[[{'):
+        newer = job.write().replace(part, part + '"glow": 1,')
+        assert JobRecord.read(newer) == job
+        with pytest.raises(ValidationError):
+            JobRecord.read_to_sample(newer)
 
 
 def test_a_record_of_the_former_version_is_read_with_the_defaults_of_what_is_new() -> None:

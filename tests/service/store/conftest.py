@@ -1,4 +1,4 @@
-"""Two workers' views of one stream."""
+"""Two live workers' views of one stream, and a dead one's."""
 
 import pytest
 from redis import Redis
@@ -11,6 +11,11 @@ from tests.service.store.helpers import DIGEST
 @pytest.fixture
 def a(connection: Redis, settings: Settings) -> PictureStream:
     return PictureStream(connection, settings, DIGEST, "a")
+
+
+@pytest.fixture
+def dead(connection: Redis, settings: Settings) -> PictureStream:
+    return PictureStream(connection, settings, DIGEST, "dead")
 
 
 @pytest.fixture

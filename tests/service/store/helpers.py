@@ -8,9 +8,10 @@ from typing import Any
 from redis import Redis
 
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict, new_job_id
-from service.store import async_jobs, functions
+from service.store import async_jobs, functions, keys
 from service.store.async_jobs import IdempotentRequest
 from service.store.claims import Claim, PictureStream
+from service.store.connection import text
 from service.store.jobs import JobStore
 from shared.options import SamplingOptions
 
@@ -39,13 +40,27 @@ def add_job(store: JobStore, job: JobRecord, request: IdempotentRequest | None =
     about = async_jobs.arguments(job, request, store.settings)
     if (answer := functions.call(store.connection, "create", *about)) is not None:
         return async_jobs.before(answer, request, store.settings)
-    store.doorbell.ring([async_jobs.model_of(job)])
+    store.doorbell.ring([job.digest])
     return job.id
 
 
-def done(claim: Claim, png: bytes = b"png") -> tuple[str, FinishedPicture]:
+def stored(store: JobStore, job_id: str) -> JobRecord:
+    return JobRecord.read(store.connection.hget(keys.job(job_id), "record") or b"")
+
+
+def statuses(store: JobStore, *job_ids: str) -> list[str]:
+    """Return the status of each job; "gone" for one that is gone."""
+    return [text(store.connection.hget(keys.job(job_id), "status") or b"gone") for job_id in job_ids]
+
+
+def done_count(store: JobStore, job_id: str) -> int:
+    """Return how many pictures of a job are finished."""
+    return store.connection.hlen(keys.verdicts(job_id))
+
+
+def done(claim: Claim, png: bytes = b"png") -> tuple[Claim, FinishedPicture]:
+    """Return a finished picture for a claim that has begun."""
     picture = claim.picture
-    assert picture is not None
     verdict = Verdict(
         index=picture.index,
         labels=picture.labels,
@@ -55,12 +70,12 @@ def done(claim: Claim, png: bytes = b"png") -> tuple[str, FinishedPicture]:
         exact=True,
         probabilities={"red cube": 1.0},
     )
-    return claim.entry, FinishedPicture(picture, verdict, png)
+    return claim, FinishedPicture(picture, verdict, png)
 
 
 def commit_all(store: JobStore, stream: PictureStream) -> list[Claim]:
     """Commit all pending pictures, and return the grids that are then to be composed."""
-    return store.commit(stream, [done(claim) for claim in stream.claim_new(100)])[0]
+    return store.commit(stream, [done(claim) for claim in store.begin(stream, stream.claim_new(10_000))], {})[0]
 
 
 def commands(connection: Redis, act: Callable[[], object]) -> list[str]:

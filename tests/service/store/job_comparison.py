@@ -5,7 +5,7 @@ from typing import Any
 
 from redis import Redis
 
-from service.store import keys
+from service.store import functions, keys
 from service.store.claims import GROUP
 from service.store.connection import text
 from service.store.jobs import JobStore
@@ -17,7 +17,7 @@ def check_jobs(connection: Redis, model: Model) -> None:
     with connection.pipeline(transaction=False) as pipe:
         pipe.zrange(keys.OPEN, 0, -1, withscores=True)
         for job_id in model.jobs:
-            pipe.llen(keys.pending(job_id))
+            pipe.hmget(keys.job(job_id), "dispatched", "total")
             pipe.hget(keys.job(job_id), "status")
             pipe.hkeys(keys.verdicts(job_id))
             pipe.xrange(keys.events(job_id))
@@ -28,8 +28,9 @@ def check_jobs(connection: Redis, model: Model) -> None:
     of_owners, found = found[-2 * len(OWNERS) :], found[: -2 * len(OWNERS)]
     jobs = model.jobs
     assert {text(raw): score for raw, score in opened} == {i: job.overdue_at for i, job in jobs.items() if job.is_open}
-    for job, pending, *results in zip(jobs.values(), *(found[i::4] for i in range(4)), strict=True):
-        assert pending == len(job.pending)
+    for job, counts, *results in zip(jobs.values(), *(found[i::4] for i in range(4)), strict=True):
+        if job.is_open:
+            assert set(range(*map(int, counts))) == job.pending
         if model.exists(job.record.id):
             _check_results(job, *results)
         else:
@@ -73,6 +74,7 @@ def check_queues(connection: Redis, model: Model) -> None:
 def check_work(store: JobStore, model: Model) -> None:
     """Check which models and jobs have work, as workers ask for it."""
     assert {one.digest for one in store.wanted()} == model.wanted()
-    assert set(store.overdue()) == {i for i, job in model.jobs.items() if job.is_open and job.overdue_at <= model.clock}
+    overdue = {i for i, job in model.jobs.items() if job.is_open and job.overdue_at <= model.clock}
+    assert set(map(text, functions.call(store.connection, "overdue"))) == overdue
     for digest in DIGESTS:
         assert set(store.of_model(digest)) == {job.record.id for job in model.of(digest) if job.is_open}

@@ -5,7 +5,7 @@ from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 
 from service.contract.errors import KeyReuse
-from service.contract.records import ACTIVE, TERMINAL, JobRecord, created_at
+from service.contract.records import TERMINAL, JobRecord, created_at
 from service.store.async_jobs import IdempotentRequest
 
 T = 3600  # a tick of the model's time in seconds: long enough that a slow machine changes nothing
@@ -41,7 +41,7 @@ class Job:
 
     @property
     def is_open(self) -> bool:
-        return self.status in ACTIVE
+        return self.status not in TERMINAL
 
     @property
     def is_complete(self) -> bool:
@@ -56,6 +56,7 @@ class Job:
         self.moves.append(to)
         if to in TERMINAL:
             self.ended = now
+            self.pending.clear()
 
 
 @dataclass
@@ -109,7 +110,6 @@ class Model:
 
     def end_early(self, job: Job, to: str) -> None:
         job.move(to, self.now)
-        job.pending.clear()
         entries = self.entries[job.record.digest]
         self.entries[job.record.digest] = {name: one for name, one in entries.items() if one.job != job.record.id}
 

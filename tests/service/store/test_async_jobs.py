@@ -14,10 +14,10 @@ from service.contract.errors import KeyReuse
 from service.contract.records import JobRecord, new_job_id
 from service.settings import Settings
 from service.store import keys
-from service.store.async_jobs import FEW, AsyncJobs, IdempotentRequest, NoRoom
+from service.store.async_jobs import AsyncJobs, IdempotentRequest, NoRoom
 from service.store.connection import connect_async, text
 from service.store.jobs import JobStore
-from tests.service.store.helpers import DIGEST, add_job, commands, record
+from tests.service.store.helpers import DIGEST, add_job, commands, record, stored
 
 Act = Callable[[AsyncJobs], Awaitable[Any]]
 
@@ -47,7 +47,7 @@ def test_jobs_that_arrive_together_share_a_connection(settings: Settings, store:
     assert sent.count("FCALL") == 20
     assert len(sent) < 30  # and one ring for all
     assert store.doorbell.queue.count == 1
-    assert [store.record(job.id) for job in jobs] == jobs
+    assert [stored(store, job.id) for job in jobs] == jobs
     assert connection.zcard(keys.OPEN) == 20
 
 
@@ -78,13 +78,6 @@ def test_a_request_that_is_cancelled_does_not_disturb_the_others(settings: Setti
     first, *others = creating(settings, store, act)
     assert isinstance(first, asyncio.CancelledError)
     assert others == [jobs[1].id, jobs[2].id]
-
-
-@pytest.mark.parametrize("pictures", [FEW, FEW + 1])
-def test_small_and_large_jobs_are_written_alike(settings: Settings, store: JobStore, pictures: int) -> None:
-    job = record(pictures)
-    assert creating(settings, store, together(job)) == [job.id]
-    assert store.record(job.id) == job
 
 
 @pytest.fixture

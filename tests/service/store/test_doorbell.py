@@ -1,21 +1,17 @@
 """The doorbell: one RQ job for each model, which wakes an idle worker, and costs nothing but time if it is lost."""
 
-import contextlib
-from collections.abc import Callable
-
 import pytest
 from redis import Redis
 
-from service.settings import Settings
 from service.store.connection import connect
-from service.store.doorbell import Doorbell, ModelName
+from service.store.doorbell import Doorbell
 from tests.service.store.ageing import MINUTE_S, age
-from tests.service.store.helpers import full, read_only
+from tests.service.store.helpers import full
 
-TOY, OTHER = (ModelName(name=name, digest=digit * 64) for name, digit in (("toy", "d"), ("other", "e")))
+TOY, OTHER = "d" * 64, "e" * 64
 
 
-def answered(bell: Doorbell) -> list[ModelName | None]:
+def answered(bell: Doorbell) -> list[str | None]:
     """Answer all rings, as a worker does."""
     return [bell.wait(1) for _ in range(bell.queue.count)]
 
@@ -27,23 +23,19 @@ def bell(connection: Redis) -> Doorbell:
 
 def test_a_model_has_one_rq_job_however_often_it_rings_and_rings_again_once_answered(bell: Doorbell) -> None:
     for _ in range(2):
-        for models in ([TOY], [TOY, OTHER], [OTHER, TOY]):
-            bell.ring(models)
-        assert bell.queue.job_ids == [f"labelgrid-{model.digest}" for model in (TOY, OTHER)]
+        for digests in ([TOY], [TOY, OTHER], [OTHER, TOY]):
+            bell.ring(digests)
+        assert bell.queue.count == 2
         assert answered(bell) == [TOY, OTHER]
         assert list(bell.queue.connection.scan_iter("rq:job:*")) == []
-
-
-def test_nobody_rings(bell: Doorbell) -> None:
     assert bell.wait(1) is None
 
 
-@pytest.mark.parametrize("arguments", [(), ("no JSON",), (1,)])
-def test_no_function_of_an_rq_job_is_run(bell: Doorbell, connection: Redis, arguments: tuple[object, ...]) -> None:
+def test_no_function_of_an_rq_job_is_run(bell: Doorbell, connection: Redis) -> None:
     """Whoever can write to Redis can name any function."""
-    bell.queue.enqueue_call("shutil.rmtree", args=arguments)
+    bell.queue.enqueue_call("shutil.rmtree", args=("x",), job_id="foreign")
     bell.ring([TOY])
-    assert answered(bell) == [None, TOY]
+    assert answered(bell) == ["foreign", TOY]
     assert connection.keys("rq:job:*") == []
 
 
@@ -61,17 +53,9 @@ def test_a_lost_ring_costs_nothing_but_a_minute(bell: Doorbell, connection: Redi
     assert answered(bell) == [TOY]
 
 
-@pytest.mark.parametrize("state", [full, read_only])
-def test_a_redis_that_refuses_writes_is_not_rung_and_nothing_is_raised(
-    bell: Doorbell, connection: Redis, state: Callable[[Redis], contextlib.AbstractContextManager[None]]
-) -> None:
-    with state(connection):
+def test_a_redis_that_is_full_or_away_is_not_rung_and_nothing_is_raised(bell: Doorbell, connection: Redis) -> None:
+    with full(connection):
         bell.ring([TOY, OTHER])
     assert bell.queue.count == 0
-    bell.ring([TOY])
-    assert answered(bell) == [TOY]
-
-
-def test_a_redis_that_is_away_raises_nothing(settings: Settings) -> None:
     with connect("redis://127.0.0.1:1") as away:
-        Doorbell(away, settings.queue).ring([TOY])
+        Doorbell(away, "q").ring([TOY])

@@ -13,6 +13,7 @@ from service.settings import Settings
 from service.telemetry.logs import LineFormatter, get_logger
 from service.worker.runner import Runner
 from tests.conftest import serving
+from tests.service.store.helpers import stored
 from tests.service.telemetry.conftest import SECRET, Lines
 from tests.service.webhooks.conftest import attempt
 
@@ -26,8 +27,7 @@ def test_api_worker_and_webhooks_log_one_request_with_the_same_ids(
     assert response.headers["x-request-id"] == "mine-1"
     job_id = response.json()["id"]
     (request,) = lines.wait(1, event="request")
-    record = working.store.record(job_id)
-    assert record is not None
+    record = stored(working.store, job_id)
     assert record.request_id == "mine-1"
     hooked = record.model_copy(update={"webhook": "http://127.0.0.1:1/x", "webhook_events": ("finished",)})
     connection.hset(f"labelgrid:job:{job_id}", "record", hooked.model_dump_json())

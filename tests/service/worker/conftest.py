@@ -9,12 +9,11 @@ from PIL import Image
 from redis import Redis
 
 from service import pictures
-from service.contract.records import JobRecord, Verdict
+from service.contract.records import JobRecord, ModelName, Verdict
 from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store import keys
-from service.store.doorbell import ModelName
-from service.store.jobs import JobStore, read_verdicts
+from service.store.jobs import JobStore
 from service.worker.engine import Engine
 from service.worker.models import Loaded
 from service.worker.runner import Runner
@@ -23,7 +22,7 @@ from shared.diffusion.denoise import Row
 from shared.options import SamplingOptions
 from shared.registry import resolve
 from tests.service.processes import until
-from tests.service.store.helpers import add_job, record
+from tests.service.store.helpers import add_job, record, statuses
 from tests.toy_checkpoint import publish_toys
 
 Create = Callable[..., JobRecord]
@@ -159,8 +158,8 @@ def batches_of(engine: Engine, deadly: BaseException | None = None) -> list[int]
     return batches
 
 
-def status(store: JobStore, job: JobRecord) -> str | None:
-    return store.statuses([job.id])[job.id]
+def status(store: JobStore, job: JobRecord) -> str:
+    return statuses(store, job.id)[0]
 
 
 def error_of(store: JobStore, job: JobRecord) -> str:
@@ -170,7 +169,8 @@ def error_of(store: JobStore, job: JobRecord) -> str:
 
 
 def verdicts_of(store: JobStore, job: JobRecord) -> list[Verdict]:
-    return read_verdicts(store.connection.hvals(keys.verdicts(job.id)))
+    verdicts = map(Verdict.read, store.connection.hvals(keys.verdicts(job.id)))
+    return sorted(verdicts, key=lambda verdict: verdict.index)
 
 
 def pngs(store: JobStore, job_id: str, indices: Iterable[int]) -> list[bytes]:

@@ -1,6 +1,5 @@
 """What a worker keeps loaded: no job waits for another model's job, and each has the weights it was accepted with."""
 
-import threading
 from pathlib import Path
 
 import pytest
@@ -8,21 +7,17 @@ from redis import Redis
 
 from service.settings import Settings
 from service.store import workers
-from service.store.doorbell import ModelName
 from service.store.jobs import JobStore
-from service.worker.models import TURN_S, Fetched, Models
+from service.worker.models import TURN_S
 from service.worker.runner import Runner
-from shared.checkpoint import CheckpointError, CheckpointInfo, read_info
+from shared.checkpoint import CheckpointInfo, read_info
 from shared.evaluator import JudgeInside
 from shared.options import SamplingOptions
-from tests.service.processes import until
 from tests.service.worker.conftest import (
     LISTS,
     LONG,
     Create,
-    Death,
     create_upload,
-    die,
     engine_of,
     error_of,
     load,
@@ -49,17 +44,6 @@ def info_of(folder: Path, name: str = "toy") -> CheckpointInfo:
     return read_info(folder / f"{name}.safetensors")
 
 
-def test_a_promoted_model_that_kills_workers_at_their_start_is_loaded_no_more(
-    connection: Redis, own: Settings, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Models, "_load", die)
-    for number in range(own.max_deliveries):
-        with pytest.raises(Death):
-            started(connection, own, f"dead{number}")
-    with pytest.raises(CheckpointError, match="workers died 4 times while they loaded it"):
-        started(connection, own, "w5")
-
-
 # Storage changes.
 
 
@@ -77,23 +61,6 @@ def test_jobs_accepted_before_a_change_use_the_old_weights(
     made = [pngs(store, job.id, range(2)) for job in (undisturbed, begun, accepted, fresh)]
     assert made[0] == made[1] == made[2] != made[3]
     assert {model.digest for model in runner.models} == {old.digest, new.digest}
-
-
-@pytest.mark.parametrize("change", ["replaced", "damaged", "gone"])
-def test_a_new_worker_can_still_sample_jobs_that_were_accepted(
-    runner: Runner, connection: Redis, own: Settings, folder: Path, store: JobStore, create: Create, change: str
-) -> None:
-    undisturbed = create()
-    run(runner, undisturbed.id)
-    accepted = create()
-    if change == "replaced":
-        publish_toy_denoiser(folder, "toy", 5)
-    elif change == "damaged":
-        (folder / "toy.safetensors").write_bytes(b"junk")
-    else:
-        (folder / "toy.safetensors").unlink()
-    run(Runner(connection, own, "w2"), accepted.id)
-    assert pngs(store, accepted.id, range(3)) == pngs(store, undisturbed.id, range(3))
 
 
 @pytest.mark.parametrize(("is_busy", "is_draining"), [(False, False), (True, False), (False, True)])
@@ -140,9 +107,9 @@ def test_unused_models_are_unloaded_but_never_the_last_one_or_one_with_pictures_
     other = load(runner, info_of(folder, "other"))
     long = create(model="other", options=LONG)
     run_until(runner, lambda: [model.name for model in runner.models] == ["other"])
-    assert other.busy
+    assert other.claims
     run(runner, create().id)
-    assert other.busy
+    assert other.claims
     store.cancel(long.id)
     for _ in range(3):
         runner.run_once()
@@ -163,23 +130,6 @@ def test_at_most_as_many_models_stay_loaded_as_the_settings_allow(
         most = max(most, len(list(runner.models)))
     assert [status(store, job) for job in jobs] == ["finished"] * 3
     assert most == 1
-
-
-def test_pictures_in_progress_continue_while_another_model_is_fetched_once(
-    runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    first, second, fetches, fetch = create(), create(model="other"), list[str](), runner.models._fetch
-
-    def slowly(model: ModelName) -> Fetched:
-        assert threading.current_thread() is not threading.main_thread()
-        fetches.append(model.name)
-        until(lambda: store.ended([first.id]))  # never, if the batch waited for the loading
-        return fetch(model)
-
-    monkeypatch.setattr(runner.models, "_fetch", slowly)
-    run(runner, first.id, second.id)
-    assert [status(store, job) for job in (first, second)] == ["finished", "finished"]
-    assert fetches == ["other"]
 
 
 @pytest.mark.parametrize("wanted", ["denoiser", "upload", "lost"])
@@ -206,7 +156,7 @@ def test_a_job_that_an_idle_worker_may_take_is_left_to_it(
     create(model="other")
     for _ in range(5):
         runner.run_once()
-    assert not runner.models._fetches
+    assert not runner.models.fetches
     assert [loaded.name for loaded in runner.models] == ["toy"]
 
 

@@ -93,9 +93,8 @@ def test_a_preview_is_x0_hat_and_only_for_jobs_that_are_watched(
 
 @pytest.mark.parametrize(
     ("sampled", "finished", "size"),
-    [((64, 64), (240, 320), (48, 64)), ((64, 64), (320, 240), (64, 48)), ((16, 16), (24, 32), (24, 32)),
-     ((64, 64), (1, 320), (1, 64))],
-)  # fmt: skip
+    [((64, 64), (240, 320), (48, 64)), ((16, 16), (24, 32), (24, 32)), ((64, 64), (1, 320), (1, 64))],
+)
 def test_a_preview_has_the_proportions_of_the_finished_picture(
     connection: Redis, heard: Heard, sampled: tuple[int, int], finished: tuple[int, int], size: tuple[int, int]
 ) -> None:

@@ -7,13 +7,10 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from pathlib import Path
 
 import pytest
 from redis import Redis
-from redis.exceptions import ConnectionError
 
 from service.contract.records import new_job_id
 from service.local.redis_server import RedisServer
@@ -22,13 +19,12 @@ from service.settings import Settings
 from service.store import keys, workers
 from service.store.claims import GROUP
 from service.store.connection import RetryUntilStopped, connect, text
-from service.store.doorbell import ModelName
 from service.store.jobs import JobStore
 from service.worker import process
 from service.worker.runner import Runner
 from tests.service.conftest import Command
 from tests.service.processes import WorkerProcess, environment, new_job, until, worker_processes
-from tests.service.store.helpers import add_job, full
+from tests.service.store.helpers import add_job, done_count, full
 from tests.service.worker.conftest import Create, pngs, run, status
 
 
@@ -45,13 +41,13 @@ def test_another_worker_finishes_a_killed_ones_job_with_the_same_pictures(
     store = JobStore(connection, settings)
     job = new_job(settings, steps=100, pictures=6)
     add_job(store, job)
-    until(lambda: store.done_count(job.id) > 0)  # 4 are finished, 2 in progress
+    until(lambda: done_count(store, job.id) > 0)  # 4 are finished, 2 in progress
     (consumer, *_) = until(lambda: connection.xpending(keys.stream(job.digest), GROUP)["consumers"])
     killed = json.loads(connection.get(keys.worker(text(consumer["name"]))) or "{}")["pid"]
     os.kill(killed, signal.SIGKILL)
     assert not store.ended([job.id])
     until(lambda: store.ended([job.id]))
-    assert store.statuses([job.id]) == {job.id: "finished"}
+    assert status(store, job) == "finished"
     # The other worker ends on SIGTERM and withdraws its announcement.
     (left,) = (one for pid, one in two_workers.items() if pid != killed)
     left.terminate()
@@ -79,7 +75,7 @@ def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
         (name,) = connection.smembers(keys.WORKERS)
         job = new_job(settings, steps=100, pictures=12)
         add_job(store, job)
-        until(lambda: store.done_count(job.id) > 0)  # 8 are finished, 4 in progress
+        until(lambda: done_count(store, job.id) > 0)  # 8 are finished, 4 in progress
         assert server.process is not None
         server.process.kill()
         server.process.wait()
@@ -89,7 +85,7 @@ def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
         assert worker.poll() is None
         server.start()
         until(lambda: store.ended([job.id]))
-        assert store.statuses([job.id]) == {job.id: "finished"}
+        assert status(store, job) == "finished"
         reported = [fields[b"picture"] for _, fields in connection.xrange(keys.events(job.id)) if b"picture" in fields]
         assert sorted(int(index) for index in reported) == list(range(12))
         until(lambda: workers.is_alive(store.connection, text(name)))  # the same worker as before
@@ -133,7 +129,7 @@ def working(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]
     thread.start()
     yield runner
     runner.stop(0)
-    runner.store.doorbell.ring([ModelName(name="gone", digest="0" * 64)])
+    runner.store.doorbell.ring(["0" * 64])
     thread.join()
 
 
@@ -145,24 +141,6 @@ def test_an_idle_worker_loads_the_model_that_a_ring_names(
         until(lambda: store.ended([job.id]))  # noqa: B023
         assert status(store, job) == "finished"
     until(lambda: connection.keys("rq:job:*") == [])
-
-
-def test_an_attempt_to_reach_redis_is_progress(runner: Runner, settings: Settings) -> None:
-    runner.moved_at -= settings.stalled_after_s
-    assert runner.stalled
-    answers = iter([ConnectionError("away"), None])
-
-    def command() -> None:
-        if error := next(answers):
-            raise error
-
-    retry = partial(RetryUntilStopped(lambda: process.gives_up(runner)).call_with_retry, command, lambda error: None)
-    with ThreadPoolExecutor() as heartbeat:  # whose attempts say nothing of the loop
-        heartbeat.submit(retry).result()
-    assert runner.stalled
-    answers = iter([ConnectionError("away"), None])
-    retry()
-    assert not runner.stalled
 
 
 def test_a_full_redis_does_not_hold_up_heartbeats(runner: Runner, connection: Redis) -> None:

@@ -9,11 +9,11 @@ import pytest
 import torch
 from redis import Redis
 
+from service.contract.records import ModelName
 from service.settings import Settings
 from service.store import keys, workers
-from service.store.claims import GROUP
-from service.store.doorbell import ModelName
-from service.store.jobs import OVERDUE, JobStore
+from service.store.claims import GROUP, PictureStream
+from service.store.jobs import JobStore
 from service.worker.models import Fetched, Loaded, Models
 from service.worker.runner import Runner
 from shared.checkpoint import CheckpointKind, publish, read_info
@@ -26,7 +26,7 @@ from shared.registry import resolve
 from shared.vocabulary import ICLEVR
 from tests.service.api.answers import pixels
 from tests.service.processes import new_job
-from tests.service.store.helpers import add_job
+from tests.service.store.helpers import add_job, done_count
 from tests.service.worker.conftest import (
     LISTS,
     QUICK,
@@ -41,7 +41,6 @@ from tests.service.worker.conftest import (
     pngs,
     run,
     run_until,
-    settle,
     started,
     status,
     verdicts_of,
@@ -84,17 +83,6 @@ def test_the_batch_is_bounded_and_the_other_pictures_follow(
     assert status(store, job) == "finished"
     assert batches == [8] * 4 + [4] * 4
     assert settings.batch_pictures == 8
-
-
-def test_a_worker_fails_its_current_job_once_it_is_overdue(
-    runner: Runner, create: Create, connection: Redis, store: JobStore
-) -> None:
-    job = create()
-    runner.run_once()
-    connection.zadd(keys.OPEN, {job.id: connection.time()[0]})
-    run(runner, job.id)
-    assert error_of(store, job) == OVERDUE
-    settle(runner)
 
 
 def test_a_cancelled_job_leaves_the_batch_at_the_next_step_and_the_others_are_unaffected(
@@ -152,19 +140,6 @@ def test_a_job_without_its_checkpoint_fails_with_a_reason(
 
 
 GRAY = [["gray cube"]]
-
-
-def test_a_worker_that_wakes_up_after_its_lease_expired_changes_nothing(
-    runner: Runner, store: JobStore, create: Create, connection: Redis, settings: Settings
-) -> None:
-    job, paused = create(), started(connection, settings, "w2")
-    paused.run_once()
-    run(runner, job.id)
-    before = connection.hgetall(keys.job(job.id)), verdicts_of(store, job), pngs(store, job.id, range(3))
-    paused.renew_claims()
-    settle(paused)
-    assert (connection.hgetall(keys.job(job.id)), verdicts_of(store, job), pngs(store, job.id, range(3))) == before
-    assert connection.xlen(keys.stream(job.digest)) == 0
 
 
 def test_a_picture_that_breaks_the_batch_fails_only_its_job(
@@ -265,7 +240,7 @@ def test_three_deaths_that_a_picture_has_not_caused_do_not_fail_its_job(
     quick, job = settings.model_copy(update={"lease_s": 0.2}), create()
     for name in ("w2", "w3", "w4"):
         preempted = started(connection, quick, name)
-        while not preempted.models.busy:
+        while not preempted.busy:
             preempted.run_once()
     assert [[claim.alone for claim in model.claims.values()] for model in preempted.models] == [[True]]
     run(Runner(connection, quick, "w5"), job.id)
@@ -275,12 +250,12 @@ def test_three_deaths_that_a_picture_has_not_caused_do_not_fail_its_job(
 def test_a_suspect_has_its_worker_for_itself(
     runner: Runner, store: JobStore, create: Create, connection: Redis
 ) -> None:
-    toy = model_of(runner)
     other = load(runner, read_info(resolve(store.settings.storage, "other", "denoiser")))
     suspects, before = create(), create(model="other")
-    entries = [claim.entry for claim in toy.stream.claim_new(5)]
-    connection.xclaim(toy.stream.key, "workers", "dead", 0, entries, idle=10**6, retrycount=2, justid=True)
-    other.admit([(claim.picture, claim) for claim in other.stream.claim_new(5) if claim.picture])
+    dead = PictureStream(connection, store.settings, suspects.digest, "dead")
+    entries = [claim.entry for claim in dead.claim_new(5)]
+    connection.xclaim(dead.key, GROUP, "dead", 0, entries, idle=10**6, retrycount=2, justid=True)
+    other.admit(store.begin(other.stream, other.stream.claim_new(5)))
     jobs = [suspects, before, *(create(model=model) for model in ("toy", "other"))]
     seen = list[int]()
     while store.ended(job.id for job in jobs) != {job.id for job in jobs}:
@@ -304,7 +279,7 @@ def test_while_storage_hangs_other_models_are_served_and_the_job_fails_in_the_en
         return resolve(storage, name, kind)
 
     monkeypatch.setattr("service.worker.checkpoint_cache.resolve", hang)
-    run_until(runner, lambda: runner.models.fetching)
+    run_until(runner, lambda: runner.models.fetches)
     later = create(model="other")
     run(runner, loaded.id)
     assert [status(store, job) for job in (loaded, unknown)] == ["finished", "queued"]
@@ -339,9 +314,9 @@ def test_a_draining_worker_finishes_what_it_can_and_releases_the_rest(
     runner.stop(within_s=600)
     runner.drain()
     assert not runner.busy
-    assert store.statuses([short.id, long.id, late.id]) == {short.id: "finished", long.id: "running", late.id: "queued"}
-    assert store.done_count(long.id) == 0
+    assert [status(store, job) for job in (short, long, late)] == ["finished", "running", "queued"]
+    assert done_count(store, long.id) == 0
     pending: Any = connection.xpending_range(keys.stream(long.digest), GROUP, "-", "+", 9)
     assert [one["times_delivered"] for one in pending] == [0, 0]  # as if never delivered
     run(Runner(connection, patient, "b"), long.id, late.id)  # without waiting for a lease to expire
-    assert set(store.statuses([long.id, late.id]).values()) == {"finished"}
+    assert [status(store, job) for job in (long, late)] == ["finished"] * 2

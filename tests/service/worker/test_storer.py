@@ -15,7 +15,7 @@ from service.store.claims import GROUP
 from service.store.jobs import OVERDUE, JobStore
 from service.worker import process, storer
 from service.worker.runner import Runner
-from shared.options import SamplingOptions
+from tests.service.store.helpers import done_count
 from tests.service.worker.conftest import (
     LISTS,
     ONE_STEP,
@@ -70,23 +70,6 @@ def leased(store: JobStore, job: JobRecord) -> list[int]:
 # Storage that hangs or fails.
 
 
-def test_the_batch_is_stepped_while_storage_hangs(
-    runner: Runner, back: threading.Event, store: JobStore, create: Create
-) -> None:
-    batches = batches_of(engine_of(runner))
-    short, long = create(LISTS[:1], options=ONE_STEP), create(options=SamplingOptions(steps=9))
-    for _ in range(6):
-        runner.run_once()
-    assert batches == [4, 3, 3, 3, 3, 3]
-    assert (status(store, short), store.done_count(short.id)) == ("running", 0)
-    runner.renew_claims()
-    assert leased(store, short) == [1] * 4
-    back.set()
-    run(runner, short.id, long.id)
-    assert [len(pngs(store, job.id, range(job.total))) for job in (short, long)] == [1, 3]
-    assert leased(store, short) == []
-
-
 def test_pictures_that_wait_for_storage_are_few(
     runner: Runner, back: threading.Event, store: JobStore, create: Create
 ) -> None:
@@ -128,13 +111,13 @@ def test_while_storage_is_away_nothing_is_lost_and_a_job_past_its_deadline_fails
     assert error_of(store, overdue) == OVERDUE
     run_until(runner, lambda: len(batches) == 2)
     assert [status(store, job) for job in (waits, other)] == ["running", "running"]
-    assert store.done_count(waits.id) == 0
+    assert done_count(store, waits.id) == 0
     is_back.set()
     run(runner, waits.id, other.id)
     assert [status(store, job) for job in (waits, other)] == ["finished", "finished"]
     settle(runner)
     assert (runner.storer.problem, batches) == ("", [4, 1])  # nothing was sampled again
-    assert (store.done_count(overdue.id), len(pngs(store, waits.id, range(3)))) == (0, 3)
+    assert (done_count(store, overdue.id), len(pngs(store, waits.id, range(3)))) == (0, 3)
     assert "pictures cannot be stored; retrying" in caplog.messages
 
 
@@ -149,13 +132,12 @@ def test_a_draining_worker_waits_for_what_is_being_stored(
     assert status(store, job) == "finished"
 
 
-@pytest.mark.parametrize("within_s", [0.0, 0.1])
 def test_a_draining_worker_leaves_what_is_not_stored_in_time_to_another(
-    runner: Runner, back: threading.Event, store: JobStore, create: Create, within_s: float
+    runner: Runner, back: threading.Event, store: JobStore, create: Create
 ) -> None:
     job = create(options=ONE_STEP)
     runner.run_once()
-    runner.stop(within_s)
+    runner.stop(within_s=0.1)
     runner.drain()
     assert not runner.busy
     assert leased(store, job) == [0] * 3  # released, so that the other need not wait until the leases expire
@@ -206,26 +188,6 @@ def test_a_job_that_is_deleted_while_a_file_of_it_is_written_leaves_none(
     assert store.connection.xlen(keys.stream(job.digest)) == 0
 
 
-def test_a_job_that_lost_a_picture_before_its_end_finishes_once_that_is_sampled_again(
-    runner: Runner, store: JobStore, connection: Redis, monkeypatch: pytest.MonkeyPatch, create: Create
-) -> None:
-    job, finish, lost = create(LISTS[:2], options=ONE_STEP), runner.store.finish, list[int]()
-
-    def late(*given: Any) -> set[str]:
-        lost.append(connection.hdel(keys.verdicts(job.id), "1"))  # as after a failover
-        return finish(*given)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(runner.store, "finish", late)
-        run_until(runner, lambda: lost)
-        settle(runner)
-    assert (status(store, job), len(pngs(store, job.id, range(2)))) == ("running", 2)
-    (picture,) = list(job.pictures())[1:]
-    connection.xadd(keys.stream(job.digest), {"picture": picture.write(), "asked_at": 0})  # as before the failover
-    run(runner, job.id)
-    assert status(store, job) == "finished"
-
-
 # Workers that die before the grid.
 
 
@@ -242,7 +204,7 @@ def test_a_grid_that_a_worker_died_before_is_composed_by_another_unless_too_many
                 later.append(create())
             with pytest.raises(Death):
                 run(Runner(store.connection, quick, f"dead{number}"), job.id)
-            assert (status(store, job), store.done_count(job.id)) == ("running", 3)
+            assert (status(store, job), done_count(store, job.id)) == ("running", 3)
             assert {status(store, one) for one in later} <= {"queued"}
     run(Runner(store.connection, quick, "w"), job.id, *(one.id for one in later))
     if deaths < quick.max_deliveries:

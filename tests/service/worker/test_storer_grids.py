@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-from redis import Redis
 
 from service import pictures
 from service.store import keys
@@ -11,19 +10,19 @@ from service.store.jobs import JobStore
 from service.worker import storer
 from service.worker.runner import Runner
 from tests.service.api.answers import pixels
-from tests.service.store.helpers import done, record
+from tests.service.store.helpers import done, done_count, record
 from tests.service.worker.conftest import LISTS, Create, error_of, grid_of, run, started, status
 
 
 def test_of_repeats_with_the_same_accuracy_the_first_with_most_exact_matches_is_best() -> None:
-    _, made = done(Claim("1-1", "j", next(record(1).pictures())))
+    _, made = done(Claim("1-1", "j", 0, begun=record(1)))
     verdicts = [made.verdict.model_copy(update={"index": i, "exact": i > 0}) for i in range(3)]
     assert storer.score(verdicts, 1).best == 1
 
 
 def test_the_worst_pictures_of_all_repeats_are_those_with_the_lowest_f1() -> None:
     """Thirty repeats of one picture: twenty of the 29 that are not as asked, and of equal ones the first."""
-    _, made = done(Claim("1-1", "j", next(record(1).pictures())))
+    _, made = done(Claim("1-1", "j", 0, begun=record(1)))
     scores = [{"index": i, "exact": i == 7, "f1": i % 4 / 4} for i in range(30)]
     verdicts = [made.verdict.model_copy(update=score) for score in scores]
     assert storer.score(verdicts, 1).worst == [*range(0, 30, 4), *range(1, 30, 4), *range(2, 16, 4)]
@@ -41,34 +40,25 @@ def test_a_grid_of_several_batches_is_that_of_one(runner: Runner, store: JobStor
 
 
 @pytest.mark.parametrize(
-    ("content", "reason"),
-    [(None, "LookupError: a picture is no longer in storage"), (b"no PNG", "ValueError: a picture is damaged")],
+    ("broken", "reason"),
+    [
+        ("no picture", "LookupError: a picture is no longer in storage"),
+        ("no PNG", "ValueError: a picture is damaged"),
+        ("no verdict", "ValidationError"),
+    ],
 )
-def test_a_job_whose_grid_cannot_be_composed_fails(
-    runner: Runner, store: JobStore, create: Create, content: bytes | None, reason: str
+def test_a_job_whose_grid_cannot_be_composed_fails_alone(
+    runner: Runner, store: JobStore, create: Create, broken: str, reason: str
 ) -> None:
-    job = create(LISTS * 3)  # more than a batch, so that the first pictures are read again for the grid
-    while not store.done_count(job.id):
+    job, other = create(LISTS * 3), create()  # more than a batch, so that the first pictures are read for the grid
+    while not done_count(store, job.id):
         runner.run_once()
-    if content is None:
+    if broken == "no picture":
         (runner.storer.files.folder(job.id) / pictures.picture(0)).unlink()
+    elif broken == "no PNG":
+        runner.storer.files.write(job.id, pictures.picture(0), b"no PNG")
     else:
-        runner.storer.files.write(job.id, pictures.picture(0), content)
-    run(runner, job.id)
+        store.connection.hset(keys.verdicts(job.id), "0", b"no JSON")
+    run(runner, job.id, other.id)
     assert error_of(store, job).startswith(f"the result cannot be composed: {reason}")
-
-
-@pytest.mark.parametrize("what", ["verdict", "record"])
-def test_what_cannot_be_read_of_a_job_fails_it_alone(
-    runner: Runner, store: JobStore, create: Create, connection: Redis, what: str
-) -> None:
-    broken, whole = create(LISTS * 3), create()
-    while not store.done_count(broken.id):
-        runner.run_once()
-    if what == "verdict":
-        connection.hset(keys.verdicts(broken.id), "0", b"no JSON")
-    else:
-        connection.hset(keys.job(broken.id), "record", "{}")
-    run(runner, broken.id, whole.id)
-    assert error_of(store, broken).startswith("the result cannot be composed: ValidationError")
-    assert status(store, whole) == "finished"
+    assert status(store, other) == "finished"

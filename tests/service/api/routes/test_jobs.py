@@ -24,7 +24,7 @@ from service.worker.runner import Runner
 from tests.conftest import running
 from tests.service.api.answers import LISTS, pixels, problem, submitted
 from tests.service.api.uploads.zips import png
-from tests.service.store.helpers import DIGEST, RESULT, add_job, done, record
+from tests.service.store.helpers import DIGEST, RESULT, add_job, commit_all, record
 
 
 def test_jobs_are_listed_newest_first_in_pages_that_new_jobs_do_not_shift(
@@ -125,9 +125,10 @@ def finished(store: JobStore, n: int, best: int = 0, repeats: int = 1, **about: 
         files.write(job.id, pictures.picture(index), one)
     files.write(job.id, pictures.GRID, b"grid")
     stream = PictureStream(store.connection, store.settings, DIGEST, "w")
-    complete, _ = store.commit(stream, [done(claim) for claim in stream.claim_new(job.total)])
+    complete = commit_all(store, stream)
     result = JobResult(repeats=RESULT.repeats * repeats, best=best)
-    assert store.finish(stream, [(claim, result) for claim in complete]) == {job.id}
+    store.finish(stream, [(claim, result) for claim in complete])
+    assert store.ended([job.id])
     return job.id, pngs
 
 
