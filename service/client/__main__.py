@@ -114,7 +114,8 @@ def generate(
         raise typer.BadParameter("give labels, --lines or a --recipe")
     if labels and from_lines is not None:
         raise typer.BadParameter("give labels or --lines, not both")
-    lists, others = _lists(labels) if labels else None, list[dict[str, Any]]()
+    lists = _lists(labels) if labels else None
+    others = list[dict[str, Any]]()
     if from_lines is not None:
         lists, others = lines.read_lines(from_lines, lines.OUTPUT_FIELDS)
     points = _read_layouts(layouts) if layouts else None
