@@ -26,7 +26,6 @@ from service.client.job_command import (
     fail,
     print_json,
     run_job,
-    until_ctrl_c,
 )
 from service.client.messages import DEFAULT_URL
 from service.client.thresholds import BELOW, below, parse_thresholds
@@ -218,9 +217,8 @@ def sweep(
         Outputs(output=output).check()
         task = progress.add_task("combinations", total=len(steps_) * len(ws))
         cells = run_sweep(
-            client, _lists(labels), steps_, ws, seed=seed, model=model,
-            on_cell=lambda: progress.advance(task), create=until_ctrl_c,
-        )  # fmt: skip
+            client, _lists(labels), steps_, ws, seed=seed, model=model, on_cell=lambda: progress.advance(task)
+        )
         output.write_bytes(draw(cells))
     Console(width=display.UNCUT).print(display.plain(str(output)), highlight=False)
 
