@@ -2,12 +2,11 @@
 
 import json
 import os
-import sys
 
 import pytest
 
-from service.__main__ import main
-from service.settings import Settings, unknown_variables, variables
+from service.settings import SettingError, Settings, read_settings, unknown_variables, variables
+from tests.service.conftest import Command
 
 
 @pytest.mark.parametrize("name", Settings.model_fields)
@@ -43,16 +42,19 @@ NOT_ALLOWED = [
 
 
 @pytest.mark.parametrize(("variable", "value", "message"), NOT_ALLOWED)
-def test_a_value_that_is_not_allowed_is_reported_in_one_line(
-    variable: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_a_value_that_is_not_allowed_is_refused(
+    variable: str, value: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sys, "argv", ["service", "api"])
     monkeypatch.delenv("LABELGRID_REDIS_URL", raising=False)
     monkeypatch.setenv(variable, value)
-    with pytest.raises(SystemExit, match="1"):
-        main()
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line.startswith(f"labelgrid: {message}")
+    with pytest.raises(SettingError) as error:
+        read_settings()
+    assert str(error.value).startswith(message)
+
+
+def test_a_process_reports_it_in_one_line(command: Command) -> None:
+    code, _, err = command("check", environment={"LABELGRID_DEVICE": "foo"})
+    assert (code, err) == (1, "labelgrid: LABELGRID_DEVICE=foo: it should be auto, cpu, cuda or cuda:N\n")
 
 
 def test_unknown_variables_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
