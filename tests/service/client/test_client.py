@@ -129,6 +129,7 @@ def test_a_recipe_reproduces_its_pictures(call: Call, working: Runner, tmp_path:
     [
         ("generate", {"labels": LISTS, "guidance": float("nan")}, "cannot be sent: Out of range float"),
         ("generate", {"labels": [["red \udcff cube"]]}, r"cannot be sent: .*surrogates"),
+        ("generate", {"labels": object()}, "cannot be sent: .*object"),
         ("generate", {"recipe": "a\0b"}, "a b: embedded null byte"),
         ("generate", {"labels": LISTS, "idempotency_key": "ü€"}, "idempotency_key: 'ü€' is not printable ASCII"),
     ],

@@ -169,6 +169,7 @@ def test_errors_are_one_line(run: Command, alive: JobStore, tmp_path: Path) -> N
         (["generate", "red cube, blue sphare"], 'entry 0: unknown label "blue sphare"; did you mean "blue sphere"?'),
         (["score", str(tmp_path / "nothing.json")], f"{tmp_path}/nothing.json: No such file or directory"),
         (["generate", "red cube", "--layouts", str(tmp_path / "bad.json")], f"{tmp_path}/bad.json: not JSON: "),
+        (["generate", "--lines", str(tmp_path / "nothing.jsonl")], "nothing.jsonl: No such file or directory"),
         (["generate", "--lines", str(tmp_path / "own.jsonl")], "own.jsonl: line 1: the output has a field 'url'"),
         (["labels", "--url", "localhost:8000"], "'localhost:8000' is not an address"),
     ):
