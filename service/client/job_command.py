@@ -18,7 +18,6 @@ from typer.core import TyperGroup
 
 from service.client import ApiError, Client, ClientError, Event, display, lines
 from service.client.connection import OnEvent
-from service.contract.records import TERMINAL
 from service.contract.schemas import Job, PictureResult, ScoreResult
 
 INTERRUPTED: Final = 130  # the exit code after Ctrl-C, as shells have it
@@ -70,8 +69,6 @@ def until_ctrl_c(
     try:
         return send(on_event=on_event, wait=wait)
     except KeyboardInterrupt:
-        if states and states[-1].status in TERMINAL:
-            raise
         which = f"job {states[-1].id}" if states else "its job, if there is one,"
         try:
             job_id = client.cancel((states[-1] if states else send(wait=False)).id).id
