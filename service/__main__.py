@@ -49,6 +49,7 @@ def _process(role: str, storage: str | None = None) -> Iterator[Settings]:
 
     Any other, such as one of torch, ends the process with its traceback; so does a file's once the process serves.
     """
+    serves = role in ("api", "worker", "webhooks")
     if storage:
         os.environ["LABELGRID_STORAGE"] = storage  # the processes that this one starts read it, too
     try:
@@ -62,9 +63,9 @@ def _process(role: str, storage: str | None = None) -> Iterator[Settings]:
         if role in ("worker", "webhooks"):
             # Ends the process while it starts. Without a handler a container's first process ignores the signal.
             signal.signal(signal.SIGTERM, signal.default_int_handler)
-        if role in ("api", "worker", "webhooks"):
+        if serves:
             tracing.start(settings, role)
-        if role in ("api", "worker", "webhooks") or (role == "all" and "redis_url" in settings.model_fields_set):
+        if serves or (role == "all" and "redis_url" in settings.model_fields_set):
             from service.store.connection import check_version
 
             check_version(settings.redis_url)
@@ -72,7 +73,7 @@ def _process(role: str, storage: str | None = None) -> Iterator[Settings]:
     except KeyboardInterrupt:  # while it starts; and uvicorn raises it again once the API has shut down
         pass
     except (CheckpointError, SettingError, StartError, OSError, RedisError) as error:
-        if role in ("api", "worker", "webhooks") and isinstance(error, OSError):
+        if serves and isinstance(error, OSError):
             raise
         print(f"labelgrid: {error}", file=sys.stderr)
         raise typer.Exit(1) from error

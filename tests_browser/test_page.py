@@ -194,7 +194,7 @@ def test_a_test_file_is_scored(opened: Page, working: Runner, client: httpx.Clie
             row = shown.get_by_role("row", name=one["label"], exact=False).first
             expect(row).to_contain_text(f"{one['asked']}{one['found']}{one['asked'] - one['found']}{one['extra']}")
             for other, count in one["instead"].items():
-                assert shown.locator("title", has_text=f"{one['label']} missing, {other} there: {count}").count() == 1
+                assert shown.locator("title", has_text=f"{one['label']} missing, {other} instead: {count}").count() == 1
     opened.get_by_text("The same with curl").click()
     done = subprocess.run(
         ["sh", "-c", opened.locator("#command").inner_text()], cwd=tmp_path, capture_output=True, check=True, timeout=60

@@ -145,7 +145,7 @@ def test_objects_stay_where_the_model_has_seen_some(opened: Page) -> None:
     drag(opened, "red cube", 0.5, 0.95)
     expect(hint).to_have_text("This model has seen no objects outside the outlined area.")
     drag(opened, "blue sphere", 0.54, 0.68)
-    expect(hint).to_have_text("This model has seen no two objects as near to each other.")
+    expect(hint).to_have_text("This model has seen no two objects so close to each other.")
     place(opened, "red cube").focus()
     opened.keyboard.press("ArrowDown")
     expect(opened.get_by_role("status")).to_have_text(

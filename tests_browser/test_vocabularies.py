@@ -150,7 +150,7 @@ def test_labels_that_are_numbers_are_ranked_by_probability(opened: Page) -> None
         Object.assign(card, { source: "static/icon.svg", result: { labels: ["7"], scores, accuracy: 1, f1: 1 } });
         new Lightbox(async () => null).open([card], card, null);
     }""")
-    expect(opened.locator(".facts")).to_contain_text("Next likely9, 40 %")
+    expect(opened.locator(".facts")).to_contain_text("Next most likely9, 40 %")
 
 
 def test_any_label_has_a_drawing(opened: Page) -> None:

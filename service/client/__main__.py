@@ -9,32 +9,32 @@ import functools
 import inspect
 import io
 import sys
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, TypeVar, Unpack, get_type_hints
 
 import typer
-from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 from rich.console import Console
 
 from service.client import ApiError, Client, ClientError, Options, display, lines
 from service.client.job_command import (
     INTERRUPTED,
+    OneLineErrors,
     Outputs,
-    connected,
+    connect,
     fail,
     print_json,
     run_job,
-    until_ctrl_c,
 )
 from service.client.messages import DEFAULT_URL
 from service.client.thresholds import BELOW, below, parse_thresholds
-from service.contract.records import Layout, Layouts
 from service.contract.schemas import LONGEST_PAGE, JobHead, JobPage, SamplingFields, ScoreResult, WorkerDevice
 
 Number = TypeVar("Number", int, float)
 
 app = typer.Typer(
+    cls=OneLineErrors,
     help="Generates and scores pictures with a labelgrid service. Its API key is read from LABELGRID_API_KEY.",
     no_args_is_help=True,
     add_completion=False,
@@ -69,20 +69,12 @@ def _with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _read_layouts(path: Path) -> list[Layout | None]:
+def _read_layouts(path: Path) -> Any:
+    """Return the content of a JSON file, which the service checks."""
     try:
-        return TypeAdapter(Layouts).validate_json(path.read_bytes())
-    except ValidationError as error:
-        first = error.errors()[0]
-        place = f"{'.'.join(map(str, first['loc']))}: " if first["loc"] else ""  # none if the whole file is wrong
-        raise fail(f"{path}: {place}{first['msg']}") from error
-
-
-def _read_lines(path: Path, reserved: Collection[str] = ()) -> tuple[list[list[str]], list[dict[str, Any]]]:
-    try:
-        return lines.read_lines(path, reserved)
-    except ClientError as error:
-        raise fail(str(error)) from error
+        return from_json(path.read_bytes())
+    except ValueError as error:
+        raise ClientError(f"{path}: not JSON: {error}") from error
 
 
 @app.command()
@@ -119,9 +111,10 @@ def generate(
         raise typer.BadParameter("give labels, --lines or a --recipe")
     if labels and from_lines is not None:
         raise typer.BadParameter("give labels or --lines, not both")
-    lists, others = (
-        _read_lines(from_lines, lines.OUTPUT_FIELDS) if from_lines else (_lists(labels) if labels else None, [])
-    )
+    lists = _lists(labels) if labels else None
+    others = list[dict[str, Any]]()
+    if from_lines is not None:
+        lists, others = lines.read_lines(from_lines, lines.OUTPUT_FIELDS)
     points = _read_layouts(layouts) if layouts else None
     submit = functools.partial(
         Client.generate, labels=lists, recipe=recipe, layouts=points, trajectory=trajectory, **options
@@ -182,7 +175,7 @@ def score(
         raise typer.BadParameter("with --detach there is no score yet for --fail-under")
     if detach and (report or by_label):
         raise typer.BadParameter("with --detach there is no score yet for --report and --csv")
-    conditions = _read_lines(file)[0] if lines.is_lines(file) else file
+    conditions = lines.read_lines(file)[0] if lines.is_lines(file) else file
     submit = functools.partial(Client.score, conditions=conditions, pictures=pictures, repeats=repeats, **options)
     outputs = Outputs(
         output=output, images=images, report=report, by_label=by_label, as_json=as_json, as_lines=as_lines
@@ -192,7 +185,7 @@ def score(
         try:
             missed = below(job.result, thresholds)
         except ValueError as error:
-            raise fail(f"--fail-under: {error}") from error
+            raise ClientError(f"--fail-under: {error}") from error
         if missed:
             raise fail(missed, BELOW)
 
@@ -220,13 +213,12 @@ def sweep(
     from service.client.sweep import draw, run_sweep  # needs Pillow, and the rest does not
 
     steps_, ws = _numbers(steps, int), _numbers(guidance, float)
-    with connected(url) as client, display.bar() as progress:
+    with connect(url) as client, display.Bar() as progress:
         Outputs(output=output).check()
         task = progress.add_task("combinations", total=len(steps_) * len(ws))
         cells = run_sweep(
-            client, _lists(labels), steps_, ws, seed=seed, model=model,
-            on_cell=lambda: progress.advance(task), create=until_ctrl_c,
-        )  # fmt: skip
+            client, _lists(labels), steps_, ws, seed=seed, model=model, on_cell=lambda: progress.advance(task)
+        )
         output.write_bytes(draw(cells))
     Console(width=display.UNCUT).print(display.plain(str(output)), highlight=False)
 
@@ -237,7 +229,7 @@ def wait(
 ) -> None:
     """Wait for a job and print its result. Ctrl-C ends the waiting, and the job goes on."""
     outputs = Outputs(output=output, images=images, as_json=as_json)
-    with connected(url) as client:
+    with connect(url) as client:
         outputs.check()
         with display.JobProgress() as progress:
             try:
@@ -255,7 +247,7 @@ def jobs(
     as_json: AsJson = False,
 ) -> None:
     """List jobs, newest first."""
-    with connected(url) as client:
+    with connect(url) as client:
         page = _newest_jobs(client, limit)
         if as_json:
             print_json(page)
@@ -276,7 +268,7 @@ def _newest_jobs(client: Client, limit: int) -> JobPage:
 @app.command()
 def cancel(job_id: JobId, url: Url = DEFAULT_URL) -> None:
     """Cancel a queued or running job."""
-    with connected(url) as client:
+    with connect(url) as client:
         print(f"job {client.cancel(job_id).id} is cancelled")
 
 
@@ -288,7 +280,7 @@ def labels(
     ] = None,
 ) -> None:
     """List the labels that a model knows."""
-    with connected(url) as client:
+    with connect(url) as client:
         for label in client.labels(model).labels:
             Console(width=display.UNCUT).print(display.plain(label), highlight=False)
 
@@ -296,7 +288,7 @@ def labels(
 @app.command()
 def models(url: Url = DEFAULT_URL, as_json: AsJson = False) -> None:
     """List the models, which workers have loaded them, and the unusable files in storage."""
-    with connected(url) as client:
+    with connect(url) as client:
         listing = client.models()
         if as_json:
             print_json(listing)

@@ -10,8 +10,9 @@ import contextlib
 from typing import Any
 
 import httpx
+from pydantic import ValidationError
 
-from service.contract.errors import PROBLEM_JSON
+from service.contract.errors import PROBLEM_JSON, Problem
 from service.contract.schemas import Job
 
 
@@ -43,10 +44,8 @@ class ApiError(ClientError):
 def _problem(response: httpx.Response) -> dict[str, Any]:
     """Return the problem, or an empty one for what only claims to be one, such as a proxy's answer."""
     if response.headers.get("content-type", "").startswith(PROBLEM_JSON):
-        with contextlib.suppress(ValueError):  # not JSON, or not UTF-8
-            body = response.json()
-            if isinstance(body, dict) and all(isinstance(body.get(name, ""), str) for name in ("type", "detail")):
-                return body
+        with contextlib.suppress(ValidationError):
+            return Problem.model_validate_json(response.content).model_dump(exclude_unset=True)
     return {}
 
 

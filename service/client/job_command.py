@@ -1,11 +1,10 @@
-"""What the commands share: how errors end them, and a job: created, waited for with a progress bar, saved, printed."""
+"""What the commands share: how errors end them, and how a job is created, awaited, saved and printed."""
 
-import contextlib
 import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,10 +14,10 @@ import httpx
 import typer
 from pydantic import BaseModel
 from rich.console import Console
+from typer.core import TyperGroup
 
 from service.client import ApiError, Client, ClientError, Event, display, lines
 from service.client.connection import OnEvent
-from service.contract.records import TERMINAL
 from service.contract.schemas import Job, PictureResult, ScoreResult
 
 INTERRUPTED: Final = 130  # the exit code after Ctrl-C, as shells have it
@@ -29,23 +28,25 @@ def fail(message: str, code: int = 1) -> typer.Exit:
     return typer.Exit(code)
 
 
-@contextlib.contextmanager
-def connected(url: str) -> Iterator[Client]:
-    """Give a client; its errors end the program with one line."""
-    try:
+class OneLineErrors(TyperGroup):
+    """A command line whose expected errors are one line each. After Ctrl-C typer itself ends it with INTERRUPTED."""
+
+    def invoke(self, ctx: Any) -> Any:
         try:
-            made = Client(url)
-        except (ImportError, ValueError, httpx.InvalidURL) as error:  # an address, or a proxy of the environment
-            raise fail(str(error)) from error
-        with made as client:
-            yield client
-    except ClientError as error:
-        keyless = isinstance(error, ApiError) and error.status == 401  # the service's words are for HTTP
-        raise fail(f"{error} (set LABELGRID_API_KEY)" if keyless else str(error)) from error
-    except OSError as error:
-        raise fail(f"{error.filename or 'output'}: {error.strerror or error}") from error
-    except KeyboardInterrupt:
-        raise fail("interrupted", INTERRUPTED) from None
+            return super().invoke(ctx)
+        except ClientError as error:
+            keyless = isinstance(error, ApiError) and error.status == 401  # the service's words are for HTTP
+            raise fail(f"{error} (set LABELGRID_API_KEY)" if keyless else str(error)) from error
+        except OSError as error:
+            raise fail(f"{error.filename or 'output'}: {error.strerror or error}") from error
+
+
+def connect(url: str) -> Client:
+    """Return a client. Raises ClientError, also for a proxy of the environment that cannot be used."""
+    try:
+        return Client(url)
+    except (ImportError, ValueError, httpx.InvalidURL) as error:
+        raise ClientError(str(error)) from error
 
 
 def until_ctrl_c(
@@ -68,8 +69,6 @@ def until_ctrl_c(
     try:
         return send(on_event=on_event, wait=wait)
     except KeyboardInterrupt:
-        if states and states[-1].status in TERMINAL:
-            raise
         which = f"job {states[-1].id}" if states else "its job, if there is one,"
         try:
             job_id = client.cancel((states[-1] if states else send(wait=False)).id).id
@@ -91,10 +90,10 @@ class Outputs:
     others: Sequence[Mapping[str, Any]] = ()
 
     def check(self) -> None:
-        """Exit if files could not be saved: before the job rather than after it."""
+        """Raise ClientError if files could not be saved: before the job rather than after it."""
         for file in (self.output, self.report, self.by_label):
             if file is not None and not file.exists() and not os.access(file.parent, os.W_OK):
-                raise fail(f"{file}: there is no folder {file.parent} that can be written to")
+                raise ClientError(f"{file}: there is no folder {file.parent} that can be written to")
         if self.images is not None:
             self.images.mkdir(parents=True, exist_ok=True)
 
@@ -141,7 +140,7 @@ def run_job(submit: Callable[..., Job], url: str, outputs: Outputs, detach: bool
 
     `detach`: print its id instead, and return None.
     """
-    with connected(url) as client:
+    with connect(url) as client:
         outputs.check()
         if detach and (outputs.output or outputs.images):
             raise typer.BadParameter("with --detach there is nothing to save yet; give --output and --images to `wait`")

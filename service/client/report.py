@@ -4,27 +4,16 @@ import base64
 import csv
 import io
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Final
 
 from jinja2 import Environment, PackageLoader
 
 from service.contract.records import LabelScore
-from service.contract.schemas import Job, PictureResult, ScoreResult
+from service.contract.schemas import Job, ScoreResult
 from shared.options import THRESHOLD
 
 COLUMNS: Final = ("label", "asked", "found", "missing", "extra", "recall", "precision")
-
-
-@dataclass(frozen=True)
-class Shown:
-    """A picture in the report."""
-
-    title: str
-    src: str  # its PNG, as a data URL
-    asked: list[tuple[str, float, bool]]  # label, probability, whether it was found
-    extra: dict[str, float]  # labels found though not asked for
 
 
 def html(job: Job, image: Callable[[int], bytes]) -> str:
@@ -36,7 +25,8 @@ def html(job: Job, image: Callable[[int], bytes]) -> str:
     for picture in result.worst:
         index = int(PurePosixPath(picture.url).stem)
         run = f", run {index // n}" if len(result.repeats) > 1 else ""
-        worst.append(_shown(f"list {index % n}{run}", picture, image(index)))
+        src = "data:image/png;base64," + base64.b64encode(image(index)).decode()
+        worst.append((f"list {index % n}{run}", src, picture))
     rows = sorted(result.by_label, key=lambda one: (one.recall is None, one.recall, one.label))
     confused = [one for one in rows if one.instead]
     environment = Environment(
@@ -51,16 +41,7 @@ def html(job: Job, image: Callable[[int], bytes]) -> str:
         most=max((count for one in confused for count in one.instead.values()), default=1),
         wrong=sum(one.pictures - one.exact for one in result.by_objects),
         worst=worst,
-    )
-
-
-def _shown(title: str, picture: PictureResult, png: bytes) -> Shown:
-    asked = [(label, picture.scores.get(label, 0.0)) for label in picture.labels]
-    return Shown(
-        title,
-        "data:image/png;base64," + base64.b64encode(png).decode(),
-        [(label, probability, probability > THRESHOLD) for label, probability in asked],
-        picture.extra,
+        threshold=THRESHOLD,
     )
 
 
@@ -70,5 +51,5 @@ def as_csv(rows: Sequence[LabelScore]) -> str:
     writer = csv.writer(written, lineterminator="\n")
     writer.writerow(COLUMNS)
     for row in rows:
-        writer.writerow("" if (value := getattr(row, name)) is None else value for name in COLUMNS)
+        writer.writerow(getattr(row, name) for name in COLUMNS)
     return written.getvalue()

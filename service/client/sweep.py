@@ -9,11 +9,10 @@ from typing import Final
 from PIL import Image, ImageDraw, ImageFont
 
 from service.client.connection import Client
-from service.client.errors import ClientError
+from service.client.job_command import until_ctrl_c
 from service.client.messages import LabelLists, Options
-from service.contract.schemas import GenerateResult, Job
+from service.contract.schemas import GenerateResult
 
-MOST: Final = 100  # combinations
 GAP: Final = 6  # pixels between cells
 INK, PAPER = (20, 20, 20), (255, 255, 255)
 
@@ -23,21 +22,17 @@ Cell = tuple[int, float]  # steps, guidance
 def run_sweep(
     client: Client, labels: LabelLists, steps: Sequence[int], guidance: Sequence[float], *, seed: int = 0,
     model: str | None = None, on_cell: Callable[[], None] = lambda: None,
-    create: Callable[[Client, Callable[..., Job]], Job] = lambda client, submit: submit(client),
 ) -> dict[Cell, tuple[bytes, float]]:  # fmt: skip
     """Generate the label lists with each number of steps and each w, all from one seed.
 
-    `create` sends each request, a function of the client, and returns its job. Returns (steps, w) -> the grid's PNG and
-    the accuracy. Raises ClientError for too many combinations.
+    Returns (steps, w) -> the grid's PNG and the accuracy. Ctrl-C cancels the current job.
     """
-    if len(steps) * len(guidance) > MOST:
-        raise ClientError(f"{len(steps) * len(guidance)} combinations; at most {MOST} are allowed")
     found: dict[Cell, tuple[bytes, float]] = {}
     for n, w in itertools.product(steps, guidance):
         options: Options = {"seed": seed, "steps": n, "guidance": w}
         if model:
             options["model"] = model
-        job = create(client, functools.partial(Client.generate, labels=labels, **options))
+        job = until_ctrl_c(client, functools.partial(Client.generate, labels=labels, **options))
         assert isinstance(job.result, GenerateResult)
         found[n, w] = client.grid(job.id), job.result.accuracy
         on_cell()

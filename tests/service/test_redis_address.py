@@ -10,55 +10,54 @@ from typing import Any
 
 import pytest
 from redis import Redis
+from redis.connection import SSLConnection
 from redis.exceptions import ConnectionError
 
 from service.local.demo import free_port
 from service.local.redis_server import die_with_parent, find_binary, stop
-from service.redis_address import _watched, checked
+from service.redis_address import checked
 from service.store.connection import RetryUntilStopped, connect, connect_async
 from tests.service.processes import until
 
 
 @pytest.mark.parametrize(
-    ("url", "sentinels", "name", "options", "asking"),
+    ("url", "sentinels", "options", "asking"),
     [
-        ("redis+sentinel://one/jobs", (("one", 26379),), "jobs", {}, {}),
         (
             "redis+sentinel://me:p%40ss@one:1,two,[::1]:3/jobs/2?sentinel_password=s",
-            (("one", 1), ("two", 26379), ("::1", 3)),
-            "jobs",
+            [("one", 1), ("two", 26379), ("::1", 3)],
             {"username": "me", "password": "p@ss", "db": 2},
             {"password": "s"},
         ),
         (
-            "rediss+sentinel://one/jobs?ssl_ca_certs=/ca.pem",
-            (("one", 26379),),
-            "jobs",
-            {"ssl": True, "ssl_ca_certs": "/ca.pem"},
-            {},
+            "rediss+sentinel://:secret@one/jobs?ssl_ca_certs=/ca.pem",
+            [("one", 26379)],
+            {"password": "secret", "ssl_ca_certs": "/ca.pem"},
+            {"password": None},  # Redis's own is not for the Sentinels
         ),
     ],
 )
 def test_an_address_names_sentinels_and_their_primary(
-    url: str, sentinels: Any, name: str, options: dict[str, Any], asking: dict[str, Any]
+    url: str, sentinels: list[tuple[str, int]], options: dict[str, Any], asking: dict[str, Any]
 ) -> None:
-    assert checked(url) == url
-    watched = _watched(url)
-    assert (watched.sentinels, watched.name, watched.options) == (sentinels, name, options)
-    assert asking.items() <= watched.asking.items()
-    assert ("password" in watched.asking) == bool(asking)  # Redis's own password is not for the Sentinels
+    with connect(checked(url)) as client:
+        pool: Any = client.connection_pool
+        asked = [one.connection_pool.connection_kwargs for one in pool.sentinel_manager.sentinels]
+    assert [(one["host"], one["port"]) for one in asked] == sentinels
+    assert pool.service_name == "jobs"
+    assert options.items() <= pool.connection_kwargs.items()
+    assert all(asking == {name: one.get(name) for name in asking} for one in asked)
+    assert issubclass(pool.connection_class, SSLConnection) == url.startswith("rediss")
 
 
 @pytest.mark.parametrize(
     ("url", "reason"),
     [
         ("redis+sentinel://one:26379", "its path should be the primary's name"),
-        ("redis+sentinel://one/jobs/staging", "its path should be the primary's name"),
+        ("redis+sentinel://one/jobs/staging", "may have a database"),
         ("redis+sentinel://me:secret@one:secret/jobs", "its Sentinels cannot be read"),
         ("redis+sentinel://,two/jobs", "its Sentinels cannot be read"),
-        ("redis+sentinel://one/jobs?foo=1", "an option after its . is unknown: 'foo'"),
         ("redis://one/0?foo=1", "an option after its . is unknown: 'foo'"),
-        ("unix+sentinel://one/jobs", "must specify one of"),
     ],
 )
 def test_an_address_that_cannot_be_used_is_refused(url: str, reason: str) -> None:

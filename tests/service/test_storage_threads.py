@@ -2,7 +2,6 @@
 
 import asyncio
 import threading
-import weakref
 from functools import partial
 
 import pytest
@@ -51,19 +50,3 @@ def test_the_event_loop_goes_on_while_a_call_hangs() -> None:
 
     assert asyncio.run(work()) == "done"
     hang.set()
-
-
-def test_threads_keep_nothing_of_a_call_and_end_with_their_owner() -> None:
-    before = set(threading.enumerate())
-    threads, held = StorageThreads(2), set[int]()
-    kept = weakref.ref(held)
-    threads.all([lambda held=held: held.add(1), lambda: None], 60)  # type: ignore[misc]
-    own = set(threading.enumerate()) - before
-    assert len(own) == 2
-    del held
-    threads.all([threading.Barrier(2).wait] * 2, 60)  # each thread takes one, and has left the former call behind
-    assert kept() is None
-    del threads
-    for thread in own:
-        thread.join(60)
-        assert not thread.is_alive()

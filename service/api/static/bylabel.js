@@ -66,14 +66,14 @@ function heatMap(labels) {
         {},
         svg("rect", { x, y, width: CELL - 1, height: CELL - 1, rx: 4, "fill-opacity": 0.06 + (0.8 * count) / most }),
         count ? svg("text", { x: x + CELL / 2, y: y + CELL * 0.65, "text-anchor": "middle" }, String(count)) : null,
-        count ? svg("title", {}, `${one.label} missing, ${other} there: ${count}`) : null,
+        count ? svg("title", {}, `${one.label} missing, ${other} instead: ${count}`) : null,
       );
     }),
   ]);
   return h(
     "figure",
     { class: "scrolled" },
-    h("figcaption", { class: "note" }, "Pictures that miss the label of a row and show that of a column unasked:"),
-    svg("svg", { class: "heat", viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": "What was there instead" }, heads, rows.flat()),
+    h("figcaption", { class: "note" }, "Pictures that lack the label of a row and show that of a column instead:"),
+    svg("svg", { class: "heat", viewBox: `0 0 ${width} ${height}`, width, height, role: "img", "aria-label": "What appears instead" }, heads, rows.flat()),
   );
 }

@@ -114,7 +114,7 @@ export class Lightbox {
       h("dt", {}, "F1"),
       h("dd", {}, figure(f1)),
       known.length ? [h("dt", {}, "Mean distance"), h("dd", {}, distanceWords(mean))] : null,
-      others.length ? [h("dt", {}, "Next likely"), h("dd", {}, `${others[0][0]}, ${percent(others[0][1])}`)] : null,
+      others.length ? [h("dt", {}, "Next most likely"), h("dd", {}, `${others[0][0]}, ${percent(others[0][1])}`)] : null,
     );
   }
 }

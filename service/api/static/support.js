@@ -49,7 +49,7 @@ export class Support {
   /** Why an object cannot stand at a place, with the `others` where they are, or null. */
   placeProblem(place, others) {
     if (this.#outside(place) > SLACK) return "This model has seen no objects outside the outlined area.";
-    if (room(place, others) < this.nearest - SLACK) return "This model has seen no two objects as near to each other.";
+    if (room(place, others) < this.nearest - SLACK) return "This model has seen no two objects so close to each other.";
     return null;
   }
 

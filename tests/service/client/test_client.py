@@ -1,8 +1,9 @@
 """Both client classes against the real API: their methods, retries after lost responses, and resumed event streams."""
 
 import asyncio
+import contextlib
 import json
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_type_hints
@@ -10,11 +11,10 @@ from typing import Any, get_type_hints
 import httpx
 import pytest
 from PIL import Image
-from redis import Redis
 
 import service.client.connection
 from service.client import ApiError, AsyncClient, Client, ClientError, Event, JobUnfinished, Options, Unreachable
-from service.contract.schemas import Job, SamplingFields, ScoreResult
+from service.contract.schemas import Job, SamplingFields
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from shared.vocabulary import ICLEVR
@@ -50,7 +50,7 @@ def call(request: pytest.FixtureRequest, url: str) -> Call:
 
 def test_generate_reports_events_and_returns_the_job(call: Call, client: httpx.Client, working: Runner) -> None:
     reported: list[Event] = []
-    job = call("generate", LISTS, steps=3, seed=7, sampler="euler", on_event=reported.append)
+    job = call("generate", LISTS, steps=3, seed=7, sampler="euler", trajectory=3, on_event=reported.append)
     assert job == Job.model_validate(client.get(f"/jobs/{job.id}").json())
     assert (job.status, job.seed, job.options.sampler) == ("finished", 7, "euler")
     names = [event.name for event in reported if event.name != "steps"]
@@ -59,6 +59,7 @@ def test_generate_reports_events_and_returns_the_job(call: Call, client: httpx.C
     assert call("job", job.id) == call("wait", job.id) == job
     assert call("grid", job.id) == client.get(f"/jobs/{job.id}/grid.png").content
     assert call("image", job.id, 1) == client.get(f"/jobs/{job.id}/images/1.png").content
+    assert call("strip", job.id, 1) == client.get(f"/jobs/{job.id}/trajectories/1.png").content
     assert call("zip", job.id) == client.get(f"/jobs/{job.id}/pictures.zip").content
     names = [event.name for event in call("events", job.id) if event.name != "steps"]
     assert names == ["job", "status", "picture", "picture", "end"]
@@ -67,9 +68,8 @@ def test_generate_reports_events_and_returns_the_job(call: Call, client: httpx.C
 def test_score_takes_lists_bytes_and_a_file(call: Call, working: Runner, tmp_path: Path) -> None:
     file = tmp_path / "test.json"
     file.write_text(json.dumps(LISTS))
-    options: dict[str, Any] = {"repeats": 2, "seed": 5, "steps": 2, "guidance_interval": [0.0, 0.5], "clip_x0": True}
+    options: dict[str, Any] = {"repeats": 2, "seed": 5, "steps": 2, "guidance_interval": [0.0, 0.5]}
     results = [call("score", given, **options).result for given in (LISTS, file.read_bytes(), file, str(file))]
-    assert isinstance(results[0], ScoreResult)
     assert [one.seed for one in results[0].repeats] == [5, 6]
     assert all(result.repeats == results[0].repeats for result in results)
 
@@ -84,13 +84,13 @@ def test_jobs_labels_models_and_readiness_are_read(call: Call, alive: JobStore) 
     assert call("ready").workers == 1
 
 
-def test_cancelling_twice_is_no_error(call: Call, alive: JobStore) -> None:
-    job_id = call("generate", LISTS, wait=False).id
-    assert call("cancel", job_id).status == "cancelled"
-    assert call("cancel", job_id).status == "cancelled"
+def test_jobs_that_do_not_finish_are_errors_and_are_tried_again(call: Call, alive: JobStore) -> None:
+    cancelled = call("generate", LISTS, wait=False).id
+    for _ in range(2):  # the second time is no error: the first answer may have been lost
+        assert call("cancel", cancelled).status == "cancelled"
     with pytest.raises(JobUnfinished, match="cancelled") as caught:
-        call("wait", job_id)
-    assert caught.value.job.id == job_id
+        call("wait", cancelled)
+    assert caught.value.job.id == cancelled
     failed = call("generate", LISTS, wait=False).id
     alive.fail(failed, "picture 0: it is broken")
     with pytest.raises(JobUnfinished, match="picture 0: it is broken"):
@@ -104,15 +104,14 @@ def test_the_services_errors_are_raised_with_their_message(call: Call, alive: Jo
     with pytest.raises(ApiError, match='did you mean "red cube"') as caught:
         call("generate", [["red kube"]])
     assert (caught.value.status, caught.value.slug, caught.value.problem["entry"]) == (422, "invalid-request", 0)
-    with pytest.raises(ApiError, match="no job"):
-        call("job", "no body?")
-    with pytest.raises(ApiError, match="no job"):
-        call("events", "nobody")
+    for method in ("job", "events"):
+        with pytest.raises(ApiError, match="no job"):
+            call(method, "no body?")
     with pytest.raises(ClientError, match="No such file"):
         call("score", tmp_path / "nothing.json")
 
 
-def test_a_recipe_reproduces_its_pictures_and_stands_alone(call: Call, working: Runner, tmp_path: Path) -> None:
+def test_a_recipe_reproduces_its_pictures(call: Call, working: Runner, tmp_path: Path) -> None:
     grid = call("grid", call("generate", LISTS, steps=3, seed=7).id)
     file = tmp_path / "grid.png"
     file.write_bytes(grid)
@@ -120,24 +119,9 @@ def test_a_recipe_reproduces_its_pictures_and_stands_alone(call: Call, working: 
         recipe = json.loads(picture.info["labelgrid"])
     for given in (recipe, grid, file, str(file)):
         assert call("grid", call("generate", recipe=given).id) == grid
-    for given in (recipe, file):
+    for given in (recipe, file):  # both ways send what else is given, so the service can refuse it
         with pytest.raises(ApiError, match="labels"):
             call("generate", LISTS, recipe=given)
-    with pytest.raises(ApiError, match="give labels or a recipe"):
-        call("generate")
-
-
-def test_strips_are_fetched(call: Call, client: httpx.Client, working: Runner) -> None:
-    job = call("generate", LISTS, steps=3, trajectory=3)
-    assert call("strip", job.id, 1) == client.get(job.result.pictures[1].trajectory_url).content
-    again = call("generate", recipe=call("strip", job.id, 1))
-    assert call("strip", again.id, 0) == call("strip", job.id, 1)
-    with pytest.raises(ApiError, match="has no trajectories"):
-        call("strip", call("generate", LISTS, steps=1).id, 0)
-
-
-def test_an_iterator_of_lists_is_read_once(call: Call, alive: JobStore) -> None:
-    assert call("generate", iter(LISTS), wait=False).labels == LISTS
 
 
 @pytest.mark.parametrize(
@@ -147,9 +131,7 @@ def test_an_iterator_of_lists_is_read_once(call: Call, alive: JobStore) -> None:
         ("generate", {"labels": [["red \udcff cube"]]}, r"cannot be sent: .*surrogates"),
         ("generate", {"labels": object()}, "cannot be sent: .*object"),
         ("generate", {"recipe": "a\0b"}, "a b: embedded null byte"),
-        ("generate", {"recipe": "\udcff"}, r"\\udcff: No such file"),
         ("generate", {"labels": LISTS, "idempotency_key": "ü€"}, "idempotency_key: 'ü€' is not printable ASCII"),
-        ("labels", {"model": "\udcff"}, "cannot be sent: .*surrogates"),
     ],
 )
 def test_what_cannot_be_sent_is_an_error(call: Call, method: str, arguments: dict[str, Any], words: str) -> None:
@@ -165,46 +147,36 @@ def test_the_typed_options_equal_the_services() -> None:
         assert fields[name] == hints[name] | None, name
 
 
-class Faulty(httpx.BaseTransport):
-    """A network that delivers requests, and loses the response where `breaks` says so; `requests` arrived."""
+@contextlib.contextmanager
+def losing(
+    url: str, is_lost: Callable[[httpx.Request], bool], *, after_bytes: int | None = None, retries: int = 5
+) -> Iterator[tuple[Client, list[httpx.Request]]]:
+    """Give a client, and the requests that arrive. Some answers get lost, or what follows their first bytes."""
+    requests: list[httpx.Request] = []
 
-    def __init__(self, breaks: Callable[[httpx.Request], bool], after_bytes: int | None = None) -> None:
-        self.real, self.breaks, self.after_bytes = httpx.HTTPTransport(), breaks, after_bytes
-        self.requests: list[httpx.Request] = []
-
-    def handle_request(self, request: httpx.Request) -> httpx.Response:
-        response = self.real.handle_request(request)
-        self.requests.append(request)
-        if not self.breaks(request):
-            return response
-        if self.after_bytes is None:
-            response.read()
-            response.close()
-            raise httpx.ReadError("the answer was lost")
-        assert isinstance(response.stream, httpx.SyncByteStream)
-        response.stream = Broken(response.stream, self.after_bytes)
-        return response
-
-    def close(self) -> None:
-        self.real.close()
-
-
-class Broken(httpx.SyncByteStream):
-    """A body that breaks off after `after` bytes."""
-
-    def __init__(self, stream: httpx.SyncByteStream, after: int) -> None:
-        self.stream, self.after = stream, after
-
-    def __iter__(self) -> Iterator[bytes]:
-        left = self.after
-        for part in self.stream:
+    def broken(stream: Iterable[bytes], left: int) -> Iterator[bytes]:
+        for part in stream:
             yield part[:left]
             left -= len(part)
             if left < 0:
                 raise httpx.ReadError("the stream broke off")
 
-    def close(self) -> None:
-        self.stream.close()
+    def deliver(request: httpx.Request) -> httpx.Response:
+        response = network.handle_request(request)
+        assert isinstance(response.stream, httpx.SyncByteStream)
+        requests.append(request)
+        if not is_lost(request):
+            return response
+        if after_bytes is None:
+            response.read()
+            raise httpx.ReadError("the answer was lost")
+        return httpx.Response(200, headers=response.headers, content=broken(response.stream, after_bytes))
+
+    with (
+        httpx.HTTPTransport() as network,
+        Client(url, transport=httpx.MockTransport(deliver), retries=retries) as client,
+    ):
+        yield client, requests
 
 
 def once(method: str) -> Callable[[httpx.Request], bool]:
@@ -212,87 +184,86 @@ def once(method: str) -> Callable[[httpx.Request], bool]:
     return lambda request: request.method == method and bool(left) and left.pop()
 
 
+def is_stream(request: httpx.Request) -> bool:
+    return request.url.path.endswith("/events")
+
+
 def test_after_a_lost_response_there_is_one_job_and_one_cancellation(url: str, alive: JobStore) -> None:
-    network = Faulty(once("POST"))
-    with Client(url, transport=network) as client:
+    with losing(url, once("POST")) as (client, requests):
         job = client.generate(LISTS, wait=False)
-        assert [(request.method, request.headers["idempotency-key"]) for request in network.requests] == [
-            ("POST", network.requests[0].headers["idempotency-key"])
-        ] * 2
+        assert [request.method for request in requests] == ["POST", "POST"]
+        assert len({request.headers["idempotency-key"] for request in requests}) == 1
         assert [one.id for one in client.jobs().jobs] == [job.id]
-    with Client(url, transport=Faulty(once("DELETE"))) as client:
+    with losing(url, once("DELETE")) as (client, _):
         assert client.cancel(job.id).status == "cancelled"
 
 
 def test_a_broken_stream_is_resumed_after_its_last_event(url: str, working: Runner) -> None:
-    def breaks(request: httpx.Request) -> bool:
-        return request.url.path.endswith("/events") and len(network.requests) <= 2
-
     with Client(url) as client:
         job = client.generate([["red cube"]] * 12, steps=1)
         whole = [event.data for event in client.events(job.id) if event.name == "picture"]
         length = len(httpx.get(f"{url}/jobs/{job.id}/events").content)
-    network = Faulty(breaks, after_bytes=length - len(job.model_dump_json()) - 500)
-    with Client(url, transport=network) as client:
+    after_bytes = length - len(job.model_dump_json()) - 500
+    with losing(url, lambda request: len(requests) <= 2, after_bytes=after_bytes) as (client, requests):
         retries = list[Event]()
         events = list(client.events(job.id, on_retry=retries.append))
     assert [event.data for event in events if event.name == "picture"] == whole
     assert (len(retries), events[-1].name) == (2, "end")
-    assert [bool(request.headers.get("last-event-id")) for request in network.requests] == [False, True, True]
+    assert [bool(request.headers.get("last-event-id")) for request in requests] == [False, True, True]
 
 
 def test_without_a_stream_the_jobs_state_is_polled(url: str, working: Runner) -> None:
-    network = Faulty(lambda request: request.url.path.endswith("/events"), after_bytes=0)
-    with Client(url, transport=network) as client:
+    with losing(url, is_stream, after_bytes=0) as (client, _):
         assert client.generate(LISTS, steps=1).status == "finished"
 
 
 def test_retries_end_with_an_error(url: str, alive: JobStore) -> None:
-    network = Faulty(lambda request: True)
-    with Client(url, transport=network, retries=1) as client, pytest.raises(Unreachable, match="the answer was lost"):
-        client.labels()
-    assert len(network.requests) == 2
+    with losing(url, lambda request: True, retries=1) as (client, requests):
+        with pytest.raises(Unreachable, match="the answer was lost"):
+            client.labels()
+        assert len(requests) == 2
 
 
-def response(status: int, **headers: str) -> httpx.Response:
-    return httpx.Response(status, headers={name.replace("_", "-"): value for name, value in headers.items()}, json={})
+def ready() -> httpx.Response:
+    return httpx.Response(200, json={"status": "ready", "workers": 1, "model": "toy"})
 
 
-@pytest.fixture
-def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """The pauses of a `Client`, which do not happen."""
-    happened: list[float] = []
-    monkeypatch.setattr(service.client.connection, "time", SimpleNamespace(sleep=happened.append))
-    return happened
+def response(status: int, headers: dict[str, str] | None = None) -> httpx.Response:
+    return httpx.Response(status, headers=headers, json={})
 
 
-def answered(*responses: httpx.Response, retries: int = 4) -> Client:
+def answered(*responses: httpx.Response) -> Client:
     left = iter(responses)
-    return Client("http://x", retries=retries, transport=httpx.MockTransport(lambda request: next(left)))
+    return Client("http://x", transport=httpx.MockTransport(lambda request: next(left)))
 
 
-def test_pauses_grow_and_are_as_long_as_the_service_asks(pauses: list[float]) -> None:
-    ready = httpx.Response(200, json={"status": "ready", "workers": 1, "model": "toy"})
-    answered(*[response(503)] * 3, ready).ready()
+def test_pauses_grow_and_are_as_long_as_the_service_asks(monkeypatch: pytest.MonkeyPatch) -> None:
+    pauses: list[float] = []
+    monkeypatch.setattr(service.client.connection, "time", SimpleNamespace(sleep=pauses.append))
+    answered(*[response(503)] * 3, ready()).ready()
     assert [0.125 * 2**i <= pause <= 0.25 * 2**i for i, pause in enumerate(pauses)] == [True] * 3
-    pauses.clear()
-    answered(response(429, retry_after="17"), ready).ready()
-    assert pauses == [17.0]
-    with pytest.raises(ApiError, match="answers 503"):
-        answered(response(503, retry_after="3600")).ready()
-    with pytest.raises(ApiError, match="answers 503"):
-        answered(*[response(503)] * 2, retries=1).ready()
-    with pytest.raises(ApiError, match="use that address"):
-        answered(response(307, location="https://x/readyz")).ready()
-    with pytest.raises(Unreachable, match="no Ready"):
-        answered(response(200)).ready()
+    answered(response(429, {"Retry-After": "17"}), ready()).ready()
+    assert pauses[3:] == [17.0]
 
 
-@pytest.mark.parametrize("body", [b'{"type":', b"[]", b'{"type": null}', b'{"detail": {"reason": "x"}}', b"\xff\xfe"])
+@pytest.mark.parametrize(
+    ("answer", "error", "words"),
+    [
+        (response(503, {"Retry-After": "3600"}), ApiError, "answers 503"),
+        (response(307, {"Location": "https://x/readyz"}), ApiError, "use that address"),
+        (response(200), Unreachable, "no Ready"),
+    ],
+)
+def test_what_is_not_retried(answer: httpx.Response, error: type[ClientError], words: str) -> None:
+    with pytest.raises(error, match=words):
+        answered(answer).ready()
+
+
+@pytest.mark.parametrize("body", [b'{"type":', b"[]", b'{"detail": {"reason": "x"}}', b"\xff\xfe"])
 def test_a_problem_in_another_form_than_the_services_is_an_error_too(body: bytes) -> None:
-    problem = httpx.Response(502, headers={"Content-Type": "application/problem+json"}, content=body)
-    with pytest.raises(ApiError, match="http://x/readyz answers 502 Bad Gateway") as caught:
-        answered(problem, retries=0).ready()
+    problem = httpx.Response(500, headers={"Content-Type": "application/problem+json"}, content=body)
+    with pytest.raises(ApiError, match="http://x/readyz answers 500 Internal Server Error") as caught:
+        answered(problem).ready()
     assert (caught.value.slug, caught.value.problem) == ("", {})
 
 
@@ -302,43 +273,43 @@ def test_every_method_is_documented() -> None:
     assert {name for name in methods if f"`{name}(" not in page} == {"close"}
 
 
-def test_address_and_key_come_from_the_environment(url: str, alive: JobStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LABELGRID_URL", url + "/")
+def test_address_and_key_come_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LABELGRID_URL", "http://x/below/")
     monkeypatch.setenv("LABELGRID_API_KEY", "secret")
-    network = Faulty(lambda request: False)
-    with Client(transport=network) as client:
-        client.ready()
-    with Client(api_key="given", transport=network) as client:
-        client.ready()
-    assert [request.headers["authorization"] for request in network.requests] == ["Bearer secret", "Bearer given"]
+    seen: list[tuple[str, str]] = []
+
+    def answer(request: httpx.Request) -> httpx.Response:
+        seen.append((str(request.url), request.headers["authorization"]))
+        return ready()
+
+    Client(transport=httpx.MockTransport(answer)).ready()
+    Client(api_key="given", transport=httpx.MockTransport(answer)).ready()
+    assert seen == [("http://x/below/readyz", f"Bearer {key}") for key in ("secret", "given")]
 
 
-@pytest.mark.parametrize("address", ["localhost:8000", "ftp://x", "http://", "http://x:y", "x", "http://me:secret@x"])
+@pytest.mark.parametrize("address", ["localhost:8000", "ftp://x", "http://x:y", "http://me:secret@x"])
 def test_an_impossible_address_is_an_error(address: str) -> None:
     with pytest.raises(ClientError, match="address") as caught:
         Client(address)
     assert "secret" not in str(caught.value)
 
 
-@pytest.mark.parametrize("key", ["a\nb", "secret ", "\N{NO-BREAK SPACE}secret"])
+@pytest.mark.parametrize("key", ["a\nb", "\N{NO-BREAK SPACE}secret"])
 def test_an_impossible_api_key_is_an_error_that_does_not_show_it(key: str) -> None:
     with pytest.raises(ClientError, match="the API key contains characters that no key has") as caught:
         Client("http://x", key)
     assert key.strip() not in str(caught.value)
 
 
-def test_async_clients_wait_concurrently(url: str, alive: JobStore, connection: Redis) -> None:
-    """Two coroutines wait in one thread, and each returns when its own job ends."""
-
+def test_async_clients_wait_concurrently(url: str, alive: JobStore) -> None:
     async def main() -> None:
         async with AsyncClient(url) as client:
             ids = [(await client.generate(LISTS, wait=False)).id for _ in range(2)]
             waits = [asyncio.create_task(client.wait(job_id)) for job_id in ids]
             await asyncio.sleep(0)
             for job_id in reversed(ids):
-                await asyncio.to_thread(alive.fail, job_id, f"{job_id} is broken")
-            outcomes = await asyncio.gather(*waits, return_exceptions=True)
-            assert [str(outcome) for outcome in outcomes] == [f"job {i} failed: {i} is broken" for i in ids]
+                await asyncio.to_thread(alive.fail, job_id, "broken")
+            assert [type(one) for one in await asyncio.gather(*waits, return_exceptions=True)] == [JobUnfinished] * 2
 
     asyncio.run(asyncio.wait_for(main(), timeout=30))
 
@@ -349,5 +320,3 @@ def test_fields_of_a_newer_service_are_ignored() -> None:
     labels = answered(httpx.Response(200, json=body)).labels()
     assert labels.support is not None
     assert (labels.support.objects, labels.picture) == ((1, 3), (320, 240))
-    older = answered(httpx.Response(200, json={"model": "toy", "labels": ["red cube"]})).labels()
-    assert (older.labels, older.support, older.picture) == (["red cube"], None, None)

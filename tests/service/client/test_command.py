@@ -19,15 +19,13 @@ from service.api.access.keys import hash_of
 from service.client import Client
 from service.client.__main__ import app
 from service.client.display import plain
-from service.client.job_command import Outputs, until_ctrl_c
-from service.contract.schemas import Job
+from service.client.job_command import until_ctrl_c
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from tests.conftest import serving
 from tests.paths import ROOT
-from tests.service.api.answers import JOB_EXAMPLE
 from tests.service.processes import until
 
 Command = Callable[..., tuple[int, str, str]]
@@ -41,100 +39,92 @@ def url(client: httpx.Client) -> str:
 @pytest.fixture
 def run(url: str) -> Command:
     def run(*arguments: str) -> tuple[int, str, str]:
-        done = CliRunner().invoke(app, [*arguments, "--url", url], env={"COLUMNS": "200"})
+        done = CliRunner().invoke(app, arguments, env={"COLUMNS": "200", "LABELGRID_URL": url})
         assert done.exception is None or isinstance(done.exception, SystemExit)
         return done.exit_code, done.stdout, done.stderr
 
     return run
 
 
-def process(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "service.client", *arguments]
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    """A test file of two lists."""
+    path = tmp_path / "test.json"
+    path.write_text('[["red cube"], ["red cube", "blue sphere"]]')
+    return path
 
 
-def environment(url: str) -> dict[str, str]:
-    return {**os.environ, "LABELGRID_URL": url, "COLUMNS": "200"}
+def process(url: str, *arguments: str) -> subprocess.Popen[str]:
+    line = [sys.executable, "-m", "service.client", *arguments]
+    variables = {**os.environ, "LABELGRID_URL": url, "COLUMNS": "200"}
+    return subprocess.Popen(line, cwd=ROOT, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def test_generate_as_in_the_readme(url: str, client: httpx.Client, working: Runner, tmp_path: Path) -> None:
     grid = tmp_path / "grid.png"
-    line = process("generate", "red cube, blue sphere", "gray cylinder", "-o", str(grid), "--steps", "2")
-    done = subprocess.run(line, cwd=ROOT, env=environment(url), capture_output=True, text=True, timeout=60)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "gray cylinder (0." in done.stdout
+    with process(url, "generate", "red cube, blue sphere", "gray cylinder", "-o", str(grid), "--steps", "2") as done:
+        out, err = done.communicate(timeout=60)
+    assert (done.returncode, err) == (0, "")
+    assert "gray cylinder (0." in out
     job = client.get("/jobs").json()["jobs"][0]
     assert job["options"]["steps"] == 2
     assert grid.read_bytes() == client.get(f"/jobs/{job['id']}/grid.png").content
 
 
 def test_score_saves_the_best_runs_pictures_in_the_files_order(
-    run: Command, client: httpx.Client, working: Runner, tmp_path: Path
+    run: Command, client: httpx.Client, working: Runner, file: Path, tmp_path: Path
 ) -> None:
-    file, images = tmp_path / "test.json", tmp_path / "images"
-    file.write_text('[["red cube"], ["gray cylinder", "blue sphere"]]')
     options = ["--repeats", "3", "--seed", "4", "--steps", "2", "--guidance-interval", "0", "0.5", "--clip-x0"]
-    code, out, err = run("score", str(file), "--images", str(images), "--json", *options)
+    code, out, err = run("score", str(file), "--images", str(tmp_path), "--json", *options)
     assert (code, err) == (0, "")
     job = json.loads(out)
     assert (job["options"]["guidance_interval"], job["options"]["clip_x0"]) == ([0.0, 0.5], True)
     assert [one["seed"] for one in job["result"]["repeats"]] == [4, 5, 6]
     for i, picture in enumerate(job["result"]["pictures"]):
-        assert (images / f"{i}.png").read_bytes() == client.get(picture["url"]).content
-    code, out, _ = run("score", str(file), *options)
-    assert code == 0
-    assert "mean ± std" in out
-    assert f"{job['result']['accuracy']['max']:.3f}" in out
+        assert (tmp_path / f"{i}.png").read_bytes() == client.get(picture["url"]).content
+    table = run("score", str(file), *options)[1]
+    assert "mean ± std" in table
+    assert f"{job['result']['accuracy']['max']:.3f}" in table
 
 
-def test_json_lines_in_and_out(run: Command, client: httpx.Client, working: Runner, tmp_path: Path) -> None:
+def test_json_lines_in_and_out(run: Command, working: Runner, tmp_path: Path) -> None:
     file = tmp_path / "asked.jsonl"
     file.write_text('{"id": "a", "labels": ["red cube"]}\n["blue sphere", "gray cube"]\n')
     code, out, err = run("generate", "--lines", str(file), "--jsonl", "--steps", "1", "--seed", "3")
     assert (code, err) == (0, "")
     first, second = map(json.loads, out.splitlines())
     assert (first["id"], first["index"], first["labels"], "id" in second) == ("a", 0, ["red cube"], False)
-    assert client.get(second["url"]).headers["content-type"] == "image/png"
     code, out, err = run("score", str(file), "--jsonl", "--steps", "1", "--repeats", "2")
     assert (code, [json.loads(line)["run"] for line in out.splitlines()]) == (0, [0, 1])
-    assert run("generate", "red cube", "--lines", str(file))[0] == 2
 
 
-def test_a_score_below_its_threshold_is_exit_code_3(run: Command, working: Runner, tmp_path: Path) -> None:
-    file = tmp_path / "test.json"
-    file.write_text('[["red cube"]]')
+def test_a_score_below_its_threshold_is_exit_code_3(run: Command, working: Runner, file: Path) -> None:
     options = ["score", str(file), "--repeats", "1", "--steps", "1"]
     assert run(*options, "--fail-under", "accuracy=0")[0] == 0
     code, out, err = run(*options, "--fail-under", "exact_match=1", "--fail-under", "accuracy=0")
     assert (code, err) == (3, "labelgrid: exact_match 0.0000 is below 1\n")  # the toy draws noise
     assert "mean ± std" in out
     assert run(*options, "--fail-under", "speed=1")[0] == 2
-    unasked = run(*options, "--fail-under", "recall:blue cube=0.5")
-    assert (unasked[0], unasked[2]) == (1, 'labelgrid: --fail-under: no picture asked for "blue cube"\n')
+    code, _, err = run(*options, "--fail-under", "recall:blue cube=0.5")
+    assert (code, err) == (1, 'labelgrid: --fail-under: no picture asked for "blue cube"\n')
 
 
-def test_a_score_is_reported_by_label(run: Command, working: Runner, tmp_path: Path) -> None:
-    file, report, table = tmp_path / "test.json", tmp_path / "report.html", tmp_path / "labels.csv"
-    file.write_text('[["red cube"], ["red cube", "blue sphere"]]')
+def test_a_score_is_reported_by_label(run: Command, working: Runner, file: Path, tmp_path: Path) -> None:
+    report, table = tmp_path / "report.html", tmp_path / "labels.csv"
     options = ["score", str(file), "--repeats", "2", "--steps", "1", "--json"]
     code, out, _ = run(*options, "--report", str(report), "--csv", str(table))
-    assert code == 0
     by_label = {one["label"]: one for one in json.loads(out)["result"]["by_label"]}
-    assert by_label["red cube"]["asked"] == 4
+    assert (code, by_label["red cube"]["asked"]) == (0, 4)
     assert table.read_text().startswith("label,asked,found,missing,extra,recall,precision\n")
     assert report.read_text().count("data:image/png;base64,iVBOR") == 4  # the toy draws noise: none is as asked
-    missing = run(*options, "--report", str(tmp_path / "none" / "report.html"))
-    assert missing[0] == 1
-    assert "there is no folder" in missing[2]
 
 
 def test_a_sweep_writes_a_grid(run: Command, working: Runner, tmp_path: Path) -> None:
-    grid = tmp_path / "sweep.png"
-    assert run("sweep", "red cube", "-o", str(grid), "--steps", "1,2", "--guidance", "1") == (0, f"{grid}\n", "")
+    grid = tmp_path / "\udcff.png"  # a path that cannot be printed
+    sweep = ("sweep", "red cube", "-o", str(grid), "--steps")
+    assert run(*sweep, "1,2", "--guidance", "1") == (0, f"{tmp_path}/\N{REPLACEMENT CHARACTER}.png\n", "")
     assert grid.read_bytes().startswith(b"\x89PNG")
-    assert run("sweep", "red cube", "-o", str(grid), "--steps", "1,two")[0] == 2
-    assert "cannot be sent: Out of range" in run("sweep", "red cube", "-o", str(grid), "--guidance", "inf")[2]
-    one = ("sweep", "red cube", "--steps", "1", "--guidance", "1", "-o", str(tmp_path / "\udcff.png"))
-    assert run(*one) == (0, f"{tmp_path}/\N{REPLACEMENT CHARACTER}.png\n", "")
+    assert run(*sweep, "1,two")[0] == 2
 
 
 def test_jobs_are_detached_listed_cancelled_and_waited_for(run: Command, alive: JobStore) -> None:
@@ -151,11 +141,9 @@ def test_jobs_follows_pages_until_it_has_enough(run: Command, client: httpx.Clie
     ids = [run("generate", "red cube", "--detach")[1].strip() for _ in range(5)]
     for job_id in ids[2:]:  # as when it has expired, which leaves its place in the list
         alive.connection.delete(keys.job(job_id))
-    assert client.get("/jobs", params={"limit": 2}).json()["jobs"] == []
-    for limit, expected, is_last in (("1", ids[1::-1][:1], False), ("2", ids[1::-1], True), ("101", ids[1::-1], True)):
+    for limit, expected, is_last in (("1", ids[1::-1][:1], False), ("101", ids[1::-1], True)):
         page = json.loads(run("jobs", "--limit", limit, "--json")[1])
         assert ([job["id"] for job in page["jobs"]], page["next"] is None) == (expected, is_last)
-    assert run("jobs", "--limit", "0")[0] == 2
 
 
 def test_models_are_listed_with_the_workers_that_have_loaded_them(run: Command, connection: Redis) -> None:
@@ -171,34 +159,39 @@ def test_models_are_listed_with_the_workers_that_have_loaded_them(run: Command, 
 def test_labels_and_models_are_listed(run: Command) -> None:
     assert run("labels")[1].splitlines()[:2] == ["gray cube", "red cube"]
     assert run("labels", "--model", "nobody")[0] == 1
-    assert "toy" in run("models")[1]
     assert [model["name"] for model in json.loads(run("models", "--json")[1])["models"]] == ["other", "toy"]
 
 
-def test_json_is_ascii(capsys: pytest.CaptureFixture[str]) -> None:
-    job = Job.model_validate(JOB_EXAMPLE).model_copy(update={"error": "\u65e5"})
-    Outputs(as_json=True).write(Client("http://x"), job)
-    out = capsys.readouterr().out
-    assert (out.isascii(), Job.model_validate_json(out)) == (True, job)
-
-
 def test_errors_are_one_line(run: Command, alive: JobStore, tmp_path: Path) -> None:
-    code, out, err = run("generate", "red cube, blue sphare")
-    assert (code, out) == (1, "")
-    assert err == 'labelgrid: entry 0: unknown label "blue sphare"; did you mean "blue sphere"?\n'
-    code, _, err = run("score", str(tmp_path / "nothing.json"))
-    assert (code, err) == (1, f"labelgrid: {tmp_path}/nothing.json: No such file or directory\n")
-    code, _, err = run("wait", "nobody")
-    assert (code, err) == (1, "labelgrid: there is no job 'nobody'\n")
     (tmp_path / "bad.json").write_text("[[")
-    code, _, err = run("generate", "red cube", "--layouts", str(tmp_path / "bad.json"))
-    assert (code, err.startswith(f"labelgrid: {tmp_path}/bad.json: Invalid JSON: ")) == (1, True)
     (tmp_path / "own.jsonl").write_text('{"labels": ["red cube"], "url": "mine"}')
-    code, _, err = run("generate", "--lines", str(tmp_path / "own.jsonl"))
-    assert (code, err.count("\n"), "own.jsonl: line 1: the output has a field 'url'" in err) == (1, 1, True)
-    code, _, err = run("generate", "red cube", "--sampler", "dpm")
-    assert code == 2
-    assert "sampler" in err
+    for line, words in (
+        (["generate", "red cube, blue sphare"], 'entry 0: unknown label "blue sphare"; did you mean "blue sphere"?'),
+        (["score", str(tmp_path / "nothing.json")], f"{tmp_path}/nothing.json: No such file or directory"),
+        (["generate", "red cube", "--layouts", str(tmp_path / "bad.json")], f"{tmp_path}/bad.json: not JSON: "),
+        (["generate", "--lines", str(tmp_path / "nothing.jsonl")], "nothing.jsonl: No such file or directory"),
+        (["generate", "--lines", str(tmp_path / "own.jsonl")], "own.jsonl: line 1: the output has a field 'url'"),
+        (["labels", "--url", "localhost:8000"], "'localhost:8000' is not an address"),
+    ):
+        code, out, err = run(*line)
+        assert (code, out, err.count("\n"), words in err) == (1, "", 1, True), err
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        ["generate"],
+        ["generate", "red cube", "--lines", "-"],
+        ["generate", "red cube", "--sampler", "dpm"],
+        ["generate", "red cube", "--detach", "-o", "grid.png"],  # with --detach there is nothing to save yet
+        ["score", "test.json", "--detach", "--fail-under", "accuracy=0.9"],
+        ["score", "test.json", "--detach", "--csv", "labels.csv"],
+        ["jobs", "--limit", "0"],
+    ],
+)
+def test_wrong_usage_is_exit_code_2(run: Command, client: httpx.Client, alive: JobStore, line: list[str]) -> None:
+    assert run(*line)[:2] == (2, "")
+    assert client.get("/jobs").json()["jobs"] == []
 
 
 def test_a_missing_key_is_named_by_its_variable(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -213,59 +206,32 @@ def test_a_missing_key_is_named_by_its_variable(settings: Settings, monkeypatch:
 @pytest.mark.parametrize(
     ("option", "place", "code", "words"),
     [
-        ("-o", "nowhere/grid.png", 1, "{at}/nowhere/grid.png: there is no folder {at}/nowhere that can be written to"),
-        ("-o", "folder", 2, "{at}/folder' is a directory"),
-        ("--images", "file", 2, "{at}/file' is a file"),
-        ("--images", "file/images", 1, "{at}/file/images: Not a directory"),
-        ("-o", f"{'x' * 300}/grid.png", 1, f"{{at}}/{'x' * 300}/grid.png: "),
+        ("-o", "nowhere/grid.png", 1, "nowhere/grid.png: there is no folder "),
+        ("-o", ".", 2, "' is a directory"),
+        ("--images", "file/images", 1, "file/images: Not a directory"),
     ],
 )
 def test_files_that_cannot_be_written_are_refused_before_any_request(
-    run: Command, client: httpx.Client, alive: JobStore, tmp_path: Path, option: str, place: str, code: int, words: str
+    run: Command, tmp_path: Path, option: str, place: str, code: int, words: str
 ) -> None:
-    (tmp_path / "folder").mkdir()
-    (tmp_path / "file").write_text('[["red cube"]]')
-    score = ("score", str(tmp_path / "file"), "--detach")
-    for command in (("generate", "red cube", "--detach"), score, ("wait", "nobody")):
-        refusal = run(*command, option, str(tmp_path / place))
-        assert refusal[:2] == (code, "")
-        assert words.format(at=tmp_path) in refusal[2]
-    assert client.get("/jobs").json()["jobs"] == []
-
-
-def test_detached_commands_refuse_what_needs_the_result(
-    run: Command, client: httpx.Client, alive: JobStore, tmp_path: Path
-) -> None:
-    (tmp_path / "test.json").write_text('[["red cube"]]')
-    score = ("score", str(tmp_path / "test.json"), "--detach")
-    for command in (
-        ("generate", "red cube", "--detach", "-o", str(tmp_path / "grid.png")),
-        (*score, "--images", str(tmp_path / "images")),
-        (*score, "--fail-under", "accuracy=0.9"),
-        (*score, "--csv", str(tmp_path / "labels.csv")),
-    ):
-        code, out, err = run(*command)
-        assert (code, out, "with --detach" in err) == (2, "", True)
-    assert client.get("/jobs").json()["jobs"] == []
+    (tmp_path / "file").touch()
+    refusal = run("wait", "nobody", option, str(tmp_path / place))
+    assert refusal[:2] == (code, "")
+    assert words in refusal[2]
+    assert "there is no job" not in refusal[2]
 
 
 def test_a_recipe_is_reproduced_with_strips(
     run: Command, client: httpx.Client, working: Runner, tmp_path: Path
 ) -> None:
-    grid, images = tmp_path / "grid.png", tmp_path / "images"
-    line = ("generate", "red cube", "gray cube", "--steps", "3", "-o", str(grid))
-    assert run(*line)[0] == 0
-    again = tmp_path / "again.png"
-    line = ("--trajectory", "3", "--images", str(images), "-o", str(again), "--json")
-    code, out, _ = run("generate", "--recipe", str(grid), *line)
+    grid, again = tmp_path / "grid.png", tmp_path / "again.png"
+    assert run("generate", "red cube", "gray cube", "--steps", "3", "-o", str(grid))[0] == 0
+    options = ("--trajectory", "3", "--images", str(tmp_path), "-o", str(again), "--json")
+    code, out, _ = run("generate", "--recipe", str(grid), *options)
     assert (code, again.read_bytes()) == (0, grid.read_bytes())
     for i, picture in enumerate(json.loads(out)["result"]["pictures"]):
-        assert (images / f"{i}.png").read_bytes() == client.get(picture["url"]).content
-        assert (images / "strips" / f"{i}.png").read_bytes() == client.get(picture["trajectory_url"]).content
-    assert "labels: unknown" in run("generate", "red cube", "--recipe", str(grid))[2]
-    assert run("generate", "--recipe", str(tmp_path / "no.png"))[2].endswith("no.png: No such file or directory\n")
-    code, _, err = run("generate")
-    assert (code, "give labels, --lines or a --recipe" in err) == (2, True)
+        assert (tmp_path / f"{i}.png").read_bytes() == client.get(picture["url"]).content
+        assert (tmp_path / "strips" / f"{i}.png").read_bytes() == client.get(picture["trajectory_url"]).content
 
 
 @pytest.mark.parametrize("command", ["generate", "sweep", "wait"])
@@ -278,9 +244,7 @@ def test_ctrl_c_cancels_the_job_that_the_command_created(
         arguments = [created.json()["id"]]
     # Tests that a shell starts in the background ignore Ctrl-C, and child processes inherit that.
     signal.signal(signal.SIGINT, signal.default_int_handler)
-    with subprocess.Popen(
-        process(command, *arguments), cwd=ROOT, env=environment(url), stderr=subprocess.PIPE, text=True
-    ) as waiting:
+    with process(url, command, *arguments) as waiting:
         (job,) = until(lambda: client.get("/jobs").json()["jobs"])
         job_id = job["id"]
         until(lambda: alive.connection.exists(keys.watched(job_id)))  # it follows the events

@@ -94,6 +94,6 @@ def test_the_worst_pictures_of_all_runs_are_fetched_whichever_run_was_best(tmp_p
 
 
 def test_csv_has_a_row_for_each_label() -> None:
-    rows = [list(row.values()) for row in csv.DictReader(io.StringIO(report.as_csv(RESULT.by_label)))]
+    rows = list(csv.reader(io.StringIO(report.as_csv(RESULT.by_label))))[1:]
     assert [row[0] for row in rows] == ["<b>", "blue sphere", "red cube", "red cylinder"]
     assert (rows[2], rows[3][5]) == (["red cube", "2", "1", "1", "0", "0.5", "1.0"], "")

@@ -13,13 +13,12 @@ def test_only_scores_below_their_threshold_are_named() -> None:
 
 
 def test_a_label_that_no_picture_asked_for_has_no_recall() -> None:
-    for label in ("red cylinder", "blue cube"):
-        with pytest.raises(ValueError, match=f'no picture asked for "{label}"'):
-            below(RESULT, parse_thresholds([f"recall:{label}=0.5"]))
+    with pytest.raises(ValueError, match='no picture asked for "red cylinder"'):
+        below(RESULT, parse_thresholds(["recall:red cylinder=0.5"]))
 
 
 @pytest.mark.parametrize(
-    "text", ["accuracy", "accuracy=", "accuracy=1.5", "precision=0.5", "accuracy=nan", "", "recall:=1", "recall=1"]
+    "text", ["accuracy", "accuracy=1.5", "precision=0.5", "accuracy=nan", "", "recall:=1", "recall=1"]
 )
 def test_other_forms_are_refused(text: str) -> None:
     with pytest.raises(ValueError, match="is not NAME=VALUE"):
