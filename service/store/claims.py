@@ -16,6 +16,9 @@ from service.contract.records import JobRecord, Picture
 from service.settings import Settings
 from service.store import functions, keys
 from service.store.connection import best_effort, text
+from service.telemetry.logs import get_logger
+
+log = get_logger(__name__)
 
 GROUP = "workers"  # as in `jobs.lua`
 IN_BATCHES = 2  # deaths before a picture is suspected; until then it is sampled in a batch
@@ -119,13 +122,21 @@ class PictureStream:
         return self.read([(entry, [part for pair in fields.items() for part in pair]) for entry, fields in found])
 
     def read(self, leased: Sequence[Any]) -> list[Claim]:
-        """Parse entries that were leased to this worker, each with its fields and values in turn."""
-        claims = []
+        """Parse entries that were leased to this worker, each with its fields and values in turn.
+
+        What is neither a picture nor a grid is left to workers of another version.
+        """
+        claims, unknown = list[Claim](), list[Claim]()
         for entry, pairs in leased:
             fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
-            index = int(fields[b"index"]) if b"index" in fields else None
-            claims.append(Claim(text(entry), text(fields[b"job"]), index))
+            try:
+                index = int(fields[b"index"]) if b"index" in fields else None
+                claims.append(Claim(text(entry), text(fields[b"job"]), index))
+            except (KeyError, ValueError):
+                log.warning("entry cannot be read; left to other workers", entry=text(entry), stream=self.key)
+                unknown.append(Claim(text(entry), job=""))
         self.held.update(claim.entry for claim in claims)
+        self.leave(unknown)
         return claims
 
     def leave(self, claims: Sequence[Claim]) -> None:

@@ -5,7 +5,7 @@ and no files; `keys.py` lists the keys.
 """
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
@@ -25,7 +25,7 @@ from service.telemetry.metrics import JOBS_ENDED
 log = get_logger(__name__)
 
 OVERDUE = "not finished within the time limit for a job"
-RECORDS = 64  # that stay parsed: of a large job, pictures are claimed again and again
+RECORDS = 8  # that stay parsed: of a large job, pictures are claimed again and again
 ENDED: Final = 2  # as `commit` and `finish` of `jobs.lua` answer
 GONE: Final = -1
 
@@ -54,7 +54,7 @@ class JobStore:
         for job_id, answer in zip(indices, answers, strict=True):
             if answer is not None:
                 has_moved, raw, stored = answer
-                records[job_id] = record = read_record(job_id, raw)
+                records[job_id] = record = read_record(job_id, raw, _parse)
                 finished |= {(job_id, int(index)) for index in stored}
                 if has_moved:
                     self._moved(job_id, "running", record)
@@ -67,8 +67,7 @@ class JobStore:
             else:
                 begun.append(replace(claim, begun=record))
         stream.discard(unneeded)
-        if unreadable:
-            stream.leave(unreadable)
+        stream.leave(unreadable)
         return begun
 
     def fail(self, job_id: str, reason: str) -> bool:
@@ -84,7 +83,7 @@ class JobStore:
         raw = functions.call(self.connection, "end_early", self.settings.keep_s, job_id, status, *fields)
         if raw is None:
             return False
-        self._moved(job_id, status, read_record(job_id, raw), reason)
+        self._moved(job_id, status, read_record(job_id, raw, JobRecord.read), reason)
         return True
 
     def delete(self, job_id: str) -> bool:
@@ -187,10 +186,10 @@ class JobStore:
 _parse = lru_cache(RECORDS)(JobRecord.read_to_sample)
 
 
-def read_record(job_id: str, raw: bytes) -> JobRecord | None:
-    """Parse a job's record, or log why this version of the service cannot read it. Large ones come again and again."""
+def read_record(job_id: str, raw: bytes, parse: Callable[[bytes], JobRecord]) -> JobRecord | None:
+    """Parse a job's record, or log why this version of the service cannot read it."""
     try:
-        return _parse(raw)
+        return parse(raw)
     except ValueError as error:
         log.warning("job record cannot be read", job_id=job_id, reason=str(error))
         return None

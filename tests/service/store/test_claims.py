@@ -95,6 +95,19 @@ def test_a_job_that_a_worker_cannot_read_is_left_to_others_and_fails_if_none_can
     assert store.connection.xlen(a.key) == 1
 
 
+def test_an_entry_of_another_version_is_left_to_its_workers_until_none_has_taken_it(
+    store: JobStore, a: PictureStream, connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    add_job(store, record(1))
+    entry = connection.xadd(a.key, {"animation": "j", "frame": 1})
+    assert indices(a.claim_new(5)) == [0]
+    assert a.claim_stale(5, may_be_alone=True) == ([], [])  # it does not try again
+    monkeypatch.setattr(claims, "UNREADABLE_S", 0.0)
+    ((claim, _),) = a.claim_stale(5, may_be_alone=True)[1]
+    assert claim.entry == entry.decode()
+    assert not store.fail(claim.job, "it has none")
+
+
 def of_dead_worker(connection: Redis, stream: PictureStream, entries: list[str], deliveries: int) -> None:
     connection.xclaim(stream.key, GROUP, stream.consumer, 0, entries, idle=60_000, retrycount=deliveries, justid=True)
 

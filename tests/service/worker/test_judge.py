@@ -198,3 +198,15 @@ def test_distances_are_stored_and_are_in_the_recipe() -> None:
     recipe = of_picture(PICTURES[2], verdict, MadeWith(name="m", digest="d" * 64), None)
     assert recipe is not None
     assert '"distances":[null,0.31]' in recipe.text()["labelgrid"]
+
+
+def test_a_failed_device_is_blamed_on_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    judge, failure = PickyJudge(), torch.AcceleratorError("CUDA error: an illegal memory access was encountered")
+
+    def fail(images: torch.Tensor) -> torch.Tensor:
+        raise failure
+
+    monkeypatch.setattr(judge, "probabilities", fail)
+    monkeypatch.setattr("service.worker.judge.lost", lambda error, device: error is failure)
+    with pytest.raises(torch.AcceleratorError, match="illegal memory access"):
+        judged(tmp_path, judge, png(1), png(255))

@@ -173,3 +173,20 @@ def test_with_one_place_the_models_take_turns(
     runner.models._loaded_at -= TURN_S
     run(runner, long.id)
     assert status(store, long) == "finished"
+
+
+@pytest.mark.parametrize("change", ["replaced", "damaged", "gone"])
+def test_a_new_worker_can_still_sample_jobs_that_were_accepted(
+    runner: Runner, connection: Redis, own: Settings, folder: Path, store: JobStore, create: Create, change: str
+) -> None:
+    undisturbed = create()
+    run(runner, undisturbed.id)
+    accepted = create()
+    if change == "replaced":
+        publish_toy_denoiser(folder, "toy", 5)
+    elif change == "damaged":
+        (folder / "toy.safetensors").write_bytes(b"junk")
+    else:
+        (folder / "toy.safetensors").unlink()
+    run(Runner(connection, own, "w2"), accepted.id)
+    assert pngs(store, accepted.id, range(3)) == pngs(store, undisturbed.id, range(3))

@@ -15,6 +15,7 @@ from service.store.claims import GROUP
 from service.store.jobs import OVERDUE, JobStore
 from service.worker import process, storer
 from service.worker.runner import Runner
+from shared.options import SamplingOptions
 from tests.service.store.helpers import done_count
 from tests.service.worker.conftest import (
     LISTS,
@@ -68,6 +69,23 @@ def leased(store: JobStore, job: JobRecord) -> list[int]:
 
 
 # Storage that hangs or fails.
+
+
+def test_the_batch_is_stepped_while_storage_hangs(
+    runner: Runner, back: threading.Event, store: JobStore, create: Create
+) -> None:
+    batches = batches_of(engine_of(runner))
+    short, long = create(LISTS[:1], options=ONE_STEP), create(options=SamplingOptions(steps=9))
+    for _ in range(6):
+        runner.run_once()
+    assert batches == [4, 3, 3, 3, 3, 3]
+    assert (status(store, short), done_count(store, short.id)) == ("running", 0)
+    runner.renew_claims()
+    assert leased(store, short) == [1] * 4
+    back.set()
+    run(runner, short.id, long.id)
+    assert [len(pngs(store, job.id, range(job.total))) for job in (short, long)] == [1, 3]
+    assert leased(store, short) == []
 
 
 def test_pictures_that_wait_for_storage_are_few(

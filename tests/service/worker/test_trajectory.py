@@ -6,8 +6,10 @@ import httpx
 import numpy as np
 import pytest
 import torch
+from redis import Redis
 
 from service.contract.records import MAX_STAGES
+from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store.jobs import JobStore
 from service.worker.engine import stages
@@ -18,6 +20,7 @@ from shared.options import SamplingOptions, picture_seed
 from shared.pictures import to_uint8
 from shared.registry import resolve
 from tests.service.api.answers import nothing_is_queued, pixels, problem, submitted
+from tests.service.worker.conftest import Create, run, started
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
 QUICK = SamplingOptions(steps=6)
@@ -82,3 +85,23 @@ def test_requests_for_trajectories_that_do_not_exist(client: httpx.Client, alive
     problem(client.get(f"{asked}/trajectories/2.png"), 404, "unknown-picture")
     assert "trajectory" in problem(client.get(f"{plain}/trajectories/0.png"), 404, "unknown-picture")["detail"]
     problem(client.get("/jobs/nobody/trajectories/0.png"), 404, "unknown-job")
+
+
+@pytest.mark.parametrize("way", ["gives its pictures back", "dies"])
+def test_a_trajectory_survives_its_worker(
+    connection: Redis, settings: Settings, store: JobStore, create: Create, way: str
+) -> None:
+    worker, other = Runner(connection, settings, "w1"), started(connection, settings, "w2")
+    undisturbed = create(LISTS, options=QUICK, trajectory=4)
+    run(worker, undisturbed.id)
+    job = create(LISTS, options=QUICK, trajectory=4)
+    for _ in range(3):
+        other.run_once()
+    assert other.busy
+    if way == "gives its pictures back":
+        other.release_claims()
+    run(worker, job.id)  # at once, or after the dead worker's lease has expired
+    folders = [PictureFiles(settings.pictures).folder(one.id) for one in (undisturbed, job)]
+    expected, found = ({path.name: path.read_bytes() for path in folder.iterdir()} for folder in folders)
+    assert found.keys() == {"trajectory-0.png", "trajectory-1.png", "0.png", "1.png", "grid.png"}
+    assert found == expected
