@@ -10,7 +10,7 @@ import json
 import math
 import statistics
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -246,11 +246,11 @@ class AsyncJobs:
         raise NotReady.of(f"picture {index}", text(status))
 
     async def record(self, job_id: str) -> JobRecord:
-        """Return a job as requested. UnknownJob, ExpiredJob; Unavailable if another version wrote it."""
+        """Return a job as requested. UnknownJob, ExpiredJob; Unavailable if it has options of another version."""
         raw = await self.redis("HGET", keys.job(job_id), "record")
         if raw is None:
             raise await self._gone(job_id)
-        return _record(job_id, raw)
+        return _record(job_id, raw, JobRecord.read_to_sample)
 
     async def longest_wait_s(self, digest: str) -> float:
         """Return the age of the oldest job that is next for its owner; 0 if none is pending."""
@@ -260,10 +260,10 @@ class AsyncJobs:
         return max([0.0, *(now - created_at(text(first)) for first in firsts if first)])
 
 
-def _record(job_id: str, raw: bytes) -> JobRecord:
+def _record(job_id: str, raw: bytes, parse: Callable[[bytes], JobRecord] = JobRecord.read) -> JobRecord:
     """Parse a job's record. Unavailable if another version of the service wrote it and this one cannot read it."""
     try:
-        return JobRecord.read(raw)
+        return parse(raw)
     except ValueError as error:
         log.warning("job record cannot be read", job_id=job_id, reason=str(error))
         detail = f"job {job_id!r} was created by a newer version of the service than this process; try again"

@@ -71,6 +71,17 @@ def test_a_job_that_this_version_cannot_read_hides_no_others_and_can_be_cancelle
     assert alive.cancel(newer)
 
 
+def test_a_job_with_an_option_of_a_newer_version_is_shown_but_not_retried_without_it(
+    client: httpx.Client, alive: JobStore
+) -> None:
+    newer = submitted(client)
+    raw = alive.connection.hget(keys.job(newer), "record")
+    alive.connection.hset(keys.job(newer), "record", raw.replace(b'"options":{', b'"options":{"glow":0.5,'))
+    alive.cancel(newer)
+    assert client.get(f"/jobs/{newer}").json()["status"] == "cancelled"
+    assert "newer version" in problem(client.post(f"/jobs/{newer}/retry"), 503, "unavailable")["detail"]
+
+
 @pytest.mark.parametrize("query", ["limit=101", "cursor=x"])
 def test_page_parameters_that_are_not_valid(client: httpx.Client, query: str) -> None:
     problem(client.get(f"/jobs?{query}"), 422, "invalid-request")
