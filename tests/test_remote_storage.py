@@ -1,6 +1,5 @@
 """Remote storage, in memory and on a real S3 server: checkpoints, the API's catalogue, workers and the trainer."""
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import pytest
 import torch
 from redis import Redis
 
-from service.api.catalog import Catalog
 from service.contract.errors import BadRequest, NoModel
 from service.settings import Settings
 from service.store.jobs import JobStore
@@ -128,18 +126,6 @@ def test_the_catalogue_notices_remote_changes(filled: Location) -> None:
     filled.fs.rm(str((filled / "toy.safetensors").path))
     with pytest.raises(BadRequest, match="no such denoiser"):
         models.find("toy")
-
-
-def test_the_catalogue_caches_a_remote_storage_for_the_time_set(filled: Location) -> None:
-    async def ask() -> list[str]:
-        catalog = Catalog(filled, every_s=1e6)
-        names = [(await catalog.models()).find(None).name]
-        promote(filled, "other")
-        names.append((await catalog.models()).find(None).name)
-        catalog.every_s = 0.0
-        return [*names, (await catalog.models()).find(None).name]
-
-    assert asyncio.run(ask()) == ["toy", "toy", "other"]
 
 
 def test_the_catalogue_serves_while_storage_is_away(filled: Location, monkeypatch: pytest.MonkeyPatch) -> None:

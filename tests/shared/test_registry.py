@@ -15,11 +15,6 @@ from shared.registry import judge_of, promote, promoted, resolve, scan
 from tests.shared.test_checkpoint import publish_toy, refusal
 
 
-def test_renaming_the_file_renames_the_checkpoint(tmp_path: Path) -> None:
-    publish_toy(tmp_path, "old").rename(tmp_path / "new.safetensors")
-    assert read_info(resolve(tmp_path, "new", "denoiser")).name == "new"
-
-
 def test_a_name_that_is_not_a_plain_file_name_is_neither_resolved_nor_promoted(tmp_path: Path) -> None:
     for act in (lambda: promote(tmp_path, "../evil"), lambda: resolve(tmp_path, "../evil", "denoiser")):
         assert "not a checkpoint's name" in refusal(act)

@@ -176,18 +176,6 @@ def test_guidance_is_null_plus_w_times_the_difference(prediction: str, w: float,
     )
 
 
-def test_guidance_is_off_outside_its_interval() -> None:
-    base = {"steps": 10, "spacing": "trailing"}
-
-    def made(**options: object) -> Tensor:
-        return sample(stepper()[0], torch.tensor([LABELS[1]]), SamplingOptions.model_validate(base | options), [4])
-
-    plain = made(guidance=1.0)
-    assert torch.equal(made(guidance=3.0, guidance_interval=(0.25, 0.29)), plain)  # no timestep lies within
-    assert float((made(guidance=3.0, guidance_interval=(0.0, 0.3)) - plain).abs().max()) > 1e-3
-    assert torch.equal(made(guidance=3.0, guidance_interval=(0.0, 1.0)), made(guidance=3.0))
-
-
 # The network's inputs, and the loop's own
 
 
@@ -228,16 +216,6 @@ class Doubling:
     def __call__(self, x: Tensor) -> Tensor:
         self.batches.append(len(x))
         return x.repeat_interleave(2, -2).repeat_interleave(2, -1)
-
-
-def test_without_an_upsampler_the_sampled_pictures_are_the_finished_ones() -> None:
-    loop, network = stepper()
-    rows = [loop.new_row(LABELS[i], MIXED[0], i) for i in range(3)]
-    for _ in range(6):
-        loop.step(rows)
-    assert torch.equal(loop.pictures(rows), torch.stack([row.x for row in rows]))
-    assert loop.picture_shape == network.image_shape
-    assert loop.pictures([]).shape == (0, *network.image_shape)
 
 
 def test_finished_pictures_are_upsampled_one_at_a_time() -> None:
