@@ -59,8 +59,9 @@ def latencies_ms(running: Stack, path: str, count: int) -> list[float]:
 
 def queue_growth(sizes: Sequence[int], looks: int) -> list[Data]:
     """For each number of queued jobs, measure the API's latency and Redis's memory."""
-    found, queued = list[Data](), 0
+    found, queued = list[Data](), CLIENTS
     with toy_service(0, **ANY_NUMBER) as (running, redis):
+        queue(running.port, queued)  # warm
         for size in sizes:
             held = used_bytes(redis)
             queue(running.port, size - queued)
@@ -75,8 +76,9 @@ def queue_growth(sizes: Sequence[int], looks: int) -> list[Data]:
 
 def store_growth(sizes: Sequence[int], looks: int) -> list[Data]:
     """For each number of finished jobs, measure the API's latency and Redis's memory."""
-    found, finished = list[Data](), 0
+    found, finished = list[Data](), CLIENTS
     with toy_service() as (running, redis):
+        saturate(running.port, finished)  # warm
         for size in sizes:
             held = used_bytes(redis)
             saturate(running.port, size - finished)
