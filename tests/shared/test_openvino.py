@@ -93,14 +93,14 @@ def test_the_shipped_pictures_are_torchs_and_get_the_same_verdicts_alone_and_tog
     """The same objects are found in those of both engines, but for borderline ones."""
     denoiser = load_denoiser(ROOT / "models" / "iclevr-320x240.safetensors")
     generator = torch.Generator().manual_seed(0)
-    labels = torch.zeros(24, len(denoiser.vocabulary))
+    labels = torch.zeros(12, len(denoiser.vocabulary))
     for i, row in enumerate(labels):
         row[torch.randperm(len(row), generator=generator)[: 1 + i % 3]] = 1
     found = {}
     for engine in list[EngineName](["openvino", "torch"]):
         stepper = denoiser.stepper(engine=engine)
         judge = load_evaluator(ROOT / "models" / "iclevr-resnet18.safetensors", engine=engine)
-        pictures = sample(stepper, labels, denoiser.options, range(24))
+        pictures = sample(stepper, labels, denoiser.options, range(12))
         found[engine] = pictures, judge.probabilities(pictures)
         if engine == "openvino":
             alone = sample(stepper, labels[11:12], denoiser.options, [11])
@@ -108,7 +108,7 @@ def test_the_shipped_pictures_are_torchs_and_get_the_same_verdicts_alone_and_tog
             assert torch.equal(judge.probabilities(alone)[0], found[engine][1][11])
     (ours, of_ours), (torchs, of_torchs) = found["openvino"], found["torch"]
     assert (ours - torchs).abs().mean() <= 0.02  # of a range of 2
-    assert ((of_ours > 0.5) == (of_torchs > 0.5)).all(1).sum() >= 22
+    assert ((of_ours > 0.5) == (of_torchs > 0.5)).all(1).sum() >= 11
 
 
 def wait() -> None:

@@ -45,7 +45,7 @@ def test_rotations_need_positions() -> None:
 
 def test_rotations_are_drawn_from_the_pictures_seed(tmp_path: Path) -> None:
     publish_toy_denoiser(tmp_path, "turned", 3, positions=True, rotations=True)
-    stepper = load_denoiser(tmp_path / "turned.safetensors").stepper()
+    stepper = load_denoiser(tmp_path / "turned.safetensors").stepper(engine="torch")
     one, same, other = (stepper.new_row(LABELS, QUICK, seed) for seed in (5, 5, 6))
     assert one.labels.shape == (len(ICLEVR), 5)
     torch.testing.assert_close(one.labels[:, 3:].norm(dim=1), torch.ones(len(ICLEVR)))

@@ -102,7 +102,7 @@ def test_an_adapter_adds_an_upsampler_to_its_base(tmp_path: Path) -> None:
     assert large.options == plain.options == OPTIONS
     assert all(torch.equal(a, b) for a, b in zip(plain.network.parameters(), large.network.parameters(), strict=True))
     labels = torch.eye(len(base.vocabulary))[:3]
-    small, made = (sample(one.stepper(), labels, OPTIONS, [1, 2, 3]) for one in (plain, large))
+    small, made = (sample(one.stepper(engine="torch"), labels, OPTIONS, [1, 2, 3]) for one in (plain, large))
     assert (small.shape, made.shape) == ((3, 3, 16, 16), (3, 3, 24, 32))
     enlarged = F.interpolate(small, (24, 32), mode="bicubic")
     assert 0.01 < float((made - enlarged).abs().mean()) < 1  # the network adds something
