@@ -27,6 +27,7 @@ from tests.service.worker.test_checkpoint_cache import fetch
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toys
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
+ON_S3 = pytest.mark.parametrize("address", ["s3"], indirect=True)  # alone: where both would run the same code
 
 
 @pytest.fixture(params=["memory", "s3"])
@@ -152,6 +153,7 @@ def test_the_catalogue_serves_while_storage_is_away(filled: Location, monkeypatc
     assert models().problems == {}
 
 
+@ON_S3
 def test_a_remote_adapter_is_fetched_with_its_base(filled: Location, tmp_path: Path) -> None:
     from shared.diffusion.model import load_denoiser
 
@@ -168,6 +170,7 @@ def test_a_remote_adapter_is_fetched_with_its_base(filled: Location, tmp_path: P
         torch.testing.assert_close(change, torch.full_like(change, 0.2))
 
 
+@ON_S3
 def test_remote_and_local_storage_give_equal_pictures(
     filled: Location, settings: Settings, connection: Redis, tmp_path: Path
 ) -> None:
@@ -185,6 +188,7 @@ def test_remote_and_local_storage_give_equal_pictures(
     assert drawn[0] == drawn[1]
 
 
+@ON_S3
 def test_the_trainer_promotes_and_scores_remotely(
     filled: Location,
     address: str,
