@@ -84,15 +84,6 @@ def test_a_denoiser_is_judged_by_the_promoted_evaluator_or_the_newest_that_knows
     assert [one and one.name for one in found] == ["old", "new", "new", "other", None]
 
 
-def test_a_missing_evaluator_blocks_no_promotion(tmp_path: Path) -> None:
-    publish_toy(tmp_path, "judge", kind="evaluator", vocabulary=("cow",))
-    promote(tmp_path, "judge")
-    (tmp_path / "judge.safetensors").unlink()
-    publish_toy(tmp_path)
-    promote(tmp_path, "toy")
-    assert promoted(tmp_path) == "toy"
-
-
 def test_concurrent_promotions_are_serialised(tmp_path: Path) -> None:
     publish_toy(tmp_path, "d1")
     other = threading.Thread(target=promote, args=(tmp_path, "d1"))
