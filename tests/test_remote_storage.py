@@ -53,20 +53,6 @@ def at_address(settings: Settings, storage: Location, cache: Path) -> Settings:
     return settings.model_copy(update={"storage": storage, "cache": cache, "storage_every_s": 0.0})
 
 
-def test_an_address_is_opened_or_refused_with_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert open_storage("models") == Path("models")
-    assert open_storage(tmp_path) == tmp_path
-    assert open_storage(f"file://{tmp_path}/a%20b") == tmp_path / "a b"
-    with pytest.raises(ValueError, match=r"quux://x: cannot be opened as storage: Unsupported filesystem"):
-        open_storage("quux://x")
-    for value, wanted in (("memory://x/y", "memory://x/y"), ("models", "models"), ("/a/b", "/a/b")):
-        monkeypatch.setenv("LABELGRID_STORAGE", value)
-        assert str(Settings().storage).replace("memory:///", "memory://") == wanted
-    monkeypatch.setenv("LABELGRID_STORAGE", "quux://x")
-    with pytest.raises(ValueError, match="Unsupported filesystem"):
-        Settings()
-
-
 def test_a_remote_checkpoint_equals_a_local_one(remote: Location, tmp_path: Path) -> None:
     assert scan(remote) == ([], {})
     infos = [publish_toy_denoiser(storage, "a", 1) for storage in (remote, tmp_path)]
