@@ -2,6 +2,7 @@
 
 import json
 import os
+import stat
 import subprocess
 import sys
 from collections.abc import Callable
@@ -167,6 +168,29 @@ def test_a_process_killed_before_the_rename_keeps_the_old_file(tmp_path: Path) -
     infos, problems = scan(tmp_path)  # which does not see the temporary file
     assert [info.name for info in infos] == ["toy"]
     assert problems == {}
+
+
+def test_publish_syncs_the_file_then_renames_then_syncs_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+    fsync, replace = os.fsync, os.replace
+
+    def noted_fsync(descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        is_folder = stat.S_ISDIR(status.st_mode)
+        events.append("fsync folder" if is_folder else f"fsync file of {status.st_size} bytes")
+        fsync(descriptor)
+
+    def noted_replace(source: Path, target: Path) -> None:
+        assert source.parent == target.parent  # a rename across file systems is no rename
+        events.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted_fsync)
+    monkeypatch.setattr(os, "replace", noted_replace)
+    path = publish_toy(tmp_path)
+    assert events == [f"fsync file of {path.stat().st_size} bytes", "rename", "fsync folder"]
 
 
 # --- bad files ---
