@@ -1,10 +1,8 @@
-"""Pieces of a Markdown document: paragraphs, tables and plots. Knows no section."""
+"""Pieces of a Markdown document: paragraphs and tables. Knows no section."""
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any
 
 WIDTH = 120  # of a line
 
@@ -35,62 +33,16 @@ class Table:
         return "\n".join("| " + " | ".join(cells) + " |" for cells in lines)
 
 
-@dataclass(frozen=True)
-class Plot:
-    """A plot: `draw(axes)` fills `panels` axes, side by side."""
-
-    name: str
-    caption: str
-    draw: Callable[[Sequence[Any]], None]
-    panels: int = 1
-
-    def file_name(self, stem: str) -> str:
-        """Return the file's name beside document STEM.md."""
-        return f"{stem}-{self.name}.png"
-
-    def save(self, path: Path) -> None:
-        """Draw the plot and write it as PNG."""
-        import matplotlib
-
-        matplotlib.use("Agg")
-        from matplotlib import pyplot
-
-        figure, axes = pyplot.subplots(1, self.panels, figsize=(4.8 * self.panels, 3.4), squeeze=False)
-        self.draw(axes[0])
-        figure.tight_layout()
-        # no date and no version inside, so that equal figures give an equal file
-        figure.savefig(path, dpi=90, metadata={"Software": None})
-        pyplot.close(figure)
+Piece = str | Table
 
 
-Piece = str | Table | Plot
-
-
-def write(pieces: Sequence[Piece], path: Path) -> None:
-    """Write a document, and its plots beside it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for piece in pieces:
-        if isinstance(piece, Plot):
-            piece.save(path.parent / piece.file_name(path.stem))
-    path.write_text(markdown(pieces, path.stem))
-
-
-def markdown(pieces: Sequence[Piece], stem: str) -> str:
-    """Return the text of document STEM.md."""
-    parts = []
-    for piece in pieces:
-        match piece:
-            case Table():
-                parts.append(piece.markdown())
-            case Plot():
-                parts.append(f"![{piece.caption}]({piece.file_name(stem)})")
-            case _:
-                parts.append(wrapped(piece))
-    return "\n\n".join(parts) + "\n"
+def markdown(pieces: Sequence[Piece]) -> str:
+    """Return the text of the document."""
+    return "\n\n".join(piece.markdown() if isinstance(piece, Table) else wrapped(piece) for piece in pieces) + "\n"
 
 
 def wrapped(paragraph: str) -> str:
-    """Wrap a paragraph at WIDTH. Headings, code, lists and text with line breaks stay as they are."""
-    if "\n" in paragraph or paragraph.startswith(("#", "    ", "-", "|", "!")):
+    """Wrap a paragraph at WIDTH. Headings and text with line breaks stay as they are."""
+    if "\n" in paragraph or paragraph.startswith("#"):
         return paragraph
     return textwrap.fill(paragraph, WIDTH, break_long_words=False, break_on_hyphens=False)

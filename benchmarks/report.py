@@ -10,7 +10,7 @@ from importlib import import_module
 from pathlib import Path
 
 from benchmarks import capacity_model
-from benchmarks.document import Piece, Table, number, write
+from benchmarks.document import Piece, Table, markdown, number
 from benchmarks.results import ROOT, Data, results, say
 from benchmarks.timing import change
 
@@ -40,14 +40,18 @@ GOALS: list[Goal] = [
     ("service.saturation_fraction", "the service at saturation, fraction of the bare loop's pictures/s", 0.85, True),
     (OVERHEAD, "one picture from an idle service, ms more than the loop", None, False),
     ("service.api_cpu_ms_per_request", "CPU of the API, ms per request", 1.5, False),
-    ("batching.p95_ratio_at_0_6", "p95 at 0.6 of capacity, relative to request-level batching", 0.5, False),
+    ("batching.p95_ratio_at_0_6", "p95 at 0.6 of capacity, relative to request-level batching, simulated", 0.5, False),
     ("servers.burst_vs_litserve_quiet", "a burst, pictures/s relative to LitServe with our engine", 1.0, True),
     ("training.speedup_vs_library", "training, speed-up over diffusers' loop, fp32", 2.0, True),
     ("service.saturation_fraction_several", "the service, 8 pictures a request, fraction of the bare loop", 0.95, True),
     ("service.one_step_fraction", "the same with the one-step model", 0.6, True),
     ("service.cpu_ms_beside_loop", "CPU beside the loop's, ms per picture", 5.0, False),
-    ("service.redis_commands_per_picture", "Redis commands per picture, 1 per request", 40.0, False),
-    ("batching.throughput_vs_one_at_a_time", "throughput at saturation, relative to one at a time", 3.0, True),
+    (
+        "batching.throughput_vs_one_at_a_time",
+        "pictures/s at saturation, relative to one at a time, simulated",
+        3.0,
+        True,
+    ),
     ("servers.burst_vs_litserve_busy", "the burst beside two busy processes", 1.0, True),
     ("servers.burst_vs_litserve_defaults_quiet", "the burst relative to LitServe with diffusers' defaults", 3.0, True),
     ("servers.burst_vs_litserve_defaults_busy", "the same beside two busy processes", 3.0, True),
@@ -68,13 +72,14 @@ GOALS: list[Goal] = [
 def goals(content: Data, chosen: Sequence[Goal] = GOALS) -> Table:
     """Return the table of figures that have a goal."""
     table = Table(["what", "median", "95 % interval", "goal", "met"])
-    of_machine = content["sections"].get("before", {}).get("goals", {})  # that depend on its instructions
+    figures = {key: found for section in content.values() for key, found in section["figures"].items()}
+    of_machine = content.get("before", {}).get("goals", {})  # that depend on its instructions
     for key, what, goal, above in chosen:
-        if (found := content.get(key)) is None:
+        if (found := figures.get(key)) is None:
             continue
         goal = of_machine.get(key, goal)
         if key == OVERHEAD:
-            goal = round(content["sections"]["service"]["goal_ms"]["median"], 1)
+            goal = round(content["service"]["goal_ms"]["median"], 1)
         wanted, met = "", ""
         if goal is not None:
             wanted = f"{'at least' if above else 'at most'} {goal:g}"
@@ -85,12 +90,17 @@ def goals(content: Data, chosen: Sequence[Goal] = GOALS) -> Table:
 
 def machine_line(content: Data) -> str:
     """Say on which machine, of which commits and when the sections were measured."""
-    about, sections = content["about"], content["sections"].values()
-    machine = about["machine"]
-    commits = sorted({one["commit"] for one in sections if one.get("commit")})
-    times = sorted(one["measured_at"] for one in sections if "measured_at" in one)
-    measured = f" Measured commit: {', '.join(commits)}; last section at {times[-1]}." if times else ""
-    return f"{processor(machine)}, {machine['memory_gib']} GiB, GPU: {machine['gpu'] or 'none'}.{measured}"
+    last = latest(content)
+    machine, commits = last["machine"], ", ".join(sorted({one["commit"] for one in content.values()}))
+    return (
+        f"{processor(machine)}, {machine['memory_gib']} GiB, GPU: {machine['gpu'] or 'none'}. Measured commit: "
+        f"{commits}; last section at {last['measured_at']}."
+    )
+
+
+def latest(content: Data) -> Data:
+    """Return the section that was measured last."""
+    return max(content.values(), key=lambda section: str(section["measured_at"]))
 
 
 def processor(machine: Data) -> str:
@@ -100,20 +110,18 @@ def processor(machine: Data) -> str:
 
 def measured_line(name: str, section: Data, machine: Data) -> str:
     """Say how a section was measured, at which commit, and what differed: from `machine`, the page's, or meanwhile."""
-    at = f", commit {section['commit']}" if section.get("commit") else ""
-    line = f"`python -m benchmarks.sections.{name}`, {section['seconds']:.0f} s{at}."
-    if (own := section.get("machine", machine)) != machine:
-        line += f" On another machine: {processor(own)}."
-    if (others := section.get("others_percent", 0)) > OTHERS:
-        line += f" Other work took {others:.0f} % of the machine just before."
-    if share := change(section.get("machine_rate")):
+    line = f"`python -m benchmarks.sections.{name}`, {section['seconds']:.0f} s, commit {section['commit']}."
+    if processor(section["machine"]) != processor(machine):
+        line += f" On another machine: {processor(section['machine'])}."
+    if section["others_percent"] > OTHERS:
+        line += f" Other work took {section['others_percent']:.0f} % of the machine just before."
+    if share := change(section["machine_rate"]):
         line += f" The machine's speed changed by {100 * share:.0f} % meanwhile."
     return line
 
 
 def performance(content: Data) -> list[Piece]:
     """Return docs/performance.md. A section that was not measured says so."""
-    command = "make bench-quick" if content["about"].get("quick") else "make bench"
     pieces: list[Piece] = [
         "# Performance",
         "How fast sampling, serving and training are, beside other ways to do the same. To size a deployment, see "
@@ -122,19 +130,17 @@ def performance(content: Data) -> list[Piece]:
         "What is compared takes turns on the same machine. Figures are medians over rounds, ratios are computed round "
         "by round; intervals are of the ratio's geometric mean (Student's t of the logarithms). A ratio of p95s is "
         "that of all rounds together, which may lie outside the interval of the rounds' own. *The report* is a "
-        f"[student's report](results.md#terms) whose code is a baseline. `{command}` writes this page, `benchmarks/"
+        "[student's report](results.md#terms) whose code is a baseline. `make bench` writes this page, `benchmarks/"
         "results.json` has all figures and versions. [Further goals](#further-goals) are at the end.",
         machine_line(content),
     ]
     for name, title in TITLES.items():
-        section = content["sections"].get(name)
         pieces.append(f"## {title}")
-        if section is None or "figures" not in section:
-            pieces.append("Not measured" + (f": {section['failed']}." if section else " yet."))
+        if (section := content.get(name)) is None:
+            pieces.append("Not measured yet.")
             continue
-        module = import_module(f"benchmarks.sections.{name}")
-        pieces.append(measured_line(name, section, content["about"]["machine"]))
-        pieces += module.report(section)
+        pieces.append(measured_line(name, section, latest(content)["machine"]))
+        pieces += import_module(f"benchmarks.sections.{name}").report(section)
     return [*pieces, *capacity_model.capacity(content), "## Further goals", goals(content, GOALS[SUMMARY:])]
 
 
@@ -145,10 +151,10 @@ def main() -> int:
     kept = results(quick)
     folder: Path = kept.path.parent if quick else ROOT / "docs"
     content = kept.read()
-    if not content["sections"]:
+    if not content:
         say(f"{kept.path} has no results: run `make bench{'-quick' if quick else ''}` first")
         return 1
-    write(performance(content), folder / "performance.md")
+    (folder / "performance.md").write_text(markdown(performance(content)))
     say(f"written: {folder / 'performance.md'}")
     return 0
 

@@ -21,6 +21,7 @@ ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "benchmarks" / "results.json"
 QUICK_RESULTS = ROOT / "runs" / "bench-quick" / "results.json"
 STORAGE = ROOT / "models"
+RATE_S = 1.0
 LIBRARIES = (
     "torch", "openvino", "torchvision", "diffusers", "accelerate", "redis", "rq", "fastapi", "uvicorn", "litserve",
     "numpy",
@@ -61,6 +62,17 @@ def machine() -> Data:
     }
 
 
+def machine_rate() -> float:
+    """Return how many matrix products of a fixed size the machine computes in a second now."""
+    import torch
+
+    a, begun, products = torch.ones(512, 512), time.perf_counter(), 0
+    while (taken := time.perf_counter() - begun) < RATE_S:
+        a @ a
+        products += 1
+    return products / taken
+
+
 def installed(name: str) -> str | None:
     """Return a package's version, or None if it is not installed."""
     try:
@@ -81,43 +93,19 @@ def commit() -> str:
 
 @dataclass(frozen=True)
 class Results:
-    """The file of results: each figure under its own name, then `about` and the data of each section."""
+    """The file of results: the data of each section."""
 
     path: Path
 
-    def read(self) -> Data:
-        return json.loads(self.path.read_text()) if self.path.exists() else {"about": {}, "sections": {}}
-
-    def begin(self, quick: bool) -> Data:
-        """Return the results to continue: those of an interrupted run on this commit and machine, or empty ones."""
-        content, about = self.read(), {"commit": commit(), "quick": quick, "machine": machine()}
-        before = content["about"]
-        if before.get("finished_at") or any(before.get(key) != value for key, value in about.items()):
-            content = {"about": {**about, "started_at": now()}, "sections": {}}
-            self.write(content)
-        return content
+    def read(self) -> dict[str, Data]:
+        found: dict[str, Data] = json.loads(self.path.read_text()) if self.path.exists() else {}
+        return found
 
     def keep(self, name: str, section: Data) -> None:
         """Save a section's data, replacing what was measured before."""
-        content = self.read()
-        content["sections"][name] = section
-        content["about"].setdefault("machine", machine())
-        content["about"].setdefault("commit", commit())
-        self.write(content)
-
-    def finish(self) -> None:
-        """Mark the run as finished, so that the next one starts from scratch."""
-        content = self.read()
-        content["about"]["finished_at"] = now()
-        self.write(content)
-
-    def write(self, content: Data) -> None:
-        sections = content["sections"]
-        figures = {key: value for name in sections for key, value in sections[name].get("figures", {}).items()}
         self.path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.path.with_suffix(".tmp")
-        whole = {**dict(sorted(figures.items())), "about": content["about"], "sections": sections}
-        temporary.write_text(json.dumps(whole, indent=1) + "\n")
+        temporary.write_text(json.dumps({**self.read(), name: section}, indent=1) + "\n")
         os.replace(temporary, self.path)
 
 
@@ -138,10 +126,10 @@ def main(name: str, description: str | None, measure: Callable[[bool], Data]) ->
     parser = argparse.ArgumentParser(f"python -m benchmarks.sections.{name}", description=description)
     parser.add_argument("--quick", action="store_true", help="small sizes; saves to runs/bench-quick")
     quick = parser.parse_args().quick
-    others, start = psutil.cpu_percent(1.0), time.monotonic()
+    others, before, start = psutil.cpu_percent(1.0), machine_rate(), time.monotonic()
     data = measure(quick)
-    about = {"seconds": round(time.monotonic() - start, 1), "quick": quick, "measured_at": now(), "commit": commit()}
-    about |= {"machine": machine(), "others_percent": others}
+    about = {"seconds": round(time.monotonic() - start, 1), "measured_at": now(), "commit": commit()}
+    about |= {"machine": machine(), "others_percent": others, "machine_rate": (before, machine_rate())}
     results(quick).keep(name, {**about, **data})
     for key, value in data["figures"].items():
         say(f"  {key}: {value['median']:.4g}, from {value['low']:.4g} to {value['high']:.4g} ({value['n']} times)")

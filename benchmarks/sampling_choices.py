@@ -72,12 +72,13 @@ def compare(args: argparse.Namespace) -> None:
     chosen = [lists[i] for i in np.random.default_rng(5).permutation(len(lists))[: args.lists]]
     title = f"{denoiser.info.name} ({denoiser.info.digest[:16]}), {len(chosen)} lists of {args.train.name}"
     table = Table("options", "accuracy", "exact match", "network rows per picture", title=escape(title))
+    stepper = denoiser.stepper()
     for changes in track([one for name in args.choices or CHOICES for one in CHOICES[name]], "sampling"):
-        stepper = denoiser.stepper()
+        before = stepper.network_rows
         sampled = SamplingOptions.model_validate(changes)
         run = score_run(stepper, judge, chosen, sampled, seed=1000, vocabulary=denoiser.vocabulary)
         options = ", ".join(f"{key} {value}" for key, value in changes.items())
-        rows = stepper.network_rows / len(chosen)
+        rows = (stepper.network_rows - before) / len(chosen)
         table.add_row(options, f"{run.score.accuracy:.3f}", f"{run.score.exact_match:.3f}", f"{rows:.1f}")
     Console(width=110).print(table)
 

@@ -1,4 +1,4 @@
-"""What is measured: the promoted checkpoints, the label lists they sample, and the scores of the pictures."""
+"""What is measured: the promoted checkpoints, and the label lists they sample."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.results import STORAGE, Data
+from benchmarks.results import STORAGE
 from service.worker.models import ON_CPU
 from shared.device import pick_device
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser, load_denoiser
-from shared.evaluator import Evaluator, load_evaluator, score_set
+from shared.evaluator import Evaluator, load_evaluator
 from shared.options import SamplingOptions, picture_seed
 from shared.registry import resolve
 from shared.vocabulary import ICLEVR, Vocabulary
@@ -63,9 +63,3 @@ def network_rows(stepper: Stepper, options: SamplingOptions) -> list[int]:
 def seeds(count: int, seed: int = 0) -> list[int]:
     """Return the seeds of a request's pictures."""
     return [picture_seed(seed, i) for i in range(count)]
-
-
-def quality(judge: Evaluator, images: Tensor, lists: Sequence[Sequence[str]]) -> Data:
-    """Score pictures (N, 3, H, W): accuracy, exact match and N."""
-    score = score_set(judge.probabilities(images), multi_hot(lists, judge.vocabulary), judge.vocabulary.names)
-    return {"accuracy": score.accuracy, "exact_match": score.exact_match, "pictures": len(images)}

@@ -11,7 +11,6 @@ from benchmarks.results import Data
 
 CONFIDENCE = 0.95
 STEADY = 0.15  # the most that the machine's speed may change while a section measures
-RATE_S = 1.0
 
 
 def figure(values: Iterable[float]) -> Data:
@@ -120,20 +119,7 @@ def interval(found: Sequence[float]) -> tuple[float, float] | None:
     return math.exp(mean - half), math.exp(mean + half)
 
 
-def machine_rate() -> float:
-    """Return how many matrix products of a fixed size the machine computes in a second now."""
-    import torch
-
-    a, begun, products = torch.ones(512, 512), time.perf_counter(), 0
-    while (taken := time.perf_counter() - begun) < RATE_S:
-        a @ a
-        products += 1
-    return products / taken
-
-
-def change(rates: Sequence[float] | None) -> float:
+def change(rates: Sequence[float]) -> float:
     """Return by which share the machine's speed changed while a section measured, if by more than STEADY; else 0."""
-    if not rates:
-        return 0.0
     share = max(rates) / min(rates) - 1
     return share if share > STEADY else 0.0

@@ -36,11 +36,8 @@ def check_states(job: History) -> list[str]:
     return problems
 
 
-def check_pictures(job: History, total: int, fetched: Fetched, undisturbed: Fetched, rounding: int = 0) -> list[str]:
-    """Check a finished job: each picture stored and announced once, and equal to that of an undisturbed run.
-
-    `rounding`: how far a value of a pixel may be off, of 255.
-    """
+def check_pictures(job: History, total: int, fetched: Fetched, undisturbed: Fetched) -> list[str]:
+    """Check a finished job: each picture stored and announced once, and equal to that of an undisturbed run."""
     problems = []
     once = {str(index): 1 for index in range(total)}
     if job.stored != once:
@@ -53,24 +50,24 @@ def check_pictures(job: History, total: int, fetched: Fetched, undisturbed: Fetc
     others = [
         index
         for index, pair in enumerate(zip(fetched.pictures, undisturbed.pictures, strict=False))
-        if not _equal(*pair, rounding)
+        if not _equal(*pair)
     ]
     if others or len(fetched.pictures) != len(undisturbed.pictures):
         problems.append(f"its pictures {others} differ from an undisturbed run")
-    if not _equal(fetched.grid, undisturbed.grid, rounding):
+    if not _equal(fetched.grid, undisturbed.grid):
         problems.append("its grid differs from an undisturbed run")
     return problems
 
 
-def _equal(one: bytes, other: bytes, rounding: int) -> bool:
+def _equal(one: bytes, other: bytes) -> bool:
     """Compare the pixels of two PNGs, since releases compress differently. What cannot be read equals only itself."""
     if one == other:
         return True
     try:
-        first, second = (np.asarray(Image.open(io.BytesIO(png))).astype(int) for png in (one, other))
+        first, second = (np.asarray(Image.open(io.BytesIO(png))) for png in (one, other))
     except OSError:
         return False
-    return first.shape == second.shape and bool(np.abs(first - second).max() <= rounding)
+    return np.array_equal(first, second)
 
 
 def _differing(found: Mapping[str, int], wanted: Mapping[str, int]) -> str:

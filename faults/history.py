@@ -9,16 +9,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from service.contract.records import TERMINAL
+
 JOB = b"labelgrid:job:"
 
 
 @dataclass
 class History:
-    """One job's writes: its states and its events in order, and the number of times each picture was stored."""
+    """One job's writes: its states and its events in order, how often each picture was stored, what came too late."""
 
     states: list[str] = field(default_factory=list)
     events: list[str] = field(default_factory=list)
     stored: Counter[str] = field(default_factory=Counter)
+    late: list[str] = field(default_factory=list)
     deleted: bool = False
 
 
@@ -85,12 +88,17 @@ def histories(log: bytes) -> dict[str, History]:
 def _note(job: History, name: bytes, part: str, arguments: list[bytes]) -> None:
     if name in (b"DEL", b"UNLINK") and part == "":
         job.deleted = True
-    elif name in (b"HSET", b"HMSET", b"HSETNX"):
+    elif name in (b"HSET", b"HMSET", b"HSETNX") and part in ("", "verdicts"):
         pairs = dict(zip(arguments[::2], arguments[1::2], strict=True))
-        if part == "" and b"status" in pairs:
+        if job.deleted:
+            job.late.append(f"{part or 'its record'} was written after it was deleted or had expired")
+        if part == "verdicts":
+            indices = [index.decode() for index in pairs]
+            if job.states and job.states[-1] in TERMINAL:
+                job.late.append(f"pictures {indices} were stored after its end")
+            job.stored.update(indices)
+        elif b"status" in pairs:
             job.states.append(pairs[b"status"].decode())
-        elif part == "verdicts":
-            job.stored.update(name.decode() for name in pairs)
     elif name == b"XADD" and part == "events":
         if arguments[-2] == b"last_picture":  # one entry says that the only picture is there, and the job's end
             job.events.append(f"picture {arguments[-1].decode()}")

@@ -79,6 +79,12 @@ def forget(name: str) -> None:
     _write({other: result for other, result in read().items() if other != name})
 
 
+def keep_soak(result: dict[str, Any]) -> None:
+    """Save a soak's result and write the document."""
+    SOAK.write_text(json.dumps(result, indent=1) + "\n")
+    DOCUMENT.write_text(document(read()))
+
+
 def _write(results: dict[str, Any]) -> None:
     RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
     DOCUMENT.write_text(document(results))

@@ -67,8 +67,6 @@ class Trial:
         self.jobs: dict[str, int | None] = {}  # id of each accepted job -> its index in BODIES, if any
         self.failing: dict[str, str] = {}  # ids of jobs that must fail -> part of their error
         self.others: set[str] = set()  # ids of jobs that must finish, with pictures that nothing else has
-        self.rounding = 0  # how far a value of a pixel may be off, of 255
-        self.figures: dict[str, float] = {}
         self.recovery_s = 0.0
         self.undisturbed: dict[int, Fetched] = {}
         self.undisturbed_s = 0.0  # from submitting all BODIES to their end, without a fault
@@ -151,10 +149,6 @@ class Trial:
         in_progress = self.stack.in_progress()
         if not in_progress:
             raise RuntimeError("no picture was in progress at the fault: the trial shows nothing")
-        self.figures |= {
-            "pictures in progress": sum(in_progress.values()),
-            "open jobs": len(self._open_then),
-        }
         self.say(f"fault, with {in_progress} pictures in progress and {len(self._open_then)} open jobs")
         self.struck_at = time.monotonic()
         fault()
@@ -177,8 +171,6 @@ class Trial:
         ended_s = time.monotonic() - self.struck_at
         self.recovery_s = max(self.recovery_s, answered_s, ended_s - self.undisturbed_s)
         self.say(f"all open jobs had ended after {ended_s:.1f} s; without a fault they take {self.undisturbed_s:.1f} s")
-        self.figures |= {"new request answered, s": round(answered_s, 1), "open jobs ended, s": round(ended_s, 1)}
-        self.figures["without a fault, s"] = round(self.undisturbed_s, 1)
 
     # --- outcome ---
 
@@ -211,7 +203,7 @@ class Trial:
             return [*found, f"it did not finish: {error!r}"]
         total = len(BODIES[number]["labels"])
         fetched, undisturbed = self._fetch(job_id, number), self.undisturbed[number]
-        return found + checks.check_pictures(job, total, fetched, undisturbed, self.rounding)
+        return found + checks.check_pictures(job, total, fetched, undisturbed)
 
     def _left_over(self) -> list[str]:
         """Return what is left in queues after all jobs ended. Workers get half a minute to clear it."""

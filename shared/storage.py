@@ -83,12 +83,6 @@ def folders(folder: Location) -> list[str]:
         return [entry["name"].rstrip("/").rpartition("/")[2] for entry in found if entry["type"] == "directory"]
 
 
-def remove(path: Location) -> None:
-    """Remove a file, if it is there."""
-    with _errors(), contextlib.suppress(FileNotFoundError):
-        path.unlink() if isinstance(path, Path) else path.fs.rm_file(path.path)
-
-
 def remove_folder(folder: Location) -> None:
     """Remove a folder with all that is in it, if it is there. Of a symbolic link, only the link is removed."""
     with _errors():

@@ -2,7 +2,6 @@
 
 - `load`: the clients and what each expects; `strikes`: the faults, planned from a seed.
 - `memory` samples memory and keys, `trend` says whether a series is flat; `outcome` checks every job afterwards.
-- `report` keeps the figures, for docs/reliability.md.
 
 Builds on `faults`; nothing imports it. Start reading in `__main__.py`.
 """

@@ -12,9 +12,9 @@ from typing import Any
 
 from benchmarks.results import commit
 from faults.harness import NotInTime, until
-from faults.report import machine
+from faults.report import ROOT, keep_soak, machine
 from service.pictures import PictureFiles
-from soak import outcome, report
+from soak import outcome
 from soak.load import Load
 from soak.memory import Sampler
 from soak.receiver import Receiver
@@ -22,7 +22,7 @@ from soak.stack import KEEP_S, LIFETIMES_S, SoakStack, running
 from soak.strikes import Striker, insist, plan, unplanned
 from soak.trend import JUDGED_MINUTES
 
-FOLDER = report.ROOT / "runs" / "soak"
+FOLDER = ROOT / "runs" / "soak"
 UNBROKEN = ("redis, keys", "spare api, memory", "worker 1, memory")  # series that no fault ends
 
 
@@ -115,7 +115,7 @@ def main() -> int:
     for problem in result["problems"]:
         print(problem, file=sys.stderr)
     if not result["problems"]:
-        report.keep(result)
+        keep_soak(result)
     say(f"{len(result['problems'])} problems; {result['jobs']} jobs, {result['trends']}")
     return 1 if result["problems"] else 0
 

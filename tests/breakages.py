@@ -68,7 +68,7 @@ BREAKAGES = [
     ),
     Breakage(
         "a released picture has not killed a worker",
-        "service/store/claims.py", ", retrycount=0)", ", retrycount=1)", f"{STORE}/test_job_model.py",
+        "service/store/claims.py", ", retrycount=0)", ", retrycount=1)", f"{STORE}/test_claims.py",
     ),
     Breakage(
         "a stopping worker gives back what it cannot finish",

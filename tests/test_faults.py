@@ -71,11 +71,9 @@ def stream(store: JobStore) -> PictureStream:
     return PictureStream(store.connection, store.settings, DIGEST, "w")
 
 
-def problems(
-    store: JobStore, server: RedisServer, job: JobRecord, fetched: Fetched = UNDISTURBED, rounding: int = 0
-) -> str:
+def problems(store: JobStore, server: RedisServer, job: JobRecord, fetched: Fetched = UNDISTURBED) -> str:
     found = history.read(server.folder)[job.id]
-    return "; ".join(checks.check_states(found) + checks.check_pictures(found, 2, fetched, UNDISTURBED, rounding))
+    return "; ".join(checks.check_states(found) + checks.check_pictures(found, 2, fetched, UNDISTURBED))
 
 
 def good(store: JobStore) -> JobRecord:
@@ -131,11 +129,14 @@ def test_a_lost_picture_is_found(store: JobStore, server: RedisServer) -> None:
     assert "differ from an undisturbed run" in found
 
 
-def test_a_picture_stored_twice_is_found(store: JobStore, server: RedisServer) -> None:
+def test_a_picture_stored_twice_and_a_deleted_record_are_found(store: JobStore, server: RedisServer) -> None:
     job = good(store)
     store.connection.hset(keys.verdicts(job.id), "1", b"another")
     store.connection.hset(keys.verdicts(job.id), "2", b"not requested")
-    assert "its pictures were stored 1: 2 times, 2: 1 times" in problems(store, server, job)
+    store.connection.delete(keys.job(job.id))
+    found = problems(store, server, job)
+    assert "its pictures were stored 1: 2 times, 2: 1 times" in found
+    assert "its record was deleted" in found
 
 
 def test_a_picture_announced_twice_or_after_the_end_is_found(store: JobStore, server: RedisServer) -> None:
@@ -146,35 +147,16 @@ def test_a_picture_announced_twice_or_after_the_end_is_found(store: JobStore, se
     assert "its last event was 'picture 1'" in found
 
 
-def test_a_deleted_record_is_found(store: JobStore, server: RedisServer) -> None:
-    job = good(store)
-    store.connection.delete(keys.job(job.id))
-    assert "its record was deleted" in problems(store, server, job)
-
-
 @pytest.mark.parametrize(
     ("fetched", "problem"),
     [
         (Fetched([FIRST, OTHER], GRID), "its pictures [1] differ from an undisturbed run"),
-        (Fetched([FIRST, SECOND], OTHER), "its grid differs from an undisturbed run"),
         (Fetched([FIRST, SECOND], b""), "its grid differs from an undisturbed run"),
+        (Fetched([FIRST, png(1, compress_level=0)], GRID), ""),  # another release may compress otherwise
     ],
 )
 def test_different_pictures_are_found(store: JobStore, server: RedisServer, fetched: Fetched, problem: str) -> None:
     assert problems(store, server, good(store), fetched) == problem
-
-
-def test_another_releases_compression_is_no_difference(store: JobStore, server: RedisServer) -> None:
-    stored = png(1, compress_level=0)
-    assert stored != SECOND
-    assert not problems(store, server, good(store), Fetched([FIRST, stored], GRID))
-
-
-@pytest.mark.parametrize("off", [1, 2])
-def test_a_value_may_be_off_by_rounding_where_allowed(store: JobStore, server: RedisServer, off: int) -> None:
-    job, fetched = good(store), Fetched([FIRST, png(1 + off)], GRID)
-    assert "pictures [1] differ" in problems(store, server, job, fetched)
-    assert bool(problems(store, server, job, fetched, rounding=1)) == (off > 1)
 
 
 def test_a_truncated_log_is_read_up_to_its_last_command() -> None:

@@ -12,21 +12,6 @@ UNPICKLES = re.compile(r"\b(?:Queue|SimpleWorker|RqJob\.fetch)\((?!.*serializer=
 
 
 @pytest.mark.parametrize(
-    ("line", "is_unsafe"),
-    [
-        ("torch.load(path, weights_only=False)", True),
-        ("torch.load(path, weights_only=True)", False),
-        ("torch.jit.load(path)", True),
-        ("np.load(path, allow_pickle=True)", True),
-        ("Queue(name, connection=connection)", True),
-        ("Queue(name, serializer=JSONSerializer)", False),
-    ],
-)
-def test_the_checks_see_what_is_unsafe(line: str, is_unsafe: bool) -> None:
-    assert any(pattern.search(line) for pattern in (UNSAFE, UNPICKLES)) == is_unsafe
-
-
-@pytest.mark.parametrize(
     ("folder", "pattern"),
     [("shared", UNSAFE), ("trainer", UNSAFE), ("service", UNSAFE), ("benchmarks", UNSAFE), ("service", UNPICKLES)],
 )

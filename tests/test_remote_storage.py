@@ -1,6 +1,5 @@
 """Remote storage, in memory and on a real S3 server: checkpoints, the API's catalogue, workers and the trainer."""
 
-import asyncio
 import sys
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,6 @@ import pytest
 import torch
 from redis import Redis
 
-from service.api.catalog import Catalog
 from service.contract.errors import BadRequest, NoModel
 from service.settings import Settings
 from service.store.jobs import JobStore
@@ -29,6 +27,7 @@ from tests.service.worker.test_checkpoint_cache import fetch
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toys
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
+ON_S3 = pytest.mark.parametrize("address", ["s3"], indirect=True)  # alone: where both would run the same code
 
 
 @pytest.fixture(params=["memory", "s3"])
@@ -52,20 +51,6 @@ def filled(remote: Location) -> Location:
 
 def at_address(settings: Settings, storage: Location, cache: Path) -> Settings:
     return settings.model_copy(update={"storage": storage, "cache": cache, "storage_every_s": 0.0})
-
-
-def test_an_address_is_opened_or_refused_with_a_reason(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert open_storage("models") == Path("models")
-    assert open_storage(tmp_path) == tmp_path
-    assert open_storage(f"file://{tmp_path}/a%20b") == tmp_path / "a b"
-    with pytest.raises(ValueError, match=r"quux://x: cannot be opened as storage: Unsupported filesystem"):
-        open_storage("quux://x")
-    for value, wanted in (("memory://x/y", "memory://x/y"), ("models", "models"), ("/a/b", "/a/b")):
-        monkeypatch.setenv("LABELGRID_STORAGE", value)
-        assert str(Settings().storage).replace("memory:///", "memory://") == wanted
-    monkeypatch.setenv("LABELGRID_STORAGE", "quux://x")
-    with pytest.raises(ValueError, match="Unsupported filesystem"):
-        Settings()
 
 
 def test_a_remote_checkpoint_equals_a_local_one(remote: Location, tmp_path: Path) -> None:
@@ -130,18 +115,6 @@ def test_the_catalogue_notices_remote_changes(filled: Location) -> None:
         models.find("toy")
 
 
-def test_the_catalogue_caches_a_remote_storage_for_the_time_set(filled: Location) -> None:
-    async def ask() -> list[str]:
-        catalog = Catalog(filled, every_s=1e6)
-        names = [(await catalog.models()).find(None).name]
-        promote(filled, "other")
-        names.append((await catalog.models()).find(None).name)
-        catalog.every_s = 0.0
-        return [*names, (await catalog.models()).find(None).name]
-
-    assert asyncio.run(ask()) == ["toy", "toy", "other"]
-
-
 def test_the_catalogue_serves_while_storage_is_away(filled: Location, monkeypatch: pytest.MonkeyPatch) -> None:
     models = Fresh(filled)
     good = models.find(None)
@@ -166,6 +139,7 @@ def test_the_catalogue_serves_while_storage_is_away(filled: Location, monkeypatc
     assert models().problems == {}
 
 
+@ON_S3
 def test_a_remote_adapter_is_fetched_with_its_base(filled: Location, tmp_path: Path) -> None:
     from shared.diffusion.model import load_denoiser
 
@@ -182,6 +156,7 @@ def test_a_remote_adapter_is_fetched_with_its_base(filled: Location, tmp_path: P
         torch.testing.assert_close(change, torch.full_like(change, 0.2))
 
 
+@ON_S3
 def test_remote_and_local_storage_give_equal_pictures(
     filled: Location, settings: Settings, connection: Redis, tmp_path: Path
 ) -> None:
@@ -199,6 +174,7 @@ def test_remote_and_local_storage_give_equal_pictures(
     assert drawn[0] == drawn[1]
 
 
+@ON_S3
 def test_the_trainer_promotes_and_scores_remotely(
     filled: Location,
     address: str,

@@ -5,13 +5,10 @@ import subprocess
 import sys
 
 import pytest
-import torch
 
-from shared.diffusion.denoise import sample
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.evaluator import Evaluator, load_evaluator
-from shared.options import SamplingOptions, picture_seed
-from shared.pictures import to_uint8
+from shared.options import SamplingOptions
 from shared.registry import promoted, resolve, scan
 from shared.vocabulary import ICLEVR
 from tests.paths import ROOT
@@ -69,16 +66,6 @@ def test_the_card_is_of_this_checkpoint(denoiser: Denoiser, evaluator: Evaluator
 def test_the_clients_page_asks_for_no_more_stages_than_the_default_model_has(denoiser: Denoiser) -> None:
     (stages,) = re.findall(r"labelgrid generate .*--trajectory (\d+)", (ROOT / "docs/client.md").read_text())
     assert int(stages) <= denoiser.options.steps + 1
-
-
-def test_a_picture_is_the_same_alone_and_in_a_batch(denoiser: Denoiser) -> None:
-    options = SamplingOptions(steps=4)
-    targets = torch.tensor([ICLEVR.multi_hot(labels) for labels in LISTS])
-    seeds = [picture_seed(7, i) for i in range(len(LISTS))]
-    together = to_uint8(sample(denoiser.stepper(), targets, options, seeds)).astype(int)
-    for i in range(len(LISTS)):
-        alone = to_uint8(sample(denoiser.stepper(), targets[i : i + 1], options, seeds[i : i + 1])).astype(int)
-        assert abs(together[i] - alone[0]).max() <= 1
 
 
 def test_single_objects_are_drawn_as_asked(denoiser: Denoiser, evaluator: Evaluator) -> None:

@@ -2,14 +2,11 @@
 
 import itertools
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pytest
 from redis import Redis
-from scipy.stats import theilslopes
 
-from service import pictures
 from service.contract.records import JobRecord
 from service.local.redis_server import RedisServer
 from service.pictures import PictureFiles
@@ -19,7 +16,7 @@ from soak import outcome
 from soak.load import BODIES, Ledger
 from soak.memory import Sampler
 from soak.strikes import GAP_S, KINDS, LASTING_S, Strike, plan, unplanned
-from soak.trend import theil_sen, trend
+from soak.trend import trend
 from tests.test_faults import UNDISTURBED, commit, create, good, server, store
 
 __all__ = ["server", "store"]  # fixtures
@@ -32,11 +29,6 @@ def samples(growth_per_hour: float, seed: int = 0) -> list[float]:
     """A level of 100 with a random wave of a minute or two, as the load makes, that grows."""
     noise = np.convolve(np.random.default_rng(seed).normal(size=len(TIMES) + 7), np.ones(8) / 8, "valid")
     return list(100 + 3 * noise + 100 * growth_per_hour * TIMES / 3600)
-
-
-def test_the_slope_is_that_of_scipy() -> None:
-    values = samples(0.1)
-    assert theil_sen(TIMES, np.asarray(values)) == pytest.approx(theilslopes(values, TIMES).slope)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -131,27 +123,6 @@ def test_a_picture_after_the_end_or_after_deletion_is_found(
         f"job {deleted.id}: verdicts was written after it was deleted or had expired",
         f"job {deleted.id}: pictures ['0'] were stored after its end",
     ]
-
-
-def test_a_transaction_that_redis_undid_counts_for_nothing(tmp_path: Path) -> None:
-    job_id = "1" * 32
-    written = [["MULTI"], ["HSET", keys.job(job_id), "status", "finished"], ["SELECT", "0"]]  # Redis was killed
-    written += [["HSET", keys.verdicts(job_id), "0", "verdict"]]
-    log = [f"*{len(one)}\r\n" + "".join(f"${len(part)}\r\n{part}\r\n" for part in one) for one in written]
-    (tmp_path / "appendonly.aof").write_text("".join(log), newline="")
-    _, stored = outcome.read(tmp_path)
-    assert stored[job_id].problems == []
-
-
-def test_other_pictures_are_found(store: JobStore, server: RedisServer, files: PictureFiles) -> None:
-    job = good(store)
-    for index, png in enumerate(UNDISTURBED.pictures):
-        files.write(job.id, pictures.picture(index), png)
-    files.write(job.id, pictures.GRID, UNDISTURBED.grid)
-    assert problems(server, files, job) == []
-    for index in range(2):
-        files.write(job.id, pictures.picture(index), b"other")
-    assert problems(server, files, job) == [f"job {job.id}: its pictures [0, 1] differ from an undisturbed run"]
 
 
 def test_what_is_left_over_is_found(connection: Redis, settings: object) -> None:

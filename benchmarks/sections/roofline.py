@@ -6,8 +6,7 @@ computes in the served precision, measured in turn with the network.
 
 import math
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import subject
-from benchmarks.document import Piece, Plot, Table, number
+from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
 from benchmarks.timing import Deadline, figure, in_turn, paired
 from shared.device import autocast_dtype
@@ -171,22 +170,12 @@ def report(data: Data) -> list[Piece]:
     rows.add("GFLOP/s", *map(number, achieved))
     rows.add("fraction of the limit", *(f"{data['fractions'][count]['median']:.2f}" for count in batches))
 
-    def draw(axes: Sequence[Any]) -> None:
-        (ax,) = axes
-        found = [data["rows"][count]["median"] for count in batches]
-        ax.plot([int(count) for count in batches], found, "o-", label="the network")
-        ax.axhline(best["median"] * 1e9 / data["flops_per_row"], color="gray", linestyle="--", label="limit")
-        ax.set(xlabel="rows per call", ylabel="rows/s", xscale="log")
-        ax.set_ylim(bottom=0)
-        ax.legend(fontsize=7)
-
     return [
         f"A network row takes {data['flops_per_row'] / 1e9:.2f} GFLOP of convolutions and matrix products; norms, "
         f"activations, skip connections and casts are not counted. The limit is the fastest kernel of "
         f"{data['library']}, {data['best']}: {number(best['median'])} GFLOP/s in {data['precision']}. The slowest, "
         f"{slowest}, has {number(data['gflops'][slowest]['median'])}.",
         rows,
-        Plot("roofline", "rows per second by rows per call", draw),
     ]
 
 

@@ -3,7 +3,7 @@
 All use the same weights and take turns. The slow ones run only some of their steps; their time is scaled to all steps.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -17,14 +17,12 @@ from benchmarks.timing import Deadline, figure, in_turn, paired
 from shared.device import autocast_dtype
 from shared.diffusion.denoise import Stepper, sample
 from shared.diffusion.model import Denoiser
-from shared.evaluator import Evaluator
-from shared.options import SAMPLING_PRESETS, SamplingOptions
+from shared.options import SamplingOptions
 
 STEPS, GUIDANCE = 16, 3.0
 SOLVER = "DPM-Solver++"  # of diffusers and, at the same steps, of ours
 REPORT_STEPS = 999
-# Time limits of the rounds, of all pictures to score, and of the report's among them. A slow machine does less.
-TURNS_S, SCORES_S, REPORT_S = 120.0, 120.0, 40.0
+TURNS_S = 120.0  # limit of the rounds; a slow machine does fewer
 OURS, DISTILLED = "ours, as the checkpoint is served", "ours, distilled into one step"
 OUR_SOLVER = f"ours, {SOLVER}"
 REPORT = "the course report's sampler, fp32"
@@ -70,43 +68,6 @@ def report_way(ours: Denoiser, hot: Tensor, only: int) -> Way:
     return Way(lambda: sampler(hot, GUIDANCE, torch.Generator().manual_seed(0), only), REPORT_STEPS, only)
 
 
-def qualities(
-    ours: Denoiser,
-    samplings: dict[str, tuple[Stepper, SamplingOptions]],
-    judge: Evaluator,
-    pipelines: dict[str, LabelPipeline],
-    batch_s: Mapping[str, float],
-    count: int,
-    report_count: int,
-) -> dict[str, Data]:
-    """Score the pictures of the ways for which there is time: `batch_s` says how long each takes for a batch.
-
-    The report's 999 steps run in our loop and precision, with the same equations.
-    """
-    deadline = Deadline(SCORES_S)
-    lists = subject.label_lists(count)
-    hot, found = subject.multi_hot(lists, ours.vocabulary), {}
-    labels = subject.network_labels(samplings[OURS][0], hot)
-    for name, (stepper, options) in samplings.items():
-        found[name] = subject.quality(judge, sample(stepper, hot, options, subject.seeds(count)), lists)
-    for name, pipe in pipelines.items():
-        if not deadline.allows(batch_s[name]):
-            continue
-        images = pipe(labels, STEPS, GUIDANCE, torch.Generator().manual_seed(0))
-        found[name] = subject.quality(judge, images, lists)
-    say(f"  scoring {report_count} pictures of the report's 999 steps")
-    few = lists[:report_count]
-    how = SAMPLING_PRESETS["report"]
-    images = sample(samplings[OURS][0], hot[:report_count], how, subject.seeds(report_count))
-    found[REPORT] = subject.quality(judge, images, few)
-    return found
-
-
-def report_pictures(step_s: float) -> int:
-    """Return for how many pictures there is time to run the report's steps, at `step_s` per picture and step."""
-    return min(8, max(1, int(REPORT_S / (REPORT_STEPS * step_s))))
-
-
 def measure(quick: bool) -> Data:
     count, rounds = (4, 2) if quick else (32, 3)
     slow = 1 if quick else 2
@@ -124,9 +85,6 @@ def measure(quick: bool) -> Data:
     whole = {name: [s * ways[name].steps / ways[name].measured for s in times[name]] for name in ways}
     rates = {name: figure(count / s for s in found) for name, found in whole.items()}
     our_solver, theirs = whole[OUR_SOLVER], f"diffusers, {SOLVER}"
-    batch_s = {name: min(found) for name, found in whole.items()}
-    few = report_pictures(min(our_solver) / STEPS / count)
-    scores = {} if quick else qualities(ours, samplings, subject.evaluator(), pipelines, batch_s, count, few)
     return {
         "figures": {
             "sampling.pictures_per_s": rates[OURS],
@@ -139,7 +97,6 @@ def measure(quick: bool) -> Data:
         "count": count,
         "served": ours.options.model_dump(mode="json"),
         "rates": rates,
-        "scores": scores,
         "steps": {name: way.steps for name, way in ways.items()},
         "measured": {name: way.measured for name, way in ways.items()},
     }
@@ -147,20 +104,16 @@ def measure(quick: bool) -> Data:
 
 def report(data: Data) -> list[Piece]:
     served = data["served"]
-    table = Table(["way", "steps", "pictures/s", "accuracy, exact match"])
+    table = Table(["way", "steps", "pictures/s"])
     for name, rate in data["rates"].items():
-        score = data["scores"].get(name)
-        quality = f"{score['accuracy']:.3f}, {score['exact_match']:.3f}" if score else ""
         scaled = "" if data["measured"][name] == data["steps"][name] else f" ({data['measured'][name]} measured)"
-        table.add(name, f"{data['steps'][name]}{scaled}", number(rate["median"]), quality)
-    few = data["scores"].get(REPORT, {}).get("pictures")
+        table.add(name, f"{data['steps'][name]}{scaled}", number(rate["median"]))
     return [
         f"{data['count']} pictures, the same weights and schedule, guidance {GUIDANCE:g} but as served: "
         f"{served['sampler']}, {served['steps']} steps, guidance {served['guidance']:g}. diffusers runs its own loop "
         "on the same network; fp32 is its default. The speed-ups above are of the served sampling over the report's, "
-        "and of DPM-Solver++ over diffusers'.",
+        "and of DPM-Solver++ over diffusers'. How good the pictures are is in the [results](results.md).",
         table,
-        f"The shipped evaluator scored the batch; of the report's sampler {few} pictures, sampled in our precision.",
     ]
 
 

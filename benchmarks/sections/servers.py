@@ -27,12 +27,11 @@ from benchmarks.busy import busy
 from benchmarks.clients import Body, send_all
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
-from benchmarks.stack import WAIT_S, Stack, redis_server, stack, start, stop, until
-from benchmarks.timing import order, paired, percentile, pooled_p95
+from benchmarks.stack import WAIT_S, redis_server, stack, start, stop, until
+from benchmarks.timing import order, paired, pooled_p95
 from benchmarks.trees import HERE
 from service.local.demo import free_port
 
-OURS = "ours"
 LITSERVE, RQ = "LitServe, our engine", "FastAPI and RQ, our engine"
 LITSERVE_DIFFUSERS, RQ_DIFFUSERS = "LitServe, diffusers", "FastAPI and RQ, diffusers"
 LITSERVE_DEFAULTS = "LitServe, diffusers with its defaults"
@@ -69,33 +68,12 @@ PNG = b"\x89PNG"
 
 
 @dataclass(frozen=True)
-class Server:
-    """A running server: where it answers, and its processes."""
-
-    port: int
-    pids: tuple[int, ...]
-
-    def _processes(self) -> list[psutil.Process]:
-        own = [psutil.Process(pid) for pid in self.pids]
-        return own + [child for one in own for child in one.children(recursive=True)]
-
-    def cpu_s(self) -> float:
-        """Return the CPU seconds of its processes so far."""
-        return sum(sum(one.cpu_times()[:2]) for one in self._processes())
-
-    def memory_mib(self) -> float:
-        """Return the memory that its processes do not share with others."""
-        return sum(one.memory_full_info().uss for one in self._processes()) / 2**20
-
-
-@dataclass(frozen=True)
 class Answers:
-    """What a load gave; `seconds` last until the last answer, `cpu_s` is that of the server."""
+    """What a load gave; `seconds` last until the last answer."""
 
     pictures: int
     seconds: float
     latencies: list[float]
-    cpu_s: float
 
     @property
     def rate(self) -> float:
@@ -125,43 +103,35 @@ def ask(connection: HTTPConnection, body: Body) -> None:
         raise RuntimeError(f"POST /generate returned {answer.status}: {content[:300]!r}")
 
 
-def answers(server: Server, bodies: Sequence[Body], at: Sequence[float] = ()) -> Answers:
+def answers(port: int, bodies: Sequence[Body], at: Sequence[float] = ()) -> Answers:
     """Send the requests all at once, or each at its time."""
-    cpu_s, begun = server.cpu_s(), time.perf_counter()
-    latencies = send_all(server.port, bodies, len(bodies), ask, at)
+    begun = time.perf_counter()
+    latencies = send_all(port, bodies, len(bodies), ask, at)
     pictures = sum(len(body["labels"]) for body in bodies)
-    return Answers(pictures, time.perf_counter() - begun, latencies, server.cpu_s() - cpu_s)
-
-
-def server_of(running: Stack) -> Server:
-    """Return our service as a server."""
-    assert running.api is not None
-    assert running.redis.process is not None
-    return Server(running.port, (running.api.pid, *(one.pid for one in running.workers), running.redis.process.pid))
+    return Answers(pictures, time.perf_counter() - begun, latencies)
 
 
 @contextlib.contextmanager
-def started(name: str) -> Iterator[Server]:
-    """Run another server, ready and warm. No other runs beside it: those that wait poll, which costs time slices."""
+def started(name: str) -> Iterator[int]:
+    """Run another server, ready and warm, and yield its port. No other runs beside it: those that wait poll."""
     with contextlib.ExitStack() as running:
         redis = running.enter_context(redis_server())
-        environment, port = HERE.environment(LABELGRID_REDIS_URL=redis.url), str(free_port())
+        environment, port = HERE.environment(LABELGRID_REDIS_URL=redis.url), free_port()
 
-        def begin(*module: str) -> int:
+        def begin(*module: str) -> None:
             process = start([f"benchmarks.baselines.{module[0]}", *module[1:]], environment)
             running.callback(end, process)
-            return process.pid
 
         drawing = OTHERS[name].drawing
         if name in (RQ, RQ_DIFFUSERS):
-            pids = begin("rq_server", "api", drawing, "--port", port), begin("rq_server", "worker", drawing)
+            begin("rq_server", "api", drawing, "--port", str(port))
+            begin("rq_server", "worker", drawing)
         else:
-            pids = (begin("litserve_server", drawing, "--port", port),)
-        server = Server(int(port), pids)
-        until(lambda: is_up(server), f"{name} to answer")
+            begin("litserve_server", drawing, "--port", str(port))
+        until(lambda: is_up(port), f"{name} to answer")
         if MIXED in OTHERS[name].loads:
-            answers(server, mixed(3, seed=0))
-        yield server
+            answers(port, mixed(3, seed=0))
+        yield port
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
@@ -173,15 +143,15 @@ def end(process: subprocess.Popen[bytes]) -> None:
             child.kill()
 
 
-def is_up(server: Server) -> bool:
+def is_up(port: int) -> bool:
     with contextlib.suppress(OSError):
-        ask(HTTPConnection("127.0.0.1", server.port), {"labels": [["red cube"]], "steps": 1})
+        ask(HTTPConnection("127.0.0.1", port), {"labels": [["red cube"]], "steps": 1})
         return True
     return False
 
 
-def one_round(pair: Sequence[Server], name: str, turn: int, quick: bool) -> dict[str, list[Answers]]:
-    """Let ours and the server `name` answer the same requests in turn. Return the answers by load."""
+def one_round(pair: Sequence[int], name: str, turn: int, quick: bool) -> dict[str, list[Answers]]:
+    """Let ours and the server `name`, at these ports, answer the same requests in turn. Return the answers by load."""
     count, burst, arriving = (4, 4, 3) if quick else (OTHERS[name].burst, 8, 12)
 
     def both(bodies: Sequence[Body], at: Sequence[float] = ()) -> list[Answers]:
@@ -204,32 +174,20 @@ def one_round(pair: Sequence[Server], name: str, turn: int, quick: bool) -> dict
 
 def measure(quick: bool) -> Data:
     seen: Seen = {name: {one: {load: [] for load in other.loads} for one in BUSY} for name, other in OTHERS.items()}
-    memory = dict[str, float]()
     with stack() as running:
-        ours = server_of(running)
-        answers(ours, mixed(3, seed=0))
+        answers(running.port, mixed(3, seed=0))
         for name in OTHERS:
             with started(name) as other:
                 for turn in range(1 if quick else ROUNDS):
                     for condition, count in BUSY.items():
                         with busy(count):
-                            taken = one_round((ours, other), name, turn, quick)
+                            taken = one_round((running.port, other), name, turn, quick)
                         for load, two in taken.items():
                             seen[name][condition][load].append(two)
                     say(f"  {name}, round {turn + 1}")
-                memory[name] = other.memory_mib()
-        memory[OURS] = ours.memory_mib()
     denoiser = subject.denoiser()
     return {
         "figures": figures(seen),
-        "loads": {
-            name: {
-                condition: {load: [described(one) for one in zip(*rounds, strict=True)] for load, rounds in by.items()}
-                for condition, by in conditions.items()
-            }
-            for name, conditions in seen.items()
-        },
-        "memory_mib": memory,
         "rounds": len(seen[LITSERVE]["quiet"][BURST]),
         "network_rows": sum(subject.network_rows(denoiser.stepper(engine="torch"), denoiser.options)),
     }
@@ -249,14 +207,6 @@ def figures(seen: Seen) -> Data:
                     waits = [one.latencies for one in ours], [one.latencies for one in theirs]
                     found[key.format("_p95")] = pooled_p95(*waits)
     return dict(sorted(found.items()))
-
-
-def described(runs: Sequence[Answers]) -> Data:
-    """Summarise a server's answers to one load, over all rounds."""
-    latencies, pictures = [one for run in runs for one in run.latencies], sum(run.pictures for run in runs)
-    quantiles = {f"p{q}": percentile(latencies, q / 100) for q in (50, 95)}
-    rate = pictures / sum(run.seconds for run in runs)
-    return {"pictures_per_s": rate, **quantiles, "cpu_ms": 1000 * sum(run.cpu_s for run in runs) / pictures}
 
 
 def shown(found: Data) -> str:

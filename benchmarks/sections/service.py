@@ -9,22 +9,17 @@ of AT_ONCE pictures, as a worker's on a CPU.
 import contextlib
 import json
 import os
-import threading
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPConnection
-
-from redis import Redis
 
 from benchmarks import subject
 from benchmarks.clients import Body, send_all
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
-from benchmarks.stack import WAIT_S, Stack, cpu_s, got, stack, start, stop, until
+from benchmarks.stack import WAIT_S, Stack, cpu_s, stack
 from benchmarks.subject import AT_ONCE
 from benchmarks.timing import Deadline, figure, paired, seconds
-from service.local.demo import free_port
 from service.settings import Settings
 from shared.diffusion.denoise import Stepper, sample
 from shared.options import SamplingOptions
@@ -73,62 +68,6 @@ def bare(stepper: Stepper, options: SamplingOptions, count: int) -> Callable[[],
     return run
 
 
-def repeat(work: Callable[[], float], over: threading.Event) -> None:
-    while not over.is_set():
-        work()
-
-
-def least_api_ms(redis_url: str, requests: int, rate: float, loop: Callable[[], float]) -> float:
-    """Return the CPU ms a request of an API that reads the same body, writes and reads it in Redis, and answers.
-
-    It gets and answers `rate` requests/s beside the loop, as the service does: what wakes up between convolutions finds
-    its code and data gone from the processor's caches, and takes twice as long as at full speed.
-    """
-    port, over = free_port(), threading.Event()
-    process = start(["benchmarks.baselines.least_api", str(port), redis_url, str(CLIENTS / rate)], dict(os.environ))
-    try:
-        until(lambda: got(port, "/healthz"), "the least API")
-        with ThreadPoolExecutor(1) as pool:
-            looping = pool.submit(repeat, loop, over)
-            try:
-                saturate(port, CLIENTS)  # warm
-                before = cpu_s(process.pid)
-                saturate(port, requests)
-                ms = (cpu_s(process.pid) - before) / requests * 1000
-            finally:
-                over.set()
-            looping.result()
-        return ms
-    finally:
-        stop(process)
-
-
-def commands(redis: Redis) -> int:
-    """Return how many commands Redis has executed so far."""
-    return int(redis.info("stats")["total_commands_processed"])
-
-
-def commands_per_picture(running: Stack, redis: Redis, requests: int, size: int) -> float:
-    """Return how many commands Redis executes for a picture, those inside scripts included."""
-    before = commands(redis)
-    saturate(running.port, requests, size=size)
-    return (commands(redis) - before) / (requests * size)
-
-
-def redis_rate(redis: Redis, count: int) -> float:
-    """Return the commands/s of Redis from one client, in pipelines of a hundred SETs of 100 bytes and GETs."""
-
-    def run() -> None:
-        for _ in range(count // 200):
-            with redis.pipeline(transaction=False) as pipe:
-                for i in range(100):
-                    pipe.set(f"benchmark:{i}", b"x" * 100)
-                    pipe.get(f"benchmark:{i}")
-                pipe.execute()
-
-    return count / seconds(run)
-
-
 def measure(quick: bool) -> Data:
     requests, larger, rounds, singles = (16, 8, 1, 3) if quick else (96, CLIENTS, 3, 15)
     ours, distilled, settings = subject.denoiser(), subject.distilled(), Settings()
@@ -144,7 +83,7 @@ def measure(quick: bool) -> Data:
         loop()
         one_step_loop()
         served, several, alone, spent, loop_ms = [], [], [], [], []
-        one_step, one_step_alone, least_ms = [], [], []
+        one_step, one_step_alone = [], []
         for _ in Deadline(ROUNDS_S).rounds(rounds):
             rate, by_process = cpu_ms(running, requests)
             served.append(rate)
@@ -155,10 +94,6 @@ def measure(quick: bool) -> Data:
             loop_ms.append((cpu_s(os.getpid()) - begun) / count * 1000)
             one_step.append(saturate(running.port, larger, size=SEVERAL, model=subject.DISTILLED))
             one_step_alone.append(one_step_loop())
-            least_ms.append(least_api_ms(running.redis.url, requests, rate, loop))
-        redis = Redis.from_url(running.redis.url)
-        per_picture = commands_per_picture(running, redis, 2 * requests, 1)  # beginning and end weigh less
-        per_picture_of_several = commands_per_picture(running, redis, larger, SEVERAL)
         say(f"  {requests} requests of {CLIENTS} clients against the bare loop, {len(served)} rounds: done")
         end_to_end, one = [], []
         with contextlib.closing(HTTPConnection("127.0.0.1", running.port)) as client:
@@ -166,7 +101,6 @@ def measure(quick: bool) -> Data:
                 body = {"labels": subject.label_lists(1), "seed": number_}
                 end_to_end.append(seconds(lambda body=body: post(client, body)))
                 one.append(seconds(lambda: sample(stepper, hot, ours.options, [1])))
-        redis_per_s = redis_rate(redis, 2000 if quick else 40_000)
     end_to_end, one = end_to_end[1:], one[1:]
     return {
         "figures": {
@@ -178,10 +112,6 @@ def measure(quick: bool) -> Data:
                 sum(one.values()) - ms for one, ms in zip(spent, loop_ms, strict=True)
             ),
             "service.api_cpu_ms_per_request": figure(one["API"] for one in spent),
-            "service.least_api_cpu_ms_per_request": figure(least_ms),
-            "service.api_vs_least_api": paired([one["API"] for one in spent], least_ms),
-            "service.redis_commands_per_picture": figure([per_picture]),
-            "service.redis_commands_per_picture_several": figure([per_picture_of_several]),
             "service.single_overhead_ms": figure((a - b) * 1000 for a, b in zip(end_to_end, one, strict=True)),
             "service.single_ratio": paired(end_to_end, one),
         },
@@ -192,8 +122,6 @@ def measure(quick: bool) -> Data:
         "single_ms": figure(s * 1000 for s in end_to_end),
         "single_loop_ms": figure(s * 1000 for s in one),
         "batch": AT_ONCE,
-        "commands_per_picture": per_picture,
-        "redis_commands_per_s": redis_per_s,
         "cpu_ms": {name: figure(one[name] for one in spent) for name in spent[0]},
         "loop_cpu_ms": figure(loop_ms),
         "kept_s": settings.keep_s,
@@ -248,12 +176,9 @@ def report(data: Data) -> list[Piece]:
 def where_the_cpu_goes(data: Data) -> str:
     parts = ", ".join(f"{name} {number(ms['median'])}" for name, ms in data["cpu_ms"].items())
     whole, loop_ms = sum(ms["median"] for ms in data["cpu_ms"].values()), data["loop_cpu_ms"]["median"]
-    least_ms = data["figures"]["service.least_api_cpu_ms_per_request"]["median"]
-    versus = data["figures"]["service.api_vs_least_api"]["median"]
     return (
         f"CPU time at saturation, 1 picture per request: {number(whole)} ms a picture ({parts}); the bare loop takes "
-        f"{number(loop_ms)} ms. A minimal FastAPI app that writes the body to Redis, reads it back and answers takes "
-        f"{number(least_ms)} ms a request, ours {number(versus)} times as much."
+        f"{number(loop_ms)} ms."
     )
 
 

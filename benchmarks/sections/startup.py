@@ -1,21 +1,17 @@
-"""Start-up time, memory and size: `python -m benchmarks.sections.startup`.
+"""Start-up time and memory: `python -m benchmarks.sections.startup`.
 
 Times `python -m service` until its first answered request, in turns with a program that only samples a picture; a
-worker's start and the API's import; measures the memory of API and worker, and the disk space of the two containers.
+worker's start and the API's import; measures the memory of API and worker.
 """
 
 import contextlib
-import importlib.metadata
 import os
-import re
-import shutil
 import subprocess
 import sys
 import time
 from http.client import HTTPConnection
 
 import psutil
-from packaging.requirements import Requirement
 
 from benchmarks.document import Piece, number
 from benchmarks.results import ROOT, STORAGE, Data, main, say
@@ -46,8 +42,6 @@ sample(denoiser.stepper(), labels, denoiser.options, [1])
 print("sampled", flush=True)
 sys.stdin.read()
 """
-# container -> the extra installed in it, and its Dockerfile
-IMAGES = {"labelgrid-api": ("api", "Dockerfile.api"), "labelgrid-worker": ("worker", "Dockerfile.worker")}
 
 
 def first_picture(tree: Tree = HERE, **variables: str) -> dict[str, float]:
@@ -115,57 +109,6 @@ def _maps(pid: int, library: str) -> bool:
     return any(library in entry.path for entry in psutil.Process(pid).memory_maps())
 
 
-def closure(extra: str) -> set[str]:
-    """Return the names of the installed distributions that `pip install .[extra]` needs."""
-    seen: set[str] = set()
-    waiting = [("labelgrid", frozenset({extra}))]
-    while waiting:
-        name, extras = waiting.pop()
-        try:
-            requirements = importlib.metadata.requires(name) or []
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        for requirement in map(Requirement, requirements):
-            marker = requirement.marker
-            wanted = marker is None or any(marker.evaluate({"extra": one}) for one in extras | {""})
-            key = f"{_normal(requirement.name)}[{','.join(sorted(requirement.extras))}]"
-            if wanted and key not in seen:
-                seen.add(key)
-                waiting.append((requirement.name, frozenset(requirement.extras)))
-    return {key.partition("[")[0] for key in seen} - {"labelgrid"}
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-def disk_mib(names: set[str]) -> float:
-    """Return the disk space of installed distributions."""
-    total = 0
-    for name in names:
-        try:
-            files = importlib.metadata.distribution(name).files or []
-        except importlib.metadata.PackageNotFoundError:
-            continue
-        total += sum(path.stat().st_size for file in files if (path := file.locate()).is_file())
-    return total / 2**20
-
-
-def base_of(dockerfile: str) -> str:
-    """Return a Dockerfile's base image."""
-    lines = (ROOT / dockerfile).read_text().splitlines()
-    return next(line.split()[1] for line in lines if line.startswith("FROM "))
-
-
-def image_mib(image: str) -> float | None:
-    """Return the size of a local image, or None if there is none, or no docker."""
-    if not shutil.which("docker"):
-        return None
-    command = ["docker", "image", "inspect", "--format", "{{.Size}}", image]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    return int(done.stdout) / 2**20 if done.returncode == 0 else None
-
-
 def measure(quick: bool) -> Data:
     rounds = 1 if quick else 3
     whole, bounds = list[dict[str, float]](), list[float]()
@@ -187,14 +130,6 @@ def measure(quick: bool) -> Data:
             "startup.worker_memory_mib": figure(one["worker_mib"] for one in apart),
         },
         "api_has_torch": any(one["api_has_torch"] for one in apart),
-        "containers_mib": {
-            image: {
-                "dependencies": disk_mib(closure(extra)),
-                "image": image_mib(image),
-                "base": image_mib(base_of(dockerfile)),
-            }
-            for image, (extra, dockerfile) in IMAGES.items()
-        },
     }
 
 
@@ -202,22 +137,13 @@ def report(data: Data) -> list[Piece]:
     def of(key: str) -> str:
         return number(data["figures"][f"startup.{key}"]["median"])
 
-    sizes = "; ".join(f"{image} {_size(mib)}" for image, mib in data["containers_mib"].items())
     loaded = "has loaded torch, which it must not" if data["api_has_torch"] else "does not load torch"
     return [
         f"`python -m service` has its first picture after {of('first_picture_s')} s, {of('first_picture_vs_bound')} "
         f"times as long as a bare interpreter that loads the checkpoints and samples one ({of('bound_s')} s). A worker "
         f"alone is ready after {of('worker_s')} s. The API {loaded}; importing it takes {of('api_import_s')} s. After "
-        f"one picture the API takes {of('api_memory_mib')} MiB of memory, a worker {of('worker_memory_mib')}. "
-        f"Containers: {sizes}.",
+        f"one picture the API takes {of('api_memory_mib')} MiB of memory, a worker {of('worker_memory_mib')}.",
     ]
-
-
-def _size(mib: Data) -> str:
-    """Say how large a container is, by what was built on this machine."""
-    built = mib["image"] and mib["base"]
-    image = f", in an image of {number(mib['image'])} (its base {number(mib['base'])})" if built else ""
-    return f"has {number(mib['dependencies'])} MiB of dependencies{image}"
 
 
 if __name__ == "__main__":

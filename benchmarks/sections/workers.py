@@ -4,16 +4,14 @@ Both services run all the time and take turns; the one whose turn it is not does
 requests for a fixed time, on the quiet machine and beside a process that computes all the time.
 """
 
-import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 
 from benchmarks.busy import busy
-from benchmarks.clients import for_seconds, send_all
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
-from benchmarks.sections.before import Both, Served, body, described, settle
-from benchmarks.sections.servers import ask, shown
+from benchmarks.sections.before import Both, described, serve, settle
+from benchmarks.sections.servers import shown
 from benchmarks.stack import Stack, memory_mib, stack
 from benchmarks.timing import order, paired, pooled_p95
 from service.local.supervisor import worker_environments
@@ -24,13 +22,6 @@ CONDITIONS = {"crowd": (32, 0), "alone": (1, 0), "crowd_1_busy": (32, 1), "alone
 WARM_S, SPAN_S, ROUNDS = 8.0, 10.0, 5
 
 
-def serve(port: int, clients: int, span_s: float) -> Served:
-    """Let clients send requests for `span_s`, each the next one after its answer, and wait for all answers."""
-    begun = time.perf_counter()
-    latencies = send_all(port, for_seconds(span_s, body), clients, ask)
-    return Served(time.perf_counter() - begun, latencies)
-
-
 @contextmanager
 def services(warm_s: float) -> Iterator[list[Stack]]:
     """Run a service with each number of workers, as `labelgrid serve --workers N` does, warm and idle."""
@@ -38,7 +29,7 @@ def services(warm_s: float) -> Iterator[list[Stack]]:
         found = [running.enter_context(stack(workers=0)) for _ in COUNTS]
         for one, count in zip(found, COUNTS, strict=True):
             one.start_workers(count, **worker_environments(count, "cpu")[0])
-            serve(one.port, 32, warm_s)
+            serve(one.port, warm_s, 32)
             settle(one)
         yield found
 
@@ -50,7 +41,7 @@ def measure(quick: bool) -> Data:
             for name, (clients, others) in CONDITIONS.items():
                 with busy(others):
                     for place in order(turn):
-                        seen[name][place].append(serve(both[place].port, clients, 1.0 if quick else SPAN_S))
+                        seen[name][place].append(serve(both[place].port, 1.0 if quick else SPAN_S, clients))
             say(f"  one worker and two, round {turn + 1}")
         mib = [sum(map(memory_mib, running.workers)) for running in both]
     figures = dict[str, Data]()

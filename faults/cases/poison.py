@@ -1,7 +1,6 @@
 """Pictures that break the worker which samples them. Its command is `python -m faults.poisoned worker`."""
 
 import contextlib
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -28,16 +27,11 @@ def _kills(trial: Trial, label: str) -> None:
     trial.begin()
     poisoned: list[str] = []
     trial.strike(lambda: poisoned.append(trial.submit_failing([[label]], "workers died 4 times")))
-    struck_at = trial.struck_at
     trial.wait(poisoned)
     if len(trial.stack.deaths) != 4:
         raise RuntimeError(f"{len(trial.stack.deaths)} workers died instead of 4")
-    trial.figures |= {
-        "its job failed after, s": round(time.monotonic() - struck_at, 1),
-    }
     trial.struck_at = trial.stack.deaths[-1][1]
     trial.recover()
-    trial.figures["all open jobs ended after, s"] = round(time.monotonic() - struck_at, 1)
 
 
 def hung_picture(trial: Trial) -> None:

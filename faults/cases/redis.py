@@ -108,13 +108,10 @@ def redis_away(trial: Trial) -> None:
     trial.begin()
     trial.stack.held.add("redis")
     trial.strike(partial(trial.stack.signal, "redis", signal.SIGKILL))
-    rounds = 0
     while time.monotonic() - trial.struck_at < AWAY_S:
         begun = time.monotonic()
         _probe(trial)
-        rounds += 1
         time.sleep(max(0.0, PROBE_EVERY_S - (time.monotonic() - begun)))
-    trial.figures["rounds of probes"] = rounds
     trial.end(lambda: trial.stack.held.discard("redis"))
     trial.recover()
     if deaths := [name for name, _ in trial.stack.deaths if name != "redis"]:
@@ -148,7 +145,6 @@ def truncated_append_only_file(trial: Trial) -> None:
         trial.stack.children["redis"].process.wait()
         content = file.read_bytes()
         kept = content.rindex(STORED) + len(STORED)
-        trial.figures["bytes lost"] = len(content) - kept
         os.truncate(file, kept)
         trial.stack.held.discard("redis")
         trial.stack.signal("api", signal.SIGCONT)
@@ -262,7 +258,6 @@ def sentinel_failover(trial: Trial) -> None:
         trial.stack.signal("redis", signal.SIGKILL)
         trial.stack.observe(second)
         until(lambda: trial.stack.connection.info("replication")["role"] == "master", "the failover")
-        trial.figures["replica promoted after, s"] = round(time.monotonic() - trial.struck_at, 1)
 
     trial.strike(kill)
     trial.recover()
@@ -290,7 +285,6 @@ def unreadable_record(trial: Trial) -> None:
         raise RuntimeError(f"a damaged record: GET returned {one.text}; the list has {len(listed)} jobs")
     trial.recover()
     trial.wait(damaged)
-    trial.figures["its job failed after, s"] = round(time.monotonic() - trial.struck_at, 1)
 
 
 def _follower_is_online(connection: Redis) -> bool:

@@ -5,18 +5,16 @@ than group norm, channels last throughout, few channels at the finest resolution
 """
 
 import math
-from typing import Annotated, Any, Final
+from typing import Annotated
 
 import torch
-from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.device import initial_weights
 from shared.diffusion.conditioning import CONDITIONINGS, LabelChannels, LabelEmbedding, PositionMap
 from shared.options import ConditioningName, Count, Natural, NoOtherFields
-
-LATER: Final = ("spread", "rotations")  # fields that a former release refuses: not written at their defaults
 
 
 class NetworkConfig(NoOtherFields):
@@ -53,14 +51,6 @@ class NetworkConfig(NoOtherFields):
         for width, attention in zip(self.channels, self.attention, strict=True):
             if attention and width % max(1, width // self.head_channels):
                 raise ValueError(f"{width} channels do not divide into heads of about {self.head_channels}")
-
-    @model_serializer(mode="wrap")
-    def _readable_by_former_releases(self, dump: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        values: dict[str, Any] = dump(self)
-        for name in LATER:
-            if values.get(name) == type(self).model_fields[name].default:
-                del values[name]
-        return values
 
 
 class Conv(nn.Module):

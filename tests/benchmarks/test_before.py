@@ -1,16 +1,9 @@
-"""The comparison with an older commit: turns, pairs, ratios and what it says. Nothing is timed but toy networks."""
-
-from pathlib import Path
+"""The comparison with an older commit: its ratios."""
 
 import pytest
 
 from benchmarks.sections import before
-from benchmarks.sections.before import STARTS, Caller, Served
-from benchmarks.trees import Tree
-from tests.paths import ROOT
-from tests.toy_checkpoint import publish_toys
-
-OLDER = Tree("older", Path("older"))
+from benchmarks.sections.before import STARTS, Served
 
 
 def served(*rounds: tuple[float, int]) -> list[Served]:
@@ -36,34 +29,3 @@ def test_ratios_are_by_round_above_1_for_faster_calls_and_below_1_for_shorter_ti
     assert found["before.requests_p95_2_busy"]["median"] == pytest.approx(2 / 4)
     assert found["before.worker_ready"]["median"] == pytest.approx(0.5)
     assert all(found[f"before.{key}"]["n"] == 2 for key in STARTS)
-
-
-def test_a_clone_without_the_commit_skips_the_section_and_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(before, "checkout", lambda commit: None)
-    data = before.measure(quick=False)
-    assert data["figures"] == {}
-    assert before.report(data) == [
-        f"Skipped: this clone has no commit {before.BEFORE}; `git fetch --unshallow` gets it."
-    ]
-
-
-@pytest.fixture
-def tree(tmp_path: Path) -> Tree:
-    """A checkout with this one's code and toy checkpoints."""
-    (tmp_path / "shared").symlink_to(ROOT / "shared")
-    publish_toys(tmp_path / "models")
-    return Tree("toy", tmp_path)
-
-
-def test_a_process_with_a_trees_code_makes_network_calls(tree: Tree) -> None:
-    caller = Caller(tree)
-    assert caller.about["code"] == str(tree.folder)
-    assert all(0 < caller(rows) < 60 for rows in (8, 1))
-    caller.close()
-    assert caller.returncode == 0
-
-
-def test_a_process_with_other_code_is_refused(tree: Tree) -> None:
-    (tree.folder / "shared").unlink()
-    with pytest.raises(RuntimeError, match=r"toy runs the code of .*, not of"):
-        Caller(tree)

@@ -1,6 +1,5 @@
-"""The worktree of an older commit: made once, made anew where it is broken, and run with its own code."""
+"""The worktree of an older commit: made anew where it is broken, and run with its own code."""
 
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -49,28 +48,14 @@ def test_each_tree_runs_its_own_code(repository: tuple[Path, str]) -> None:
     assert git(folder, "status", "--porcelain") == ""
 
 
-def test_a_worktree_is_made_once(repository: tuple[Path, str]) -> None:
-    folder, commit = repository
-    first = checkout(commit, folder)
-    assert first is not None
-    (first.folder / "build").mkdir()  # ignored, so it would only survive in the same worktree
-    (first.folder / "build" / "kept").touch()
-    assert checkout(commit, folder) == first
-    assert (first.folder / "build" / "kept").exists()
-
-
-@pytest.mark.parametrize("broken", ["removed", "changed", "incomplete", "other commit", "no worktree"])
+@pytest.mark.parametrize("broken", ["changed", "other commit", "no worktree"])
 def test_a_broken_worktree_is_made_anew(repository: tuple[Path, str], broken: str) -> None:
     folder, commit = repository
     tree = checkout(commit, folder)
     assert tree is not None
     module = tree.folder / "shared" / "__init__.py"
-    if broken == "removed":
-        shutil.rmtree(tree.folder)
-    elif broken == "changed":
+    if broken == "changed":
         module.write_text("WHEN = 'changed'\n")
-    elif broken == "incomplete":
-        module.unlink()
     elif broken == "other commit":
         git(tree.folder, "checkout", "--quiet", "--detach", git(folder, "rev-parse", "HEAD"))
     else:
@@ -78,20 +63,3 @@ def test_a_broken_worktree_is_made_anew(repository: tuple[Path, str], broken: st
         module.write_text("WHEN = 'changed'\n")
     assert checkout(commit, folder) == tree
     assert when(tree) == "before"
-
-
-def test_a_folder_that_is_no_worktree_is_not_taken_for_one(repository: tuple[Path, str]) -> None:
-    """Even at the commit that is checked out around it."""
-    folder, _ = repository
-    commit = git(folder, "rev-parse", "--short", "HEAD")
-    (folder / "build" / f"commit-{commit}").mkdir(parents=True)
-    tree = checkout(commit, folder)
-    assert tree is not None
-    assert when(tree) == "now"
-
-
-def test_a_shallow_clone_has_no_older_commit(repository: tuple[Path, str], tmp_path: Path) -> None:
-    folder, commit = repository
-    git(tmp_path, "clone", "--quiet", "--depth", "1", f"file://{folder}", "shallow")
-    assert checkout(commit, tmp_path / "shallow") is None
-    assert not (tmp_path / "shallow" / "build").exists()

@@ -1,6 +1,5 @@
 """One checkpoint file: it loads as published, a crash keeps the old file, a bad file is refused by name and reason."""
 
-import fcntl
 import json
 import os
 import stat
@@ -13,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 
-from shared.checkpoint import FORMAT_VERSION, CheckpointError, CheckpointInfo, load, publish, read_info, reconfigure
+from shared.checkpoint import FORMAT_VERSION, CheckpointError, load, publish, read_info
 from shared.registry import scan
 from shared.vocabulary import ICLEVR
 from tests.paths import ROOT
@@ -85,17 +84,6 @@ def test_a_published_checkpoint_loads_as_it_was(tmp_path: Path) -> None:
     assert os.listdir(storage) == ["toy.safetensors"]  # no temporary file stays
 
 
-def test_any_safetensors_reader_can_read_it(tmp_path: Path) -> None:
-    assert_same_tensors(load_file(publish_toy(tmp_path)), toy_tensors())
-
-
-def test_equal_input_gives_equal_bytes_and_a_utc_time(tmp_path: Path) -> None:
-    when = "2026-01-02T03:04:05+00:00"
-    one, other = (publish_toy(tmp_path, name, created_at=when).read_bytes() for name in "ab")
-    assert one == other
-    assert read_info(publish_toy(tmp_path)).created_at.endswith("+00:00")
-
-
 def test_tied_strided_and_grad_tensors_can_be_published(tmp_path: Path) -> None:
     base = torch.arange(12.0).reshape(3, 4)
     tensors = {
@@ -109,12 +97,6 @@ def test_tied_strided_and_grad_tensors_can_be_published(tmp_path: Path) -> None:
     loaded = load(path)[1]
     assert_same_tensors(loaded, tensors)
     assert not any(tensor.requires_grad for tensor in loaded.values())
-
-
-def test_loaded_tensors_are_writable(tmp_path: Path) -> None:
-    path = publish_toy(tmp_path)
-    load(path)[1]["weight"].zero_()
-    assert_same_tensors(load(path)[1], toy_tensors())
 
 
 def test_a_published_file_is_readable_by_other_users(tmp_path: Path) -> None:
@@ -168,23 +150,6 @@ def test_publish_keeps_a_checkpoint_of_another_kind_and_an_adapters_base(tmp_pat
     assert read_info(path).kind == "evaluator"
 
 
-def test_a_configuration_is_changed_by_one_process_at_a_time(tmp_path: Path) -> None:
-    path = publish_toy(tmp_path)
-
-    def change(info: CheckpointInfo) -> dict[str, Any]:
-        with pytest.raises(BlockingIOError):
-            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return {"seen": info.config["schedule"]}
-
-    folder = os.open(tmp_path, os.O_RDONLY)
-    try:
-        reconfigure(path, change)
-        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    finally:
-        os.close(folder)
-    assert read_info(path).config == {**CONFIG, "seen": "cosine"}
-
-
 CRASH = """
 import os, signal, sys
 from pathlib import Path
@@ -231,7 +196,7 @@ def test_publish_syncs_the_file_then_renames_then_syncs_the_folder(
 # --- bad files ---
 
 
-def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
+def test_a_file_of_another_length_is_refused(tmp_path: Path) -> None:
     path = publish_toy(tmp_path)
     content = path.read_bytes()
     data_start = 8 + int.from_bytes(content[:8], "little")
@@ -240,11 +205,7 @@ def test_a_truncated_file_is_refused_wherever_it_ends(tmp_path: Path) -> None:
         for read in (read_info, load):
             reason = "truncated" if length > 8 else "not a safetensors file"
             assert refusal(partial(read, path)).startswith(f"toy.safetensors: {reason}")
-
-
-def test_a_file_with_trailing_bytes_is_refused(tmp_path: Path) -> None:
-    path = publish_toy(tmp_path)
-    path.write_bytes(path.read_bytes() + b"abc")
+    path.write_bytes(content + b"abc")
     assert refusal(lambda: read_info(path)) == "toy.safetensors: damaged: 3 bytes too many"
 
 
@@ -286,13 +247,6 @@ def test_a_header_that_misplaces_its_tensors_is_refused(tmp_path: Path) -> None:
     assert refusal(lambda: load(path)).startswith("toy.safetensors: damaged: ")
     edit_header(path, lambda header: header["weight"].update(data_offsets=[0, float("inf")]))
     assert refusal(lambda: load(path)) == "toy.safetensors: damaged: the header does not place its tensors"
-
-
-def test_a_tensor_of_a_dtype_that_torch_does_not_have_is_refused(tmp_path: Path) -> None:
-    path = publish_toy(tmp_path)
-    edit_header(path, lambda header: header["weight"].update(dtype="F4", shape=[96]))
-    reasons = ("toy.safetensors: this torch has no dtype 'F4'", "toy.safetensors: damaged: ")  # an older safetensors
-    assert refusal(lambda: load(path)).startswith(reasons)
 
 
 def test_a_newer_format_is_refused_before_its_fields_are_read(tmp_path: Path) -> None:

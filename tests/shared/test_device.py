@@ -7,7 +7,7 @@ import threading
 import pytest
 import torch
 
-from shared.device import autocast_dtype, flush_denormals, initial_weights, lost, pick_device
+from shared.device import autocast_dtype, flush_denormals, lost, pick_device
 
 FAULTS = """
 import resource, torch
@@ -34,18 +34,6 @@ def test_kept_memory_is_reused_for_the_next_tensors() -> None:
     without, kept, afterwards = map(int, printed.split())
     assert kept * 10 < without
     assert afterwards * 2 > without  # the memory is handed back
-
-
-def test_initial_weights_are_normal_and_not_drawn_on_the_meta_device() -> None:
-    torch.manual_seed(0)
-    drawn = initial_weights(300, 400, std=0.5)
-    assert drawn.shape == (300, 400)
-    assert abs(float(drawn.mean())) < 0.01
-    assert abs(float(drawn.std()) - 0.5) < 0.01
-    before = torch.get_rng_state()
-    with torch.device("meta"):
-        assert initial_weights(3, 4, std=0.5).is_meta
-    assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_flushed_denormals_count_as_zero() -> None:

@@ -179,12 +179,6 @@ def test_all_that_is_said_of_pictures_is_of_clamped_and_resized_ones_in_batches(
         torch.testing.assert_close(locating.probabilities(images), probabilities, rtol=1e-4, atol=1e-5)
 
 
-def test_an_evaluator_without_a_position_head_judges_alike(evaluator: Evaluator, locating: Evaluator) -> None:
-    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
-    assert torch.equal(locating.probabilities(images), evaluator.probabilities(images))
-    assert evaluator.positions(images) is None
-
-
 def test_a_verdict_does_not_depend_on_the_batch(locating: Evaluator) -> None:
     """Bit by bit, or the same recipe would now and then give a PNG with another digit in its verdict."""
     frozen = Evaluator(ICLEVR, locates=True)
@@ -205,18 +199,16 @@ def test_a_position_head_lies_beside_the_courses_tensors(
 ) -> None:
     tensors = locating.tensors()
     path = publish(tmp_path, "e", tensors, kind="evaluator", vocabulary=ICLEVR.names, config={}, training={})
-    loaded = load_evaluator(path)
+    loaded = load_evaluator(path, engine="torch")
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(2)) * 2 - 1
-    found, wanted = loaded.positions(images), locating.positions(images)
-    apart = 1e-5 if autocast_dtype(torch.device("cpu")) is None else 0.02  # it computes in bfloat16 where that is fast
-    torch.testing.assert_close(found, wanted, rtol=0, atol=apart)
+    torch.testing.assert_close(loaded.positions(images), locating.positions(images), rtol=0, atol=1e-5)
     assert (loaded.vocabulary, loaded.training, loaded.info and loaded.info.name) == (ICLEVR, False, "e")
     assert loaded.tensors().keys() == tensors.keys()
     assert all(torch.equal(value, tensors[key]) for key, value in loaded.tensors().items())
     write_course_checkpoint(loaded, tmp_path / "checkpoint.pth")
     written = torch.load(tmp_path / "checkpoint.pth", weights_only=True)["model"]
     assert list(written) == list(torch.load(course_file, weights_only=True)["model"])
-    assert load_evaluator(tmp_path / "checkpoint.pth").positions(images) is None
+    assert load_evaluator(tmp_path / "checkpoint.pth", engine="torch").positions(images) is None
     del tensors["locator.convs.4.bias"]
     path = publish(tmp_path, "e", tensors, kind="evaluator", vocabulary=ICLEVR.names, config={}, training={})
     with pytest.raises(CheckpointError, match=r"weights do not fit .*convs\.4\.bias"):
@@ -238,7 +230,7 @@ def test_the_courses_checkpoint_round_trip(evaluator: Evaluator, course_file: Pa
     assert list(content) == ["model"]
     assert content["model"]["fc.0.weight"].shape == (24, 512)
     assert content["model"]["fc.0.bias"].shape == (24,)
-    loaded, tensors = load_evaluator(course_file), evaluator.resnet.state_dict()
+    loaded, tensors = load_evaluator(course_file, engine="torch"), evaluator.resnet.state_dict()
     assert all(torch.equal(value, tensors[key]) for key, value in loaded.resnet.state_dict().items())
 
 
@@ -248,7 +240,7 @@ def test_a_checkpoint_written_on_a_gpu_can_be_read_without_one(
     with monkeypatch.context() as on_a_gpu:
         on_a_gpu.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
         write_course_checkpoint(evaluator, tmp_path / "checkpoint.pth")
-    assert load_evaluator(tmp_path / "checkpoint.pth").resnet.conv1.weight.device.type == "cpu"
+    assert load_evaluator(tmp_path / "checkpoint.pth", engine="torch").resnet.conv1.weight.device.type == "cpu"
 
 
 class CourseEvaluator:
@@ -284,23 +276,6 @@ def test_the_courses_evaluator_gives_our_scores(evaluator: Evaluator, course_fil
     assert score_set(probabilities, targets, ICLEVR.names).accuracy == pytest.approx(wanted)
 
 
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [
-        ({"state": {}}, "not a checkpoint of the form"),
-        ({"model": {"fc.0.weight": torch.zeros(24, 512)}}, "weights do not fit ResNet-18"),
-        ({"model": [1, 2]}, "weights do not fit ResNet-18"),
-        ([1, 2], "not a checkpoint of the form"),
-    ],
-)
-def test_a_checkpoint_with_foreign_contents_is_refused(tmp_path: Path, content: object, message: str) -> None:
-    path = tmp_path / "checkpoint.pth"
-    torch.save(content, path)
-    with pytest.raises(CheckpointError, match=rf"checkpoint\.pth: {message}.*: \w+Error: ") as caught:
-        load_evaluator(path)
-    assert "\n" not in str(caught.value)
-
-
 class Harmful:
     """A pickle that would run code; weights_only must refuse it."""
 
@@ -309,11 +284,21 @@ class Harmful:
 
 
 def test_files_that_are_not_checkpoints_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path = tmp_path / "checkpoint.pth"
-    torch.save({"model": Harmful()}, path)
-    for content in (path.read_bytes(), b"", b"no pickle at all", b"PK\3\4" + bytes(100)):
-        path.write_bytes(content)
-        with pytest.raises(CheckpointError, match=r"checkpoint\.pth: not a checkpoint of the form") as caught:
+    path, form, fit = tmp_path / "checkpoint.pth", "not a checkpoint of the form", "weights do not fit ResNet-18"
+    contents = [
+        ({"model": Harmful()}, form),
+        ({"state": {}}, form),
+        ({"model": {"fc.0.weight": torch.zeros(24, 512)}}, fit),
+        ({"model": [1, 2]}, fit),
+        (b"no pickle at all", form),
+        (b"PK\3\4" + bytes(100), form),
+    ]
+    for content, message in contents:
+        if isinstance(content, bytes):
+            path.write_bytes(content)
+        else:
+            torch.save(content, path)
+        with pytest.raises(CheckpointError, match=rf"checkpoint\.pth: {message}") as caught:
             load_evaluator(path)
         assert "\n" not in str(caught.value)
     with pytest.raises(CheckpointError, match=r"missing\.pth: cannot be read: No such file"):
@@ -325,19 +310,17 @@ def test_probabilities_that_are_not_finite_are_refused() -> None:
     broken = Evaluator(Vocabulary(("a", "b")))
     torch.nn.init.constant_(broken.resnet.fc[0].weight, torch.nan)
     with pytest.raises(FloatingPointError, match="the evaluator's output is not finite"):
-        broken.freeze().probabilities(torch.zeros(1, 3, 64, 64))
+        broken.freeze("torch").probabilities(torch.zeros(1, 3, 64, 64))
 
 
-def test_a_denoiser_is_refused(tmp_path: Path) -> None:
-    path = publish(tmp_path, "d", {"x": torch.zeros(1)}, kind="denoiser", vocabulary=("a",), config={}, training={})
-    with pytest.raises(CheckpointError, match="holds a denoiser, not an evaluator"):
-        load_evaluator(path)
-
-
-def test_weights_for_another_number_of_labels_are_refused(evaluator: Evaluator, tmp_path: Path) -> None:
+def test_a_checkpoint_of_another_kind_or_for_other_labels_is_refused(tmp_path: Path) -> None:
     small = Evaluator(Vocabulary(("a", "b"))).resnet.state_dict()
-    path = publish(tmp_path, "s", small, kind="evaluator", vocabulary=("a", "b"), config={}, training={})
-    assert load_evaluator(path).probabilities(torch.zeros(1, 3, 64, 64)).shape == (1, 2)
-    wrong = publish(tmp_path, "w", small, kind="evaluator", vocabulary=("a", "b", "c"), config={}, training={})
+    described = {"config": {}, "training": {}}
+    path = publish(tmp_path, "s", small, kind="evaluator", vocabulary=("a", "b"), **described)
+    assert load_evaluator(path, engine="torch").probabilities(torch.zeros(1, 3, 64, 64)).shape == (1, 2)
+    wrong = publish(tmp_path, "w", small, kind="evaluator", vocabulary=("a", "b", "c"), **described)
     with pytest.raises(CheckpointError, match="weights do not fit"):
         load_evaluator(wrong)
+    other = publish(tmp_path, "d", small, kind="denoiser", vocabulary=("a", "b"), **described)
+    with pytest.raises(CheckpointError, match="holds a denoiser, not an evaluator"):
+        load_evaluator(other)

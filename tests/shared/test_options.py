@@ -16,22 +16,15 @@ from tests.shared.test_vocabulary import any_json
     ("field", "value"),
     [
         ("sampler", "dpm"),
-        ("spacing", "cosine"),
         ("steps", 0),
         ("steps", LIMITS.max_steps + 1),
-        ("steps", True),
         ("steps", 2.5),
         ("steps", "12"),
-        ("guidance", -0.1),
         ("guidance", LIMITS.max_guidance + 0.1),
         ("guidance", float("nan")),
-        ("guidance", float("inf")),
         ("guidance", "2"),
-        ("guidance_interval", [0.5]),
         ("guidance_interval", [0.0, 1.1]),
-        ("guidance_interval", [0.0, float("nan")]),
         ("guidance_interval", ["0", "1"]),
-        ("eta", 1.5),
         ("clip_x0", 1),
         ("stpes", 12),
     ],
@@ -48,13 +41,6 @@ def test_options_that_contradict_each_other_are_refused() -> None:
     with pytest.raises(ValidationError, match=r"eta is 0\.5 with sampler euler; only ddim"):
         SamplingOptions(sampler="euler", eta=0.5)
     assert SamplingOptions(sampler="ddim", eta=0.5).eta == 0.5
-
-
-def test_options_are_hashable() -> None:
-    options = SamplingOptions(sampler="ddim", eta=1.0, guidance=0, guidance_interval=(0.1, 0.9))
-    assert len({options, options.model_copy(), SamplingOptions()}) == 2
-    with pytest.raises(ValidationError, match="frozen"):
-        options.steps = 3
 
 
 def test_a_pictures_seed_never_changes() -> None:
@@ -83,12 +69,6 @@ sampling_options = st.builds(
     guidance_interval=st.tuples(fractions, fractions).map(sorted).map(tuple),
     clip_x0=st.booleans(),
 )
-
-
-@given(sampling_options)
-def test_all_options_round_trip_through_json(options: SamplingOptions) -> None:
-    assert SamplingOptions.model_validate_json(options.model_dump_json()) == options
-    assert SamplingOptions.model_validate(options.model_dump(mode="json")) == options
 
 
 @given(st.dictionaries(st.sampled_from([*SamplingOptions.model_fields, "step"]), any_json))

@@ -15,11 +15,6 @@ from shared.registry import judge_of, promote, promoted, resolve, scan
 from tests.shared.test_checkpoint import publish_toy, refusal
 
 
-def test_renaming_the_file_renames_the_checkpoint(tmp_path: Path) -> None:
-    publish_toy(tmp_path, "old").rename(tmp_path / "new.safetensors")
-    assert read_info(resolve(tmp_path, "new", "denoiser")).name == "new"
-
-
 def test_a_name_that_is_not_a_plain_file_name_is_neither_resolved_nor_promoted(tmp_path: Path) -> None:
     for act in (lambda: promote(tmp_path, "../evil"), lambda: resolve(tmp_path, "../evil", "denoiser")):
         assert "not a checkpoint's name" in refusal(act)
@@ -87,15 +82,6 @@ def test_a_denoiser_is_judged_by_the_promoted_evaluator_or_the_newest_that_knows
     found = [judge_of(info("d", labels), evaluators, promoted) for labels, promoted in
              [("ab", "old"), ("ab", "other"), ("ab", None), ("zx", "old"), ("dz", "old")]]  # fmt: skip
     assert [one and one.name for one in found] == ["old", "new", "new", "other", None]
-
-
-def test_a_missing_evaluator_blocks_no_promotion(tmp_path: Path) -> None:
-    publish_toy(tmp_path, "judge", kind="evaluator", vocabulary=("cow",))
-    promote(tmp_path, "judge")
-    (tmp_path / "judge.safetensors").unlink()
-    publish_toy(tmp_path)
-    promote(tmp_path, "toy")
-    assert promoted(tmp_path) == "toy"
 
 
 def test_concurrent_promotions_are_serialised(tmp_path: Path) -> None:

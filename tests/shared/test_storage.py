@@ -21,6 +21,11 @@ def test_a_local_address_without_a_whole_path_is_refused(address: str) -> None:
         storage.open_storage(address)
 
 
+def test_an_address_that_no_driver_opens_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"quux://x: cannot be opened as storage: Unsupported filesystem"):
+        storage.open_storage("quux://x")
+
+
 def test_versions_of_files_change_with_them(tmp_path: Path) -> None:
     for name in ("a", "b"):
         storage.write(tmp_path / name, b"content")

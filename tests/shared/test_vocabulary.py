@@ -27,14 +27,6 @@ with_course_files = pytest.mark.skipif(not COURSE.is_dir(), reason=f"the course'
 # --- the vocabulary ---
 
 
-def test_iclevr_has_the_courses_order() -> None:
-    assert len(ICLEVR) == 24
-    assert ICLEVR.names[0] == "gray cube"
-    assert ICLEVR.index("yellow cube") == 7
-    assert ICLEVR.index("gray sphere") == 8
-    assert ICLEVR.index("yellow cylinder") == 23
-
-
 @with_course_files
 def test_iclevr_equals_the_courses_objects_file() -> None:
     assert Vocabulary.from_objects_file(COURSE / "objects.json") == ICLEVR
@@ -54,12 +46,6 @@ def test_labels_are_encoded_as_indices_and_as_multi_hot_rows() -> None:
         vocabulary.encode(["a", "d"])
 
 
-def test_a_known_label_with_a_comma_is_quoted() -> None:
-    """Else the message would name "red" as known to a client that splits its input at commas."""
-    with pytest.raises(LabelError, match=r'^unknown label "red"; known are dog, "red, very dark indeed"$'):
-        Vocabulary(("dog", "red, very dark indeed")).check_entry(["red"])
-
-
 @pytest.mark.parametrize("names", [(), ("a", "a"), ("a", " "), ("a", 1)])
 def test_a_vocabulary_refuses_no_names_and_blank_duplicate_or_wrongly_typed_ones(names: tuple[Any, ...]) -> None:
     with pytest.raises(ValueError, match="vocabulary"):
@@ -72,26 +58,35 @@ def test_an_objects_file_orders_names_by_index(tmp_path: Path) -> None:
     assert Vocabulary.from_objects_file(path).names == ("a", "b", "c")
 
 
+def read_pictures(path: Path) -> object:
+    return read_train_file(path, ICLEVR)
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("read", "text", "message"),
     [
-        ('["a"]', "expected an object of name -> index, got a list"),
-        ("{}", "expected an object of name -> index, got an empty object"),
-        ('{"a": 0, "b": 2}', 'entry "b": index 2 is not one of 0..1'),
-        ('{"a": 0, "b": -1}', 'entry "b": index -1 is not one of 0..1'),
-        ('{"a": 0, "b": true}', 'entry "b": index True is not one of 0..1'),
-        ('{"a": 0, "b": "1"}', 'entry "b": index "1" is not one of 0..1'),
-        ('{"a": 0, "b": 0}', 'entry "a": index 0 also belongs to "b"'),
-        ('{"a": 0, "a": 1}', 'entry "a": duplicate key in one object'),
-        ('{"": 0}', "names of a vocabulary must be non-blank strings"),
-        ("{", "not JSON: "),
+        (Vocabulary.from_objects_file, "{}", "expected an object of name -> index, got an empty object"),
+        (Vocabulary.from_objects_file, '{"a": 0, "b": 2}', 'entry "b": index 2 is not one of 0..1'),
+        (Vocabulary.from_objects_file, '{"a": 0, "b": true}', 'entry "b": index True is not one of 0..1'),
+        (Vocabulary.from_objects_file, '{"a": 0, "b": "1"}', 'entry "b": index "1" is not one of 0..1'),
+        (Vocabulary.from_objects_file, '{"a": 0, "b": 0}', 'entry "a": index 0 also belongs to "b"'),
+        (Vocabulary.from_objects_file, '{"a": 0, "a": 1}', 'entry "a": duplicate key in one object'),
+        (read_pictures, '[["red cube"]]', "expected an object of file name -> labels, got a list"),
+        (read_pictures, '{"a.png": "red cube"}', 'entry "a.png": expected a list of labels, got the string "red cube"'),
+        (
+            read_pictures,
+            '{"a.png": ["red cubes"]}',
+            'entry "a.png": unknown label "red cubes"; did you mean "red cube"?',
+        ),
     ],
 )
-def test_an_invalid_objects_file_is_refused(tmp_path: Path, text: str, message: str) -> None:
-    path = tmp_path / "objects.json"
+def test_an_invalid_objects_or_training_file_is_refused(
+    read: Callable[[Path], object], text: str, message: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "file.json"
     path.write_text(text)
     with pytest.raises(LabelError) as caught:
-        Vocabulary.from_objects_file(path)
+        read(path)
     assert str(caught.value).startswith(f"{path}: {message}")
 
 
@@ -102,14 +97,11 @@ def test_an_invalid_objects_file_is_refused(tmp_path: Path, text: str, message: 
     ("label", "near"),
     [
         ("red cubes", "red cube"),
-        ("Red Cube", "red cube"),
         (" red  cube ", "red cube"),
         ("cube red", "red cube"),
-        ("cylinder, purple", "purple cylinder"),
         ("grey sphere", "gray sphere"),
         ("yelow cilinder", "yellow cylinder"),
         ("zzz", None),
-        ("", None),
         ("red cube" + " " * 100, None),  # too long to be a slip; longer ones would cost seconds to compare
     ],
 )
@@ -128,16 +120,10 @@ BAD_LISTS: list[tuple[Any, str]] = [
     ([["red cube"]] * 6, "6 label lists; at most 5 are allowed"),
     ([], "expected at least one label list, got an empty list"),
     ({}, "expected a list of label lists, got an empty object"),
-    ({"labels": [["red cube"]]}, "expected a list of label lists, got an object"),
     ("red cube", 'expected a list of label lists, got the string "red cube"'),
-    (None, "expected a list of label lists, got null"),
-    (3, "expected a list of label lists, got the number 3"),
     (["red cube"], 'entry 0: expected a list of labels, got the string "red cube"'),
-    ([["red cube"], None], "entry 1: expected a list of labels, got null"),
     ([["red cube", 1]], "entry 0: expected a label's name, got the number 1"),
-    ([["red cube", True]], "entry 0: expected a label's name, got true"),
     ([[["red cube"]]], "entry 0: expected a label's name, got a list"),
-    ([[{}]], "entry 0: expected a label's name, got an empty object"),
 ]
 
 
@@ -155,13 +141,6 @@ def test_invalid_lists_are_refused_by_entry_and_value(lists: Any, message: str, 
         path = tmp_path / "test.json"
         path.write_text(text)
         assert refusal(lambda: read_test_file(path, ICLEVR)).startswith(f"{path}: {message}")
-
-
-def test_an_error_carries_entry_and_label() -> None:
-    with pytest.raises(LabelError) as caught:
-        ICLEVR.check([["red cube"], ["red cubes"]])
-    assert (caught.value.entry, caught.value.label) == (1, "red cubes")
-    assert caught.value.problem == 'unknown label "red cubes"; did you mean "red cube"?'
 
 
 def test_a_label_in_another_unicode_normal_form_is_explained() -> None:
@@ -189,7 +168,6 @@ def test_a_hostile_label_gives_a_short_printable_message() -> None:
     [
         (b"", "not JSON: Expecting value at line 1, column 1"),
         (b'[["red cube"],\n ["gray cube"', "not JSON: Expecting ',' delimiter at line 2, column 14"),
-        (b"red cube, blue sphere", "not JSON: "),
         (b"\x89PNG\r\n\x1a\n\x00\x00\x00\rIHDR", "not JSON: not utf-8 text at byte 0"),
         (b"[" * 200_000, "not JSON: nested too deeply"),
         (b"[[" + b"9" * 5000 + b"]]", "not JSON: a number with too many digits"),
@@ -226,27 +204,6 @@ def test_a_training_file_keeps_its_order(tmp_path: Path) -> None:
     assert list(read_train_file(path, ICLEVR).items()) == list(pictures.items())
 
 
-@pytest.mark.parametrize(
-    ("text", "message"),
-    [
-        ('[["red cube"]]', "expected an object of file name -> labels, got a list"),
-        ("{}", "expected an object of file name -> labels, got an empty object"),
-        ('{"a.png": "red cube"}', 'entry "a.png": expected a list of labels, got the string "red cube"'),
-        ('{"a.png": ["red cubes"]}', 'entry "a.png": unknown label "red cubes"; did you mean "red cube"?'),
-        ('{"a.png": ["red cube", "red cube"]}', 'entry "a.png": duplicate label "red cube"'),
-        (json.dumps({"a.png": ICLEVR.names[:17]}), 'entry "a.png": 17 labels; at most 16'),
-        ('{"a.png": ["red cube"], "a.png": ["gray cube"]}', 'entry "a.png": duplicate key in one object'),
-        ("{,}", "not JSON: "),
-    ],
-)
-def test_an_invalid_training_file_is_refused(text: str, message: str, tmp_path: Path) -> None:
-    path = tmp_path / "train.json"
-    path.write_text(text)
-    with pytest.raises(LabelError) as caught:
-        read_train_file(path, ICLEVR)
-    assert str(caught.value).startswith(f"{path}: {message}")
-
-
 @with_course_files
 def test_the_courses_label_files_can_be_read() -> None:
     for name, count in (("test", 32), ("new_test", 32), ("novel", 136)):
@@ -270,14 +227,6 @@ any_json = st.recursive(
 )
 
 
-@given(good_lists)
-def test_valid_lists_are_returned_unchanged(lists: list[list[str]]) -> None:
-    assert ICLEVR.check(parse_label_lists(json.dumps(lists))) == lists
-    for labels in lists:
-        hot = [index for index, value in enumerate(ICLEVR.multi_hot(labels)) if value == 1.0]
-        assert hot == sorted(ICLEVR.encode(labels))
-
-
 @given(good_lists, st.data())
 def test_an_error_names_the_one_invalid_entry(lists: list[list[str]], data: st.DataObject) -> None:
     entry = data.draw(st.integers(0, len(lists) - 1))
@@ -289,37 +238,6 @@ def test_an_error_names_the_one_invalid_entry(lists: list[list[str]], data: st.D
         ICLEVR.check(parse_label_lists(json.dumps([*lists[:entry], spoiled, *lists[entry + 1 :]])))
     assert caught.value.entry == entry
     assert str(caught.value).startswith(f"entry {entry}: ")
-
-
-@given(any_json)
-def test_any_json_is_accepted_or_refused(content: Any) -> None:
-    refused: LabelError | None = None
-    try:
-        lists = ICLEVR.check(parse_label_lists(json.dumps(content)))
-    except LabelError as error:
-        refused = error
-    if refused is not None:
-        assert str(refused).isprintable()
-        return
-    assert lists == content
-    assert all(0 < len(labels) == len(set(labels)) for labels in lists)
-
-
-@given(
-    any_json
-    | st.dictionaries(st.text(), st.integers(-1, 5))
-    | st.dictionaries(st.text(), good_lists.map(lambda g: g[0]))
-)
-def test_any_objects_or_training_file_is_accepted_or_refused(
-    tmp_path_factory: pytest.TempPathFactory, content: Any
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "any.json"
-    path.write_text(json.dumps(content))
-    with contextlib.suppress(LabelError):
-        vocabulary = Vocabulary.from_objects_file(path)
-        assert {name: vocabulary.index(name) for name in vocabulary.names} == content
-    with contextlib.suppress(LabelError):
-        assert read_train_file(path, ICLEVR) == content
 
 
 @given(

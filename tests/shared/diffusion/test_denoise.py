@@ -70,28 +70,6 @@ def test_a_step_that_raises_changes_no_row(failing: str, monkeypatch: pytest.Mon
         torch.testing.assert_close(row.x, alone(i), rtol=0, atol=1e-6)
 
 
-def test_a_finished_row_does_not_change() -> None:
-    loop, network = stepper()
-    row = loop.new_row(LABELS[0], SamplingOptions(steps=2, guidance=1.0), 1)
-    loop.step([row])
-    loop.step([row])
-    x, calls = row.x.clone(), len(network.calls)
-    loop.step([row])
-    loop.step([])
-    assert row.done
-    assert torch.equal(row.x, x)
-    assert len(network.calls) == calls == 2
-
-
-def test_a_seed_determines_the_noise_whatever_else_is_in_the_batch() -> None:
-    loop, network = stepper()
-    row = loop.new_row(LABELS[0], SamplingOptions(), 7)
-    assert torch.equal(row.x, torch.randn(network.image_shape, generator=torch.Generator().manual_seed(7)))
-    one, same, other = sample(loop, torch.tensor([LABELS[0]] * 3), MIXED[1], [7, 7, 8])
-    torch.testing.assert_close(one, same, rtol=0, atol=1e-6)
-    assert float((one - other).abs().max()) > 0.1
-
-
 # Packing and counts
 
 
@@ -176,18 +154,6 @@ def test_guidance_is_null_plus_w_times_the_difference(prediction: str, w: float,
     )
 
 
-def test_guidance_is_off_outside_its_interval() -> None:
-    base = {"steps": 10, "spacing": "trailing"}
-
-    def made(**options: object) -> Tensor:
-        return sample(stepper()[0], torch.tensor([LABELS[1]]), SamplingOptions.model_validate(base | options), [4])
-
-    plain = made(guidance=1.0)
-    assert torch.equal(made(guidance=3.0, guidance_interval=(0.25, 0.29)), plain)  # no timestep lies within
-    assert float((made(guidance=3.0, guidance_interval=(0.0, 0.3)) - plain).abs().max()) > 1e-3
-    assert torch.equal(made(guidance=3.0, guidance_interval=(0.0, 1.0)), made(guidance=3.0))
-
-
 # The network's inputs, and the loop's own
 
 
@@ -228,16 +194,6 @@ class Doubling:
     def __call__(self, x: Tensor) -> Tensor:
         self.batches.append(len(x))
         return x.repeat_interleave(2, -2).repeat_interleave(2, -1)
-
-
-def test_without_an_upsampler_the_sampled_pictures_are_the_finished_ones() -> None:
-    loop, network = stepper()
-    rows = [loop.new_row(LABELS[i], MIXED[0], i) for i in range(3)]
-    for _ in range(6):
-        loop.step(rows)
-    assert torch.equal(loop.pictures(rows), torch.stack([row.x for row in rows]))
-    assert loop.picture_shape == network.image_shape
-    assert loop.pictures([]).shape == (0, *network.image_shape)
 
 
 def test_finished_pictures_are_upsampled_one_at_a_time() -> None:
@@ -294,13 +250,3 @@ def test_the_reports_cosine_run_diverges_and_ours_does_not() -> None:
     options = SamplingOptions(sampler="ddpm", steps=999, spacing="uniform", guidance=1.0)
     ours = sample(Stepper(network, COSINE, "eps"), nothing, options, [1])
     assert float(ours.std()) < 0.05
-
-
-def test_x0_hat_of_an_eps_prediction_is_clamped_at_five_noisy_timesteps() -> None:
-    options = SamplingOptions(sampler="ddpm", steps=999, spacing="uniform", guidance=1.0)
-    loop = Stepper(Saturating(), COSINE, "eps")
-    row = loop.new_row([0.0] * K, options, 1)
-    for t in range(999, 989, -1):
-        loop.step([row])
-        assert row.x0_hat is not None
-        assert (float(row.x0_hat.abs().max()) <= 1) == (t >= 995)

@@ -103,12 +103,6 @@ def test_gelu_is_that_of_torch(x: float) -> None:
     assert _gelu(np.array([x], np.float32)) == pytest.approx(expected, abs=1e-6)
 
 
-def test_present_labels_have_positions_in_the_picture() -> None:
-    drawn = LayoutDrawer(layout_network()).draw(torch.tensor([1.0, 0, 1]), torch.Generator().manual_seed(0))
-    assert drawn[1].tolist() == [OUTSIDE, OUTSIDE]
-    assert bool(((drawn[[0, 2]] >= 0) & (drawn[[0, 2]] < 1)).all())
-
-
 @pytest.mark.parametrize("labels", [[0.0, 0, 0], [1.0, 1, 1]])
 def test_no_labels_or_too_many_labels_have_unknown_positions(labels: list[float]) -> None:
     drawn = LayoutDrawer(layout_network()).draw(torch.tensor(labels), torch.Generator().manual_seed(0))
@@ -124,15 +118,6 @@ def test_the_map_peaks_at_the_position_and_is_zero_for_absent_labels_and_unknown
     assert float(spread[1].sum()) == pytest.approx(2 * float(spread[0].sum()), rel=0.1)
     assert float(place(LABELS, torch.full_like(POSITIONS, OUTSIDE), 20, 20).abs().max()) == 0
     assert float(place(0 * LABELS, POSITIONS, 20, 20).abs().max()) == 0
-
-
-def test_the_map_has_the_dtype_of_its_vectors_and_the_networks_layout() -> None:
-    place = PositionMap(num_labels=3, channels=4, spread=0.045).requires_grad_(False)
-    exact = place(LABELS, POSITIONS, 20, 20)
-    assert exact.is_contiguous(memory_format=torch.channels_last)
-    half = place.bfloat16()(LABELS, POSITIONS, 20, 20)
-    assert half.dtype == torch.bfloat16
-    torch.testing.assert_close(half.float(), exact, atol=0.02, rtol=0.02)
 
 
 def network(positions: bool = True) -> UNet:

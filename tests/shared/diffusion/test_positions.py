@@ -27,7 +27,7 @@ def test_each_point_belongs_to_its_label() -> None:
 
 
 def test_given_positions_replace_the_drawn_ones_and_nothing_else(denoiser: Denoiser) -> None:
-    stepper, labels = denoiser.stepper(), ICLEVR.multi_hot(LISTS[0])
+    stepper, labels = denoiser.stepper(engine="torch"), ICLEVR.multi_hot(LISTS[0])
     drawn = stepper.new_row(labels, QUICK, 5)
     positions = drawn.labels[:, 1:3]
     assert sorted(torch.nonzero(positions[:, 0] != OUTSIDE).flatten().tolist()) == sorted(ICLEVR.encode(LISTS[0]))
@@ -45,9 +45,9 @@ def test_given_positions_replace_the_drawn_ones_and_nothing_else(denoiser: Denoi
 def test_the_stepper_refuses_positions_that_do_not_fit(denoiser: Denoiser, placed: Settings) -> None:
     labels, positions = ICLEVR.multi_hot(LISTS[0]), torch.full((len(ICLEVR), 2), 0.5)
     with pytest.raises(ValueError, match=r"have shape \(3, 2\), the network takes \(24, 2\)"):
-        denoiser.stepper().new_row(labels, QUICK, 5, positions[:3])
+        denoiser.stepper(engine="torch").new_row(labels, QUICK, 5, positions[:3])
     with pytest.raises(ValueError, match="takes no positions"):
-        load_denoiser(placed.storage / "toy.safetensors").stepper().new_row(labels, QUICK, 5, positions)
+        load_denoiser(placed.storage / "toy.safetensors").stepper(engine="torch").new_row(labels, QUICK, 5, positions)
 
 
 def test_a_layout_network_of_another_version_is_refused_with_what_to_do(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shared.diffusion.denoise import Stepper
-from shared.diffusion.samplers import Table, ddim, ddpm, make_table, timesteps
+from shared.diffusion.samplers import Table, ddpm, make_table, timesteps
 from shared.diffusion.schedules import alpha_bar, betas
 from shared.options import SAMPLING_PRESETS, PredictionName, SamplerName, SamplingOptions, ScheduleName, SpacingName
 from tests.shared.test_options import sampling_options
@@ -162,39 +162,6 @@ def test_dpm_solvers_equal_diffusers(
 
 
 # Against formulas
-
-
-@pytest.mark.parametrize("ab", [LINEAR, COSINE])
-def test_euler_and_dpmpp_1_are_ddim(ab: Tensor) -> None:
-    """Euler of Karras et al. 2022 and the first-order solver of Lu et al. 2022, each step written as in its paper."""
-    t = timesteps("logsnr", 10, ab)
-    table = ddim(t, ab)
-    x, x0_hat = torch.tensor(0.7, dtype=torch.float64), torch.tensor(-0.4, dtype=torch.float64)
-    for i in range(len(t) - 1):
-        now, after = ab[t[i]], ab[t[i + 1]]
-        sigma, sigma_after = ((1 - now) / now).sqrt(), ((1 - after) / after).sqrt()
-        scaled = x / now.sqrt()
-        euler = after.sqrt() * (scaled + (sigma_after - sigma) * (scaled - x0_hat) / sigma)
-        h = sigma.log() - sigma_after.log()  # lambda = -log sigma
-        dpmpp_1 = ((1 - after) / (1 - now)).sqrt() * x - after.sqrt() * torch.expm1(-h) * x0_hat
-        step = table.a[i] * x + table.b[i] * x0_hat
-        torch.testing.assert_close(step, euler, rtol=1e-12, atol=1e-12)
-        torch.testing.assert_close(step, dpmpp_1, rtol=1e-12, atol=1e-12)
-    for name in ("euler", "dpmpp_1"):
-        other = make_table(SamplingOptions(sampler=name, steps=10, spacing="logsnr"), ab)
-        assert torch.equal(other.a, table.a)
-        assert torch.equal(other.b, table.b)
-
-
-@pytest.mark.parametrize("sampler", get_args(SamplerName))
-@pytest.mark.parametrize("spacing", get_args(SpacingName))
-@pytest.mark.parametrize("steps", [1, 2, 12])
-def test_the_last_row_ends_at_x0_hat(sampler: SamplerName, spacing: SpacingName, steps: int) -> None:
-    for ab in (LINEAR, COSINE):
-        table = make_table(SamplingOptions(sampler=sampler, spacing=spacing, steps=steps), ab)
-        assert table.rows[-1][1:] == (0.0, 1.0, 0.0, 0.0)
-        assert table.rows[0][3] == 0.0
-        assert all(torch.isfinite(column).all() for column in (table.a, table.b, table.c, table.s))
 
 
 def test_the_report_preset_is_algorithm_2_in_the_reports_loop() -> None:

@@ -13,7 +13,7 @@ from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
 from shared.diffusion.upsampler import MARGIN, UpsamplerConfig, UpsamplerNet, crop, phases
 from shared.options import SamplingOptions
-from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toy_upsampler
+from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler
 
 OPTIONS = SamplingOptions(steps=2, guidance=1.0)
 
@@ -102,22 +102,10 @@ def test_an_adapter_adds_an_upsampler_to_its_base(tmp_path: Path) -> None:
     assert large.options == plain.options == OPTIONS
     assert all(torch.equal(a, b) for a, b in zip(plain.network.parameters(), large.network.parameters(), strict=True))
     labels = torch.eye(len(base.vocabulary))[:3]
-    small, made = (sample(one.stepper(), labels, OPTIONS, [1, 2, 3]) for one in (plain, large))
+    small, made = (sample(one.stepper(engine="torch"), labels, OPTIONS, [1, 2, 3]) for one in (plain, large))
     assert (small.shape, made.shape) == ((3, 3, 16, 16), (3, 3, 24, 32))
     enlarged = F.interpolate(small, (24, 32), mode="bicubic")
     assert 0.01 < float((made - enlarged).abs().mean()) < 1  # the network adds something
-
-
-def test_a_finished_picture_does_not_depend_on_its_batch(tmp_path: Path) -> None:
-    base = publish_toy_denoiser(tmp_path, "toy", 0)
-    publish_toy_upsampler(tmp_path, "large", base)
-    stepper, labels = load_denoiser(tmp_path / "large.safetensors").stepper(), torch.eye(len(base.vocabulary))[:5]
-    rows = [stepper.new_row(one, OPTIONS, seed) for seed, one in enumerate(labels)]
-    for _ in range(2):
-        stepper.step(rows)
-    together = stepper.pictures(rows)
-    assert all(torch.equal(stepper.pictures([row])[0], together[i]) for i, row in enumerate(rows))
-    assert torch.equal(stepper.pictures(rows[::-1]), together.flip(0))
 
 
 def test_an_upsampler_that_does_not_fit_is_refused(tmp_path: Path) -> None:
@@ -136,8 +124,3 @@ def test_an_upsampler_that_does_not_fit_is_refused(tmp_path: Path) -> None:
     publish(tmp_path, "other", tensors, config=info.config, **described)
     with pytest.raises(CheckpointError, match=r"do not fit: .*stem\.weight"):
         load_denoiser(tmp_path / "other.safetensors")
-
-
-def test_other_adapters_have_no_upsampler(tmp_path: Path) -> None:
-    publish_toy_adapter(tmp_path, "fast", publish_toy_denoiser(tmp_path, "toy", 0))
-    assert load_denoiser(tmp_path / "fast.safetensors").upsampler is None
