@@ -192,7 +192,7 @@ class Trial:
         return problems + self._left_over()
 
     def _problems(self, job_id: str, number: int | None, job: history.History) -> list[str]:
-        found = checks.check_states(job)
+        found = checks.check_states(job) + job.late
         error: Any = self.stack.store.connection.hget(keys.job(job_id), "error")
         if (reason := self.failing.get(job_id)) is not None:
             expected = bool(error) and reason in error.decode()

@@ -103,3 +103,14 @@ SUBPACKAGES = sorted(
 @pytest.mark.parametrize("subpackage", SUBPACKAGES, ids=lambda one: str(one.relative_to(ROOT)))
 def test_a_subpackage_says_what_it_is_for(subpackage: Path) -> None:
     assert ast.get_docstring(ast.parse((subpackage / "__init__.py").read_text()))
+
+
+def test_the_check_sees_what_an_extra_does_not_bring() -> None:
+    absent = modules_without("client")
+    assert {"pydantic_settings", "redis", "rq", "fastapi", "structlog", *HEAVY} <= absent
+    assert not absent & {"pydantic", "httpx", "httpx_sse", "typer", "rich", "service", "shared"}
+    assert "No module named" in import_with_extra("client", "service.api.app").stderr
+
+
+def test_the_check_sees_what_is_loaded() -> None:
+    assert "numpy" in heavy_modules_after("import numpy")

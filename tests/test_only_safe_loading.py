@@ -20,3 +20,18 @@ def test_only_safe_ways_of_loading_are_used(folder: str, pattern: re.Pattern[str
     assert sources
     found = {str(path.relative_to(ROOT)): pattern.findall(path.read_text()) for path in sources}
     assert {path: unsafe for path, unsafe in found.items() if unsafe} == {}
+
+
+@pytest.mark.parametrize(
+    ("line", "is_unsafe"),
+    [
+        ("torch.load(path, weights_only=False)", True),
+        ("torch.load(path, weights_only=True)", False),
+        ("torch.jit.load(path)", True),
+        ("np.load(path, allow_pickle=True)", True),
+        ("Queue(name, connection=connection)", True),
+        ("Queue(name, serializer=JSONSerializer)", False),
+    ],
+)
+def test_the_checks_see_what_is_unsafe(line: str, is_unsafe: bool) -> None:
+    assert any(pattern.search(line) for pattern in (UNSAFE, UNPICKLES)) == is_unsafe

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from redis import Redis
 
+from service import pictures
 from service.contract.records import JobRecord
 from service.local.redis_server import RedisServer
 from service.pictures import PictureFiles
@@ -131,3 +132,14 @@ def test_what_is_left_over_is_found(connection: Redis, settings: object) -> None
     connection.set("short-lived", "", ex=60)
     connection.sadd(keys.WORKERS, "w")
     assert outcome.left_over(connection) == {"labelgrid:job:*:events": 1, "forgotten:*": 1}
+
+
+def test_other_pictures_are_found(store: JobStore, server: RedisServer, files: PictureFiles) -> None:
+    job = good(store)
+    for index, png in enumerate(UNDISTURBED.pictures):
+        files.write(job.id, pictures.picture(index), png)
+    files.write(job.id, pictures.GRID, UNDISTURBED.grid)
+    assert problems(server, files, job) == []
+    for index in range(2):
+        files.write(job.id, pictures.picture(index), b"other")
+    assert problems(server, files, job) == [f"job {job.id}: its pictures [0, 1] differ from an undisturbed run"]

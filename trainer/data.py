@@ -231,8 +231,8 @@ def _read_lists(path: Path, kind: Any, what: str) -> dict[str, list[Any]]:
         return TypeAdapter(dict[str, list[kind]]).validate_json(path.read_bytes())
     except ValidationError as error:
         first = error.errors()[0]
-        at = ".".join(map(str, [path, *first["loc"]]))  # the picture and which of its entries
-        raise TrainerError(f"{at}: {first['msg']}; it lists each picture's {what}") from error
+        at = ", ".join(map(str, first["loc"]))  # the picture and which of its entries
+        raise TrainerError(f"{path}: {first['msg']} (at {at}); it lists each picture's {what}") from error
 
 
 def read_object_size(folder: Path) -> float | None:

@@ -109,7 +109,9 @@ def load_state(path: Path, recipe: dict[str, Any], network: nn.Module) -> dict[s
         shapes = {key: value.shape for key, value in state["network"].items()}
         assert {"step", "elapsed_s", "averages", "optimizers"} <= state.keys()
     except Exception as error:  # torch raises a dozen types for a broken file
-        raise TrainerError(f"{path} is not the state of a run; delete it to start again") from error
+        raise TrainerError(
+            f"{path} is not the state of a run of this version; choose another --run, or delete it to start again"
+        ) from error
     # a setting that the state lacks is newer than the run, and "auto" means what the run has
     if changed := [key for key in recipe if recipe[key] not in (before.get(key, recipe[key]), "auto")]:
         problem = f"was started with another {changed[0]}"  # from which others may follow, as settings do from the data

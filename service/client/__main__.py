@@ -70,11 +70,14 @@ def _with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def _read_layouts(path: Path) -> Any:
-    """Return the content of a JSON file, which the service checks."""
+    """Return the content of a JSON file, whose entries the service checks."""
     try:
-        return from_json(path.read_bytes())
+        layouts = from_json(path.read_bytes())
     except ValueError as error:
         raise ClientError(f"{path}: not JSON: {error}") from error
+    if not isinstance(layouts, list):
+        raise ClientError(f"{path}: wanted a list with a layout, or null, for each picture")
+    return layouts
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """One checkpoint file: it loads as published, a crash keeps the old file, a bad file is refused by name and reason."""
 
+import fcntl
 import json
 import os
 import stat
@@ -14,7 +15,15 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from shared.checkpoint import FORMAT_VERSION, CheckpointError, load, publish, read_info
+from shared.checkpoint import (
+    FORMAT_VERSION,
+    CheckpointError,
+    CheckpointInfo,
+    load,
+    publish,
+    read_info,
+    reconfigure,
+)
 from shared.registry import scan
 from shared.vocabulary import ICLEVR
 from tests.paths import ROOT
@@ -280,3 +289,20 @@ def test_a_file_that_cannot_be_opened_is_refused_by_name(tmp_path: Path) -> None
         for read in (read_info, load):
             message = refusal(partial(read, path))
             assert message.startswith(f"{path.name}: cannot be read: ")
+
+
+def test_a_configuration_is_changed_by_one_process_at_a_time(tmp_path: Path) -> None:
+    path = publish_toy(tmp_path)
+
+    def change(info: CheckpointInfo) -> dict[str, Any]:
+        with pytest.raises(BlockingIOError):
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return {"seen": info.config["schedule"]}
+
+    folder = os.open(tmp_path, os.O_RDONLY)
+    try:
+        reconfigure(path, change)
+        fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.close(folder)
+    assert read_info(path).config == {**CONFIG, "seen": "cosine"}

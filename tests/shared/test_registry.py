@@ -151,3 +151,12 @@ def test_a_damaged_checkpoint_is_not_promoted(tmp_path: Path) -> None:
 def test_a_damaged_promoted_json_is_refused_by_name(content: str, tmp_path: Path) -> None:
     (tmp_path / "promoted.json").write_text(content)
     assert refusal(lambda: promoted(tmp_path)).startswith("promoted.json: ")
+
+
+def test_a_missing_evaluator_blocks_no_promotion(tmp_path: Path) -> None:
+    publish_toy(tmp_path, "judge", kind="evaluator", vocabulary=("cow",))
+    promote(tmp_path, "judge")
+    (tmp_path / "judge.safetensors").unlink()
+    publish_toy(tmp_path)
+    promote(tmp_path, "toy")
+    assert promoted(tmp_path) == "toy"

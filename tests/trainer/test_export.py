@@ -218,3 +218,11 @@ def test_what_cannot_be_exported_is_refused(command: Command, monkeypatch: pytes
     refused(command("export", "toy", "toy.onnx"), r"toy-layouts\.onnx is a folder, not a file to write")
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     refused(command("export", "toy", "network.onnx"), r"need the package onnxscript: pip install 'labelgrid\[onnx\]'")
+
+
+def test_the_example_refuses_a_label_that_the_model_does_not_know(exported: Path, tmp_path: Path) -> None:
+    line = [sys.executable, str(EXAMPLE), str(exported / "adapter.onnx"), "picture.png", "red cube", "pink cube"]
+    done = subprocess.run(line, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "does not know pink cube; its labels are gray cube, red cube" in done.stderr
+    assert "Traceback" not in done.stderr

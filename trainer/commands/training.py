@@ -352,6 +352,8 @@ def upsampler(
     enlarged = resolve(plan.storage, base, "denoiser")
     objectives.check_base(read_info(enlarged))
     plan.check("denoiser", base=base)
+    if (plan.run / "setup.json").exists():
+        raise TrainerError(f"{plan.run} holds the run of another objective; choose another --run")
     where, config = terminal.pick_device(plan.device), with_changes(objectives.UpsampleConfig(), plan.set_ or [])
     denoiser = load_denoiser(enlarged, device=where)
     pictures = find_pictures(plan.data, size)

@@ -17,7 +17,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from shared.checkpoint import CheckpointKind
-from shared.diffusion.denoise import sample
+from shared.diffusion.denoise import Stepper, sample
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.evaluator import Evaluator, load_evaluator
 from shared.options import SamplingOptions, picture_seed
@@ -85,11 +85,15 @@ class Subject:
         check_labelled(dataset, "pictures")
         return dataset
 
+    @cached_property
+    def stepper(self) -> Stepper:
+        return self.denoiser.stepper()
+
     def sample(self, labels: Tensor, seed: int) -> Tensor:
         """Sample a picture for each of `labels` (N, K), with a progress bar."""
         advance = self.advance("sampling (pictures x steps)", len(labels) * self.options.steps)
         seeds = [picture_seed(seed, i) for i in range(len(labels))]
-        return sample(self.denoiser.stepper(), labels, self.options, seeds, on_step=lambda rows: advance(len(rows)))
+        return sample(self.stepper, labels, self.options, seeds, on_step=lambda rows: advance(len(rows)))
 
     def advance(self, what: str, total: int | None = None) -> Callable[[int], None]:
         """Show a progress bar; return what moves it."""

@@ -164,10 +164,12 @@ def test_labels_and_models_are_listed(run: Command) -> None:
 
 def test_errors_are_one_line(run: Command, alive: JobStore, tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_text("[[")
+    (tmp_path / "null.json").write_text("null")
     (tmp_path / "own.jsonl").write_text('{"labels": ["red cube"], "url": "mine"}')
     for line, words in (
         (["generate", "red cube, blue sphare"], 'entry 0: unknown label "blue sphare"; did you mean "blue sphere"?'),
         (["score", str(tmp_path / "nothing.json")], f"{tmp_path}/nothing.json: No such file or directory"),
+        (["generate", "red cube", "--layouts", str(tmp_path / "null.json")], f"{tmp_path}/null.json: wanted a list"),
         (["generate", "red cube", "--layouts", str(tmp_path / "bad.json")], f"{tmp_path}/bad.json: not JSON: "),
         (["generate", "--lines", str(tmp_path / "nothing.jsonl")], "nothing.jsonl: No such file or directory"),
         (["generate", "--lines", str(tmp_path / "own.jsonl")], "own.jsonl: line 1: the output has a field 'url'"),
