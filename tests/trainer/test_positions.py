@@ -80,8 +80,8 @@ def test_positions_are_moved_with_a_picture_padded_to_a_square(tmp_path: Path) -
     ("file", "content", "message"),
     [
         ("positions", [], "it lists each picture's "),
-        ("positions", {NAME: [[8.0, 0.25]]}, rf"{NAME}\.0\.0: .* less than or equal to 1; .*fractions of width and"),
-        ("rotations", {NAME: [1.5]}, rf"{NAME}\.0.*: .* less than or equal to 1; .*fraction of a turn or null"),
+        ("positions", {NAME: [[8.0, 0.25]]}, rf"less than or equal to 1 \(at {NAME}, 0, 0\); .*fractions of width and"),
+        ("rotations", {NAME: [1.5]}, rf"less than or equal to 1 \(at {NAME}, 0.*\); .*fraction of a turn or null"),
         ("rotations", {NAME: [0.5, 0.5]}, f'picture "{NAME}" needs one for each of its 1 labels: rotation'),
     ],
 )
