@@ -640,7 +640,7 @@ def test_enter_saves_the_api_key(opened: Page, leave: str, kept: str | None) -> 
     else:
         opened.keyboard.press(leave)
     expect(dialog).to_be_hidden()
-    assert opened.evaluate("localStorage.getItem('labelgrid.key')") == kept
+    opened.wait_for_function("kept => localStorage.getItem('labelgrid.key') === kept", arg=kept)
 
 
 def test_an_api_key_that_cannot_be_sent_is_not_blamed_on_the_connection(opened: Page, alive: JobStore) -> None:
