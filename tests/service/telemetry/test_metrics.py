@@ -18,6 +18,7 @@ from redis import Redis
 
 from service.settings import Settings
 from service.store import workers
+from service.store.claims import PictureStream
 from service.store.jobs import JobStore
 from service.telemetry.metrics import API, WORKER, WorkerState, serve_worker
 from shared.checkpoint import read_info
@@ -111,11 +112,13 @@ def test_pictures_count_of_any_evaluator_and_of_a_checkpoint_that_was_replaced(
     store, judge = JobStore(connection, settings), read_info(resolve(settings.storage, "own-evaluator", "evaluator"))
     add_job(store, record(2, digest=judge.digest))
     add_job(store, record(3, digest="f" * 64))
+    for digest in (judge.digest, "f" * 64):
+        PictureStream(connection, settings, digest, "w").claim_new(1)
     found = Reading(client.get("/metrics").text)
     (settings.storage / "own-evaluator.safetensors").unlink()  # other tests have the same storage
-    assert found("waiting_pictures", model="own-evaluator") == 2
-    assert found("waiting_pictures", model="gone") == 3
-    assert found("open_pictures") == 5
+    assert found("waiting_pictures", model="own-evaluator") == 1
+    assert found("waiting_pictures", model="gone") == 2
+    assert found("open_pictures") == 5  # those that a worker has claimed, too
 
 
 def test_a_worker_reports_its_pictures_and_steps(client: httpx.Client, connection: Redis, settings: Settings) -> None:
