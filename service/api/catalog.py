@@ -45,13 +45,15 @@ class Models:
     """What a look at storage found.
 
     found: by name, sorted. cards: of the denoisers, by name; "" for one that has none. defaults: kind -> name, as
-    promoted.json has it. problem: with promoted.json, or with storage, which then is as it was before.
+    promoted.json has it. names: of all checkpoints that can be read, by digest. problem: with promoted.json, or with
+    storage, which then is as it was before.
     """
 
     storage: Location
     found: Mapping[str, Found] = field(default_factory=dict)
     cards: Mapping[str, str] = field(default_factory=dict)
     defaults: Mapping[str, str] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
     problem: CheckpointError | None = None
 
     def find(
@@ -115,11 +117,6 @@ class Models:
         return next((info.name for info in self.denoisers if info.name == self.defaults.get("denoiser")), None)
 
     @property
-    def names(self) -> dict[str, str]:
-        """The name of each checkpoint, of either kind, by digest."""
-        return {one.digest: one.name for one in self.found.values() if isinstance(one, CheckpointInfo)}
-
-    @property
     def problems(self) -> dict[str, str]:
         """The files that cannot be used -> the reason."""
         errors = {name + SUFFIX: one for name, one in self.found.items() if isinstance(one, CheckpointError)}
@@ -158,7 +155,8 @@ def look(before: Models) -> Models:
     found = {name: _checked(name, one, read, defaults) for name, one in read.items()}
     denoisers = _of_kind(found, "denoiser")
     cards = {one.name: _card(storage, one.name, versions.get(f"{one.name}.md"), one.digest) for one in denoisers}
-    return Models(storage, found, cards, defaults, problem)
+    names = {one.digest: one.name for one in read.values() if isinstance(one, CheckpointInfo)}
+    return Models(storage, found, cards, defaults, names, problem)
 
 
 def _without_traceback(error: CheckpointError) -> CheckpointError:

@@ -152,6 +152,7 @@ def test_a_model_with_labels_that_the_evaluator_does_not_know_is_refused(models:
     with pytest.raises(NoModel, match=words):
         models.find(None)
     assert models().problems["b.safetensors"] == words
+    assert "b" in models().names.values()  # whose jobs still count
     publish(folder, "wider", {"x": torch.zeros(1)}, vocabulary=ICLEVR.names, **evaluator)  # type: ignore[arg-type]
     assert models.find("b").name == "b"
     assert (models().find_evaluator("b").name, models().find_evaluator(None).name) == ("wider", "judge")
