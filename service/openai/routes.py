@@ -116,8 +116,8 @@ async def _images(
             image.url = f"{request.base_url}{f'jobs/{job.id}/images/{i}.png' if size == own else where}"
             yield image.model_dump_json(exclude_none=True)
             continue
-        png = await submitter.service.results.image(job.id, submitter.owner, i)
         image.b64_json = ""
+        png = await submitter.service.results.image(job.id, submitter.owner, i)
         parts = one_by_one(scaled(png, size), request.app.state.scaling, submitter.owner)
         async for part in with_base64(image.model_dump_json(exclude_none=True), parts):
             yield part

@@ -35,10 +35,8 @@ from service.store.connection import text
 from service.store.doorbell import Doorbell
 from service.store.functions import Pipeline
 from service.store.hub import Hub
+from service.store.jobs import read_record
 from service.store.workers import ReadyWorkers
-from service.telemetry.logs import get_logger
-
-log = get_logger(__name__)
 
 HEAD = b"record", b"status", b"started_at", b"finished_at", b"error"  # of a job in a list; its result may be large
 LOOK_AGAIN_S = 5.0  # how often one who waits looks at the job itself, in case its end was not heard
@@ -262,12 +260,11 @@ class AsyncJobs:
 
 def _record(job_id: str, raw: bytes, parse: Callable[[bytes], JobRecord] = JobRecord.read) -> JobRecord:
     """Parse a job's record. Unavailable if another version of the service wrote it and this one cannot read it."""
-    try:
-        return parse(raw)
-    except ValueError as error:
-        log.warning("job record cannot be read", job_id=job_id, reason=str(error))
+    record = read_record(job_id, raw, parse)
+    if record is None:
         detail = f"job {job_id!r} was created by a newer version of the service than this process; try again"
-        raise Unavailable(detail, headers={"Retry-After": "2"}) from error
+        raise Unavailable(detail, headers={"Retry-After": "2"})
+    return record
 
 
 def _head(record: JobRecord, fields: Mapping[bytes, bytes], done: int) -> dict[str, Any]:

@@ -121,8 +121,11 @@ class Storer:
     def _commit(self, work: Work) -> None:
         if work.finished:
             # A job ends with its only picture, if that is also its grid.
-            alone = [pair for pair in work.finished if pair[0].record.total == 1 and not pair[0].record.has_grid]
-            results = {claim.job: score([one.verdict], 1) for claim, one in alone}
+            results = {
+                claim.job: score([one.verdict], 1)
+                for claim, one in work.finished
+                if claim.record.total == 1 and not claim.record.has_grid
+            }
             complete, gone = self.store.commit(work.stream, work.finished, results)
             work.complete += complete
             self._all([partial(self.files.remove, job_id) for job_id in gone])
