@@ -11,8 +11,7 @@ import httpx
 from faults import checks, history
 from faults.checks import Fetched
 from faults.harness import Stack, until
-from service import pictures
-from service.pictures import PictureFiles
+from service.files import GRID, PictureFiles, picture_name
 from service.store import keys
 
 # Long enough to be hit in the middle of a batch, and each sampled differently. A toy's step takes a few milliseconds.
@@ -176,8 +175,8 @@ class Trial:
 
     def _fetch(self, job_id: str, number: int) -> Fetched:
         total, files = len(BODIES[number]["labels"]), PictureFiles(self.stack.store.settings.pictures)
-        found = [files.read(job_id, pictures.picture(index)) for index in range(total)]
-        return Fetched(found, files.read(job_id, pictures.GRID) if total > 1 else found[0])
+        found = [files.read(job_id, picture_name(index)) for index in range(total)]
+        return Fetched(found, files.read(job_id, GRID) if total > 1 else found[0])
 
     def check(self) -> list[str]:
         """Wait for the end of all jobs and return all problems."""

@@ -214,7 +214,7 @@ def webhook_secret(
     name: Annotated[str, typer.Argument(help="the owner; leave it out if the service has no API keys")] = "",
 ) -> None:
     """Print the secret, derived from LABELGRID_WEBHOOK_SECRET, that verifies an owner's webhooks."""
-    from service.webhooks.signing import receiver_secret, signing_key
+    from service.webhooks.worker import receiver_secret, signing_key
 
     with _process("webhook-secret") as settings:
         if settings.webhook_secret is None:

@@ -13,7 +13,7 @@ from typing import Any
 from benchmarks.results import commit
 from faults.harness import NotInTime, until
 from faults.report import ROOT, keep_soak, machine
-from service.pictures import PictureFiles
+from service.files import PictureFiles
 from soak import outcome
 from soak.load import Load
 from soak.memory import Sampler

@@ -10,8 +10,7 @@ from redis import Redis
 
 from faults import checks, history
 from faults.checks import Fetched
-from service import pictures
-from service.pictures import PictureFiles
+from service.files import GRID, PictureFiles, picture_name
 from service.store.connection import text
 from soak.load import BODIES, Ledger
 
@@ -62,8 +61,8 @@ def _of_job(
 def _fetched(files: PictureFiles, job_id: str, total: int) -> Fetched | None:
     """Return a job's pictures; None if a client has deleted them."""
     try:
-        found = [files.read(job_id, pictures.picture(index)) for index in range(total)]
-        return Fetched(found, files.read(job_id, pictures.GRID) if total > 1 else found[0])
+        found = [files.read(job_id, picture_name(index)) for index in range(total)]
+        return Fetched(found, files.read(job_id, GRID) if total > 1 else found[0])
     except FileNotFoundError:
         return None
 

@@ -29,8 +29,8 @@ from service.api.server import Server
 from service.local.redis_server import RedisServer
 from service.openai.routes import mount
 from service.settings import Settings
-from service.store import functions, workers
-from service.store.connection import connect
+from service.store import workers
+from service.store.connection import call, connect
 from service.store.jobs import JobStore
 from tests.documented import Documented
 from tests.s3 import serve_s3
@@ -87,7 +87,7 @@ def _workers_are_not_remembered() -> None:
 def connection(redis_server: RedisServer) -> Iterator[Redis]:
     client = connect(redis_server.url)
     client.flushall()
-    functions.call(client, "live_workers")  # loads them, lest it be the first call of a test that counts commands
+    call(client, "live_workers")  # loads them, lest it be the first call of a test that counts commands
     yield client
     client.flushall()
     client.close()

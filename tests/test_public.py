@@ -15,7 +15,7 @@ import pytest
 import trustme
 import yaml
 
-from service.pictures import PictureFiles, picture
+from service.files import PictureFiles, picture_name
 from service.settings import Settings
 from service.store.jobs import JobStore
 from tests.conftest import api_server
@@ -129,7 +129,7 @@ def test_a_client_that_does_not_read_its_answer_loses_it(proxy: Proxy, settings:
     large, files = bytes(32 << 20), PictureFiles(settings.pictures)  # more than the system's buffers take
     body, headers = {"labels": [["red cube"]]}, {"prefer": "respond-async"}
     job_id = proxy.client.post("/generate", json=body, headers=headers).json()["id"]
-    files.write(job_id, picture(0), large)
+    files.write(job_id, picture_name(0), large)
     with proxy.connect() as client:
         client.sendall(f"GET /jobs/{job_id}/images/0.png HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
         received = len(client.recv(1 << 20))

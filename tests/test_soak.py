@@ -7,10 +7,9 @@ import numpy as np
 import pytest
 from redis import Redis
 
-from service import pictures
 from service.contract.records import JobRecord
+from service.files import GRID, PictureFiles, picture_name
 from service.local.redis_server import RedisServer
-from service.pictures import PictureFiles
 from service.store import keys
 from service.store.jobs import JobStore
 from soak import outcome
@@ -137,9 +136,9 @@ def test_what_is_left_over_is_found(connection: Redis, settings: object) -> None
 def test_other_pictures_are_found(store: JobStore, server: RedisServer, files: PictureFiles) -> None:
     job = good(store)
     for index, png in enumerate(UNDISTURBED.pictures):
-        files.write(job.id, pictures.picture(index), png)
-    files.write(job.id, pictures.GRID, UNDISTURBED.grid)
+        files.write(job.id, picture_name(index), png)
+    files.write(job.id, GRID, UNDISTURBED.grid)
     assert problems(server, files, job) == []
     for index in range(2):
-        files.write(job.id, pictures.picture(index), b"other")
+        files.write(job.id, picture_name(index), b"other")
     assert problems(server, files, job) == [f"job {job.id}: its pictures [0, 1] differ from an undisturbed run"]

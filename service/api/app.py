@@ -18,7 +18,7 @@ from service.api.dependencies import MAX_UPLOADS, Service
 from service.api.openapi import DocumentedAPI
 from service.api.results import ResultReader, Slots
 from service.api.routes import generate, jobs, meta, metrics, page, score
-from service.pictures import PictureFiles
+from service.files import PictureFiles
 from service.settings import Settings
 from service.store.async_jobs import AsyncJobs
 from service.store.connection import connect, connect_async

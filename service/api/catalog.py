@@ -15,7 +15,7 @@ from functools import lru_cache, partial
 from pydantic import ValidationError
 
 from service.contract.errors import BadRequest, NoModel, UnknownCheckpoint
-from service.storage_threads import StorageThreads
+from service.files import StorageThreads
 from shared import storage as files
 from shared.checkpoint import (
     SUFFIX,

@@ -16,11 +16,9 @@ from fastapi.responses import StreamingResponse
 from redis.exceptions import RedisError
 from starlette.types import Receive, Scope, Send
 
-from service import pictures
 from service.contract.errors import ExpiredJob, NotReady, ServiceError, Unavailable, UnknownPicture
 from service.contract.schemas import Job
-from service.pictures import PictureFiles
-from service.storage_threads import Stalled, StorageThreads
+from service.files import GRID, PictureFiles, Stalled, StorageThreads, picture_name, trajectory_name
 from service.store.async_jobs import AsyncJobs
 from service.telemetry.logs import get_logger
 
@@ -73,25 +71,25 @@ class ResultReader:
 
     async def image(self, job_id: str, owner: str, index: int) -> bytes:
         """Return a picture's PNG. NotReady until it is finished; UnknownJob, ExpiredJob, UnknownPicture."""
-        return await self._stored(self.files.read, job_id, owner, pictures.picture(index), index)
+        return await self._stored(self.files.read, job_id, owner, picture_name(index), index)
 
     async def send_image(self, job_id: str, owner: str, index: int) -> CutStream:
         """Answer with a picture's PNG. The same errors."""
-        return await self._send(job_id, owner, pictures.picture(index), index)
+        return await self._send(job_id, owner, picture_name(index), index)
 
     async def send_trajectory(self, job_id: str, owner: str, index: int) -> CutStream:
         """Answer with a picture's trajectory. The same errors; UnknownPicture also if the job has none."""
         if (await self.jobs.record(job_id)).trajectory is None:
             raise UnknownPicture("the job has no trajectories; request them with `trajectory`")
-        return await self._send(job_id, owner, pictures.trajectory(index), index)
+        return await self._send(job_id, owner, trajectory_name(index), index)
 
     async def send_grid(self, job: Job, owner: str, headers: Mapping[str, str] | None = None) -> CutStream:
         """Answer with the grid's PNG. NotReady until the job is finished; ExpiredJob."""
         if job.result is None:
             raise NotReady.of("the grid", job.status)
-        name, index = pictures.GRID, getattr(job.result, "best", 0)
+        name, index = GRID, getattr(job.result, "best", 0)
         if len(job.result.pictures) == 1 and job.seed is not None:  # sampled: the picture is the grid
-            name = pictures.picture(index)
+            name = picture_name(index)
         return await self._send(job.id, owner, name, index, headers)
 
     async def _send(
@@ -140,7 +138,7 @@ class ResultReader:
 
     async def uploaded(self, job_id: str, total: int) -> list[bytes]:
         """Return all pictures that were uploaded for a job. ExpiredJob if one is gone."""
-        reads = (self._in_storage(self.files.read, job_id, pictures.picture(i)) for i in range(total))
+        reads = (self._in_storage(self.files.read, job_id, picture_name(i)) for i in range(total))
         try:
             return await asyncio.gather(*reads)
         except FileNotFoundError as error:
@@ -148,7 +146,7 @@ class ResultReader:
 
     async def upload(self, job_id: str, pngs: Sequence[bytes]) -> None:
         """Write pictures that a job is to judge. Unavailable if storage does not take them."""
-        names = map(pictures.picture, range(len(pngs)))
+        names = map(picture_name, range(len(pngs)))
         await asyncio.gather(
             *(self._in_storage(self.files.write, job_id, name, png) for name, png in zip(names, pngs, strict=True))
         )

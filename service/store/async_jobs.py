@@ -31,12 +31,10 @@ from service.contract.records import JOB_ID, TERMINAL, JobRecord, JobResult, Mod
 from service.contract.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Repeat, ScoreResult, Summary
 from service.settings import Settings
 from service.store import keys
-from service.store.connection import text
-from service.store.doorbell import Doorbell
-from service.store.functions import Pipeline
+from service.store.connection import Pipeline, text
 from service.store.hub import Hub
 from service.store.jobs import read_record
-from service.store.workers import ReadyWorkers
+from service.store.workers import Doorbell, ReadyWorkers
 
 HEAD = b"record", b"status", b"started_at", b"finished_at", b"error"  # of a job in a list; its result may be large
 LOOK_AGAIN_S = 5.0  # how often one who waits looks at the job itself, in case its end was not heard

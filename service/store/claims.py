@@ -14,8 +14,8 @@ from redis.exceptions import ResponseError
 
 from service.contract.records import JobRecord, Picture
 from service.settings import Settings
-from service.store import functions, keys
-from service.store.connection import best_effort, text
+from service.store import keys
+from service.store.connection import best_effort, call, text
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -64,11 +64,11 @@ class PictureStream:
         self.held = set[str]()
         self.suspects = 0  # pictures that nobody has claimed and that must be sampled alone, when last looked
         self._left: dict[str, tuple[Claim, float]] = {}  # by entry; and when it was left to other workers
-        functions.call(connection, "open_stream", digest, self.lease_ms)
+        call(connection, "open_stream", digest, self.lease_ms)
 
     def claim_new(self, room: int) -> list[Claim]:
         """Claim up to `room` pending pictures, in the fair queue's order."""
-        return self.read(functions.call(self.connection, "claim", self.digest, self.consumer, room))
+        return self.read(call(self.connection, "claim", self.digest, self.consumer, room))
 
     def claim_stale(self, room: int, *, may_be_alone: bool) -> tuple[list[Claim], list[tuple[Claim, str]]]:
         """Take over expired leases: up to `room` claims to sample, and hopeless ones, each with why its job must fail.
@@ -173,5 +173,5 @@ class PictureStream:
     def discard(self, entries: Sequence[str]) -> None:
         """Delete entries whose pictures are not needed."""
         if entries:
-            functions.call(self.connection, "discard", self.digest, *entries)
+            call(self.connection, "discard", self.digest, *entries)
             self.held.difference_update(entries)

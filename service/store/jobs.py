@@ -14,10 +14,10 @@ from redis import Redis
 
 from service.contract.records import TERMINAL, FinishedPicture, JobRecord, JobResult, JobStatus, ModelName, Verdict
 from service.settings import Settings
-from service.store import functions, keys
+from service.store import keys
 from service.store.claims import Claim, PictureStream
-from service.store.connection import text
-from service.store.doorbell import Doorbell
+from service.store.connection import call, text
+from service.store.workers import Doorbell
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import JOBS_ENDED
@@ -48,7 +48,7 @@ class JobStore:
             if claim.index is not None:
                 indices[claim.job].append(claim.index)
         arguments = [part for job_id, of_job in indices.items() for part in (job_id, len(of_job), *of_job)]
-        answers = functions.call(self.connection, "begin", time.time(), *arguments)
+        answers = call(self.connection, "begin", time.time(), *arguments)
         records = dict[str, JobRecord | None]()  # of open jobs; None for one that cannot be read
         finished = set[tuple[str, int | None]]()
         for job_id, answer in zip(indices, answers, strict=True):
@@ -80,7 +80,7 @@ class JobStore:
 
     def _end_early(self, job_id: str, status: JobStatus, reason: str = "") -> bool:
         fields = ["finished_at", time.time(), *(["error", reason] if reason else [])]
-        raw = functions.call(self.connection, "end_early", self.settings.keep_s, job_id, status, *fields)
+        raw = call(self.connection, "end_early", self.settings.keep_s, job_id, status, *fields)
         if raw is None:
             return False
         self._moved(job_id, status, read_record(job_id, raw, JobRecord.read), reason)
@@ -88,21 +88,21 @@ class JobStore:
 
     def delete(self, job_id: str) -> bool:
         """Remove an ended job; False if it has not ended, or is gone. Its files are not here."""
-        return bool(functions.call(self.connection, "delete", job_id))
+        return bool(call(self.connection, "delete", job_id))
 
     def fail_overdue(self) -> None:
         """Fail the open jobs whose time is over. Redis's clock decides: those of API and workers may be wrong."""
-        for raw in functions.call(self.connection, "overdue"):
+        for raw in call(self.connection, "overdue"):
             self.fail(text(raw), OVERDUE)
 
     def wanted(self) -> list[ModelName]:
         """Return the models that have work which no live worker has taken."""
-        found = functions.call(self.connection, "wanted", int(self.settings.lease_s * 1000))
+        found = call(self.connection, "wanted", int(self.settings.lease_s * 1000))
         return [ModelName.read(about) for _, about in found]
 
     def of_model(self, digest: str) -> list[str]:
         """Return the open jobs of a model."""
-        return [text(raw) for raw in functions.call(self.connection, "jobs_of", digest)]
+        return [text(raw) for raw in call(self.connection, "jobs_of", digest)]
 
     def commit(
         self,
@@ -121,7 +121,7 @@ class JobStore:
             result = results.get(claim.job)
             arguments += [claim.entry, *one.picture.key, one.verdict.write(), result.write() if result else ""]
         about = (self.settings.keep_s, stream.digest, stream.consumer, time.time())
-        answers, leased = functions.call(self.connection, "commit", *about, *arguments)
+        answers, leased = call(self.connection, "commit", *about, *arguments)
         gone = self._gone(stream, [claim for claim, _ in finished], answers)
         records = {claim.job: claim.record for claim, _ in finished}
         claims = stream.read(leased)
@@ -138,9 +138,7 @@ class JobStore:
         arguments: list[Any] = []
         for claim, result in results:
             arguments += [claim.entry, claim.job, result.write() if result else ""]
-        answers = functions.call(
-            self.connection, "finish", self.settings.keep_s, stream.digest, time.time(), *arguments
-        )
+        answers = call(self.connection, "finish", self.settings.keep_s, stream.digest, time.time(), *arguments)
         return self._gone(stream, [claim for claim, _ in results], answers)
 
     def _gone(self, stream: PictureStream, claims: Sequence[Claim], answers: Sequence[int]) -> set[str]:

@@ -1,23 +1,37 @@
-"""Live workers: each announces itself with a key that expires unless it is renewed. Knows nothing of jobs."""
+"""Live workers, and how idle ones are woken. Knows no jobs.
+
+A worker announces itself with a key that expires unless it is renewed. RQ wakes idle workers and names the model that
+has new work. A ring that is lost costs a second: workers also look by themselves. An RQ job is only a message here, and
+its id says all. No worker runs the function that it names, since whoever can write to Redis could name any.
+"""
 
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
 from redis import Redis
+from redis.exceptions import RedisError
+from rq import Queue
+from rq.exceptions import DequeueTimeout, DuplicateJobError
+from rq.serializers import JSONSerializer
 
-from service.store import functions, keys
-from service.store.connection import best_effort, text
+from service.store import keys
+from service.store.connection import LIBRARY, Pipeline, best_effort, call, drop_others, text
+from service.telemetry.logs import get_logger
+
+log = get_logger(__name__)
 
 LOADS_COUNT_S = 600  # how long a worker's death while it loaded a model counts
 FRESH_S = 1.0  # how long `ReadyWorkers` are taken to be as they were
+PREFIX: Final = "labelgrid-"  # of an RQ job's id, before the digest
+FORGOTTEN_S = 60  # after which a ring counts as lost that a worker died of; RQ's default is a year
 
 
 def announce(connection: Redis, name: str, about: Mapping[str, Any], lease_s: float) -> None:
     """List the worker as live for the next `lease_s`, with what it says about itself."""
-    description = json.dumps({**about, "library": functions.LIBRARY})
-    functions.call(connection, "announce", name, description, int(lease_s * 1000))
+    description = json.dumps({**about, "library": LIBRARY})
+    call(connection, "announce", name, description, int(lease_s * 1000))
 
 
 def withdraw(connection: Redis, name: str) -> None:
@@ -32,7 +46,7 @@ def is_alive(connection: Redis, name: str) -> bool:
 
 def list_live(connection: Redis) -> list[dict[str, Any]]:
     """Return what each live worker says about itself, draining ones included."""
-    return [json.loads(raw) for raw in functions.call(connection, "live_workers")]
+    return [json.loads(raw) for raw in call(connection, "live_workers")]
 
 
 def ready(live: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -66,7 +80,7 @@ def end_loading(connection: Redis, digest: str, name: str) -> None:
 class ReadyWorkers:
     """What the workers say that neither shut down nor hang, asked for once a second at most."""
 
-    def __init__(self, redis: functions.Pipeline, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, redis: Pipeline, clock: Callable[[], float] = time.monotonic) -> None:
         self.redis, self._clock = redis, clock
         self._asked_at, self._found = clock(), list[dict[str, Any]]()
 
@@ -83,4 +97,33 @@ def forget_dead(connection: Redis) -> None:
     """Remove the names of workers whose key has expired, and the libraries of functions that no live one uses."""
     if dead := [name for name in connection.smembers(keys.WORKERS) if not is_alive(connection, text(name))]:
         connection.srem(keys.WORKERS, *dead)
-    functions.drop_others(connection, {about.get("library", "") for about in list_live(connection)})
+    drop_others(connection, {about.get("library", "") for about in list_live(connection)})
+
+
+class Doorbell:
+    """The RQ queue `name`: at most one RQ job for each model."""
+
+    def __init__(self, connection: Redis, name: str) -> None:
+        # JSON, because RQ's default unpickles what it reads from Redis.
+        self.queue = Queue(name, connection=connection, serializer=JSONSerializer)
+
+    def ring(self, digests: Iterable[str]) -> None:
+        """Wake a worker for each model, unless one is about to be woken. Does not raise an error of Redis."""
+        for digest in digests:
+            try:
+                with best_effort():
+                    self.queue.enqueue_call("labelgrid.work", job_id=PREFIX + digest, unique=True, ttl=FORGOTTEN_S)
+            except DuplicateJobError:
+                pass
+            except RedisError as error:
+                log.warning("no worker could be woken", reason=str(error))
+
+    def wait(self, seconds: int) -> str | None:
+        """Wait for a ring, and return the digest of the model that has work. None if nobody rings."""
+        try:
+            _, job_id = Queue.lpop([self.queue.key], seconds, self.queue.connection)
+        except DequeueTimeout:
+            return None
+        if job := self.queue.fetch_job(text(job_id)):  # otherwise it has expired
+            job.delete()
+        return text(job_id).removeprefix(PREFIX)

@@ -5,7 +5,10 @@ attempt for each message that is due. Follows https://www.standardwebhooks.com. 
 """
 
 import asyncio
+import base64
 import contextlib
+import hashlib
+import hmac
 import json
 import random
 import signal
@@ -32,7 +35,6 @@ from service.store.connection import WARN_EVERY_S, connect_async, is_temporary, 
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 from service.webhooks.addresses import resolve
-from service.webhooks.signing import signature, signing_key
 
 log = get_logger(__name__)
 
@@ -59,6 +61,22 @@ class Refused(RuntimeError):
     def __init__(self, status: int) -> None:
         super().__init__(f"the receiver answered {status}")
         self.status = status
+
+
+def signing_key(secret: str, owner: str) -> bytes:
+    """Derive the key for one owner's messages from the service's secret, which no receiver knows."""
+    return hmac.digest(secret.encode(), b"labelgrid webhooks of " + owner.encode(), hashlib.sha256)
+
+
+def receiver_secret(key: bytes) -> str:
+    """Return a signing key in the form that receivers configure."""
+    return "whsec_" + base64.b64encode(key).decode()
+
+
+def signature(key: bytes, message_id: str, timestamp: int, body: bytes) -> str:
+    """Return the HMAC-SHA256 over id, timestamp and body, in Standard Webhooks' format."""
+    signed = f"{message_id}.{timestamp}.".encode() + body
+    return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
 
 
 async def post(client: httpx.AsyncClient, url: str, headers: dict[str, str], body: bytes, allow_private: bool) -> int:

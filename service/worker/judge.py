@@ -16,10 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from service import pictures
 from service.contract.records import FinishedPicture, Picture, Verdict
-from service.pictures import PictureFiles
-from service.storage_threads import StorageThreads
+from service.files import PictureFiles, StorageThreads, picture_name
 from service.telemetry.logs import get_logger
 from shared.device import lost
 from shared.evaluator import Judge, as_input, score_pictures
@@ -152,7 +150,7 @@ class Uploads:
         """
         while True:
             try:
-                png = self.files.read(picture.job, pictures.picture(picture.index))
+                png = self.files.read(picture.job, picture_name(picture.index))
             except FileNotFoundError as error:
                 raise LookupError("the uploaded picture is no longer stored") from error
             except OSError as error:

@@ -16,9 +16,8 @@ from redis import Redis
 from service.contract import recipe
 from service.contract.recipe import MadeWith
 from service.contract.records import ModelName
-from service.pictures import PictureFiles
+from service.files import PictureFiles, StorageThreads
 from service.settings import Settings
-from service.storage_threads import StorageThreads
 from service.store import workers
 from service.store.claims import Claim, PictureStream
 from service.telemetry.logs import get_logger

@@ -15,7 +15,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from service import watchdog
-from service.pictures import PictureFiles
+from service.files import PictureFiles
 from service.settings import SettingError, Settings
 from service.store import workers
 from service.store.connection import RetryUntilStopped, connect

@@ -13,7 +13,7 @@ from redis import Redis
 from redis.exceptions import RedisError
 
 from service.contract.records import FinishedPicture, ModelName, created_at
-from service.pictures import PictureFiles
+from service.files import PictureFiles
 from service.settings import Settings
 from service.store import workers
 from service.store.claims import Claim, PictureStream

@@ -13,12 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from redis.exceptions import RedisError
 
-from service import pictures
 from service.contract import recipe
 from service.contract.recipe import MadeWith
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict, breakdown
-from service.pictures import PictureFiles
-from service.storage_threads import Stalled, StorageThreads
+from service.files import GRID, PictureFiles, Stalled, StorageThreads, picture_name, trajectory_name
 from service.store.claims import Claim, PictureStream
 from service.store.jobs import JobStore
 from service.telemetry import tracing
@@ -105,9 +103,9 @@ class Storer:
         for one in [one for work in new for _, one in work.finished]:
             job_id, index = one.picture.key
             if one.png:  # uploaded pictures are in storage already
-                writes.append(partial(self.files.write, job_id, pictures.picture(index), one.png))
+                writes.append(partial(self.files.write, job_id, picture_name(index), one.png))
             if one.trajectory is not None:
-                writes.append(partial(self.files.write, job_id, pictures.trajectory(index), one.trajectory))
+                writes.append(partial(self.files.write, job_id, trajectory_name(index), one.trajectory))
         self._all(writes)
         for work in new:
             self._commit(work)
@@ -159,7 +157,7 @@ class Storer:
                 if record.has_grid:
                     shown = self._pixels(record.id, result.best_indices(record), work)
                     grid = compose(record, result, verdicts, work.judged_by, shown)
-                    self._all([partial(self.files.write, record.id, pictures.GRID, grid)])
+                    self._all([partial(self.files.write, record.id, GRID, grid)])
             return result
         except (RedisError, OSError, Stalled):
             raise
@@ -174,7 +172,7 @@ class Storer:
         found = {one.picture.index: one.pixels for claim, one in work.finished if claim.job == job_id}
         missing = [index for index in indices if found.get(index) is None]
         try:
-            read = self._all([partial(self.files.read, job_id, pictures.picture(index)) for index in missing])
+            read = self._all([partial(self.files.read, job_id, picture_name(index)) for index in missing])
         except FileNotFoundError as error:
             raise LookupError(f"a picture is no longer in storage: {error}") from error
         found |= {index: decoded(png) for index, png in zip(missing, read, strict=True)}

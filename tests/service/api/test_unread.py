@@ -11,9 +11,8 @@ from typing import Any, cast
 import pytest
 from PIL import Image
 
-from service import pictures
 from service.api.results import PART, ResultReader, Slots
-from service.pictures import PictureFiles
+from service.files import GRID, PictureFiles, trajectory_name
 from service.settings import Settings
 from service.store.async_jobs import AsyncJobs
 from service.store.jobs import JobStore
@@ -89,7 +88,7 @@ def test_of_a_file_that_is_not_read_two_parts_are_in_memory(
     settings: Settings, alive: JobStore, path: str, reads: list[tuple[int, int | None]]
 ) -> None:
     job_id, _ = finished(alive, 2, trajectory=2)
-    for name in (pictures.GRID, pictures.trajectory(1)):
+    for name in (GRID, trajectory_name(1)):
         PictureFiles(settings.pictures).write(job_id, name, bytes(LARGE))
     sent = asyncio.run(begun(settings, f"GET /jobs/{job_id}/{path}", lambda sent: len(sent) == 2))
     assert (reads, [len(part) for part in sent]) == ([(0, PART), (PART, 2 * PART)], [PART, PART])

@@ -8,10 +8,10 @@ from typing import Any
 from redis import Redis
 
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict, new_job_id
-from service.store import async_jobs, functions, keys
+from service.store import async_jobs, keys
 from service.store.async_jobs import IdempotentRequest
 from service.store.claims import Claim, PictureStream
-from service.store.connection import text
+from service.store.connection import call, text
 from service.store.jobs import JobStore
 from shared.options import SamplingOptions
 
@@ -38,7 +38,7 @@ def record(n: int = 2, owner: str = "", **about: Any) -> JobRecord:
 def add_job(store: JobStore, job: JobRecord, request: IdempotentRequest | None = None) -> str:
     """Create a job as `AsyncJobs` does, for tests that may block."""
     about = async_jobs.arguments(job, request, store.settings)
-    if (answer := functions.call(store.connection, "create", *about)) is not None:
+    if (answer := call(store.connection, "create", *about)) is not None:
         return async_jobs.before(answer, request, store.settings)
     store.doorbell.ring([job.digest])
     return job.id

@@ -5,9 +5,9 @@ from typing import Any
 
 from redis import Redis
 
-from service.store import functions, keys
+from service.store import keys
 from service.store.claims import GROUP
-from service.store.connection import text
+from service.store.connection import call, text
 from service.store.jobs import JobStore
 from tests.service.store.job_model import DIGESTS, OWNERS, Job, Model
 
@@ -75,6 +75,6 @@ def check_work(store: JobStore, model: Model) -> None:
     """Check which models and jobs have work, as workers ask for it."""
     assert {one.digest for one in store.wanted()} == model.wanted()
     overdue = {i for i, job in model.jobs.items() if job.is_open and job.overdue_at <= model.clock}
-    assert set(map(text, functions.call(store.connection, "overdue"))) == overdue
+    assert set(map(text, call(store.connection, "overdue"))) == overdue
     for digest in DIGESTS:
         assert set(store.of_model(digest)) == {job.record.id for job in model.of(digest) if job.is_open}

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from service.contract.records import created_at
-from service.pictures import PictureFiles
+from service.files import PictureFiles
 from service.settings import Settings
 from service.store.jobs import JobStore
 from tests.service.api.answers import problem, submitted

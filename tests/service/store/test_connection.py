@@ -1,4 +1,7 @@
-"""A Redis that is slow or refuses writes: workers retry, skip best-effort writes, and the API answers 503."""
+"""A Redis that is slow or refuses writes: workers retry, skip best-effort writes, and the API answers 503.
+
+And how the functions come into Redis: versions side by side, and a library that is missing when it is called.
+"""
 
 import asyncio
 import contextlib
@@ -16,14 +19,26 @@ from redis.exceptions import ExecAbortError, RedisError, ResponseError, TimeoutE
 from service.local.redis_server import RedisServer
 from service.settings import Settings
 from service.store import keys, workers
-from service.store.connection import RetryUntilStopped, connect, connect_async
+from service.store.async_jobs import AsyncJobs
+from service.store.connection import (
+    LIBRARY,
+    SOURCE,
+    VERSION,
+    OldRedis,
+    RetryUntilStopped,
+    call,
+    check_version,
+    connect,
+    connect_async,
+    text,
+)
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from tests.conftest import serving
 from tests.service.api.answers import submitted
 from tests.service.api.test_events import events
 from tests.service.processes import until
-from tests.service.store.helpers import full, read_only
+from tests.service.store.helpers import full, read_only, record
 from tests.service.webhooks.conftest import create_job
 
 
@@ -204,3 +219,59 @@ def test_a_redis_that_hangs_is_given_up(size: int, checked_every_s: float) -> No
         await asyncio.gather(*asyncio.all_tasks() - {asyncio.current_task()})
 
     asyncio.run(check())
+
+
+OF_ANOTHER = SOURCE.replace(VERSION, "another")
+
+
+def libraries(connection: Redis) -> set[str]:
+    return {text(library[1]) for library in connection.function_list()}
+
+
+@pytest.fixture
+def without_library(connection: Redis) -> Redis:
+    connection.function_flush()
+    return connection
+
+
+def test_a_call_loads_the_library_if_it_is_missing(without_library: Redis) -> None:
+    assert call(without_library, "live_workers") == []
+    assert libraries(without_library) == {LIBRARY}
+
+
+def test_the_event_loop_loads_the_library_too(without_library: Redis, settings: Settings) -> None:
+    store = JobStore(without_library, settings)
+    jobs = [record(1) for _ in range(3)]
+
+    async def run() -> None:
+        async with connect_async(settings.redis_url, timeout_s=5, max_connections=4) as client:
+            async_jobs = AsyncJobs(client, settings, store.doorbell)
+            ids = await asyncio.gather(*(async_jobs.create(job) for job in jobs))
+            assert ids == [job.id for job in jobs]
+            without_library.function_flush()
+            assert (await async_jobs.job(jobs[0].id)).status == "queued"
+
+    asyncio.run(run())
+    assert without_library.zcard("labelgrid:deadlines") == 3
+
+
+def test_a_former_version_is_removed_once_no_worker_uses_it(without_library: Redis) -> None:
+    without_library.function_load(OF_ANOTHER)
+    without_library.function_load("#!lua name=foreign\nredis.register_function('foreign', function() end)")
+    workers.announce(without_library, "new", {}, 60)
+    call(without_library, "announce", "old", '{"library": "labelgrid_another"}', 60_000)
+    workers.forget_dead(without_library)
+    assert libraries(without_library) == {LIBRARY, "labelgrid_another", "foreign"}
+    workers.withdraw(without_library, "old")
+    workers.forget_dead(without_library)
+    assert libraries(without_library) == {LIBRARY, "foreign"}
+
+
+def test_a_redis_before_version_7_is_refused(
+    settings: Settings, connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    check_version(settings.redis_url)
+    check_version("redis://127.0.0.1:1")  # which is away
+    monkeypatch.setattr(Redis, "info", lambda *_: {"redis_version": "6.2.22"})
+    with pytest.raises(OldRedis, match=r"is Redis 6\.2\.22: upgrade it to Redis 7 or later, or to Valkey"):
+        check_version(settings.redis_url)

@@ -22,10 +22,10 @@ from redis import Redis
 from service.contract.errors import KeyReuse
 from service.contract.records import JobResult, new_job_id
 from service.settings import Settings
-from service.store import functions, keys, workers
+from service.store import keys, workers
 from service.store.async_jobs import IdempotentRequest, NoRoom
 from service.store.claims import Claim, PictureStream
-from service.store.connection import text
+from service.store.connection import SOURCE, text
 from service.store.jobs import JobStore
 from tests.service.store.ageing import age
 from tests.service.store.helpers import RESULT, add_job, done, record
@@ -35,7 +35,7 @@ from tests.service.store.job_model import DIGESTS, LIMITS, OWNERS, Entry, Model,
 WORKERS = 2
 GRID = None  # in place of a picture's index
 CLOCK_KEY = "clock"
-SOURCE = functions.SOURCE.replace("redis.call('TIME')[1]", f"redis.call('GET', '{CLOCK_KEY}')")
+WITH_CLOCK = SOURCE.replace("redis.call('TIME')[1]", f"redis.call('GET', '{CLOCK_KEY}')")
 
 any_job = st.integers(0, 4)  # its position; the older ones were new once, too
 any_worker = st.integers(0, WORKERS - 1)
@@ -76,7 +76,7 @@ class JobMachine(RuleBasedStateMachine):
         super().__init__()
         self.connection.flushall()
         self.store = JobStore(self.connection, self.settings)
-        self.store.doorbell.ring = lambda digests: None  # type: ignore[method-assign]  # test_doorbell.py has it
+        self.store.doorbell.ring = lambda digests: None  # type: ignore[method-assign]  # test_workers.py has it
         self.model = Model()
         self.connection.set(CLOCK_KEY, self.model.clock)
         self.names = (f"w{number}" for number in count())
@@ -478,8 +478,8 @@ class JobMachine(RuleBasedStateMachine):
 def test_redis_equals_a_model_of_all_jobs(
     connection: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert SOURCE != functions.SOURCE
-    connection.function_load(SOURCE, replace=True)  # with a clock that a rule sets
+    assert WITH_CLOCK != SOURCE
+    connection.function_load(WITH_CLOCK, replace=True)  # with a clock that a rule sets
     limited = settings.model_copy(update={**LIMITS, "api_keys": "ann:0 bob:0"})
     for name, value in (("connection", connection), ("settings", limited), ("seen", Counter())):
         monkeypatch.setattr(JobMachine, name, value, raising=False)
@@ -493,7 +493,7 @@ def test_redis_equals_a_model_of_all_jobs(
     try:
         run_state_machine_as_test(JobMachine, settings=bounds)
     finally:
-        connection.function_load(functions.SOURCE, replace=True)
+        connection.function_load(SOURCE, replace=True)
     if long:
         with capsys.disabled():
             print(f"\n{examples} histories of jobs:", dict(JobMachine.seen))

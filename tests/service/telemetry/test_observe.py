@@ -6,7 +6,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from service.pictures import PictureFiles
+from service.files import PictureFiles
 from service.settings import Settings
 from service.store.jobs import JobStore
 from tests.conftest import api_server, serving

@@ -19,8 +19,7 @@ from service.contract.records import WebhookEvent
 from service.settings import Settings
 from service.store import keys
 from service.store.jobs import JobStore
-from service.webhooks.signing import receiver_secret, signing_key
-from service.webhooks.worker import Sender
+from service.webhooks.worker import Sender, receiver_secret, signing_key
 from tests.paths import ROOT
 from tests.service.processes import until
 from tests.service.store.helpers import add_job, record

@@ -8,9 +8,8 @@ import pytest
 from PIL import Image
 from redis import Redis
 
-from service import pictures
 from service.contract.records import JobRecord, ModelName, Verdict
-from service.pictures import PictureFiles
+from service.files import GRID, PictureFiles, picture_name
 from service.settings import Settings
 from service.store import keys
 from service.store.jobs import JobStore
@@ -139,7 +138,7 @@ def create_upload(runner: Runner, count: int) -> JobRecord:
     assert judge is not None
     job = record(count, kind="score", model=judge.name, digest=judge.digest, sent=True)
     for i in range(count):
-        runner.models.files.write(job.id, pictures.picture(i), png(i))
+        runner.models.files.write(job.id, picture_name(i), png(i))
     add_job(runner.store, job)
     return job
 
@@ -175,8 +174,8 @@ def verdicts_of(store: JobStore, job: JobRecord) -> list[Verdict]:
 
 def pngs(store: JobStore, job_id: str, indices: Iterable[int]) -> list[bytes]:
     files = PictureFiles(store.settings.pictures)
-    return [files.read(job_id, pictures.picture(index)) for index in indices]
+    return [files.read(job_id, picture_name(index)) for index in indices]
 
 
 def grid_of(store: JobStore, job_id: str) -> bytes:
-    return PictureFiles(store.settings.pictures).read(job_id, pictures.GRID)
+    return PictureFiles(store.settings.pictures).read(job_id, GRID)

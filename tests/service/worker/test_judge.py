@@ -11,10 +11,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from service import pictures as names
 from service.contract.recipe import MadeWith, of_picture
 from service.contract.records import FinishedPicture, Picture, Point, Verdict
-from service.pictures import PictureFiles
+from service.files import PictureFiles, picture_name
 from service.store import keys
 from service.store.jobs import JobStore
 from service.worker.judge import JUDGED_TOGETHER, Failed, Outcome, Uploads, judge_pictures
@@ -35,7 +34,7 @@ def judged(folder: Path, judge: ToyJudge, *pngs: bytes | None) -> list[Outcome]:
     )
     for one, content in zip(pictures, pngs, strict=True):
         if content is not None:
-            uploads.files.write(one.job, names.picture(one.index), content)
+            uploads.files.write(one.job, picture_name(one.index), content)
     uploads.admit(pictures)
     wait([read for _, read in uploads._reads.values()])
     return sorted(uploads.step(), key=lambda outcome: outcome.picture.index)

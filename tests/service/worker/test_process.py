@@ -13,8 +13,8 @@ import pytest
 from redis import Redis
 
 from service.contract.records import new_job_id
+from service.files import PictureFiles
 from service.local.redis_server import RedisServer
-from service.pictures import PictureFiles
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.claims import GROUP

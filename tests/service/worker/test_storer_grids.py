@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from service import pictures
+from service.files import picture_name
 from service.store import keys
 from service.store.claims import Claim
 from service.store.jobs import JobStore
@@ -54,9 +54,9 @@ def test_a_job_whose_grid_cannot_be_composed_fails_alone(
     while not done_count(store, job.id):
         runner.run_once()
     if broken == "no picture":
-        (runner.storer.files.folder(job.id) / pictures.picture(0)).unlink()
+        (runner.storer.files.folder(job.id) / picture_name(0)).unlink()
     elif broken == "no PNG":
-        runner.storer.files.write(job.id, pictures.picture(0), b"no PNG")
+        runner.storer.files.write(job.id, picture_name(0), b"no PNG")
     else:
         store.connection.hset(keys.verdicts(job.id), "0", b"no JSON")
     run(runner, job.id, other.id)

@@ -9,7 +9,7 @@ import torch
 from redis import Redis
 
 from service.contract.records import MAX_STAGES
-from service.pictures import PictureFiles
+from service.files import PictureFiles
 from service.settings import Settings
 from service.store.jobs import JobStore
 from service.worker.engine import stages

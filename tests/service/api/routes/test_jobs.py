@@ -11,10 +11,9 @@ import httpx
 import pytest
 from redis import Redis
 
-from service import pictures
 from service.api.uploads.picture_zip import read_submission
 from service.contract.records import JobResult, new_job_id
-from service.pictures import PictureFiles
+from service.files import GRID, PictureFiles, picture_name
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.claims import PictureStream
@@ -133,8 +132,8 @@ def finished(store: JobStore, n: int, best: int = 0, repeats: int = 1, **about: 
     pngs = [png(seed) for seed in range(job.total)]
     files = PictureFiles(store.settings.pictures)
     for index, one in enumerate(pngs):
-        files.write(job.id, pictures.picture(index), one)
-    files.write(job.id, pictures.GRID, b"grid")
+        files.write(job.id, picture_name(index), one)
+    files.write(job.id, GRID, b"grid")
     stream = PictureStream(store.connection, store.settings, DIGEST, "w")
     complete = commit_all(store, stream)
     result = JobResult(repeats=RESULT.repeats * repeats, best=best)

@@ -18,7 +18,7 @@ from service.api.routes import score
 from service.api.uploads.png import check_picture
 from service.client import Client
 from service.client.__main__ import app
-from service.pictures import PictureFiles, picture
+from service.files import PictureFiles, picture_name
 from service.settings import Settings
 from service.store import keys
 from service.store.async_jobs import AsyncJobs
@@ -131,7 +131,7 @@ def test_uploads_stay_if_redis_breaks_after_it_has_created_their_job(
         patch.setattr(AsyncJobs, "create", breaking)
         problem(send(client, zipped(GOOD), headers), 503, "unavailable")
     job_id = send(client, zipped(GOOD), headers).json()["id"]
-    assert PictureFiles(settings.pictures).read(job_id, picture(2)) == png(2)
+    assert PictureFiles(settings.pictures).read(job_id, picture_name(2)) == png(2)
 
 
 def test_pictures_hold_a_place_until_they_are_stored(

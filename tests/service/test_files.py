@@ -1,14 +1,16 @@
-"""Files of pictures in a folder, on an object store in memory, and on a real S3 server."""
+"""Files of pictures in a folder, on an object store in memory, and on a real S3 server; and calls that hang."""
 
+import asyncio
 import stat
+import threading
+from functools import partial
 from pathlib import Path
 from uuid import uuid4
 
 import pytest
 
-from service import pictures
 from service.contract.records import hour_of, new_job_id
-from service.pictures import PictureFiles
+from service.files import GRID, PictureFiles, Stalled, StorageThreads, picture_name, trajectory_name
 from shared import storage
 from shared.storage import Location, open_storage
 from tests.s3 import BUCKET
@@ -28,7 +30,7 @@ def files(request: pytest.FixtureRequest, tmp_path: Path) -> PictureFiles:
 
 def add(files: PictureFiles, age_s: float) -> str:
     job_id = new_job_id(NOW - age_s)
-    for name in (pictures.picture(0), pictures.trajectory(0), pictures.GRID):
+    for name in (picture_name(0), trajectory_name(0), GRID):
         files.write(job_id, name, f"{name} of {job_id}".encode())
     return job_id
 
@@ -108,3 +110,46 @@ def test_an_hour_that_may_not_be_removed_keeps_no_other(
     monkeypatch.setattr(storage, "remove_folder", refuse)
     assert files.remove_older(NOW) == 1
     assert [is_there(files, job_id) for job_id in old] == [refused == 0, refused == 1]
+
+
+def test_calls_return_in_order_and_raise_what_they_raise() -> None:
+    threads = StorageThreads(2)
+    assert threads.all([lambda i=i: i for i in range(5)], 60) == [0, 1, 2, 3, 4]  # type: ignore[misc]
+    with pytest.raises(ZeroDivisionError):
+        threads.all([lambda: 1, lambda: 1 // 0], 60)
+    assert asyncio.run(threads.one(lambda: 7, 60)) == 7
+    assert threads.all([], 60) == []
+
+
+def test_calls_behind_one_that_hangs_are_given_up() -> None:
+    threads, hang, begun = StorageThreads(1), threading.Event(), threading.Event()
+    calls = list[int]()
+
+    def hanging() -> None:
+        begun.set()
+        hang.wait()
+
+    late = threads.submit(hanging)
+    begun.wait()
+    with pytest.raises(Stalled, match=r"within 0\.01 s"):
+        threads.all([partial(calls.append, 1)], 0.01)
+    hang.set()
+    late.result()
+    threads.submit(lambda: None).result()
+    threads.all([partial(calls.append, 3)], 60)
+    assert calls == [3]
+
+
+def test_the_event_loop_goes_on_while_a_call_hangs() -> None:
+    threads, hang = StorageThreads(1), threading.Event()
+
+    async def work() -> str:
+        other = asyncio.create_task(asyncio.sleep(0, "done"))
+        with pytest.raises(Stalled):
+            await threads.one(hang.wait, 0.01)
+        with pytest.raises(Stalled):  # the only thread is taken
+            await threads.one(lambda: None, 0.01)
+        return await other
+
+    assert asyncio.run(work()) == "done"
+    hang.set()
