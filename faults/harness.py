@@ -97,7 +97,8 @@ class Stack:
     def start(self, workers: int, worker_command: str) -> None:
         """Start everything and return when it is ready. NotInTime."""
         self.children["redis"] = Child("Redis server", self._start_redis)
-        self.observe(self.redis)
+        self.connection = connect(self.redis.url)
+        self.store = JobStore(self.connection, Settings(redis_url=self.redis.url, pictures=self.folder / "pictures"))
         self.run("api", f"service api --port {self.port}")
         for number in range(workers):
             self.run(f"worker {number}", worker_command, LABELGRID_ALIVE_FILE=str(self.folder / f"alive-{number}"))
@@ -118,12 +119,6 @@ class Stack:
         with connect(self.redis.url) as connection:
             connection.config_set("auto-aof-rewrite-percentage", 0)  # so that the file keeps all changes
         return process
-
-    def observe(self, redis: RedisServer) -> None:
-        """Look at this server from now on."""
-        self.redis = redis
-        self.connection = connect(redis.url)
-        self.store = JobStore(self.connection, Settings(redis_url=redis.url, pictures=self.folder / "pictures"))
 
     def run(self, name: str, command: str, **environment: str) -> None:
         """Run `python -m COMMAND`, and run it again whenever it ends."""

@@ -9,6 +9,7 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
+from urllib.parse import urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -21,8 +22,8 @@ from pydantic import (
     field_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
+from redis import Redis
 
-from service import redis_address
 from shared.options import LIMITS, EngineName
 from shared.storage import Location, open_storage
 
@@ -47,6 +48,24 @@ def _device(value: str) -> str:
     if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", value):
         raise ValueError("it should be auto, cpu, cuda or cuda:N")
     return value
+
+
+def _redis_url(url: str) -> str:
+    """Return an address that redis-py can use. ValueError otherwise; its text shows no part of the address."""
+    try:
+        parts = urlsplit(url)
+        if parts.fragment or parts.port == 0:
+            raise ValueError
+    except ValueError:
+        reason = "it cannot be read; in its user name and password write # as %23, / as %2F and ? as %3F"
+        raise ValueError(reason) from None
+    try:
+        Redis.from_url(url).connection_pool.make_connection()  # connects to nothing
+    except TypeError as error:
+        raise ValueError(f"an option after its ? is unknown: {str(error).rpartition(' ')[2]}") from None
+    if parts.scheme != "unix" and not re.fullmatch("/?[0-9]*/?", parts.path):  # else redis-py takes database 0
+        raise ValueError("its database should be a number, as in redis://host:6379/1")
+    return url
 
 
 class StartError(RuntimeError):
@@ -82,12 +101,11 @@ class Settings(BaseSettings):
     `python -m service` keeps them beside Redis's data instead."""
     keep_days: float = Field(default=7, gt=0, le=36_500)
     """How many days a job, its verdicts and its pictures are kept after it ends."""
-    redis_url: Annotated[str, AfterValidator(redis_address.checked)] = Field(
+    redis_url: Annotated[str, AfterValidator(_redis_url)] = Field(
         default="redis://127.0.0.1:6379/0", validation_alias=AliasChoices("LABELGRID_REDIS_URL", "REDIS_URL")
     )
-    """The server that all processes share: Redis 7 or later, or Valkey. redis://, rediss:// with TLS, unix://, or
-    redis+sentinel://host:26379,host/NAME for a primary that Sentinels watch. If unset, `python -m service` starts its
-    own."""
+    """The server that all processes share: Redis 7 or later, or Valkey. redis://, rediss:// with TLS, or unix://. If
+    unset, `python -m service` starts its own."""
     queue: str = "labelgrid"
     """Name of the RQ queue. Two services also need different Redis databases, the number at the end of redis_url."""
 

@@ -3,12 +3,10 @@
 import contextlib
 import os
 import signal
-import subprocess
 import time
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import Any
 from urllib.parse import quote
 
 import httpx
@@ -20,13 +18,12 @@ from faults.disk import fill_up, small_file_system
 from faults.harness import Stack, until
 from faults.trial import BODIES, LABELS, LARGE, SMALL, Trial
 from service.local.demo import free_port
-from service.local.redis_server import RedisServer, die_with_parent, stop
+from service.local.redis_server import RedisServer
 from service.store import keys
 from service.store.connection import connect
 
 FULL_S = 15.0  # how long Redis stays full: longer than a lease
 FILLER = "filler"
-DOWN_MS = 2000  # without an answer, until a Sentinel takes Redis for dead
 AWAY_S, PROBE_EVERY_S = 180.0, 10.0
 STORED = b"\r\n$6\r\nHSETNX\r\n"  # the function that stores a picture
 
@@ -195,74 +192,6 @@ def failover(trial: Trial) -> None:
         raise RuntimeError("the former primary needed a full synchronization: its history is incomplete")
 
 
-class Watched(RedisServer):
-    """A server that its replica and Sentinels reach by TCP."""
-
-    def __init__(self, folder: Path, lines: str = "") -> None:
-        super().__init__(folder)
-        self.port, self.lines = free_port(), lines
-        self.has_replica = False
-
-    def start(self) -> subprocess.Popen[bytes]:
-        """Start it, and wait for its replica, whose append-only file must have every change."""
-        process = super().start()
-        if self.has_replica:
-            with connect(self.url) as connection:
-                until(lambda: _follower_is_online(connection), "the replica")
-        return process
-
-    def _config(self) -> str:
-        own = f"port {self.port}\nbind 127.0.0.1\nauto-aof-rewrite-percentage 0\n{self.lines}"
-        return super()._config().replace("port 0\n", own)
-
-
-@contextlib.contextmanager
-def sentinels(stack: Stack) -> Iterator[RedisServer]:
-    """Run three Sentinels and a replica of Redis. API and workers know the addresses of the Sentinels alone."""
-    stack.redis = first = Watched(stack.folder / "redis")
-    second = Watched(stack.folder / "replica", f"replicaof 127.0.0.1 {first.port}\nmasterauth {first.password}\n")
-    second.password, first.has_replica = first.password, True
-    ports, running = [free_port() for _ in range(3)], list[subprocess.Popen[bytes]]()
-    try:
-        second.start()
-        for port in ports:
-            file = stack.folder / f"sentinel-{port}.conf"
-            file.write_text(
-                f"port {port}\nbind 127.0.0.1\nlogfile {file.with_suffix('.log')}\n"
-                f"sentinel monitor jobs 127.0.0.1 {first.port} 2\nsentinel auth-pass jobs {first.password}\n"
-                f"sentinel down-after-milliseconds jobs {DOWN_MS}\nsentinel failover-timeout jobs {3 * DOWN_MS}\n"
-            )
-            command = [str(first.binary), str(file), "--sentinel"]
-            running.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, preexec_fn=die_with_parent))
-        hosts = ",".join(f"127.0.0.1:{port}" for port in ports)
-        stack.environment["LABELGRID_REDIS_URL"] = f"redis+sentinel://:{first.password}@{hosts}/jobs"
-        yield second
-    finally:
-        for process in running:
-            stop(process)
-        second.stop()
-
-
-def sentinel_failover(trial: Trial) -> None:
-    """Redis is killed for good; three Sentinels promote its replica"""
-    second, first = trial.stack.beside, trial.stack.connection
-    trial.begin()
-    # Replication is asynchronous: Redis may lose its last writes. Here the accepted jobs are not among them.
-    first.set(FILLER, 1)
-    first.delete(FILLER)
-    if not first.wait(1, 10_000):
-        raise RuntimeError("the replica does not follow")
-
-    def kill() -> None:
-        trial.stack.held.add("redis")
-        trial.stack.signal("redis", signal.SIGKILL)
-        trial.stack.observe(second)
-        until(lambda: trial.stack.connection.info("replication")["role"] == "master", "the failover")
-
-    trial.strike(kill)
-    trial.recover()
-
-
 def _offset(connection: Redis) -> int:
     about = connection.info("replication")
     return int(about["slave_repl_offset" if about["role"] == "slave" else "master_repl_offset"])
@@ -285,8 +214,3 @@ def unreadable_record(trial: Trial) -> None:
         raise RuntimeError(f"a damaged record: GET returned {one.text}; the list has {len(listed)} jobs")
     trial.recover()
     trial.wait(damaged)
-
-
-def _follower_is_online(connection: Redis) -> bool:
-    follower: Any = connection.info("replication").get("slave0", {})
-    return bool(follower.get("state") == "online")

@@ -15,6 +15,7 @@ from typing import Any
 
 import hiredis
 from redis import Redis
+from redis.asyncio import ConnectionPool as AsyncPool
 from redis.asyncio import Redis as AsyncRedis
 from redis.asyncio.connection import AbstractConnection
 from redis.backoff import DecorrelatedJitterBackoff
@@ -30,7 +31,6 @@ from redis.exceptions import (
 )
 from redis.retry import Retry
 
-from service import redis_address
 from service.settings import StartError
 from service.telemetry.logs import get_logger
 
@@ -146,7 +146,7 @@ def connect(url: str, *, timeout_s: float = 15.0, retry: Retry | None = None) ->
         "health_check_interval": 30,
         "retry": retry,
     }
-    return redis_address.client(url, **options)
+    return Redis.from_url(url, **options)
 
 
 class _PackedInC(AbstractConnection):
@@ -164,10 +164,9 @@ def connect_async(url: str, *, timeout_s: float, max_connections: int) -> AsyncR
         "socket_connect_timeout": 5.0,
         "max_connections": max_connections,
     }
-    client = redis_address.async_client(url, **options)
-    pool: Any = client.connection_pool
+    pool: Any = AsyncPool.from_url(url, **options)
     pool.connection_class = type("Connection", (_PackedInC, pool.connection_class), {})
-    return client
+    return AsyncRedis.from_pool(pool)
 
 
 def call(connection: Redis, function: str, *arguments: Any) -> Any:

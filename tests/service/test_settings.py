@@ -33,6 +33,7 @@ NOT_ALLOWED = [
         ("REDIS_URL", f"redis://:{password}@h:6379/0", "REDIS_URL=***@h:6379/0: it cannot be read; in its user name")
         for password in ("two/parts", "12#parts")
     ),
+    ("REDIS_URL", "redis://h/0?foo=1", "REDIS_URL=redis://h/0?foo=1: an option after its ? is unknown: 'foo'"),
     # redis-py takes database 0 instead, so two services would share their jobs
     ("REDIS_URL", "redis://h/staging", "REDIS_URL=redis://h/staging: its database should be a number, as in"),
     ("LABELGRID_LEASE_S", "2", "LABELGRID_LEASE_S=2: it should be more than LABELGRID_HEARTBEAT_S=2.0"),
