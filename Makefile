@@ -79,7 +79,7 @@ format: $(VENV)/.dev  ## Format the code and fix what ruff can fix
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(VENV)/.bench  ## Run all benchmarks (40 minutes), write docs/performance.md
+bench: $(VENV)/.bench  ## Run all benchmarks (half an hour), write docs/performance.md
 	$(BIN)/python -m benchmarks.run
 
 bench-quick: $(VENV)/.bench  ## Run the benchmarks at small sizes (three minutes), write to runs/bench-quick

@@ -5,9 +5,9 @@
 - `baselines/`: other implementations that ours is compared with.
 - `sampling_choices` compares the sampling options of one checkpoint, also of your own; `request_path` lists the
   functions that a request runs through. `make bench` runs neither.
-- `subject` (what is measured), `trees` (this commit and an older one), `stack` (the service as processes), `busy`
-  (other work on the machine), `clients` (over HTTP), `calls` (network calls of either commit), `batching` (policies,
-  simulated), `capacity_model` (computed), `timing`, `results` and `document` serve the sections.
+- `subject` (what is measured), `stack` (the service as processes), `busy` (other work on the machine), `clients` (over
+  HTTP), `batching` (policies, simulated), `capacity_model` (computed), `timing`, `results` and `document` serve the
+  sections.
 
 May import every package; no package imports it. Start reading in `run.py`, then a section.
 """

@@ -21,7 +21,6 @@ TITLES = {
     "workers": "Two workers beside one",
     "load": "Batching under load",
     "servers": "Beside other servers",
-    "before": "OpenVINO beside torch",
     "growth": "Growth",
     "scaling": "One Redis",
     "training": "Training",
@@ -56,15 +55,6 @@ GOALS: list[Goal] = [
     ("servers.burst_vs_litserve_defaults_quiet", "the burst relative to LitServe with diffusers' defaults", 3.0, True),
     ("servers.burst_vs_litserve_defaults_busy", "the same beside two busy processes", 3.0, True),
     ("servers.arriving_p95_vs_litserve_quiet", "mixed requests at random times, p95 relative to LitServe", 0.7, False),
-    ("before.call_speedup_1_rows", "a network call of 1 row, speed-up over packed torch", None, True),
-    ("before.call_speedup_8_rows", "the same of 8 rows", None, True),
-    ("before.call_speedup_32_rows", "the same of 32 rows", None, True),
-    ("before.requests_1_busy", "requests beside one busy process, speed-up over packed torch", 3.0, True),
-    ("before.requests_2_busy", "the same beside two busy processes", 3.0, True),
-    ("before.requests_p95_1_busy", "p95 of these beside one busy process, relative", 0.33, False),
-    ("before.requests_p95_2_busy", "the same beside two busy processes", 0.33, False),
-    ("before.worker_ready_again", "a worker's second start, relative to packed torch", 1.0, False),
-    ("before.service_picture", "the first picture of a new service, relative to packed torch", 1.0, False),
     ("training.speedup_vs_report", "training, speed-up over the report's loop", 10.0, True),
 ]
 
@@ -73,11 +63,9 @@ def goals(content: Data, chosen: Sequence[Goal] = GOALS) -> Table:
     """Return the table of figures that have a goal."""
     table = Table(["what", "median", "95 % interval", "goal", "met"])
     figures = {key: found for section in content.values() for key, found in section["figures"].items()}
-    of_machine = content.get("before", {}).get("goals", {})  # that depend on its instructions
     for key, what, goal, above in chosen:
         if (found := figures.get(key)) is None:
             continue
-        goal = of_machine.get(key, goal)
         if key == OVERHEAD:
             goal = round(content["service"]["goal_ms"]["median"], 1)
         wanted, met = "", ""

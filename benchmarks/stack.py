@@ -1,7 +1,4 @@
-"""Runs the service for a benchmark: Redis, API and workers as processes on free ports, stopped at the end.
-
-Asks them over HTTP only, since the code of an older commit may run in them.
-"""
+"""Runs the service for a benchmark: Redis, API and workers as processes on free ports, stopped at the end."""
 
 import contextlib
 import json
@@ -10,7 +7,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -19,7 +16,7 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.trees import HERE, Tree
+from benchmarks.results import ROOT, STORAGE
 from service.local.demo import free_port
 from service.local.redis_server import RedisServer, die_with_parent
 
@@ -35,9 +32,8 @@ class NotUp(RuntimeError):
 
 @dataclass
 class Stack:
-    """A running service. `tree`: whose code its processes run. `environment`: their variables."""
+    """A running service. `environment`: the variables of its processes."""
 
-    tree: Tree
     redis: RedisServer
     environment: dict[str, str]
     port: int
@@ -62,7 +58,7 @@ class Stack:
 
     def start_api(self) -> None:
         command = ["service", "api", "--host", "127.0.0.1", "--port", str(self.port)]
-        self.api = start(command, self.environment, self.tree.folder, self.redis.folder / "api.log")
+        self.api = start(command, self.environment, self.redis.folder / "api.log")
         until(lambda: got(self.port, "/healthz"), "the API")
 
     def start_workers(self, count: int, **environment: str) -> None:
@@ -70,7 +66,7 @@ class Stack:
         for _ in range(count):
             log = self.redis.folder / f"worker-{len(self.workers)}.log"
             own = {**self.environment, **environment}
-            self.workers.append(start(["service", "worker"], own, self.tree.folder, log))
+            self.workers.append(start(["service", "worker"], own, log))
         until(lambda: self._ready_workers() >= len(self.workers), f"{len(self.workers)} workers")
 
     def _ready_workers(self) -> int:
@@ -114,13 +110,13 @@ def until(condition: Callable[[], object], what: str, timeout_s: float = READY_S
 
 
 def start(
-    module: Sequence[str], environment: dict[str, str], folder: Path = HERE.folder, log: Path = Path(os.devnull)
+    module: Sequence[str], environment: Mapping[str, str], log: Path = Path(os.devnull)
 ) -> subprocess.Popen[bytes]:
-    """Start a module with its arguments as a process in `folder`, with its output in `log`."""
+    """Start a module with its arguments as a process, with its output in `log`."""
     with log.open("ab") as output:
         return subprocess.Popen(
             [sys.executable, "-m", *module],
-            cwd=folder,
+            cwd=ROOT,
             env=environment,
             stdout=output,
             stderr=output,
@@ -162,17 +158,17 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @contextlib.contextmanager
-def stack(workers: int = 1, tree: Tree = HERE, **environment: str) -> Iterator[Stack]:
+def stack(workers: int = 1, **environment: str) -> Iterator[Stack]:
     """Run a service with `workers` workers. Variables such as LABELGRID_BATCH_PICTURES apply to all its processes.
 
     An error inside gets the end of each process's log as a note.
     """
     with redis_server() as redis:
-        own = {"LABELGRID_REDIS_URL": redis.url, "LABELGRID_STORAGE": str(tree.storage)}
+        own = {"LABELGRID_REDIS_URL": redis.url, "LABELGRID_STORAGE": str(STORAGE)}
         own |= {"LABELGRID_PICTURES": str(redis.folder / "pictures")}
         own |= {"LABELGRID_WAIT_S": str(WAIT_S), "LABELGRID_LOG_FORMAT": "json"}  # logs as in the containers
         own |= {"LABELGRID_LEASE_S": str(LEASE_S)}
-        running = Stack(tree, redis, tree.environment(**(own | environment)), free_port())
+        running = Stack(redis, {**os.environ, **own, **environment}, free_port())
         try:
             running.start_api()
             if workers:

@@ -10,6 +10,7 @@ that compute all the time, because a service often shares its cores.
 
 import contextlib
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator, Sequence
@@ -29,7 +30,6 @@ from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
 from benchmarks.stack import WAIT_S, redis_server, stack, start, stop, until
 from benchmarks.timing import order, paired, pooled_p95
-from benchmarks.trees import HERE
 from service.local.demo import free_port
 
 LITSERVE, RQ = "LitServe, our engine", "FastAPI and RQ, our engine"
@@ -116,7 +116,7 @@ def started(name: str) -> Iterator[int]:
     """Run another server, ready and warm, and yield its port. No other runs beside it: those that wait poll."""
     with contextlib.ExitStack() as running:
         redis = running.enter_context(redis_server())
-        environment, port = HERE.environment(LABELGRID_REDIS_URL=redis.url), free_port()
+        environment, port = {**os.environ, "LABELGRID_REDIS_URL": redis.url}, free_port()
 
         def begin(*module: str) -> None:
             process = start([f"benchmarks.baselines.{module[0]}", *module[1:]], environment)

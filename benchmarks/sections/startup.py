@@ -18,7 +18,6 @@ from benchmarks.results import ROOT, STORAGE, Data, main, say
 from benchmarks.sections.servers import ask
 from benchmarks.stack import got, memory_mib, stack, start, stop, until
 from benchmarks.timing import figure, paired
-from benchmarks.trees import HERE, Tree
 from service.local.demo import free_port
 
 IMPORT = "import time; s = time.perf_counter(); import service.api.app; print(time.perf_counter() - s)"
@@ -44,15 +43,14 @@ sys.stdin.read()
 """
 
 
-def first_picture(tree: Tree = HERE, **variables: str) -> dict[str, float]:
+def first_picture() -> dict[str, float]:
     """Return the seconds from starting `python -m service` until it is ready, and until it answered one request.
 
-    It runs a Redis server of its own unless the variables name one.
+    It runs a Redis server of its own.
     """
     port, start_at = free_port(), time.perf_counter()
-    inherited = {key: value for key, value in tree.environment().items() if not key.endswith("REDIS_URL")}
-    command = ["service", "--port", str(port), "--storage", str(tree.storage)]
-    process = start(command, inherited | variables, tree.folder)
+    environment = {key: value for key, value in os.environ.items() if not key.endswith("REDIS_URL")}
+    process = start(["service", "--port", str(port), "--storage", str(STORAGE)], environment)
     try:
         until(lambda: got(port, "/readyz"), "the service")
         ready_s = time.perf_counter() - start_at

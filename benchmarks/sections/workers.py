@@ -4,22 +4,63 @@ Both services run all the time and take turns; the one whose turn it is not does
 requests for a fixed time, on the quiet machine and beside a process that computes all the time.
 """
 
-from collections.abc import Iterator
+import time
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
+from benchmarks import subject
 from benchmarks.busy import busy
+from benchmarks.clients import Body, for_seconds, send_all
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
-from benchmarks.sections.before import Both, described, serve, settle
-from benchmarks.sections.servers import shown
-from benchmarks.stack import Stack, memory_mib, stack
-from benchmarks.timing import order, paired, pooled_p95
+from benchmarks.sections.servers import ask, shown
+from benchmarks.stack import Stack, cpu_s, memory_mib, stack
+from benchmarks.timing import Deadline, order, paired, percentile, pooled_p95
 from service.local.supervisor import worker_environments
 
 COUNTS = 1, 2  # workers
 # clients, and processes that compute beside the service
 CONDITIONS = {"crowd": (32, 0), "alone": (1, 0), "crowd_1_busy": (32, 1), "alone_1_busy": (1, 1)}
-WARM_S, SPAN_S, ROUNDS = 8.0, 10.0, 5
+WARM_S = 8.0  # of requests before those that count: a worker compiles the sizes of its calls when they first come
+SPAN_S, ROUNDS = 10.0, 5
+
+
+@dataclass(frozen=True)
+class Served:
+    """What clients got while they sent requests for a while."""
+
+    seconds: float  # until the last answer
+    latencies: list[float]
+
+    @property
+    def rate(self) -> float:
+        return len(self.latencies) / self.seconds
+
+
+Both = tuple[list[Served], list[Served]]  # of one worker and of two, by round
+
+
+def body(number_: int) -> Body:
+    """Return a request of one picture."""
+    return {"labels": subject.label_lists(1, seed=number_), "seed": number_}
+
+
+def serve(port: int, span_s: float, clients: int) -> Served:
+    """Let clients send requests for `span_s`, each the next one after its answer, and wait for all answers."""
+    begun = time.perf_counter()
+    latencies = send_all(port, for_seconds(span_s, body), clients, ask)
+    return Served(time.perf_counter() - begun, latencies)
+
+
+def settle(running: Stack, limit_s: float = 40.0) -> None:
+    """Wait until a worker that has nothing to do does nothing: it may still compile."""
+    worker = running.workers[0].pid
+    for _ in Deadline(limit_s).rounds(1000):
+        before = cpu_s(worker)
+        time.sleep(1.0)
+        if cpu_s(worker) - before < 0.1:
+            return
 
 
 @contextmanager
@@ -54,6 +95,13 @@ def measure(quick: bool) -> Data:
         "mib": mib,
         "served": {name: [described(runs) for runs in both] for name, both in seen.items()},
     }
+
+
+def described(runs: Sequence[Served]) -> Data:
+    """Summarise what clients got, over all rounds."""
+    latencies = [latency for one in runs for latency in one.latencies]
+    rate = len(latencies) / sum(one.seconds for one in runs)
+    return {"pictures_per_s": rate, "p95": percentile(latencies, 0.95)}
 
 
 def report(data: Data) -> list[Piece]:
