@@ -22,7 +22,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from shared import storage as files
 from trainer.errors import TrainerError
-from trainer.trackers import TrackerName, tracking
 
 SAVE_EVERY_S = 300.0
 LOG_EVERY = 50  # steps
@@ -138,27 +137,17 @@ def keep_setup(folder: Path, setup: dict[str, Any]) -> None:
 
 
 @contextmanager
-def run_log(
-    folder: Path | None, tracker: TrackerName | None = None, config: dict[str, Any] | None = None
-) -> Iterator[Callable[[Run, dict[str, float]], None]]:
-    """Yield a function that appends figures to `folder`/log.jsonl and `folder`/tensorboard, or nowhere for None.
-
-    It also sends them to the tracker, which shows `config` beside them.
-    """
+def run_log(folder: Path | None) -> Iterator[Callable[[Run, dict[str, float]], None]]:
+    """Yield a function that appends figures to `folder`/log.jsonl and `folder`/tensorboard, or nowhere for None."""
     if folder is None:
         yield lambda run, figures: None
         return
-    with (
-        _open_log(folder) as lines,
-        SummaryWriter(str(folder / "tensorboard")) as events,
-        tracking(tracker, folder, config or {}) as send,
-    ):
+    with _open_log(folder) as lines, SummaryWriter(str(folder / "tensorboard")) as events:
 
         def record(run: Run, figures: dict[str, float]) -> None:
             lines.write(json.dumps({"step": run.step, "minutes": round(run.elapsed_s / 60, 2), **figures}) + "\n")
             for key, value in figures.items():
                 events.add_scalar(key, value, run.step)
-            send(figures, run.step)
 
         yield record
 
