@@ -202,7 +202,7 @@ def train(
         wrapper = DistributedDataParallel(network) if group.size > 1 else None
         dtype = autocast_dtype(device)
 
-        with run_log(folder if is_first else None) as record:
+        with run_log(folder if is_first else None, run.step) as record:
 
             def save() -> None:
                 check_finite(sums)

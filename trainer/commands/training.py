@@ -340,7 +340,7 @@ def upsampler(
     from shared.diffusion.model import load_denoiser
     from trainer.config import with_changes
     from trainer.data import read_folders
-    from trainer.full_size import find_pictures
+    from trainer.data_folder import find_pictures
     from trainer.objectives import upsampler as objectives
 
     terminal.check_budget(plan.minutes, plan.steps)
