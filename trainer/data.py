@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image
 from pydantic import FiniteFloat, TypeAdapter, ValidationError
 from rich.progress import Progress
 from torch import Tensor
@@ -26,13 +26,12 @@ from torch import Tensor
 from shared import storage as files
 from shared.diffusion.layouts import OUTSIDE, as_rotations, nearest_pair, with_positions
 from shared.diffusion.model import Denoiser
-from shared.rgb import check_depth, to_rgb
 from shared.support import Support
 from shared.vocabulary import Vocabulary, read_train_file
 from trainer.config import Fit, Share, TrainConfig
+from trainer.data_folder import pictures_folder, read_picture
 from trainer.errors import TrainerError
 
-PICTURE_FOLDERS = ("iclevr", "images", ".")
 MEASURED = 2048  # pictures whose deviation stands for all
 Size = tuple[FiniteFloat, FiniteFloat]
 Position = tuple[Share, Share]
@@ -69,16 +68,6 @@ def pad(pictures: NDArray[np.uint8]) -> NDArray[np.uint8]:
     missing = [max(pictures.shape[1:3]) - side for side in pictures.shape[1:3]]
     border = [(0, 0), *((pixels // 2, pixels - pixels // 2) for pixels in missing), (0, 0)]
     return np.pad(pictures, border, mode="edge")
-
-
-def read_picture(path: Path) -> Image.Image:
-    """Read a picture as a viewer shows it, as RGB: rotated as the file's EXIF says. TrainerError if it is none."""
-    try:
-        with Image.open(path) as picture:
-            check_depth(picture)  # before `exif_transpose` decodes it
-            return to_rgb(ImageOps.exif_transpose(picture))
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise TrainerError(f"{path}: cannot be read as a picture ({error})") from error
 
 
 def to_square(picture: Image.Image, size: int, fit: Fit) -> Image.Image:
@@ -126,14 +115,6 @@ def _cached(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
     except Exception:  # numpy raises several types for a damaged file; the pictures are decoded again
         return None
     return images if isinstance(images, np.ndarray) and (images.shape, images.dtype) == (shape, np.uint8) else None
-
-
-def pictures_folder(folder: Path, name: str) -> Path:
-    """Return the folder of a data set's pictures, one of which is `name`. Raises TrainerError if it is not found."""
-    for sub in PICTURE_FOLDERS:
-        if (folder / sub / name).is_file():
-            return folder / sub
-    raise TrainerError(f'{folder}: picture "{name}" is in none of {", ".join(PICTURE_FOLDERS)}')
 
 
 def load_dataset(
@@ -415,6 +396,11 @@ def convex_hull(points: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
         return corners[:-1]
 
     return half(ordered) + half(ordered[::-1]) or ordered
+
+
+def as_tensor(picture: Image.Image) -> Tensor:
+    """(3, H, W) uint8."""
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
 
 
 def to_float(images: Tensor) -> Tensor:

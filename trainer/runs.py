@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,7 +21,6 @@ from torch.utils.tensorboard import SummaryWriter
 
 from shared import storage as files
 from trainer.errors import TrainerError
-from trainer.trackers import TrackerName, tracking
 
 SAVE_EVERY_S = 300.0
 LOG_EVERY = 50  # steps
@@ -126,45 +124,33 @@ def keep_setup(folder: Path, setup: dict[str, Any]) -> None:
     path, now = folder / "setup.json", json.loads(json.dumps(setup))
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        try:
-            before = json.loads(path.read_text())
-        except ValueError:
-            before = None
-        if not isinstance(before, dict):
-            raise TrainerError(f"{path} is damaged; delete it to resume with this setup, or choose another folder")
+        before = json.loads(path.read_text())
         if other := [key for key in now if now[key] != before.get(key)]:
             raise TrainerError(f"{path} has another {', '.join(other)}; choose another folder")
     files.write(path, f"{json.dumps(now, indent=1)}\n".encode())
 
 
 @contextmanager
-def run_log(
-    folder: Path | None, tracker: TrackerName | None = None, config: dict[str, Any] | None = None
-) -> Iterator[Callable[[Run, dict[str, float]], None]]:
+def run_log(folder: Path | None, step: int = 0) -> Iterator[Callable[[Run, dict[str, float]], None]]:
     """Yield a function that appends figures to `folder`/log.jsonl and `folder`/tensorboard, or nowhere for None.
 
-    It also sends them to the tracker, which shows `config` beside them.
+    What a run logged after `step`, at which it resumes, is dropped, since these steps come again.
     """
     if folder is None:
         yield lambda run, figures: None
         return
-    with (
-        _open_log(folder) as lines,
-        SummaryWriter(str(folder / "tensorboard")) as events,
-        tracking(tracker, folder, config or {}) as send,
-    ):
+    with _open_log(folder, step) as lines, SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1) as events:
 
         def record(run: Run, figures: dict[str, float]) -> None:
             lines.write(json.dumps({"step": run.step, "minutes": round(run.elapsed_s / 60, 2), **figures}) + "\n")
             for key, value in figures.items():
                 events.add_scalar(key, value, run.step)
-            send(figures, run.step)
 
         yield record
 
 
-def _open_log(folder: Path) -> TextIO:
-    """Open `folder`/log.jsonl to append to, without a last line that a full disk left unfinished.
+def _open_log(folder: Path, step: int) -> TextIO:
+    """Open `folder`/log.jsonl to append to, up to `step`, and without a last line that a full disk left unfinished.
 
     Raises TrainerError if another process has it open: two runs in one folder would overwrite each other's state.
     """
@@ -179,7 +165,12 @@ def _open_log(folder: Path) -> TextIO:
         ) from error
     except OSError:  # a file system without locks
         pass
-    lines.truncate(path.read_bytes().rfind(b"\n") + 1)
+    kept = 0  # bytes
+    for line in path.read_bytes().splitlines(keepends=True):
+        if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+            break
+        kept += len(line)
+    lines.truncate(kept)
     return lines
 
 
@@ -191,17 +182,5 @@ def log_samples(folder: Path, pixels: NDArray[np.uint8], step: int) -> None:
 
 
 def read_log(path: Path) -> list[dict[str, float]]:
-    """Return the lines of a run's log.jsonl.
-
-    A run that was interrupted logs the steps after its last saved state twice; the later lines are kept.
-    """
-    kept: dict[tuple[float | str, ...], dict[str, float]] = {}  # by step and names of figures, the last line first
-    step = math.inf
-    try:
-        for line in reversed([json.loads(text) for text in path.read_text().splitlines()]):
-            if line["step"] <= step:
-                step = line["step"]
-                kept.setdefault((step, *line), line)
-    except (ValueError, KeyError, TypeError) as error:
-        raise TrainerError(f"{path}: not a run's log ({error})") from error
-    return list(reversed(kept.values()))
+    """Return the lines of a run's log.jsonl."""
+    return [json.loads(line) for line in path.read_text().splitlines()]

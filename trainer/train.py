@@ -26,7 +26,6 @@ from trainer.config import RunConfig
 from trainer.errors import TrainerError
 from trainer.processes import processes
 from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, rate_share, run_log, save_state, step_seed
-from trainer.trackers import TrackerName
 
 
 class Objective(Protocol):
@@ -175,15 +174,13 @@ def train(
     evaluations: int = 1,
     patience: int | None = None,
     grad_accumulation: int = 1,
-    tracker: TrackerName | None = None,
 ) -> Training:
     """Train `network` until the budget is spent; state, log and TensorBoard events go to `folder`.
 
     `start_from`: the name of the checkpoint whose weights the network has. A resumed run continues from its own state
     instead. The first process evaluates (`objective.show`) every `evaluate_every_s` seconds, and at `evaluations` equal
     shares of the budget, the last of which is its end. `patience`: stop after so many evaluations in a row that are
-    worse than the best. `grad_accumulation`: backward passes in a step, each of its part of the batch. `tracker`: where
-    figures go besides.
+    worse than the best. `grad_accumulation`: backward passes in a step, each of its part of the batch.
 
     Raises TrainerError for another run's `folder` and for a batch that cannot be divided, FloatingPointError where the
     loss diverges.
@@ -205,7 +202,7 @@ def train(
         wrapper = DistributedDataParallel(network) if group.size > 1 else None
         dtype = autocast_dtype(device)
 
-        with run_log(folder if is_first else None, tracker, recipe) as record:
+        with run_log(folder if is_first else None, run.step) as record:
 
             def save() -> None:
                 check_finite(sums)

@@ -15,9 +15,9 @@ from shared.vocabulary import ICLEVR, LabelError, Vocabulary
 from tests.service.api.uploads.zips import png_of_16_bits
 from tests.trainer_fixtures import write_data_folder
 from trainer import data
-from trainer.data import Dataset, in_vocabulary, load_dataset, read_picture, to_float, to_square
+from trainer.data import Dataset, as_tensor, in_vocabulary, load_dataset, to_float, to_square
+from trainer.data_folder import find_pictures, read_picture
 from trainer.errors import TrainerError
-from trainer.full_size import as_tensor, find_pictures
 
 
 def _rows(*values: int, width: int) -> Image.Image:

@@ -46,15 +46,11 @@ def test_the_rate_rises_and_falls() -> None:
     assert rate_share(0, 0.999, 0, 0.0) == 1  # without warm-up and cool-down, as the report's
 
 
-def test_another_or_damaged_setup_is_refused(tmp_path: Path) -> None:
+def test_another_setup_is_refused(tmp_path: Path) -> None:
     keep_setup(tmp_path / "run", {"a": 1, "b": [2]})
     keep_setup(tmp_path / "run", {"a": 1, "b": (2,)})
     with pytest.raises(TrainerError, match=r"setup\.json has another b; choose another folder"):
         keep_setup(tmp_path / "run", {"a": 1, "b": 3})
-    for content in ('{"a": 1', "[1]"):
-        (tmp_path / "setup.json").write_text(content)
-        with pytest.raises(TrainerError, match=r"setup\.json is damaged"):
-            keep_setup(tmp_path, {"a": 1})
 
 
 def test_a_run_resumes_on_the_cpu_with_a_setting_that_is_newer_than_its_state(
@@ -69,28 +65,18 @@ def test_a_run_resumes_on_the_cpu_with_a_setting_that_is_newer_than_its_state(
     assert (resumed["step"], resumed["network"]["weight"].device) == (3, torch.device("cpu"))
 
 
-def test_a_line_that_a_full_disk_left_unfinished_is_dropped(tmp_path: Path) -> None:
-    (tmp_path / "log.jsonl").write_text('{"step": 50, "minutes": 0.1, "loss": 0.5}\n{"step": 100, "min')
-    with run_log(tmp_path) as record:
-        record(Run(100, elapsed_s=90), {"loss": 0.25})
-    wanted = [{"step": 50, "minutes": 0.1, "loss": 0.5}, {"step": 100, "minutes": 1.5, "loss": 0.25}]
-    assert read_log(tmp_path / "log.jsonl") == wanted
+def test_a_resumed_log_goes_on_at_its_step_without_a_line_that_a_full_disk_left_unfinished(tmp_path: Path) -> None:
+    kept, again = {"step": 50, "minutes": 0.1, "loss": 0.5}, {"step": 100, "minutes": 1.5, "loss": 0.25}
+    for after in ('{"step": 100, "minutes": 0.2, "loss": 0.4}\n{"step": 120, "min', '{"step": 50, "min'):
+        (tmp_path / "log.jsonl").write_text(f"{json.dumps(kept)}\n{after}")
+        with run_log(tmp_path, 50) as record:
+            record(Run(100, elapsed_s=90), {"loss": 0.25})
+        assert read_log(tmp_path / "log.jsonl") == [kept, again]
 
 
 def test_a_folder_takes_one_run_at_a_time(tmp_path: Path) -> None:
     with run_log(tmp_path) as record:
         record(Run(50), {"loss": 0.5})
-        with pytest.raises(TrainerError, match="is in use by another process"), run_log(tmp_path):
+        with pytest.raises(TrainerError, match="is in use by another process"), run_log(tmp_path, 50):
             pass
-    with run_log(tmp_path) as record:
-        record(Run(100), {"loss": 0.25})
-    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [50, 100]
-
-
-def test_steps_that_an_interrupted_run_logged_twice_count_once(tmp_path: Path) -> None:
-    first = {"step": 50, "loss": 3.0}
-    before = [{"step": 100, "loss": 2.0}, {"step": 100, "test/f1": 0.5}, {"step": 120, "test/f1": 0.6}]
-    again = [{"step": 100, "loss": 0.5}, {"step": 100, "test/f1": 0.7}]
-    lines = [first, *before, *again, again[-1]]
-    (tmp_path / "log.jsonl").write_text("".join(f"{json.dumps(line)}\n" for line in lines))
-    assert read_log(tmp_path / "log.jsonl") == [first, *again]
+    assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [50]

@@ -135,7 +135,7 @@ def import_data(
 
 def _locate(data: Path) -> None:
     from trainer.data import read_folders
-    from trainer.label_files import write_label_file
+    from trainer.data_folder import write_label_file
     from trainer.scenes import locate as located
 
     if (out := data / "positions.json").exists():

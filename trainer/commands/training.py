@@ -23,7 +23,6 @@ from shared.options import WITH_POSITIONS
 from shared.registry import resolve
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
-from trainer.trackers import TrackerName, check_tracker
 
 if TYPE_CHECKING:  # these import torch, and make `--help` slow
     import torch
@@ -56,9 +55,6 @@ class Plan:
     grad_accumulation: Annotated[
         int, typer.Option(min=1, help="Backward passes in a step, each of a part of the batch, to save memory.")
     ] = 1
-    tracker: Annotated[
-        TrackerName | None, typer.Option(help="Send figures to this tracker besides. Needs its package.")
-    ] = None
     device: options.DeviceName = "auto"
 
     @property
@@ -71,7 +67,6 @@ class Plan:
         for name in (self.name, f"{self.name}-best"):
             terminal.check_publishes(self.storage, name, kind, base)
         terminal.check_folder(self.run, "--run")
-        check_tracker(self.tracker)
 
     def train(
         self, progress: Progress, what: str, objective: Objective, network: torch.nn.Module, config: RunConfig,
@@ -84,7 +79,7 @@ class Plan:
             objective, network, config, self.run, Budget(self.minutes, self.steps), device=device,
             start_from=self.start_from, on_step=show_progress(progress, what, config.batch),
             evaluate_every_s=60 * self.evaluate_minutes, patience=self.patience,
-            grad_accumulation=self.grad_accumulation, tracker=self.tracker,
+            grad_accumulation=self.grad_accumulation,
         )  # fmt: skip
 
     def publish(self, title: str, objective: Objective, training: Training, **details: Any) -> None:
@@ -255,7 +250,7 @@ def layouts(
         fitted, training = objectives.fit_layouts(
             objective, network, plan.run, budget, start_from=plan.start_from, patience=plan.patience,
             grad_accumulation=plan.grad_accumulation, on_step=show_progress(progress, "layouts"),
-            evaluate_every_s=60 * plan.evaluate_minutes, tracker=plan.tracker,
+            evaluate_every_s=60 * plan.evaluate_minutes,
         )  # fmt: skip
     step = training.best.step if training.best else training.run.step
     details = {"data": plan.folders, "pictures": len(positions), "steps": step}
@@ -345,7 +340,7 @@ def upsampler(
     from shared.diffusion.model import load_denoiser
     from trainer.config import with_changes
     from trainer.data import read_folders
-    from trainer.full_size import find_pictures
+    from trainer.data_folder import find_pictures
     from trainer.objectives import upsampler as objectives
 
     terminal.check_budget(plan.minutes, plan.steps)

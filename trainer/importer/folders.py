@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 import shutil
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -17,10 +17,9 @@ from PIL import Image, ImageOps
 
 from shared import storage as files
 from shared.options import LIMITS
-from trainer.data import read_picture
+from trainer.data_folder import read_picture, write_label_file
 from trainer.errors import TrainerError
 from trainer.importer.formats import Box, Item, Source
-from trainer.label_files import write_label_file
 
 TRAIN, HELD_OUT, PICTURES, SKIPPED, MIRRORED = "train", "held-out", "images", "skipped.txt", "mirrored"
 SHOWN_SETS = 32  # label lists in test.json where nothing is held out
@@ -56,21 +55,21 @@ def label_counts(pictures: Sequence[Written]) -> Counter[str]:
 
 
 def split(items: Sequence[Item], share: float, names: Collection[str] | None, seed: int) -> set[str]:
-    """Return the files to hold out: those whose path or name is in `names`, or whole random groups up to `share`.
+    """Return the files to hold out: those in `names`, or whole random groups up to `share`.
 
     Pictures without labels are never held out: no score can be taken of them. Raises TrainerError for unknown names.
     """
     labelled = [item for item in items if item.labels]
+    held = set[str]()
     if names is not None:
-        files, by_name = {item.file for item in labelled}, defaultdict[str, list[str]](list)
-        for file in sorted(files):
-            by_name[PurePosixPath(file).name].append(file)
-        paths = map(str, map(PurePosixPath, names))
-        return {path if path in files else _only(by_name[path], path) for path in paths}
+        held.update(str(PurePosixPath(name)) for name in names)
+        if unknown := sorted(held - {item.file for item in labelled}):
+            raise TrainerError(f'"{unknown[0]}" is to be held out, but no labelled picture has that name')
+        return held
     groups: dict[str, list[str]] = {}
     for item in labelled:
         groups.setdefault(item.group, []).append(item.file)
-    order, held = sorted(groups), set[str]()
+    order = sorted(groups)
     random.Random(seed).shuffle(order)
     for group in order:
         if len(held) + len(groups[group]) <= share * len(labelled):
@@ -78,34 +77,23 @@ def split(items: Sequence[Item], share: float, names: Collection[str] | None, se
     return held
 
 
-def _only(files: Sequence[str], name: str) -> str:
-    if not files:
-        raise TrainerError(f'"{name}" is to be held out, but no labelled picture has that name')
-    if len(files) > 1:
-        raise TrainerError(f'"{name}" is to be held out, but {files[0]} and {files[1]} have that name; give the path')
-    return files[0]
-
-
-def usable(items: Sequence[Item], keep_unlabelled: bool, crop: bool) -> tuple[list[Item], list[tuple[str, str]]]:
+def usable(items: Sequence[Item], keep_unlabelled: bool) -> tuple[list[Item], list[tuple[str, str]]]:
     """Return the items whose description can be used, and the others with the reason."""
-    good, bad, seen = [], [], dict[PurePosixPath, str]()  # seen: the file by the name that it is written under
+    good, bad = dict[str, Item](), list[tuple[str, str]]()
     for item in items:
         path = PurePosixPath(item.file)
-        item = replace(item, file=str(path))  # so that a picture has one name: ./a.png is a.png
+        file = str(path)  # so that a picture has one name: ./a.png is a.png
         if path.is_absolute() or ".." in path.parts:
-            reason = "is not inside the folder"
-        elif first := seen.get(_written_as(path, crop)):
-            reason = "is listed twice; the first counts" if first == item.file else f"becomes one file with {first}"
+            bad.append((file, "is not inside the folder"))
+        elif file in good:
+            bad.append((file, "is listed twice; the first counts"))
         elif len(item.labels) > LIMITS.max_labels:
-            reason = f"has {len(item.labels)} labels; at most {LIMITS.max_labels} are allowed"
+            bad.append((file, f"has {len(item.labels)} labels; at most {LIMITS.max_labels} are allowed"))
         elif not item.labels and not keep_unlabelled:
-            reason = "has no labels (--unlabelled keeps it)"
+            bad.append((file, "has no labels (--unlabelled keeps it)"))
         else:
-            seen[_written_as(path, crop)] = item.file
-            good.append(item)
-            continue
-        bad.append((item.file, reason))
-    return good, bad
+            good[file] = replace(item, file=file)
+    return list(good.values()), bad
 
 
 def write_folders(
@@ -118,19 +106,20 @@ def write_folders(
     `mirror`: also train on every training picture mirrored left to right. Positions and sizes are written if every
     labelled picture has boxes. Raises TrainerError if nothing is left to train on, OSError if `out` cannot be written.
     """
-    items, skipped = usable(source.items, unlabelled, crop)
+    items, skipped = usable(source.items, unlabelled)
     held = split(items, share, held_out, seed)
     report = Report(skipped=skipped)
 
     def one(item: Item) -> list[Written] | tuple[str, str]:
         part, path = HELD_OUT if item.file in held else TRAIN, source.pictures / item.file
-        if isinstance(picture := _read(path), str):
-            return item.file, picture
+        try:
+            picture = read_picture(path)
+        except TrainerError as error:
+            return item.file, str(error)
         left, top, width, height = area = _area(picture, crop)
         seen = Written(item.file, *_placed(item.labels, item.boxes, area))
         if not seen.labels and (part == HELD_OUT or not unlabelled):
-            hint = " (--unlabelled keeps it)" * (part == TRAIN)
-            return item.file, f"has no object whose centre is in the {'middle square' if crop else 'picture'}{hint}"
+            return item.file, f"has no object whose centre is in the {'middle square' if crop else 'picture'}"
         if crop:
             picture = picture.crop((left, top, left + width, top + height))
         return _write(seen, picture, None if crop else path, out / part / PICTURES, mirror and part == TRAIN)
@@ -142,36 +131,14 @@ def write_folders(
                 report.skipped.append(result)
             else:
                 (report.held_out if item.file in held else report.train).extend(result)
+    if report.skipped:
+        text = "".join(f"{file}: {reason}\n" for file, reason in report.skipped)
+        files.write(out / SKIPPED, text.encode(errors="backslashreplace"))  # a name in JSON may hold half a character
     if not label_counts(report.train):
-        raise TrainerError(f"no labelled picture is left to train on: {_whereabouts(report)}")
+        why = f"{len(report.held_out)} are held out, {len(report.skipped)} were skipped ({out / SKIPPED})"
+        raise TrainerError(f"no labelled picture is left to train on: {why}")
     _write_labels(report, out)
     return report
-
-
-def _written_as(name: PurePosixPath, crop: bool) -> PurePosixPath:
-    """Return the name of a picture's file: one that is cropped is saved as PNG."""
-    return PurePosixPath(f"{name}.png") if crop and name.suffix.lower() != ".png" else name
-
-
-def _whereabouts(report: Report) -> str:
-    """Say where the pictures are that are not trained on, with the most frequent reason of those skipped."""
-    parts = [f"{len(report.held_out)} are held out"] * bool(report.held_out)
-    parts += [f"{len(report.train)} have no labels"] * bool(report.train)
-    if report.skipped:
-        kinds = [reason.partition(" (")[0] for _, reason in report.skipped]  # in brackets is what differs by file
-        kind, count = Counter(kinds).most_common(1)[0]
-        file, reason = report.skipped[kinds.index(kind)]
-        parts.append(f"{len(kinds)} were skipped, {count} of them like {file}: {reason}")
-    return ", ".join(parts)
-
-
-def _read(path: Path) -> Image.Image | str:
-    """Return the picture as RGB, or why it cannot be used."""
-    try:
-        return read_picture(path)
-    except TrainerError as error:
-        missing = isinstance(error.__cause__, FileNotFoundError)
-        return f"does not exist ({path})" if missing else f"cannot be read as a picture ({error.__cause__})"
 
 
 def _write(
@@ -183,7 +150,7 @@ def _write(
     if original:
         shutil.copyfile(original, folder / name)
     else:
-        name = _written_as(name, crop=True)
+        name = name if name.suffix.lower() == ".png" else name.with_name(f"{name.name}.png")
         picture.save(folder / name)
     written = [replace(one, name=str(name))]
     if mirror:
@@ -235,6 +202,3 @@ def _write_labels(report: Report, out: Path) -> None:
             distinct = list({tuple(sorted(labels)): labels for labels in asked}.values())
             write_label_file(folder / "test.json", distinct if report.held_out else distinct[:SHOWN_SETS])
         write_label_file(folder / "train.json", {one.name: one.labels for one in part})  # last, as it marks the end
-    if report.skipped:
-        text = "".join(f"{file}: {reason}\n" for file, reason in report.skipped)
-        files.write(out / SKIPPED, text.encode(errors="backslashreplace"))  # a name in JSON may hold half a character

@@ -26,9 +26,9 @@ from shared.pictures import grid
 from shared.registry import resolve
 from shared.storage import Location
 from trainer.config import Positive, RunConfig, Share
-from trainer.data import Dataset, check_labelled, in_vocabulary, layouts_of, to_float
+from trainer.data import Dataset, as_tensor, check_labelled, in_vocabulary, layouts_of, to_float
+from trainer.data_folder import Pictures
 from trainer.errors import TrainerError
-from trainer.full_size import Pictures, as_tensor
 from trainer.objectives.adversary import Adversaries
 from trainer.octaves import octave_power
 from trainer.runs import Run, log_samples

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from shared.vocabulary import ICLEVR
+from trainer.data_folder import write_label_file
 from trainer.errors import TrainerError
-from trainer.label_files import write_label_file
 from trainer.scenes.render import LAMP_POSITIONS, jittered_lamps, render, squeeze, visible_pixels
 from trainer.scenes.scene import SceneObject, picture_position, place
 

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from shared.evaluator import Evaluator, load_evaluator, score_set
 from shared.pictures import to_images
 from shared.vocabulary import read_test_file
-from trainer.data import read_picture
+from trainer.data_folder import read_picture
 from trainer.errors import TrainerError
 from trainer.score import targets_of
 from trainer.studies.study import Report, Subject

@@ -9,8 +9,7 @@ from torch.nn import functional as F
 from shared.diffusion.denoise import finish
 from shared.options import picture_seed
 from shared.pictures import grid, png_bytes
-from trainer.data import to_float
-from trainer.full_size import as_tensor
+from trainer.data import as_tensor, to_float
 from trainer.octaves import octave_power, without_dots
 from trainer.studies.study import Report, Subject
 

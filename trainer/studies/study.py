@@ -23,7 +23,7 @@ from shared.evaluator import Evaluator, load_evaluator
 from shared.options import SamplingOptions, picture_seed
 from shared.storage import Location
 from trainer.data import Dataset, check_labelled, in_vocabulary, read_folders
-from trainer.full_size import Pictures, find_pictures
+from trainer.data_folder import Pictures, find_pictures
 from trainer.score import evaluator_path, make_options
 
 

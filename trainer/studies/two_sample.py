@@ -18,9 +18,8 @@ from shared.diffusion.denoise import finish
 from shared.diffusion.model import Denoiser
 from shared.options import SamplingOptions, picture_seed
 from shared.pictures import grid, png_bytes, resized, to_uint8
-from trainer.data import Dataset, layouts_of, to_float
+from trainer.data import Dataset, as_tensor, layouts_of, to_float
 from trainer.errors import TrainerError
-from trainer.full_size import as_tensor
 from trainer.studies.study import Report, Subject
 
 FOLDS = 4  # a quarter is tested by a network that learnt from the others, so each crop is tested once

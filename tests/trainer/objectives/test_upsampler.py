@@ -19,9 +19,9 @@ from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler, pu
 from tests.trainer.command_line import Command, refused, succeeded
 from tests.trainer_fixtures import write_data_folder, write_objects_file
 from trainer.config import with_changes
-from trainer.data import load_dataset, to_float
+from trainer.data import as_tensor, load_dataset, to_float
+from trainer.data_folder import find_pictures
 from trainer.errors import TrainerError
-from trainer.full_size import as_tensor, find_pictures
 from trainer.objectives.upsampler import UpsampleConfig, Upsampling, make_upsampler
 
 CHANGES = ["crop=4", "squares=2", "batch=3", "network.channels=8", "network.dilations=[1]", "network.hidden=16"]

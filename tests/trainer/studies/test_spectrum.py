@@ -11,8 +11,8 @@ from PIL import Image
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler
 from tests.trainer.command_line import Command, succeeded
 from tests.trainer_fixtures import write_data_folder
-from trainer.data import to_float
-from trainer.full_size import as_tensor, find_pictures
+from trainer.data import as_tensor, to_float
+from trainer.data_folder import find_pictures
 from trainer.octaves import octave_power
 
 
