@@ -121,8 +121,7 @@ def requests(job: str, models: list[str]) -> dict[str, tuple[int, Request]]:
     """Return how often each request is sent, by what it is. `job`: one of many pictures that has finished."""
     empty = b'{"labels": [' + b"[]," * 350_000 + b"[]]}"
     flat = json.dumps({"labels": [["x" * 1_000_000]]}).encode()
-    too_large = {**PROMPT, "n": 10, "size": "2048x2048"}
-    generation = json.dumps({**PROMPT, "n": 10, "size": "1792x1024"}).encode()
+    generation = json.dumps({**PROMPT, "n": 10}).encode()
     noise, unpacked = large_zip(512, noise=True), large_zip(512, noise=False)
     count = len(zipfile.ZipFile(io.BytesIO(noise)).namelist())
     many = len(zipfile.ZipFile(io.BytesIO(unpacked)).namelist())
@@ -136,10 +135,8 @@ def requests(job: str, models: list[str]) -> dict[str, tuple[int, Request]]:
         return {f"{JOBS} {name}": (1, patient("/generate", json={**body, **options})) for name, body in asked.items()}
 
     return {
-        "/v1/images/generations, ten large": (12, post("/v1/images/generations", content=generation, headers=JSON)),
+        "/v1/images/generations, ten": (12, post("/v1/images/generations", content=generation, headers=JSON)),
         "the same, unread": (12, unread("POST /v1/images/generations", generation)),
-        "/v1/images/generations, too large": (12, post("/v1/images/generations", json=too_large)),
-        "/v1/images/.../2048x2048.png": (40, get(f"/v1/images/{job}/0/2048x2048.png")),
         "/generate, empty lists": (40, post("/generate", content=empty, headers=JSON)),
         "/generate, a long label": (40, post("/generate", content=flat, headers=JSON)),
         "/generate, half a body": (40, unread("POST /generate", flat[:900_000], len(flat))),

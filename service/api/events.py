@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator
-from typing import Any, NamedTuple
+from typing import Any
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
 from redis.exceptions import RedisError
@@ -21,8 +21,6 @@ from service.store.connection import text
 
 WATCHED_MS = 3000  # how long workers render previews after the last renewal
 LOOK_AGAIN_S = 1.0  # how often to renew that, to look whether the job still exists, and to show that the stream lives
-HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # of a stream: nothing on the way may hold it back
-FROM_START = "0-0"  # the Last-Event-ID of a client that has none
 
 
 async def is_complete(jobs: AsyncJobs, job: Job, after: str) -> bool:
@@ -30,29 +28,17 @@ async def is_complete(jobs: AsyncJobs, job: Job, after: str) -> bool:
     return job.status in TERMINAL and not await jobs.redis("XRANGE", keys.events(job.id), f"({after}", "+", "COUNT", 1)
 
 
-class JobEvent(NamedTuple):
-    """An event of a job. `entry`: its id, after which a client that reconnects goes on."""
-
-    name: str
-    data: dict[str, Any]
-    entry: str | None = None
+def _event(name: str, data: dict[str, Any], entry: str | None = None) -> bytes:
+    """Return an event as it is sent. `entry`: its id, after which a client that reconnects goes on."""
+    return format_sse_event(event=name, data_str=json.dumps(data), id=entry)
 
 
-async def as_stream(events: AsyncIterator[JobEvent | None]) -> AsyncIterator[bytes]:
-    """Write events as server-sent ones, and None as a comment, which shows that the stream lives."""
-    async for event in events:
-        if event is None:
-            yield KEEPALIVE_COMMENT
-        else:
-            yield format_sse_event(event=event.name, data_str=json.dumps(event.data), id=event.entry)
-
-
-async def job_events(jobs: AsyncJobs, job: Job, after: str) -> AsyncIterator[JobEvent | None]:
+async def job_events(jobs: AsyncJobs, job: Job, after: str) -> AsyncIterator[bytes]:
     """Yield the job's current state and its events after the event `after`, until it ends or a shutdown begins.
 
-    Yields None when nothing has happened for a while. Raises RedisError, and ServiceError if the job is gone.
+    Yields a comment when nothing has happened for a while. Raises RedisError, and ServiceError if the job is gone.
     """
-    yield JobEvent("job", job.model_dump(mode="json"))
+    yield _event("job", job.model_dump(mode="json"))
     watched, status_of = ("SET", keys.watched(job.id), 1, "PX", WATCHED_MS), ("HGET", keys.job(job.id), "status")
     status, looked_at = None, -math.inf
     with jobs.hub.watch(job.id) as watch:
@@ -65,31 +51,30 @@ async def job_events(jobs: AsyncJobs, job: Job, after: str) -> AsyncIterator[Job
             steps = watch.take_previews()  # before events are read, so that no step follows its finished picture
             entries = await jobs.redis("XRANGE", keys.events(job.id), f"({after}", "+")
             for pictures in steps:
-                yield JobEvent("steps", {"pictures": json.loads(pictures)})
+                yield _event("steps", {"pictures": json.loads(pictures)})
             for raw, fields in entries:
                 after = text(raw)
-                for event in await _read(jobs, job.id, after, fields):
-                    yield event
+                yield await _read(jobs, job.id, after, fields)
                 if text(fields.get(b"status", b"")) in TERMINAL:
                     return
             if is_due:
-                yield None
+                yield KEEPALIVE_COMMENT
                 if not entries and (status is None or text(status) in TERMINAL):
                     return
             await watch.wait(LOOK_AGAIN_S)
 
 
-async def _read(jobs: AsyncJobs, job_id: str, entry: str, fields: dict[bytes, bytes]) -> list[JobEvent]:
-    """Return the events of one entry: two if the job's only picture ended it."""
+async def _read(jobs: AsyncJobs, job_id: str, entry: str, fields: dict[bytes, bytes]) -> bytes:
+    """Return the event of one entry, or two if the job's only picture ended it."""
     if b"picture" in fields:
-        return [_picture(job_id, fields[b"picture"], entry)]
+        return _picture(job_id, fields[b"picture"], entry)
     status = text(fields[b"status"])
     if status not in TERMINAL:
-        return [JobEvent("status", {"status": status}, entry)]
-    end = JobEvent("end", (await jobs.job(job_id)).model_dump(mode="json"), entry)
+        return _event("status", {"status": status}, entry)
+    end = _event("end", (await jobs.job(job_id)).model_dump(mode="json"), entry)
     last = fields.get(b"last_picture")
-    return [end] if last is None else [_picture(job_id, last), end]
+    return end if last is None else _picture(job_id, last) + end
 
 
-def _picture(job_id: str, index: bytes, entry: str | None = None) -> JobEvent:
-    return JobEvent("picture", {"index": int(index), "url": f"/jobs/{job_id}/images/{int(index)}.png"}, entry)
+def _picture(job_id: str, index: bytes, entry: str | None = None) -> bytes:
+    return _event("picture", {"index": int(index), "url": f"/jobs/{job_id}/images/{int(index)}.png"}, entry)

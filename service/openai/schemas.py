@@ -1,39 +1,30 @@
 """Request and response bodies of /v1, in OpenAI's shape. Knows pydantic only."""
 
-from typing import Literal, Self
+from typing import Any, Final, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, model_validator
+from pydantic import BaseModel, Field, field_validator
+from pydantic_core import PydanticCustomError
 
 from service.contract.errors import Problem
-from service.contract.schemas import SamplingFields
-from service.openai.sizes import PATTERN
+from service.contract.schemas import SamplingFields, with_examples
+
+NO_STREAMS: Final = "there are no streams here; send POST /generate, and follow the job at /jobs/{id}/events"
 
 
 class ImagesRequest(SamplingFields):
     """The body of OpenAI's images API, plus the sampling options."""
 
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [
-                {"prompt": "a red cube and a blue sphere"},
-                {"prompt": "gray cylinder", "n": 2, "response_format": "url", "seed": 7},
-            ]
-        }
+    model_config = with_examples(
+        {"prompt": "a red cube and a blue sphere"},
+        {"prompt": "gray cylinder", "n": 2, "response_format": "url", "seed": 7},
     )
 
     prompt: str = Field(max_length=1000, description="labels, separated by `,` or `and`")
     n: int | None = Field(None, ge=1, le=10, description="number of pictures, each from its own noise; 1 if null")
     response_format: Literal["b64_json", "url"] | None = Field(None, description="b64_json if null")
-    size: str | None = Field(
-        None,
-        max_length=20,
-        description="`auto`, the model's own size; or one such as `1024x1024`, which pictures are scaled to fit into",
-        json_schema_extra={"pattern": f"^(auto|{PATTERN})$"},
-    )
-    stream: StrictBool | None = Field(None, description="server-sent events: partial images, then the pictures")
-    partial_images: StrictInt | None = Field(
-        None, ge=0, le=3, description="partial images of each picture in a stream, at most; 0 if null"
-    )
+    size: str | None = Field(None, max_length=20, description="no effect; pictures have the model's own size")
+    stream: Literal[False] | None = Field(None, description=f"must be false: {NO_STREAMS}")
+    partial_images: Literal[0] | None = Field(None, description=f"must be 0: {NO_STREAMS}")
     background: Literal["auto", "opaque"] | None = None
     output_format: Literal["png"] | None = None
     quality: str | None = Field(None, max_length=20, description="no effect; see `steps`")
@@ -41,13 +32,12 @@ class ImagesRequest(SamplingFields):
     moderation: str | None = Field(None, max_length=20, description="no effect")
     user: str | None = Field(None, max_length=200, description="no effect")
 
-    @model_validator(mode="after")
-    def _check_stream(self) -> Self:
-        if self.partial_images and not self.stream:
-            raise ValueError("partial_images needs stream")
-        if self.stream and self.response_format == "url":
-            raise ValueError("a stream has pictures as b64_json, not as url")
-        return self
+    @field_validator("stream", "partial_images", mode="before")
+    @classmethod
+    def _refuse_streams(cls, value: Any) -> Any:
+        if value:
+            raise PydanticCustomError("no_streams", NO_STREAMS)
+        return value
 
 
 class Image(BaseModel):
@@ -61,27 +51,9 @@ class Images(BaseModel):
     data: list[Image]
     background: Literal["opaque"] = "opaque"
     output_format: Literal["png"] = "png"
-    size: str = Field(description="size of these pictures: the largest within the requested one, not distorted")
-    sampled_size: str = Field(description="size at which they were sampled and judged")
+    size: str = Field(description="width and height of these pictures, such as `320x240`")
     seed: int = Field(description="the same seed gives the same pictures")
     job: str = Field(description="address of the job, with its scores")
-
-
-class StreamedImage(BaseModel):
-    """An event of a stream: a partial image, or a finished picture. `type` is also the event's name."""
-
-    type: Literal["image_generation.partial_image", "image_generation.completed"]
-    b64_json: str
-    partial_image_index: int | None = Field(None, description="counts the partial images of a picture from 0")
-    index: int = Field(description="which of the `n` pictures it is, counted from 0")
-    created_at: int = Field(description="seconds since 1970")
-    background: Literal["opaque"] = "opaque"
-    output_format: Literal["png"] = "png"
-    quality: Literal["auto"] = "auto"
-    size: str
-    revised_prompt: str = Field(description="the labels read from the prompt")
-    seed: int
-    job: str = Field(description="address of the job")
 
 
 class OpenAIModel(BaseModel):

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 
 from service.api.dependencies import Index, OwnerDep, OwnJob, ServiceDep
-from service.api.events import FROM_START, HEADERS, as_stream, is_complete, job_events
+from service.api.events import is_complete, job_events
 from service.api.openapi import BINARY, PNG, Responses, problems
 from service.api.results import CutStream
 from service.api.submit import ERRORS as SUBMIT_ERRORS
@@ -24,6 +24,9 @@ from service.contract.errors import (
 from service.contract.schemas import EXAMPLE_ID, LONGEST_PAGE, Job, JobPage
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
+
+FROM_START = "0-0"  # the Last-Event-ID of a client that has none
+UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # a stream, which nothing may hold back
 
 LastEventId = Annotated[
     str,
@@ -132,8 +135,8 @@ async def read_events(job_id: OwnJob, service: ServiceDep, last_event_id: LastEv
     job = await service.jobs.job(job_id)
     if await is_complete(service.jobs, job, last_event_id):
         return Response(status_code=204)
-    events = as_stream(job_events(service.jobs, job, last_event_id))
-    return CutStream(events, media_type="text/event-stream", headers=HEADERS)
+    events = job_events(service.jobs, job, last_event_id)
+    return CutStream(events, media_type="text/event-stream", headers=UNBUFFERED)
 
 
 @router.get("/{job_id}/grid.png", response_class=Response, responses=PICTURE, summary="Read the grid of all pictures")

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any, cast
 
 import pytest
-from PIL import Image
 
 from service.api.results import PART, ResultReader, Slots
 from service.files import GRID, PictureFiles, trajectory_name
@@ -69,20 +68,6 @@ def reads(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int | None]]:
     return seen
 
 
-@pytest.fixture
-def bands(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The pixels of each band of a picture that is scaled, as they come."""
-    resize, seen = Image.Image.resize, list[int]()
-
-    def noted(picture: Image.Image, size: tuple[int, int], *arguments: Any, **options: Any) -> Image.Image:
-        if size[0] == 2048:  # not what workers resize
-            seen.append(size[0] * size[1])
-        return resize(picture, size, *arguments, **options)
-
-    monkeypatch.setattr(Image.Image, "resize", noted)
-    return seen
-
-
 @pytest.mark.parametrize("path", ["grid.png", "trajectories/1.png"])
 def test_of_a_file_that_is_not_read_two_parts_are_in_memory(
     settings: Settings, alive: JobStore, path: str, reads: list[tuple[int, int | None]]
@@ -94,13 +79,19 @@ def test_of_a_file_that_is_not_read_two_parts_are_in_memory(
     assert (reads, [len(part) for part in sent]) == ([(0, PART), (PART, 2 * PART)], [PART, PART])
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_of_the_pictures_of_v1_that_are_not_read_one_band_is_in_memory(
-    settings: Settings, working: Runner, bands: list[int], stream: bool
+def test_of_the_pictures_of_v1_that_are_not_read_one_is_in_memory(
+    settings: Settings, working: Runner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    body = {"prompt": "red cube", "steps": 1, "n": 3, "size": "2048x2048", "stream": stream}
-    asyncio.run(begun(settings, "POST /v1/images/generations", lambda _: bands, body))
-    assert bands == [1 << 16]
+    image, seen = ResultReader.image, list[int]()
+
+    async def noted(reader: ResultReader, job_id: str, owner: str, index: int) -> bytes:
+        seen.append(index)
+        return await image(reader, job_id, owner, index)
+
+    monkeypatch.setattr(ResultReader, "image", noted)
+    body = {"prompt": "red cube", "steps": 1, "n": 3}
+    asyncio.run(begun(settings, "POST /v1/images/generations", lambda sent: b"b64_json" in sent[-1], body))
+    assert set(seen) == {0}
 
 
 def test_an_owner_takes_one_slot_however_much_they_send() -> None:

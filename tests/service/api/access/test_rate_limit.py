@@ -37,7 +37,7 @@ def test_each_key_has_a_limit_of_its_own_for_all_processes(settings: Settings, c
             assert client.get("/jobs").status_code == 401
 
 
-@pytest.mark.parametrize("path", ["/v1/images/x%0a/0/2048x2048.png", "/jobs/x%1b[2J"])
+@pytest.mark.parametrize("path", ["/v1/models/x%0a", "/jobs/x%1b[2J"])
 def test_nothing_has_an_address_with_control_characters(settings: Settings, connection: Redis, path: str) -> None:
     with serving(limited(settings, "100/minute")) as client:
         client.event_hooks = {}  # the OpenAPI document has no such address
