@@ -62,7 +62,7 @@ labelgrid generate "red cube" --url "$url" -o grid.png || fail "nothing was draw
 "$bin/python" -c "from PIL import Image; Image.open('grid.png').verify()"
 end TERM
 start
-echo '{"labels": ["red cube", "blue sphere"]}' >lists.jsonl
-labelgrid score lists.jsonl --url "$url" --repeats 2 --fail-under accuracy=0.5 || fail "nothing was scored"
+echo '[["red cube", "blue sphere"]]' >lists.json
+labelgrid score lists.json --url "$url" --repeats 2 --fail-under accuracy=0.5 || fail "nothing was scored"
 end INT
 echo "1 passed, 0 failed: $("$bin/python" --version), $(basename "$wheel")"

@@ -17,7 +17,6 @@ COMMANDS = {
     CLIENT: {
         "generate": "generate and score pictures",
         "score": "score the model or given pictures on a test file",
-        "sweep": "generate the same pictures with several values of options",
         "wait": "wait for a job and print its result",
         "jobs": "list jobs, newest first",
         "cancel": "cancel a queued or running job",

@@ -9,29 +9,22 @@ import functools
 import inspect
 import io
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, TypeVar, Unpack, get_type_hints
+from typing import Annotated, Any, Final, NamedTuple, Unpack, get_type_hints
 
 import typer
 from pydantic_core import from_json
 from rich.console import Console
 
-from service.client import ApiError, Client, ClientError, Options, display, lines
-from service.client.job_command import (
-    INTERRUPTED,
-    OneLineErrors,
-    Outputs,
-    connect,
-    fail,
-    print_json,
-    run_job,
-)
+from service.client import ApiError, Client, ClientError, Options, display
+from service.client.job_command import INTERRUPTED, OneLineErrors, Outputs, connect, fail, print_json, run_job
 from service.client.messages import DEFAULT_URL
-from service.client.thresholds import BELOW, below, parse_thresholds
 from service.contract.schemas import LONGEST_PAGE, JobHead, JobPage, SamplingFields, ScoreResult, WorkerDevice
 
-Number = TypeVar("Number", int, float)
+SCORES: Final = ("accuracy", "exact_match", "f1")
+RECALL: Final = "recall:"  # of the label that follows
+BELOW: Final = 3  # the exit code of a score below its threshold
 
 app = typer.Typer(
     cls=OneLineErrors,
@@ -44,7 +37,6 @@ app = typer.Typer(
 
 Url = Annotated[str, typer.Option(envvar="LABELGRID_URL", help="address of the service")]
 AsJson = Annotated[bool, typer.Option("--json", help="print the service's response as JSON")]
-AsLines = Annotated[bool, typer.Option("--jsonl", help="print JSON Lines: one for each picture, or for each run")]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", dir_okay=False, writable=True, help="file for the grid, a PNG")
 ]
@@ -69,15 +61,15 @@ def _with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def _read_layouts(path: Path) -> Any:
-    """Return the content of a JSON file, whose entries the service checks."""
+def _read_list(file: typer.FileBinaryRead) -> Any:
+    """Return the list in a JSON file, whose entries the service checks."""
     try:
-        layouts = from_json(path.read_bytes())
+        content = from_json(file.read())
     except ValueError as error:
-        raise ClientError(f"{path}: not JSON: {error}") from error
-    if not isinstance(layouts, list):
-        raise ClientError(f"{path}: wanted a list with a layout, or null, for each picture")
-    return layouts
+        raise ClientError(f"{file.name}: not JSON: {error}") from error
+    if not isinstance(content, list):
+        raise ClientError(f"{file.name}: wanted a JSON list with an entry for each picture")
+    return content
 
 
 @app.command()
@@ -88,17 +80,15 @@ def generate(
         typer.Argument(help='the labels of each picture: "red cube, blue sphere"', show_default=False),
     ] = None,
     url: Url = DEFAULT_URL,
-    from_lines: Annotated[
-        Path | None,
-        typer.Option("--lines", help="read label lists from a file of JSON Lines, or - for standard input"),
+    file: Annotated[
+        typer.FileBinaryRead | None,
+        typer.Option(metavar="FILE", help="read labels from a JSON list of label lists; - is standard input"),
     ] = None,
     output: Output = None,
     images: Images = None,
     layouts: Annotated[
-        Path | None,
-        typer.Option(
-            exists=True, dir_okay=False, help="positions of the objects: a JSON file with the API's `layouts`"
-        ),
+        typer.FileBinaryRead | None,
+        typer.Option(metavar="FILE", help="positions of the objects: a JSON file with the API's `layouts`"),
     ] = None,
     trajectory: Annotated[int | None, typer.Option(help="stages from noise to picture in each strip")] = None,
     recipe: Annotated[
@@ -106,40 +96,55 @@ def generate(
     ] = None,
     detach: Detach = False,
     as_json: AsJson = False,
-    as_lines: AsLines = False,
     **options: Unpack[Options],
 ) -> None:
-    """Generate and score pictures, one for each argument or line, or reproduce those of a recipe."""
-    if not labels and recipe is None and from_lines is None:
-        raise typer.BadParameter("give labels, --lines or a --recipe")
-    if labels and from_lines is not None:
-        raise typer.BadParameter("give labels or --lines, not both")
-    lists = _lists(labels) if labels else None
-    others = list[dict[str, Any]]()
-    if from_lines is not None:
-        lists, others = lines.read_lines(from_lines, lines.OUTPUT_FIELDS)
-    points = _read_layouts(layouts) if layouts else None
+    """Generate and score pictures, one for each argument or list of a file, or reproduce those of a recipe."""
+    if not labels and file is None and recipe is None:
+        raise typer.BadParameter("give labels, a --file or a --recipe")
+    if labels and file is not None:
+        raise typer.BadParameter("give labels or a --file, not both")
+    lists = [[label.strip() for label in entry.split(",")] for entry in labels] if labels else None
     submit = functools.partial(
-        Client.generate, labels=lists, recipe=recipe, layouts=points, trajectory=trajectory, **options
+        Client.generate,
+        labels=_read_list(file) if file else lists,
+        recipe=recipe,
+        layouts=_read_list(layouts) if layouts else None,
+        trajectory=trajectory,
+        **options,
     )
-    outputs = Outputs(output=output, images=images, as_json=as_json, as_lines=as_lines, others=others)
-    run_job(submit, url, outputs, detach)
+    run_job(submit, url, Outputs(output=output, images=images, as_json=as_json), detach)
 
 
-def _lists(labels: Sequence[str]) -> list[list[str]]:
-    return [[label.strip() for label in entry.split(",")] for entry in labels]
+class Threshold(NamedTuple):
+    """The lowest value of a score with which the command succeeds."""
+
+    score: str  # one of SCORES, or RECALL and a label
+    least: float
+
+    def value(self, result: ScoreResult) -> float:
+        """Return the mean that the threshold is for. Raises ClientError for a label that no picture asked for."""
+        if self.score in SCORES:
+            return float(getattr(result, self.score).mean)
+        label = self.score.removeprefix(RECALL)
+        recall = next((one.recall for one in result.by_label if one.label == label), None)
+        if recall is None:
+            raise ClientError(f'--fail-under: no picture asked for "{label}"')
+        return recall
+
+
+def _parse_threshold(text: str) -> Threshold:
+    """Read NAME=VALUE, such as accuracy=0.95 or "recall:red cube=0.9"."""
+    score, _, value = text.rpartition("=")
+    with contextlib.suppress(ValueError):
+        if (score in SCORES or score.removeprefix(RECALL) not in ("", score)) and 0 <= float(value) <= 1:
+            return Threshold(score, float(value))
+    raise typer.BadParameter(f'"{text}" is not NAME=VALUE: one of {", ".join(SCORES)} or recall:LABEL, and 0 to 1')
 
 
 @app.command()
 @_with_sampling_options
 def score(
-    file: Annotated[
-        Path,
-        typer.Argument(
-            help="a test file: a JSON list of label lists; or JSON Lines, .jsonl or - for standard input",
-            show_default=False,
-        ),
-    ],
+    file: Annotated[Path, typer.Argument(help="a test file: a JSON list of label lists", show_default=False)],
     url: Url = DEFAULT_URL,
     pictures: Annotated[
         Path | None,
@@ -151,79 +156,31 @@ def score(
     output: Output = None,
     images: Images = None,
     fail_under: Annotated[
-        list[str] | None,
+        list[Threshold] | None,
         typer.Option(
+            parser=_parse_threshold,
+            metavar="NAME=VALUE",
             help="exit with 3 if a mean is lower: accuracy=0.95, exact_match=0.9, f1=0.9 or 'recall:red cube=0.9'. "
-            "Repeatable"
+            "Repeatable",
         ),
-    ] = None,
-    report: Annotated[
-        Path | None,
-        typer.Option(dir_okay=False, writable=True, help="file for an HTML page: scores by label, the worst pictures"),
-    ] = None,
-    by_label: Annotated[
-        Path | None, typer.Option("--csv", dir_okay=False, writable=True, help="file for the scores by label")
     ] = None,
     detach: Detach = False,
     as_json: AsJson = False,
-    as_lines: AsLines = False,
     **options: Unpack[Options],
 ) -> None:
     """Score the model or given pictures on a test file. --output and --images save the best run."""
-    try:
-        thresholds = parse_thresholds(fail_under or [])
-    except ValueError as error:
-        raise typer.BadParameter(f"--fail-under {error}") from error
-    if detach and thresholds:
+    if detach and fail_under:
         raise typer.BadParameter("with --detach there is no score yet for --fail-under")
-    if detach and (report or by_label):
-        raise typer.BadParameter("with --detach there is no score yet for --report and --csv")
-    conditions = lines.read_lines(file)[0] if lines.is_lines(file) else file
-    submit = functools.partial(Client.score, conditions=conditions, pictures=pictures, repeats=repeats, **options)
-    outputs = Outputs(
-        output=output, images=images, report=report, by_label=by_label, as_json=as_json, as_lines=as_lines
-    )
-    job = run_job(submit, url, outputs, detach)
-    if job is not None and isinstance(job.result, ScoreResult):
-        try:
-            missed = below(job.result, thresholds)
-        except ValueError as error:
-            raise ClientError(f"--fail-under: {error}") from error
+    submit = functools.partial(Client.score, conditions=file, pictures=pictures, repeats=repeats, **options)
+    job = run_job(submit, url, Outputs(output=output, images=images, as_json=as_json), detach)
+    if isinstance(job.result, ScoreResult):
+        missed = [
+            f"{one.score} {value:.4f} is below {one.least:g}"
+            for one in fail_under or []
+            if (value := one.value(job.result)) < one.least
+        ]
         if missed:
-            raise fail(missed, BELOW)
-
-
-def _numbers(text: str, kind: Callable[[str], Number]) -> list[Number]:
-    try:
-        return [kind(part) for part in text.split(",")]
-    except ValueError as error:
-        raise typer.BadParameter(f"{text!r} is not a list of numbers, such as 2,4,8") from error
-
-
-@app.command()
-def sweep(
-    labels: Annotated[
-        list[str], typer.Argument(help='the labels of each picture: "red cube, blue sphere"', show_default=False)
-    ],
-    output: Annotated[Path, typer.Option("--output", "-o", dir_okay=False, writable=True, help="file for the grid")],
-    steps: Annotated[str, typer.Option(help="numbers of steps, separated by commas")] = "1,2,4,8",
-    guidance: Annotated[str, typer.Option(help="values of w, separated by commas")] = "1,2,3",
-    seed: Annotated[int, typer.Option(help="seed of all pictures")] = 0,
-    model: Annotated[str | None, typer.Option(help="a model's name; the promoted one by default")] = None,
-    url: Url = DEFAULT_URL,
-) -> None:
-    """Generate the same pictures with every combination of steps and guidance, in a grid with labelled axes."""
-    from service.client.sweep import draw, run_sweep  # needs Pillow, and the rest does not
-
-    steps_, ws = _numbers(steps, int), _numbers(guidance, float)
-    with connect(url) as client, display.Bar() as progress:
-        Outputs(output=output).check()
-        task = progress.add_task("combinations", total=len(steps_) * len(ws))
-        cells = run_sweep(
-            client, _lists(labels), steps_, ws, seed=seed, model=model, on_cell=lambda: progress.advance(task)
-        )
-        output.write_bytes(draw(cells))
-    Console(width=display.UNCUT).print(display.plain(str(output)), highlight=False)
+            raise fail(", ".join(missed), BELOW)
 
 
 @app.command()

@@ -29,20 +29,13 @@ def plain(text: str) -> str:
     return escape("".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text))
 
 
-class Bar(Progress):
-    """A progress display on stderr if that is a terminal, else nothing."""
+class JobProgress(Progress):
+    """Shows on stderr, if that is a terminal, how many pictures of a job are finished. Steps count as parts of one."""
 
     def __init__(self) -> None:
         console = Console(stderr=True)
         columns = (*Progress.get_default_columns(), MofNCompleteColumn())
         super().__init__(*columns, console=console, disable=not console.is_terminal, transient=True)
-
-
-class JobProgress(Bar):
-    """Shows how many pictures of a job are finished. A picture's steps count as parts of it."""
-
-    def __init__(self) -> None:
-        super().__init__()
         self._task = self.add_task("sending", total=None)
         self._finished: set[int] = set()
 

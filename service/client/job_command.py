@@ -4,7 +4,7 @@ import functools
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from rich.console import Console
 from typer.core import TyperGroup
 
-from service.client import ApiError, Client, ClientError, Event, display, lines
+from service.client import ApiError, Client, ClientError, Event, display
 from service.client.connection import OnEvent
 from service.contract.schemas import Job, PictureResult, ScoreResult
 
@@ -49,10 +49,8 @@ def connect(url: str) -> Client:
         raise ClientError(str(error)) from error
 
 
-def until_ctrl_c(
-    client: Client, submit: Callable[..., Job], report: OnEvent | None = None, *, wait: bool = True
-) -> Job:
-    """Return the job that `submit` creates, finished unless `wait` is false. Ctrl-C cancels it.
+def until_ctrl_c(client: Client, submit: Callable[..., Job], report: OnEvent, *, wait: bool) -> Job:
+    """Return the job that `submit` creates, finished if `wait`. Ctrl-C cancels it.
 
     After Ctrl-C before the answer, the same request with the same Idempotency-Key tells which job it created.
     `report` is called with all events.
@@ -63,8 +61,7 @@ def until_ctrl_c(
     def on_event(event: Event) -> None:
         if isinstance(event.data, Job):
             states.append(event.data)
-        if report is not None:
-            report(event)
+        report(event)
 
     try:
         return send(on_event=on_event, wait=wait)
@@ -79,51 +76,32 @@ def until_ctrl_c(
 
 @dataclass(frozen=True, kw_only=True)
 class Outputs:
-    """What a command saves and prints of a finished job. `others`: fields of the input's lines, for JSON Lines."""
+    """What a command saves and prints of a finished job."""
 
-    output: Path | None = None
-    images: Path | None = None
-    report: Path | None = None
-    by_label: Path | None = None
-    as_json: bool = False
-    as_lines: bool = False
-    others: Sequence[Mapping[str, Any]] = ()
+    output: Path | None
+    images: Path | None
+    as_json: bool
 
     def check(self) -> None:
-        """Raise ClientError if files could not be saved: before the job rather than after it."""
-        for file in (self.output, self.report, self.by_label):
-            if file is not None and not file.exists() and not os.access(file.parent, os.W_OK):
-                raise ClientError(f"{file}: there is no folder {file.parent} that can be written to")
+        """Raise an error if files could not be saved: before the job rather than after it."""
+        if self.output is not None and not self.output.exists() and not os.access(self.output.parent, os.W_OK):
+            raise ClientError(f"{self.output}: there is no folder {self.output.parent} that can be written to")
         if self.images is not None:
             self.images.mkdir(parents=True, exist_ok=True)
 
     def write(self, client: Client, job: Job) -> None:
         if self.output is not None:
             self.output.write_bytes(client.grid(job.id))
-        if job.result is not None:
+        if self.images is not None and job.result is not None:
             first = job.result.best * len(job.result.pictures) if isinstance(job.result, ScoreResult) else 0
-            if self.images is not None:
-                _save_pictures(client, job.id, first, job.result.pictures, self.images)
-            if isinstance(job.result, ScoreResult) and (self.report or self.by_label):
-                from service.client.report import as_csv, html  # takes a while, and most commands need none
-
-                if self.by_label is not None:
-                    self.by_label.write_text(as_csv(job.result.by_label), encoding="utf-8")
-                if self.report is not None:
-                    self.report.write_text(html(job, functools.partial(client.image, job.id)), encoding="utf-8")
-        self._print(job)
-
-    def _print(self, job: Job) -> None:
+            _save_pictures(client, job.id, first, job.result.pictures, self.images)
         if self.as_json:
             print_json(job)
-        elif self.as_lines:
-            for line in lines.lines_of(job, self.others):
-                print(line)
-        else:
-            console = Console()
-            display.result(job, console)
-            if self.output is not None:
-                console.print(f"the grid is in {display.plain(str(self.output))}", highlight=False)
+            return
+        console = Console()
+        display.result(job, console)
+        if self.output is not None:
+            console.print(f"the grid is in {display.plain(str(self.output))}", highlight=False)
 
 
 def _save_pictures(client: Client, job_id: str, first: int, pictures: Sequence[PictureResult], folder: Path) -> None:
@@ -135,21 +113,21 @@ def _save_pictures(client: Client, job_id: str, first: int, pictures: Sequence[P
             (folder / "strips" / f"{i}.png").write_bytes(client.strip(job_id, first + i))
 
 
-def run_job(submit: Callable[..., Job], url: str, outputs: Outputs, detach: bool) -> Job | None:
+def run_job(submit: Callable[..., Job], url: str, outputs: Outputs, detach: bool) -> Job:
     """Create a job, and return it once it is finished and its result is written. Ctrl-C cancels it.
 
-    `detach`: print its id instead, and return None.
+    `detach`: print its id instead, and return it at once.
     """
+    if detach and (outputs.output or outputs.images):
+        raise typer.BadParameter("with --detach there is nothing to save yet; give --output and --images to `wait`")
     with connect(url) as client:
         outputs.check()
-        if detach and (outputs.output or outputs.images):
-            raise typer.BadParameter("with --detach there is nothing to save yet; give --output and --images to `wait`")
-        if detach:
-            print(until_ctrl_c(client, submit, wait=False).id)
-            return None
         with display.JobProgress() as progress:
-            job = until_ctrl_c(client, submit, progress.on_event)
-        outputs.write(client, job)
+            job = until_ctrl_c(client, submit, progress.on_event, wait=not detach)
+        if detach:
+            print(job.id)
+        else:
+            outputs.write(client, job)
         return job
 
 

@@ -1,41 +1,32 @@
-"""A sweep's grid: each picture in the row and column of its options, with labelled axes."""
+"""The example of the client: a grid of the same pictures with several options."""
 
 import io
+import runpy
+from pathlib import Path
 
 import httpx
-import numpy as np
-from PIL import Image
+import pytest
+from PIL import Image, ImageChops
 
-from service.client import Client
-from service.client.sweep import GAP, draw, run_sweep
 from service.worker.runner import Runner
+from tests.paths import ROOT
 
 
-def png(color: tuple[int, int, int]) -> bytes:
-    out = io.BytesIO()
-    Image.new("RGB", (30, 20), color).save(out, "PNG")
-    return out.getvalue()
+def test_the_example_draws_every_combination_from_one_seed(
+    client: httpx.Client, working: Runner, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    output = tmp_path / "sweep.png"
+    options = ["--steps", "1", "2", "--guidance", "1", "2.5", "--seed", "5"]
+    monkeypatch.setattr("sys.argv", ["sweep.py", str(output), "red cube, gray cube", "blue sphere", *options])
+    monkeypatch.setenv("LABELGRID_URL", str(client.base_url))
+    runpy.run_path(str(ROOT / "examples/sweep.py"), run_name="__main__")
 
-
-def test_each_picture_is_in_its_row_and_column() -> None:
-    colors = {(2, 1.0): (200, 0, 0), (2, 3.0): (0, 200, 0), (8, 1.0): (0, 0, 200), (8, 3.0): (200, 200, 0)}
-    drawn = np.asarray(Image.open(io.BytesIO(draw({cell: (png(color), 0.5) for cell, color in colors.items()}))))
-    where = {}
-    for cell, color in colors.items():
-        ys, xs = np.nonzero((drawn == color).all(-1))
-        where[cell] = (int(ys.min()), int(xs.min()))
-        assert (len(ys), int(ys.max() - ys.min()), int(xs.max() - xs.min())) == (600, 19, 29)
-    assert where[2, 1.0][0] == where[2, 3.0][0] < where[8, 1.0][0] == where[8, 3.0][0]
-    assert where[2, 3.0][1] - where[2, 1.0][1] == where[8, 3.0][1] - where[8, 1.0][1] == 30 + GAP
-    top, left = where[2, 1.0]
-    assert (drawn[:top, left:] < 100).any(), "the columns have no names"
-    assert (drawn[top:, : left - GAP] < 100).any(), "the rows have no names"
-
-
-def test_all_pictures_of_a_sweep_have_one_seed(client: httpx.Client, working: Runner) -> None:
-    with Client(str(client.base_url)) as own:
-        cells = run_sweep(own, [["red cube"]], [1, 2], [1.0, 2.0], seed=5)
-        jobs = [own.job(head.id) for head in own.jobs().jobs]
-    assert list(cells) == [(1, 1.0), (1, 2.0), (2, 1.0), (2, 2.0)]
-    assert sorted((job.options.steps, job.options.guidance) for job in jobs if job.options) == list(cells)
-    assert {job.seed for job in jobs} == {5}
+    jobs = [client.get(f"/jobs/{head['id']}").json() for head in reversed(client.get("/jobs").json()["jobs"])]
+    asked = [(job["options"]["steps"], job["options"]["guidance"], job["seed"]) for job in jobs]
+    assert asked == [(1, 1.0, 5), (1, 2.5, 5), (2, 1.0, 5), (2, 2.5, 5)]
+    sheet = Image.open(output)
+    grids = [Image.open(io.BytesIO(client.get(f"/jobs/{job['id']}/grid.png").content)) for job in jobs]
+    for (row, column), grid in zip(((0, 0), (0, 1), (1, 0), (1, 1)), grids, strict=True):
+        right, bottom = sheet.width // 2 * (column + 1), sheet.height // 2 * (row + 1)
+        drawn = sheet.crop((right - grid.width, bottom - grid.height, right, bottom))
+        assert ImageChops.difference(drawn, grid.convert("RGB")).getbbox() is None
