@@ -1,27 +1,36 @@
 """Step-wise continuous batching: pictures join the batch at any step, and each leaves when its own steps are done.
 
-Knows neither Redis nor the states of jobs: pictures go in, pictures with verdicts come out.
+Small jobs step first: on a CPU batching barely lowers the cost per row, so every row of a large job delays the whole
+batch. A large job therefore waits while smaller ones finish, but not forever. Knows neither Redis nor the states of
+jobs: pictures go in, pictures with verdicts come out.
 """
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from service.contract.recipe import Recipe
 from service.contract.records import FinishedPicture, Picture, Verdict
 from service.worker.judge import Failed, Key, Outcome, attempt, judge_pictures
-from service.worker.step_order import Workload, by_job, jobs_to_step, room
 from shared.device import THREADS
 from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.layouts import positions_at
 from shared.evaluator import Judge
 from shared.pictures import png_bytes, resized, sheet, to_uint8
 from shared.vocabulary import Vocabulary
+
+# Both were chosen by simulating the mixed requests of `benchmarks/sections/load.py` (docs/decisions.md). Higher values
+# favour large jobs.
+DELAY_LIMIT = 0.25  # a job waits if it has more work left than this share of the work left of the jobs before it
+AGING = 0.2  # share of the rows computed since a job joined that is deducted from its work left
+LATE_EACH_STEP = 4  # pictures that may join a full batch before a step
+
+Job = TypeVar("Job", bound=Hashable)
 
 
 @dataclass(eq=False)
@@ -41,15 +50,11 @@ class Member:
             # x_t, clipped to [-1, 1], as it is now (H, W, 3). A copy, because `row.x` is a view of the batch.
             self.frames.append(to_uint8(resized(self.row.x[None], frame_size(self.row.x.shape, self.shape)))[0])
 
-    def workload(self) -> Workload:
-        rows = self.row.network_rows()
-        return Workload(rows[0], sum(rows), self.joined_at)
-
 
 class Engine:
     """The batch of one model: `max_pictures` pictures of any labels and options, and at most `late_pictures` more.
 
-    From `efficient_rows` network rows on, pictures of large jobs wait for small jobs (`step_order.py`); with None, none
+    From `efficient_rows` network rows on, pictures of large jobs wait for small jobs (`jobs_to_step`); with None, none
     wait. If a step raises, it is repeated for each half of its pictures; only a picture that fails alone is given up.
     `admit` and `step` raise an error only if the device itself has failed. `recipe` returns the recipe that a picture's
     PNG carries.
@@ -87,21 +92,16 @@ class Engine:
         """Add pictures to the batch; their first step is its next one."""
         self._failed += attempt(self._join, pictures, lambda picture: picture, self.stepper.device)
 
-    def _join(self, pictures: Sequence[Picture]) -> list[Outcome]:
+    def _join(self, pictures: Sequence[Picture]) -> None:
         for picture in pictures:
-            labels = self.vocabulary.multi_hot(picture.labels)
-            row = self.stepper.new_row(labels, picture.options, picture.seed, self._positions(picture))
+            labels, positions = self.vocabulary.multi_hot(picture.labels), None
+            if picture.layout is not None:
+                points = [(point.x, point.y) for point in picture.layout]
+                positions = positions_at(self.vocabulary.encode(picture.labels), points, len(self.vocabulary))
+            row = self.stepper.new_row(labels, picture.options, picture.seed, positions)
             member = Member(picture, row, self._computed, self.stepper.picture_shape)
             member.record()
             self._batch[picture.key] = member
-        return []
-
-    def _positions(self, picture: Picture) -> Tensor | None:
-        """Return the positions that the picture asks for, (K, 2)."""
-        if picture.layout is None:
-            return None
-        points = [(point.x, point.y) for point in picture.layout]
-        return positions_at(self.vocabulary.encode(picture.labels), points, len(self.vocabulary))
 
     def drop(self, unwanted: Callable[[Picture], bool]) -> None:
         """Remove pictures between two steps; the others are unaffected."""
@@ -112,7 +112,7 @@ class Engine:
         """Advance the pictures that take the next step; return those that ended, or could not be started."""
         ended, self._failed = self._failed, list[Outcome]()
         chosen = self._choose()
-        ended += self._attempt(self._advance, chosen)
+        ended += self._attempt(lambda members: self.stepper.step([member.row for member in members]), chosen)
         stepped = [member for member in chosen if member.picture.key in self._batch]
         for member in stepped:
             member.record()
@@ -121,24 +121,25 @@ class Engine:
 
     def _choose(self) -> list[Member]:
         """Return the pictures that take the next step."""
-        chosen = list(self._batch.values())
+        left = {member: member.row.network_rows() for member in self._batch.values()}
+        chosen = list(left)
         if self.efficient_rows is not None:
-            jobs = by_job((member.picture.job, member.workload()) for member in chosen)
+            jobs = by_job(
+                (member.picture.job, Workload(rows[0], sum(rows), member.joined_at)) for member, rows in left.items()
+            )
             stepping = set(jobs_to_step(jobs, self._computed, self.efficient_rows))
             chosen = [member for member in chosen if member.picture.job in stepping]
-        self._computed += sum(member.row.network_rows()[0] for member in chosen)
+        self._computed += sum(left[member][0] for member in chosen)
         return chosen
 
-    def _attempt(self, work: Callable[[Sequence[Member]], list[Outcome]], members: Sequence[Member]) -> list[Outcome]:
+    def _attempt(
+        self, work: Callable[[Sequence[Member]], list[Outcome] | None], members: Sequence[Member]
+    ) -> list[Outcome]:
         """Do `work` for the members; the pictures that end leave the batch."""
         ended = attempt(work, members, lambda member: member.picture, self.stepper.device)
         for outcome in ended:
             del self._batch[outcome.picture.key]
         return ended
-
-    def _advance(self, members: Sequence[Member]) -> list[Outcome]:
-        self.stepper.step([member.row for member in members])
-        return []
 
     def _finish(self, done: Sequence[Member]) -> list[Outcome]:
         """Judge and encode the pictures whose steps are done."""
@@ -182,3 +183,46 @@ def frame_size(sampled: Sequence[int], picture: Sequence[int]) -> tuple[int, int
     _, h, w = sampled
     _, H, W = picture
     return (round(w * H / W), w) if h * W < w * H else (h, round(h * W / H))
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What one picture, or one job's pictures in a batch, still has to do; all in network rows."""
+
+    next_step: int
+    left: int  # in all remaining steps
+    joined_at: int  # rows the batch had computed when the last picture joined: a job that keeps joining does not age
+
+
+def room(in_progress: int, at_once: int, later: int) -> int:
+    """Return how many pictures may join a batch now: up to `at_once`, then `later` more, a few at each step.
+
+    So a small job can join while large ones fill the batch. A few at each step, so that idle workers come first.
+    """
+    return max(at_once - in_progress, min(LATE_EACH_STEP, at_once + later - in_progress), 0)
+
+
+def by_job(pictures: Iterable[tuple[Job, Workload]]) -> dict[Job, Workload]:
+    """Add up the workloads of each job's pictures."""
+    jobs: dict[Job, Workload] = {}
+    for job, one in pictures:
+        sum_ = jobs.get(job, Workload(0, 0, one.joined_at))
+        jobs[job] = Workload(sum_.next_step + one.next_step, sum_.left + one.left, max(sum_.joined_at, one.joined_at))
+    return jobs
+
+
+def jobs_to_step(jobs: Mapping[Job, Workload], computed: int, efficient_rows: int) -> list[Job]:
+    """Choose the jobs whose pictures take the next step, least work left first (SRPT: Schrage 1968).
+
+    Jobs are added until the step has `efficient_rows`, the size from which larger calls gain little, and beyond it
+    as long as none delays those before it. `computed`: network rows that the batch has computed so far.
+    """
+    order = sorted(jobs, key=lambda job: jobs[job].left - AGING * (computed - jobs[job].joined_at))
+    chosen: list[Job] = []
+    rows = before = 0
+    for job in order:
+        if rows >= efficient_rows and jobs[job].left > DELAY_LIMIT * before:
+            break
+        chosen.append(job)
+        rows, before = rows + jobs[job].next_step, before + jobs[job].left
+    return chosen

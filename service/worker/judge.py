@@ -47,19 +47,20 @@ Distances = tuple[float | None, ...]
 
 
 def attempt(
-    work: Callable[[Sequence[T]], list[Outcome]],
+    work: Callable[[Sequence[T]], list[Outcome] | None],
     items: Sequence[T],
     picture_of: Callable[[T], Picture],
     device: torch.device,
 ) -> list[Outcome]:
-    """Do `work` for pictures or, if it raises, for each half of them. One that fails alone is given up.
+    """Do `work`, which returns the pictures that it ends; if it raises, do it for each half of the pictures.
 
-    `work` must leave every picture as it was if it raises. Raises an error only if the device itself has failed.
+    One that fails alone is given up. `work` must leave every picture as it was if it raises. Raises an error only if
+    the device itself has failed.
     """
     if not items:
         return []
     try:
-        return work(items)
+        return work(items) or []
     except Exception as error:
         if lost(error, device):
             raise
