@@ -16,6 +16,7 @@ from typing import Annotated, Any, Final
 from urllib.request import parse_http_list
 
 from fastapi import Depends, Header, Request, Response
+from opentelemetry.trace import get_current_span
 from pydantic import ValidationError
 from structlog.contextvars import bind_contextvars
 
@@ -356,7 +357,7 @@ class Submitter:
 
 def _note(job_id: str) -> str:
     """Let the request's log line and span name its job."""
-    tracing.describe({"labelgrid.job_id": job_id})
+    get_current_span().set_attributes({"labelgrid.job_id": job_id})
     bind_contextvars(job_id=job_id)
     return job_id
 

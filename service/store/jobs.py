@@ -155,7 +155,7 @@ class JobStore:
         if record is not None:
             about |= {**record.log_ids, "age_s": round(time.time() - record.created_at, 3)}
             if status == "running":
-                tracing.record("queue", record.traceparent, {"job_id": job_id}, record.created_at)
+                tracing.span("queue", record.traceparent, {"job_id": job_id}, record.created_at).end()
         log.info(f"job {status}", **about)
         if status in TERMINAL:
             JOBS_ENDED.labels(status).inc()

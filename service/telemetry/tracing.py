@@ -1,29 +1,30 @@
-"""OpenTelemetry traces, if switched on: all work for a job becomes child spans of its request's span.
+"""OpenTelemetry traces: all work for a job becomes child spans of its request's span.
 
-OpenTelemetry is imported in `start` at the earliest, because it is optional. Knows no HTTP, no Redis and no torch.
+Without `start` there are no spans, and OpenTelemetry's own calls do nothing. Knows no HTTP, no Redis and no torch.
 """
 
-import contextlib
 import os
 import threading
-import time
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from opentelemetry.trace import INVALID_SPAN, Span
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from service.settings import Settings, StartError
 
 if TYPE_CHECKING:
     from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
 
-About = Mapping[str, str | int]  # attributes, named without their prefix `labelgrid.`
-
 FLUSH_S = 1.0  # at most, for a process that ends to send its last spans, even if the collector does not answer
+NS = 1_000_000_000  # nanoseconds in a second: OpenTelemetry counts time in them
+W3C = TraceContextTextMapPropagator()
 
 provider: "TracerProvider | None" = None  # of this process; None while tracing is off
 
 
 def start(settings: Settings, role: str, processor: "SpanProcessor | None" = None) -> None:
-    """Start tracing in this process if `settings` say so. StartError if OpenTelemetry is not installed.
+    """Start tracing in this process if `settings` say so. StartError if OpenTelemetry's SDK is not installed.
 
     Spans go to the collector in the OTEL_... variables, or to `processor`.
     """
@@ -55,45 +56,23 @@ def stop() -> None:
 
 def traceparent() -> str:
     """Return the current span as a W3C traceparent, for the job's record; "" if there is none."""
-    if provider is None:
-        return ""
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
     carrier: dict[str, str] = {}
-    TraceContextTextMapPropagator().inject(carrier)
+    W3C.inject(carrier)
     return carrier.get("traceparent", "")
 
 
-def describe(attributes: Mapping[str, str | int]) -> None:
-    """Add attributes to the current span, if there is one."""
-    if provider is not None:
-        from opentelemetry.trace import get_current_span
+def span(name: str, parent: str, about: Mapping[str, str | int], begun_at: float | None = None) -> Span:
+    """Begin a span under the traceparent `parent`, at `begun_at` (Unix seconds) or now. Without a parent it is no span.
 
-        get_current_span().set_attributes(attributes)
-
-
-def _under(parent: str, about: About) -> dict[str, Any]:
-    """Return the options of a span under the traceparent `parent`."""
-    from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
-
-    context = TraceContextTextMapPropagator().extract({"traceparent": parent})
-    return {"context": context, "attributes": {f"labelgrid.{key}": value for key, value in about.items()}}
-
-
-def record(name: str, parent: str, about: About, begun_at: float, ended_at: float | None = None) -> None:
-    """Record a span under the traceparent `parent`, from `begun_at` to `ended_at` (Unix seconds) or now.
-
-    Without a parent nothing is recorded, because that job is not traced.
+    It ends by `end()`, or as a context manager, which marks it as failed at an exception. `about`: its attributes,
+    named without their prefix `labelgrid.`.
     """
     if provider is None or not parent:
-        return
-    span = provider.get_tracer("labelgrid").start_span(name, start_time=int(begun_at * 1e9), **_under(parent, about))
-    span.end(int((time.time() if ended_at is None else ended_at) * 1e9))
-
-
-def span(name: str, parent: str, about: About) -> contextlib.AbstractContextManager[Any]:
-    """Record the work inside as a span, as `record` does; an exception marks it as failed."""
-    if provider is None or not parent:
-        return contextlib.nullcontext()
-    tracer = provider.get_tracer("labelgrid")
-    return tracer.start_as_current_span(name, record_exception=False, **_under(parent, about))
+        return INVALID_SPAN
+    return provider.get_tracer("labelgrid").start_span(
+        name,
+        W3C.extract({"traceparent": parent}),
+        attributes={f"labelgrid.{key}": value for key, value in about.items()},
+        start_time=None if begun_at is None else int(begun_at * NS),
+        record_exception=False,
+    )

@@ -133,11 +133,12 @@ class Storer:
         """Record in the traces of the pictures' jobs what they took. `begun_at`: when the first one was written."""
         records = {claim.job: claim.record for claim, _ in work.finished}
         for job_id, record in records.items():
-            parent, about = record.traceparent, {"job_id": job_id}
             claimed_at = [claim.claimed_at for claim, _ in work.finished if claim.job == job_id]
-            tracing.record("sample", parent, {**about, "pictures": len(claimed_at)}, min(claimed_at), work.judged_at[0])
-            tracing.record("judge", parent, about, *work.judged_at)
-            tracing.record("store", parent, about, begun_at)
+            about: dict[str, str | int] = {"job_id": job_id, "pictures": len(claimed_at)}
+            sampled = min(claimed_at), work.judged_at[0]
+            times = {"sample": sampled, "judge": work.judged_at, "store": (begun_at, time.time())}
+            for name, (begin, end) in times.items():
+                tracing.span(name, record.traceparent, about, begin).end(int(end * tracing.NS))
 
     def _complete(self, work: Work) -> None:
         """Finish jobs that have all their pictures. Any worker may do it, and more than once."""

@@ -4,6 +4,7 @@ import re
 import time
 from uuid import uuid4
 
+from opentelemetry.trace import get_current_span
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars, clear_contextvars
@@ -52,7 +53,7 @@ class ObserveRequests:
             bind_contextvars(trace_id=trace_id(parent))
             # Without the query, in which somebody may have put an API key.
             query = {"url.query": "REDACTED"} if scope["query_string"] else {}
-            tracing.describe({"labelgrid.request_id": this_id, **query})
+            get_current_span().set_attributes({"labelgrid.request_id": this_id, **query})
         method = scope["method"] if scope["method"] in METHODS else "other"
         begun, status = time.perf_counter(), 499  # if the client leaves before the response starts
 

@@ -191,7 +191,7 @@ def test_a_process_that_ends_sends_its_last_spans(hooked: Settings, monkeypatch:
     monkeypatch.setattr(tracing, "provider", None)
     found = Spans()
     tracing.start(hooked, "test", BatchSpanProcessor(found.exporter, schedule_delay_millis=3_600_000))
-    tracing.record("sample", GIVEN["traceparent"], {}, 0.0)
+    tracing.span("sample", GIVEN["traceparent"], {}, 0.0).end()
     assert found() == []
     tracing.stop()
     assert ids(found.one("sample"))[::2] == (TRACE, CLIENT_SPAN)
