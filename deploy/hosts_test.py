@@ -30,7 +30,7 @@ from service.contract.schemas import Job
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.claims import GROUP
-from service.store.connection import connect, text
+from service.store.connection import connect
 from service.store.jobs import JobStore
 from shared.storage import open_storage
 from tests.service.processes import until
@@ -187,7 +187,7 @@ class Deployment:
         """The hosts whose workers are alive and have claimed pictures."""
         connection = self.store.connection
         consumers = connection.xpending(keys.stream(job.digest), GROUP)["consumers"]
-        abouts = [connection.get(keys.worker(text(one["name"]))) for one in consumers]
+        abouts = [connection.get(keys.worker(one["name"])) for one in consumers]
         return {json.loads(about)["host"] for about in abouts if about}
 
     def reported(self, job: Job) -> list[int]:
@@ -242,7 +242,7 @@ def test_a_host_is_cut_off_while_it_works_and_every_picture_is_there_once(deploy
     until(lambda: deployment.at_work(job) == {"host-a", "host-b"})
     lost = deployment.hosts["host-a"]
     lost.pull_the_cable()
-    assert deployment.store.connection.hget(keys.job(job.id), "status") == b"running"
+    assert deployment.store.connection.hget(keys.job(job.id), "status") == "running"
     ended = deployment.client.wait(job.id)
     assert ended.status == "finished"
     assert deployment.client.ready().workers == 1

@@ -28,7 +28,7 @@ from service.local.supervisor import Child
 from service.settings import Settings
 from service.store import keys
 from service.store.claims import GROUP
-from service.store.connection import connect, text
+from service.store.connection import connect
 from service.store.jobs import JobStore
 from service.store.workers import list_live
 from shared.checkpoint import read_info
@@ -180,7 +180,7 @@ class Stack:
         found = {}
         with contextlib.suppress(ResponseError):  # no worker has created the stream's group yet
             for one in self.connection.xpending(keys.stream(self.digest), GROUP)["consumers"]:
-                consumer = text(one["name"])
+                consumer = one["name"]
                 if about := self.connection.get(keys.worker(consumer)):
                     found[names.get(json.loads(about)["pid"], "a former worker")] = (consumer, int(one["pending"]))
         return found
@@ -193,15 +193,12 @@ class Stack:
         """Return the pictures in progress: entry, worker process, and how often it was delivered."""
         names = {consumer: name for name, (consumer, _) in self.consumers().items()}
         found: Any = self.connection.xpending_range(keys.stream(self.digest), GROUP, "-", "+", 100)
-        return [
-            (text(one["message_id"]), names.get(text(one["consumer"]), ""), int(one["times_delivered"]))
-            for one in found
-        ]
+        return [(one["message_id"], names.get(one["consumer"], ""), int(one["times_delivered"])) for one in found]
 
     def pending(self, consumer: str) -> int:
         """Return the number of pictures in progress at a worker, given its consumer name."""
         found = self.connection.xpending(keys.stream(self.digest), GROUP)["consumers"]
-        return sum(int(one["pending"]) for one in found if text(one["name"]) == consumer)
+        return sum(int(one["pending"]) for one in found if one["name"] == consumer)
 
     def requests_in_work(self) -> int:
         """Return how many requests and streams the API has in progress, this question included."""

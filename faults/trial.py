@@ -194,7 +194,7 @@ class Trial:
         found = checks.check_states(job) + job.late
         error: Any = self.stack.store.connection.hget(keys.job(job_id), "error")
         if (reason := self.failing.get(job_id)) is not None:
-            expected = bool(error) and reason in error.decode()
+            expected = bool(error) and reason in error
             return found if expected else [*found, f"it should fail with {reason!r}, not {error!r}"]
         if job_id in self.others and job.states[-1:] == ["finished"]:
             return found

@@ -11,7 +11,6 @@ from redis import Redis
 from faults import checks, history
 from faults.checks import Fetched
 from service.files import GRID, PictureFiles, picture_name
-from service.store.connection import text
 from soak.load import BODIES, Ledger
 
 OF_JOBS = re.compile("labelgrid:(job:[0-9a-f]*(:(waiting|verdicts|events|live|watched))?)")
@@ -70,8 +69,7 @@ def _fetched(files: PictureFiles, job_id: str, total: int) -> Fetched | None:
 def left_over(connection: Redis) -> dict[str, int]:
     """Return the keys of jobs, and those that would stay for ever, by pattern."""
     kinds: Counter[str] = Counter()
-    for raw in connection.scan_iter(count=1000):
-        name = text(raw)
-        if OF_JOBS.fullmatch(name) or (connection.ttl(raw) == -1 and not LASTING.fullmatch(name)):
+    for name in connection.scan_iter(count=1000):
+        if OF_JOBS.fullmatch(name) or (connection.ttl(name) == -1 and not LASTING.fullmatch(name)):
             kinds[re.sub("[0-9a-f]{32,}", "*", name)] += 1
     return dict(kinds)

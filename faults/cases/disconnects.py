@@ -9,7 +9,6 @@ from uuid import uuid4
 from faults.harness import until
 from faults.trial import BODIES, LARGE, SMALL, Trial
 from service.store import keys
-from service.store.connection import text
 
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, for 0 s
 
@@ -46,7 +45,7 @@ def connect_and_reset(trial: Trial, count: int) -> None:
 
     def open_now() -> list[str]:
         found: Any = trial.stack.connection.zrange(keys.OPEN, 0, -1)
-        return [text(raw) for raw in found]
+        return list(found)
 
     open_jobs = open_now()
     connections = [_watch(port, open_jobs[i % len(open_jobs)]) for i in range(count)]

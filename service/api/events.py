@@ -17,7 +17,6 @@ from service.contract.records import TERMINAL
 from service.contract.schemas import Job
 from service.store import keys
 from service.store.async_jobs import AsyncJobs
-from service.store.connection import text
 
 WATCHED_MS = 3000  # how long workers render previews after the last renewal
 LOOK_AGAIN_S = 1.0  # how often to renew that, to look whether the job still exists, and to show that the stream lives
@@ -52,29 +51,28 @@ async def job_events(jobs: AsyncJobs, job: Job, after: str) -> AsyncIterator[byt
             entries = await jobs.redis("XRANGE", keys.events(job.id), f"({after}", "+")
             for pictures in steps:
                 yield _event("steps", {"pictures": json.loads(pictures)})
-            for raw, fields in entries:
-                after = text(raw)
+            for after, fields in entries:
                 yield await _read(jobs, job.id, after, fields)
-                if text(fields.get(b"status", b"")) in TERMINAL:
+                if fields.get("status") in TERMINAL:
                     return
             if is_due:
                 yield KEEPALIVE_COMMENT
-                if not entries and (status is None or text(status) in TERMINAL):
+                if not entries and (status is None or status in TERMINAL):
                     return
             await watch.wait(LOOK_AGAIN_S)
 
 
-async def _read(jobs: AsyncJobs, job_id: str, entry: str, fields: dict[bytes, bytes]) -> bytes:
+async def _read(jobs: AsyncJobs, job_id: str, entry: str, fields: dict[str, str]) -> bytes:
     """Return the event of one entry, or two if the job's only picture ended it."""
-    if b"picture" in fields:
-        return _picture(job_id, fields[b"picture"], entry)
-    status = text(fields[b"status"])
+    if "picture" in fields:
+        return _picture(job_id, fields["picture"], entry)
+    status = fields["status"]
     if status not in TERMINAL:
         return _event("status", {"status": status}, entry)
     end = _event("end", (await jobs.job(job_id)).model_dump(mode="json"), entry)
-    last = fields.get(b"last_picture")
+    last = fields.get("last_picture")
     return end if last is None else _picture(job_id, last) + end
 
 
-def _picture(job_id: str, index: bytes, entry: str | None = None) -> bytes:
+def _picture(job_id: str, index: str, entry: str | None = None) -> bytes:
     return _event("picture", {"index": int(index), "url": f"/jobs/{job_id}/images/{int(index)}.png"}, entry)

@@ -31,12 +31,12 @@ from service.contract.records import JOB_ID, TERMINAL, JobRecord, JobResult, Mod
 from service.contract.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Repeat, ScoreResult, Summary
 from service.settings import Settings
 from service.store import keys
-from service.store.connection import Pipeline, text
+from service.store.connection import Pipeline
 from service.store.hub import Hub
 from service.store.jobs import read_record
 from service.store.workers import Doorbell, ReadyWorkers
 
-HEAD = b"record", b"status", b"started_at", b"finished_at", b"error"  # of a job in a list; its result may be large
+HEAD = "record", "status", "started_at", "finished_at", "error"  # of a job in a list; its result may be large
 LOOK_AGAIN_S = 5.0  # how often one who waits looks at the job itself, in case its end was not heard
 SCORE_DIGITS = 6
 
@@ -105,7 +105,7 @@ def before(answer: Any, request: IdempotentRequest | None, settings: Settings) -
 
     KeyReuse if its key stands for another request, NoRoom if the job does not fit.
     """
-    what, found = map(text, answer)
+    what, found = answer
     if what == "request":
         assert request is not None
         return request.job_of(found)
@@ -132,9 +132,9 @@ class AsyncJobs:
         KeyReuse if the key stands for another request, whose job is there.
         """
         raw = await self.redis("GET", request.redis_key)
-        if raw is None or not await self.redis("EXISTS", keys.job(text(raw).partition(" ")[0])):
+        if raw is None or not await self.redis("EXISTS", keys.job(raw.partition(" ")[0])):
             return None
-        return request.job_of(text(raw))
+        return request.job_of(raw)
 
     async def create(self, record: JobRecord, request: IdempotentRequest | None = None) -> str:
         """Write a job and put it into the queue in one command, wake a worker, and return the job's id.
@@ -161,10 +161,10 @@ class AsyncJobs:
         if not pairs:
             raise await self._gone(job_id)
         fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
-        record = _record(job_id, fields[b"record"])
-        if b"result" in fields:
+        record = _record(job_id, fields["record"])
+        if "result" in fields:
             about = _head(record, fields, record.total)
-            result = JobResult.read(fields[b"result"])
+            result = JobResult.read(fields["result"])
             about["result"] = _result(record, result, [Verdict.read(raw) for raw in shown if raw])
         else:
             about = _head(record, fields, done)
@@ -186,14 +186,13 @@ class AsyncJobs:
         whose = await self.redis("HGET", keys.job(job_id), "owner")
         if whose is None:
             raise await self._gone(job_id)
-        if text(whose) != owner:
+        if whose != owner:
             raise UnknownJob(f"there is no job {job_id!r}")
 
     async def page(self, owner: str, limit: int, cursor: str | None) -> JobPage:
         """Return up to `limit` of an owner's jobs, newest first; `cursor`: the previous page's `next`."""
         last = f"({cursor}" if cursor else "+"
-        found = await self.redis("ZREVRANGEBYLEX", keys.index(owner), last, "-", "LIMIT", 0, limit + 1)
-        members = [text(raw) for raw in found]
+        members = await self.redis("ZREVRANGEBYLEX", keys.index(owner), last, "-", "LIMIT", 0, limit + 1)
         ids = [member.partition("-")[2] for member in members[:limit]]
         stored = await self.redis.ask(*(("HMGET", keys.job(job_id), *HEAD) for job_id in ids))
         counts = await self.redis.ask(*(("HLEN", keys.verdicts(job_id)) for job_id in ids))
@@ -202,7 +201,7 @@ class AsyncJobs:
             fields = {name: value for name, value in zip(HEAD, values, strict=True) if value is not None}
             if fields:  # otherwise the job has expired
                 with contextlib.suppress(Unavailable):  # the list is of use without a job of another version
-                    record = _record(job_id, fields[b"record"])
+                    record = _record(job_id, fields["record"])
                     heads.append(JobHead.model_validate(_head(record, fields, done)))
         return JobPage(jobs=heads, next=members[limit - 1] if len(members) > limit else None)
 
@@ -217,7 +216,7 @@ class AsyncJobs:
             while not gone.done():
                 try:
                     status = None if watch.has_ended else await self.redis("HGET", keys.job(job_id), "status")
-                    if status is None or text(status) in TERMINAL:
+                    if status is None or status in TERMINAL:
                         break
                     away_since = math.inf
                 except RedisError:  # perhaps for a moment only
@@ -239,7 +238,7 @@ class AsyncJobs:
             raise UnknownPicture(f"the job has the pictures 0 to {int(total) - 1}, not {index}")
         if await self.redis("HEXISTS", keys.verdicts(job_id), index):
             raise ExpiredJob.of(job_id)
-        raise NotReady.of(f"picture {index}", text(status))
+        raise NotReady.of(f"picture {index}", status)
 
     async def record(self, job_id: str) -> JobRecord:
         """Return a job as requested. UnknownJob, ExpiredJob; Unavailable if it has options of another version."""
@@ -251,9 +250,9 @@ class AsyncJobs:
     async def longest_wait_s(self, digest: str) -> float:
         """Return the age of the oldest job that is next for its owner; 0 if none is pending."""
         owners = await self.redis("ZRANGE", keys.owners(digest), 0, -1)
-        firsts = await self.redis.ask(*(("LINDEX", keys.owner_jobs(digest, text(owner)), 0) for owner in owners))
+        firsts = await self.redis.ask(*(("LINDEX", keys.owner_jobs(digest, owner), 0) for owner in owners))
         now = await self.redis.now()
-        return max([0.0, *(now - created_at(text(first)) for first in firsts if first)])
+        return max([0.0, *(now - created_at(first) for first in firsts if first)])
 
 
 def _record(job_id: str, raw: bytes, parse: Callable[[bytes], JobRecord] = JobRecord.read) -> JobRecord:
@@ -265,15 +264,15 @@ def _record(job_id: str, raw: bytes, parse: Callable[[bytes], JobRecord] = JobRe
     return record
 
 
-def _head(record: JobRecord, fields: Mapping[bytes, bytes], done: int) -> dict[str, Any]:
+def _head(record: JobRecord, fields: Mapping[str, str], done: int) -> dict[str, Any]:
     """Return what clients see of a job, but its result. What its record has under the same name is shown as it is."""
     times = {"created_at": record.created_at}
-    times |= {name: float(fields[name.encode()]) for name in ("started_at", "finished_at") if name.encode() in fields}
+    times |= {name: float(fields[name]) for name in ("started_at", "finished_at") if name in fields}
     uploaded = {"seed": None, "options": None} if record.sent else {}
     return {
         **vars(record),
-        "status": text(fields[b"status"]),
-        "error": text(fields[b"error"]) if b"error" in fields else None,
+        "status": fields["status"],
+        "error": fields.get("error"),
         "started_at": None,
         "finished_at": None,
         **{name: datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds") for name, at in times.items()},

@@ -15,7 +15,7 @@ from redis.exceptions import ResponseError
 from service.contract.records import JobRecord, Picture
 from service.settings import Settings
 from service.store import keys
-from service.store.connection import best_effort, call, text
+from service.store.connection import best_effort, call
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -91,7 +91,7 @@ class PictureStream:
             self.suspects = 0
             self._left.clear()
             return [], []
-        stale = [(text(one["message_id"]), one["times_delivered"]) for one in late]
+        stale = [(one["message_id"], one["times_delivered"]) for one in late]
         gone = self._untaken(dict(stale))
         pending = [(entry, count) for entry, count in stale if entry not in self.held and entry not in self._left]
         for claim in self._take_over([entry for entry, count in pending if count >= most]):
@@ -109,7 +109,7 @@ class PictureStream:
         key = keys.suspects_keeper(self.digest)
         with best_effort():  # while Redis is full, nobody becomes it: the other pictures must go on
             self.connection.set(key, self.consumer, nx=True, px=self.lease_ms)
-        if text(self.connection.get(key) or b"") != self.consumer:
+        if self.connection.get(key) != self.consumer:
             return False
         self.connection.pexpire(key, self.lease_ms)
         return True
@@ -130,11 +130,11 @@ class PictureStream:
         for entry, pairs in leased:
             fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
             try:
-                index = int(fields[b"index"]) if b"index" in fields else None
-                claims.append(Claim(text(entry), text(fields[b"job"]), index))
+                index = int(fields["index"]) if "index" in fields else None
+                claims.append(Claim(entry, fields["job"], index))
             except (KeyError, ValueError):
-                log.warning("entry cannot be read; left to other workers", entry=text(entry), stream=self.key)
-                unknown.append(Claim(text(entry), job=""))
+                log.warning("entry cannot be read; left to other workers", entry=entry, stream=self.key)
+                unknown.append(Claim(entry, job=""))
         self.held.update(claim.entry for claim in claims)
         self.leave(unknown)
         return claims

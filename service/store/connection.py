@@ -13,11 +13,8 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
-import hiredis
 from redis import Redis
-from redis.asyncio import ConnectionPool as AsyncPool
 from redis.asyncio import Redis as AsyncRedis
-from redis.asyncio.connection import AbstractConnection
 from redis.backoff import DecorrelatedJitterBackoff
 from redis.exceptions import (
     AuthenticationError,
@@ -39,6 +36,12 @@ log = get_logger(__name__)
 OLDEST = 7  # version of Redis: the first one with functions
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.02, 1.0  # between two attempts; random in between
 WARN_EVERY_S = 10.0
+OPTIONS: Any = {  # of every connection
+    "protocol": 2,
+    "socket_connect_timeout": 5.0,
+    "decode_responses": True,
+    "encoding_errors": "replace",  # so that a damaged record is the fault of its job alone
+}
 # Both also stand inside the answer of a function or a transaction. UNBLOCKED ends a read as Redis becomes a replica.
 FULL = "OOM command not allowed"
 REFUSALS = ("MISCONF ", "READONLY ", "NOREPLICAS ", "UNBLOCKED ")
@@ -129,44 +132,17 @@ def check_version(url: str) -> None:
             )
 
 
-def text(raw: bytes | str) -> str:
-    """Decode what Redis sent. Connections here return bytes, for the pictures; redis-py's types allow both."""
-    return raw.decode() if isinstance(raw, bytes) else raw
-
-
 def connect(url: str, *, timeout_s: float = 15.0, retry: Retry | None = None) -> Redis:
     """Open a connection pool whose socket timeout leaves room for blocking reads of up to 10 s.
 
     Without `retry` a command fails at once when Redis does not answer.
     """
-    options: dict[str, Any] = {
-        "protocol": 2,
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": 5.0,
-        "health_check_interval": 30,
-        "retry": retry,
-    }
-    return Redis.from_url(url, **options)
-
-
-class _PackedInC(AbstractConnection):
-    """A connection for the event loop that packs commands in C, as redis-py's `Redis` does: four times as fast."""
-
-    def pack_command(self, *args: Any) -> list[bytes]:
-        return [hiredis.pack_command((*args[0].encode().split(), *args[1:]))]  # the name may have two words
+    return Redis.from_url(url, socket_timeout=timeout_s, health_check_interval=30, retry=retry, **OPTIONS)
 
 
 def connect_async(url: str, *, timeout_s: float, max_connections: int) -> AsyncRedis:
     """Open a pool for the event loop. A command fails at once when Redis does not answer."""
-    options: dict[str, Any] = {
-        "protocol": 2,
-        "socket_timeout": timeout_s,
-        "socket_connect_timeout": 5.0,
-        "max_connections": max_connections,
-    }
-    pool: Any = AsyncPool.from_url(url, **options)
-    pool.connection_class = type("Connection", (_PackedInC, pool.connection_class), {})
-    return AsyncRedis.from_pool(pool)
+    return AsyncRedis.from_url(url, socket_timeout=timeout_s, max_connections=max_connections, **OPTIONS)
 
 
 def call(connection: Redis, function: str, *arguments: Any) -> Any:
@@ -192,7 +168,7 @@ def drop_others(connection: Redis, in_use: Collection[str]) -> None:
     with its next call.
     """
     for library in connection.function_list(f"{PREFIX}_*"):
-        name = text(library[1])
+        name = library[1]
         if name != LIBRARY and name not in in_use:
             connection.function_delete(name)
 

@@ -18,7 +18,6 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from service.store import keys
-from service.store.connection import text
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -106,8 +105,8 @@ class Hub:
     def _hear(self, message: dict[str, Any]) -> None:
         if message["type"] != "message":  # subscribed, perhaps again
             self._wake_all()
-        elif text(message["channel"]) == keys.PREVIEWS:
-            job_id, _, previews = text(message["data"]).partition(" ")
+        elif message["channel"] == keys.PREVIEWS:
+            job_id, _, previews = message["data"].partition(" ")
             for watch in self._watches.get(job_id, ()):
                 watch.previews.append(previews)
                 if not watch.end_only:

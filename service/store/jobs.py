@@ -16,7 +16,7 @@ from service.contract.records import TERMINAL, FinishedPicture, JobRecord, JobRe
 from service.settings import Settings
 from service.store import keys
 from service.store.claims import Claim, PictureStream
-from service.store.connection import call, text
+from service.store.connection import call
 from service.store.workers import Doorbell
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
@@ -92,8 +92,8 @@ class JobStore:
 
     def fail_overdue(self) -> None:
         """Fail the open jobs whose time is over. Redis's clock decides: those of API and workers may be wrong."""
-        for raw in call(self.connection, "overdue"):
-            self.fail(text(raw), OVERDUE)
+        for job_id in call(self.connection, "overdue"):
+            self.fail(job_id, OVERDUE)
 
     def wanted(self) -> list[ModelName]:
         """Return the models that have work which no live worker has taken."""
@@ -102,7 +102,7 @@ class JobStore:
 
     def of_model(self, digest: str) -> list[str]:
         """Return the open jobs of a model."""
-        return [text(raw) for raw in call(self.connection, "jobs_of", digest)]
+        return list(call(self.connection, "jobs_of", digest))
 
     def commit(
         self,
@@ -169,7 +169,7 @@ class JobStore:
             pipe.hget(keys.job(job_id), "status")
             pipe.hvals(keys.verdicts(job_id))
             status, verdicts = pipe.execute()
-        if status is None or text(status) in TERMINAL or len(verdicts) < total:
+        if status is None or status in TERMINAL or len(verdicts) < total:
             return None
         return sorted(map(Verdict.read, verdicts), key=lambda verdict: verdict.index)
 

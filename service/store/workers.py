@@ -14,10 +14,11 @@ from redis import Redis
 from redis.exceptions import RedisError
 from rq import Queue
 from rq.exceptions import DequeueTimeout, DuplicateJobError
+from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from service.store import keys
-from service.store.connection import LIBRARY, Pipeline, best_effort, call, drop_others, text
+from service.store.connection import LIBRARY, Pipeline, best_effort, call, drop_others
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -63,7 +64,7 @@ def have_loaded(connection: Redis, digest: str) -> bool:
 def died_loading(connection: Redis, digest: str) -> int:
     """Return how many workers have died lately while they loaded the model of this digest."""
     names = connection.smembers(keys.loading(digest))
-    return sum(not is_alive(connection, text(name)) for name in names)
+    return sum(not is_alive(connection, str(name)) for name in names)
 
 
 def begin_loading(connection: Redis, digest: str, name: str) -> None:
@@ -95,7 +96,7 @@ class ReadyWorkers:
 
 def forget_dead(connection: Redis) -> None:
     """Remove the names of workers whose key has expired, and the libraries of functions that no live one uses."""
-    if dead := [name for name in connection.smembers(keys.WORKERS) if not is_alive(connection, text(name))]:
+    if dead := [name for name in connection.smembers(keys.WORKERS) if not is_alive(connection, str(name))]:
         connection.srem(keys.WORKERS, *dead)
     drop_others(connection, {about.get("library", "") for about in list_live(connection)})
 
@@ -124,6 +125,5 @@ class Doorbell:
             _, job_id = Queue.lpop([self.queue.key], seconds, self.queue.connection)
         except DequeueTimeout:
             return None
-        if job := self.queue.fetch_job(text(job_id)):  # otherwise it has expired
-            job.delete()
-        return text(job_id).removeprefix(PREFIX)
+        self.queue.connection.delete(Job.key_for(job_id))
+        return str(job_id).removeprefix(PREFIX)

@@ -31,7 +31,7 @@ from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import keys
 from service.store.async_jobs import AsyncJobs
-from service.store.connection import WARN_EVERY_S, connect_async, is_temporary, text
+from service.store.connection import WARN_EVERY_S, connect_async, is_temporary
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 from service.webhooks.addresses import resolve
@@ -151,7 +151,7 @@ class Sender:
 
     async def take_due(self) -> None:
         """Start a task for each message that is due and has none."""
-        due = map(text, await self.reader.redis.call("due_webhooks"))
+        due = await self.reader.redis.call("due_webhooks")
         new = [member for member in due if member not in self._tasks]
         ids = (member.partition(" ")[0] for member in new)
         found = await self.reader.redis.ask(*(("HGET", keys.job(job_id), "record") for job_id in ids))

@@ -10,7 +10,6 @@ from PIL import Image, PngImagePlugin
 from redis import Redis
 
 from service.store import keys
-from service.store.connection import text
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
 JSON = {"content-type": "application/json"}
@@ -63,8 +62,7 @@ def problem(response: httpx.Response, status: int, slug: str) -> Body:
 
 def nothing_is_queued(connection: Redis) -> bool:
     """Return whether Redis holds nothing but a worker, and what RQ writes when the bell of a former test rings late."""
-    found = {text(key) for key in connection.keys("*")}
-    return {key for key in found if not key.startswith("rq:")} <= {keys.WORKERS, keys.worker("w")}
+    return {key for key in connection.keys("*") if not key.startswith("rq:")} <= {keys.WORKERS, keys.worker("w")}
 
 
 def submitted(client: httpx.Client, **fields: Any) -> str:

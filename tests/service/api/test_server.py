@@ -12,7 +12,6 @@ from redis import Redis
 from service.api.access.keys import hash_of, new_key
 from service.settings import Settings
 from service.store import keys, workers
-from service.store.connection import text
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from tests.conftest import api_server, client_of, serving
@@ -116,15 +115,14 @@ def test_a_draining_api_answers_open_requests_and_refuses_new_ones(
         ThreadPoolExecutor(1) as thread,
     ):
         waiting = thread.submit(client.post, "/generate", json=TWO)
-        (raw,) = until(lambda: connection.zrange(keys.OPEN, 0, -1))
-        job_id = text(raw)
+        (job_id,) = until(lambda: connection.zrange(keys.OPEN, 0, -1))
         with client.stream("GET", f"/jobs/{job_id}/events") as response:
             stream = events(response)
             assert next(stream)["event"] == "job"
             server.should_exit = True
             assert list(stream) == []  # the stream has ended, the job has not
         until(lambda: is_refused(client))  # an orchestrator or proxy then asks another process
-        assert connection.zrange(keys.OPEN, 0, -1) == [raw]
+        assert connection.zrange(keys.OPEN, 0, -1) == [job_id]
         assert not waiting.done()
         run(Runner(connection, settings, "w"), job_id)
         answer = waiting.result(timeout=60)

@@ -24,7 +24,6 @@ from service.api.dependencies import Service
 from service.api.submit import Preferences, read_preferences
 from service.settings import Settings
 from service.store import keys, workers
-from service.store.connection import text
 from service.store.jobs import JobStore
 from service.telemetry.metrics import REQUESTS, REQUESTS_IN_WORK
 from service.worker.runner import Runner
@@ -245,7 +244,7 @@ def test_a_request_stops_waiting_when_its_client_disconnects(
         connection.sendall(b"POST %s HTTP/1.1\r\n%s\r\n%s" % (path.encode(), head, request.read()))
         until_waiting(alive, 1)
     until(lambda: counted._value.get() == before + 1)
-    (job_id,) = map(text, alive.connection.zrange(keys.OPEN, 0, -1))
+    (job_id,) = alive.connection.zrange(keys.OPEN, 0, -1)
     assert client.get(f"/jobs/{job_id}").json()["status"] == "queued"  # the job goes on
 
 
@@ -262,7 +261,7 @@ def test_clients_that_wait_share_one_connection(
         until(lambda: REQUESTS_IN_WORK._value.get() == 4 and alive.connection.zcard(keys.OPEN) == 3)
         assert alive.connection.info("clients")["pubsub_clients"] == before + 1
         begun = time.monotonic()
-        for job_id in map(text, alive.connection.zrange(keys.OPEN, 0, -1)):
+        for job_id in alive.connection.zrange(keys.OPEN, 0, -1):
             alive.fail(job_id, f"as {job_id} must")
         answers = [one.result().json() for one in (*own, *same)]
     assert time.monotonic() - begun < service.store.async_jobs.LOOK_AGAIN_S
@@ -278,7 +277,7 @@ def test_an_end_that_nobody_heard_of_is_seen_soon(
     with serving(settings) as client, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(client.post, "/generate", json={"labels": LISTS})
         until_waiting(alive, 1)
-        (job_id,) = map(text, alive.connection.zrange(keys.OPEN, 0, -1))
+        (job_id,) = alive.connection.zrange(keys.OPEN, 0, -1)
         alive.connection.hset(keys.job(job_id), mapping={"status": "failed", "error": "quietly"})
         alive.connection.zrem(keys.OPEN, job_id)
         assert problem(waiting.result(), 500, "job-failed")["detail"] == "quietly"

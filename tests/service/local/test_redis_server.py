@@ -38,14 +38,14 @@ def test_the_server_has_a_password_and_keeps_its_data(redis_server: RedisServer)
         ):
             stranger.ping()
     with running(server) as client:
-        assert client.mget("older", "kept") == [b"yes", b"yes"]
+        assert client.mget("older", "kept") == ["yes", "yes"]
 
 
 def test_no_second_server_starts_in_a_folder(redis_server: RedisServer, connection: Redis) -> None:
     connection.set("kept", "yes")
     with pytest.raises(StartFailed, match=f"{redis_server.folder} is in use"):
         RedisServer(redis_server.folder).start()
-    assert connection.get("kept") == b"yes"
+    assert connection.get("kept") == "yes"
 
 
 def test_a_server_that_ends_without_a_word_is_reported_with_a_guess(tmp_path: Path) -> None:

@@ -14,7 +14,6 @@ from redis import Redis
 from service.api.access.keys import hash_of, new_key
 from service.settings import Settings
 from service.store import workers
-from service.store.connection import text
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from tests.conftest import serving
@@ -60,7 +59,7 @@ def test_a_failed_or_cancelled_job_is_an_error_that_is_not_retried(
 
     def end() -> None:
         while not answered.wait(0.005):
-            for job_id in map(text, alive.connection.zrange("labelgrid:deadlines", 0, -1)):
+            for job_id in alive.connection.zrange("labelgrid:deadlines", 0, -1):
                 _ = alive.fail(job_id, "picture 0: it is broken") if how == "fails" else alive.cancel(job_id)
 
     thread = threading.Thread(target=end)

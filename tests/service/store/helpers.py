@@ -11,7 +11,7 @@ from service.contract.records import FinishedPicture, JobRecord, JobResult, Scor
 from service.store import async_jobs, keys
 from service.store.async_jobs import IdempotentRequest
 from service.store.claims import Claim, PictureStream
-from service.store.connection import call, text
+from service.store.connection import call
 from service.store.jobs import JobStore
 from shared.options import SamplingOptions
 
@@ -45,12 +45,12 @@ def add_job(store: JobStore, job: JobRecord, request: IdempotentRequest | None =
 
 
 def stored(store: JobStore, job_id: str) -> JobRecord:
-    return JobRecord.read(store.connection.hget(keys.job(job_id), "record") or b"")
+    return JobRecord.read(store.connection.hget(keys.job(job_id), "record") or "")
 
 
 def statuses(store: JobStore, *job_ids: str) -> list[str]:
     """Return the status of each job; "gone" for one that is gone."""
-    return [text(store.connection.hget(keys.job(job_id), "status") or b"gone") for job_id in job_ids]
+    return [store.connection.hget(keys.job(job_id), "status") or "gone" for job_id in job_ids]
 
 
 def done_count(store: JobStore, job_id: str) -> int:

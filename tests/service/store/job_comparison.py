@@ -7,7 +7,7 @@ from redis import Redis
 
 from service.store import keys
 from service.store.claims import GROUP
-from service.store.connection import call, text
+from service.store.connection import call
 from service.store.jobs import JobStore
 from tests.service.store.job_model import DIGESTS, OWNERS, Job, Model
 
@@ -27,7 +27,7 @@ def check_jobs(connection: Redis, model: Model) -> None:
         opened, *found = pipe.execute()
     of_owners, found = found[-2 * len(OWNERS) :], found[: -2 * len(OWNERS)]
     jobs = model.jobs
-    assert {text(raw): score for raw, score in opened} == {i: job.overdue_at for i, job in jobs.items() if job.is_open}
+    assert dict(opened) == {i: job.overdue_at for i, job in jobs.items() if job.is_open}
     for job, counts, *results in zip(jobs.values(), *(found[i::4] for i in range(4)), strict=True):
         if job.is_open:
             assert set(range(*map(int, counts))) == job.pending
@@ -38,15 +38,15 @@ def check_jobs(connection: Redis, model: Model) -> None:
     for owner, stored, listed in zip(OWNERS, of_owners[::2], of_owners[1::2], strict=True):
         assert {int(hour): int(count) for hour, count in stored.items()} == model.stored[owner]
         own = {job_id for job_id, job in jobs.items() if job.record.owner == owner and not job.is_deleted}
-        assert {text(member).partition("-")[2] for member in listed} <= own
+        assert {member.partition("-")[2] for member in listed} <= own
 
 
 def _check_results(job: Job, status: Any, verdicts: Any, events: Any) -> None:
-    assert text(status) == job.status
+    assert status == job.status
     assert set(map(int, verdicts)) == job.stored
-    moves = [text(fields[b"status"]) for _, fields in events if b"status" in fields]
+    moves = [fields["status"] for _, fields in events if "status" in fields]
     assert moves == job.moves  # so it ended once
-    announced = [int(fields[name]) for _, fields in events for name in (b"picture", b"last_picture") if name in fields]
+    announced = [int(fields[name]) for _, fields in events for name in ("picture", "last_picture") if name in fields]
     assert sorted(announced) == sorted(job.stored)  # each was stored once
 
 
@@ -60,14 +60,14 @@ def check_queues(connection: Redis, model: Model) -> None:
             pipe.xpending_range(keys.stream(digest), GROUP, "-", "+", count=1000)
         found: Any = pipe.execute(raise_on_error=False)  # a stream without entries may have no group
     for digest, counts, owners, stream, claimed in zip(DIGESTS, *(found[i::4] for i in range(4)), strict=True):
-        pending = {text(owner): int(n) for owner, n in counts.items()}
+        pending = {owner: int(n) for owner, n in counts.items()}
         assert Counter(pending) == model.pending(digest)
         assert all(pending.values())  # the others are forgotten
-        assert pending.keys() <= set(map(text, owners))
+        assert pending.keys() <= set(owners)
         entries = model.entries[digest]
-        assert [text(name) for name, _ in stream] == list(entries)
+        assert [name for name, _ in stream] == list(entries)
         if entries:
-            deliveries = {text(one["message_id"]): one["times_delivered"] for one in claimed}
+            deliveries = {one["message_id"]: one["times_delivered"] for one in claimed}
             assert deliveries == {name: entry.deliveries for name, entry in entries.items()}
 
 
@@ -75,6 +75,6 @@ def check_work(store: JobStore, model: Model) -> None:
     """Check which models and jobs have work, as workers ask for it."""
     assert {one.digest for one in store.wanted()} == model.wanted()
     overdue = {i for i, job in model.jobs.items() if job.is_open and job.overdue_at <= model.clock}
-    assert set(map(text, call(store.connection, "overdue"))) == overdue
+    assert set(call(store.connection, "overdue")) == overdue
     for digest in DIGESTS:
         assert set(store.of_model(digest)) == {job.record.id for job in model.of(digest) if job.is_open}

@@ -30,7 +30,6 @@ from service.store.connection import (
     check_version,
     connect,
     connect_async,
-    text,
 )
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
@@ -82,7 +81,7 @@ def test_a_worker_retries_while_a_new_replica_answers_nothing(connection: Redis,
         stack.callback(connection.config_set, "replica-serve-stale-data", "yes")
         stack.enter_context(read_only(connection))
         with retrying_twice(settings, stack) as worker:
-            assert worker.get("key") == b"value"
+            assert worker.get("key") == "value"
 
 
 def test_a_blocking_read_continues_after_redis_was_a_replica(connection: Redis, settings: Settings) -> None:
@@ -93,7 +92,7 @@ def test_a_blocking_read_continues_after_redis_was_a_replica(connection: Redis, 
         with read_only(connection):
             pass
         connection.rpush("queue", "job")
-        assert found.result(10) == (b"queue", b"job")
+        assert found.result(10) == ("queue", "job")
     worker.close()
 
 
@@ -106,10 +105,10 @@ def test_a_look_does_not_wait_for_redis(
     monkeypatch.setattr("service.worker.runner.CHECK_EVERY_S", 0.0)
     with read_only(connection):
         runner._look()
-    assert connection.hget(keys.job(job_id), "status") == b"queued"
+    assert connection.hget(keys.job(job_id), "status") == "queued"
     with full(connection):
         runner._look()
-    assert connection.hget(keys.job(job_id), "status") == b"failed"
+    assert connection.hget(keys.job(job_id), "status") == "failed"
 
 
 AOF = "MISCONF Errors writing to the AOF file: No space left on device"
@@ -225,7 +224,7 @@ OF_ANOTHER = SOURCE.replace(VERSION, "another")
 
 
 def libraries(connection: Redis) -> set[str]:
-    return {text(library[1]) for library in connection.function_list()}
+    return {library[1] for library in connection.function_list()}
 
 
 @pytest.fixture

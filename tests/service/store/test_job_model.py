@@ -25,7 +25,7 @@ from service.settings import Settings
 from service.store import keys, workers
 from service.store.async_jobs import IdempotentRequest, NoRoom
 from service.store.claims import Claim, PictureStream
-from service.store.connection import SOURCE, text
+from service.store.connection import SOURCE
 from service.store.jobs import JobStore
 from tests.service.store.ageing import age
 from tests.service.store.helpers import RESULT, add_job, done, record
@@ -469,7 +469,7 @@ class JobMachine(RuleBasedStateMachine):
         self.time_passes(20)
         lasting = {keys.stream(digest) for digest in DIGESTS} | {keys.owners(digest) for digest in DIGESTS}
         lasting |= {keys.WORKERS, CLOCK_KEY}
-        assert {text(key) for key in self.connection.scan_iter(count=1000)} <= lasting
+        assert set(self.connection.scan_iter(count=1000)) <= lasting
         self.seen["jobs that ended"] += len(self.model.jobs)
         super().teardown()
 

@@ -61,7 +61,7 @@ class Library:
         found = {}
         for entry, pairs in leased:
             fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
-            found[f"{fields[b'job'].decode()[-1]}{fields.get(b'index', b' grid').decode()}"] = entry.decode()
+            found[f"{fields['job'][-1]}{fields.get('index', ' grid')}"] = entry
         return found
 
     def commit(self, entries: dict[str, str], verdict: str = "verdict", **results: str) -> Any:
@@ -79,11 +79,11 @@ class Library:
         return self("end_early", KEEP_S, job, status, *fields)
 
     def hash(self, key: str) -> dict[str, str]:
-        return {name.decode(): value.decode() for name, value in self.connection.hgetall(key).items()}
+        return self.connection.hgetall(key)
 
     def names(self) -> set[str]:
         """The names of all keys."""
-        return {key.decode() for key in self.connection.scan_iter()}
+        return set(self.connection.scan_iter())
 
     def dump(self) -> dict[str, bytes | None]:
         """All that Redis holds."""
@@ -125,7 +125,7 @@ def test_create_drops_old_jobs_from_their_owners_list_and_only_these(library: Li
         library.connection.zadd("labelgrid:jobs:ann", {f"{int((now - age_s) * 1000):013}-{name}": 0})
     new = job_id("1", now + ahead_s)
     library.create(new, 1, "ann")
-    members = [member.decode() for member in library.connection.zrange("labelgrid:jobs:ann", 0, -1)]
+    members = library.connection.zrange("labelgrid:jobs:ann", 0, -1)
     assert [member.partition("-")[2] for member in members] == ["young", new]
 
 
@@ -138,7 +138,7 @@ def test_pictures_are_claimed_in_turn_stored_and_finished(library: Library) -> N
     assert (answers, list(leased)) == ([1, 2, 1, 1], ["a grid"])
     assert library.in_stream() == (1, 1)
     assert library.hash(f"labelgrid:job:{A}:verdicts") == {index: f"verdict {index}" for index in "012"}
-    assert library.connection.zrange("labelgrid:deadlines", 0, -1) == [A.encode()]
+    assert library.connection.zrange("labelgrid:deadlines", 0, -1) == [A]
     assert library.finish(A, leased["a grid"]) == [2]
     assert library.in_stream() == (0, 0)
     for job, told in ((A, ("finished", "8.5", RESULT)), (B, ("finished", "7.5", "{}"))):
@@ -215,8 +215,8 @@ READING = {"read", "overdue", "jobs_of", "live_workers", "due_webhooks"}
 
 def test_every_function_is_called_here(library: Library) -> None:
     (found,) = library.connection.function_list("labelgrid")
-    functions = found[found.index(b"functions") + 1]
-    names = {one[one.index(b"name") + 1].decode().removeprefix("labelgrid_development_") for one in functions}
+    functions = found[found.index("functions") + 1]
+    names = {one[one.index("name") + 1].removeprefix("labelgrid_development_") for one in functions}
     assert names == set(CALLS)
 
 
@@ -256,4 +256,4 @@ def test_an_error_in_the_middle_leaves_the_pictures_in_the_stream(library: Libra
 def test_a_model_is_wanted_whose_pictures_no_worker_has_ever_claimed(library: Library) -> None:
     library.connection.xadd(STREAM, {"job": A})
     library.connection.hset("labelgrid:models", DIGEST, "{}")
-    assert library("wanted", 50_000) == [[DIGEST.encode(), b"{}"]]
+    assert library("wanted", 50_000) == [[DIGEST, "{}"]]

@@ -25,9 +25,9 @@ def test_live_workers_are_listed_and_dead_ones_forgotten(connection: Redis) -> N
     workers.announce(connection, "live", {"host": "c"}, lease_s=60)
     workers.withdraw(connection, "left")
     assert hosts(workers.list_live(connection)) == ["c"]
-    assert connection.smembers(keys.WORKERS) == {b"dead", b"live"}
+    assert connection.smembers(keys.WORKERS) == {"dead", "live"}
     workers.forget_dead(connection)
-    assert connection.smembers(keys.WORKERS) == {b"live"}
+    assert connection.smembers(keys.WORKERS) == {"live"}
 
 
 def test_a_full_redis_does_not_keep_a_worker_from_loading_a_model(connection: Redis, settings: Settings) -> None:

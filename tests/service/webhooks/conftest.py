@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 from pydantic import SecretStr
 from redis import Redis
-from redis.asyncio import Redis as AsyncRedis
 from standardwebhooks import Webhook
 
 from service.contract.records import WebhookEvent
 from service.settings import Settings
 from service.store import keys
+from service.store.connection import connect_async
 from service.store.jobs import JobStore
 from service.webhooks.worker import Sender, receiver_secret, signing_key
 from tests.paths import ROOT
@@ -79,7 +79,7 @@ def with_sender(settings: Settings, do: Callable[[Sender], Awaitable[None]]) -> 
     """Run something with a Sender, in an event loop of its own."""
 
     async def run() -> None:
-        async with AsyncRedis.from_url(settings.redis_url, protocol=2) as connection:
+        async with connect_async(settings.redis_url, timeout_s=15, max_connections=64) as connection:
             await do(Sender(connection, settings))
 
     asyncio.run(run())
@@ -106,7 +106,8 @@ def create_job(store: JobStore, url: str, events: tuple[WebhookEvent, ...] = END
 
 
 def outbox(store: JobStore) -> list[str]:
-    return [raw.decode() for raw in store.connection.zrange(keys.WEBHOOKS, 0, -1)]
+    found: Any = store.connection.zrange(keys.WEBHOOKS, 0, -1)
+    return list(found)
 
 
 def verified(message: dict[str, Any], owner: str = "") -> dict[str, Any]:

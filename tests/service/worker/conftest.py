@@ -164,7 +164,7 @@ def status(store: JobStore, job: JobRecord) -> str:
 def error_of(store: JobStore, job: JobRecord) -> str:
     """Return why a job failed."""
     assert status(store, job) == "failed"
-    return (store.connection.hget(keys.job(job.id), "error") or b"").decode()
+    return store.connection.hget(keys.job(job.id), "error") or ""
 
 
 def verdicts_of(store: JobStore, job: JobRecord) -> list[Verdict]:

@@ -61,7 +61,7 @@ def heard(connection: Redis) -> Iterator[Heard]:
         def read() -> dict[str, list[list[Event]]]:
             found = dict[str, list[list[Event]]]()
             while message := messages.get_message(timeout=0.1):
-                job, _, pictures = message["data"].decode().partition(" ")
+                job, _, pictures = message["data"].partition(" ")
                 found.setdefault(job, []).append(json.loads(pictures))
             return found
 

@@ -18,7 +18,7 @@ from service.local.redis_server import RedisServer
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.claims import GROUP
-from service.store.connection import RetryUntilStopped, connect, text
+from service.store.connection import RetryUntilStopped, connect
 from service.store.jobs import JobStore
 from service.worker import process
 from service.worker.runner import Runner
@@ -43,7 +43,7 @@ def test_another_worker_finishes_a_killed_ones_job_with_the_same_pictures(
     add_job(store, job)
     until(lambda: done_count(store, job.id) > 0)  # 4 are finished, 2 in progress
     (consumer, *_) = until(lambda: connection.xpending(keys.stream(job.digest), GROUP)["consumers"])
-    killed = json.loads(connection.get(keys.worker(text(consumer["name"]))) or "{}")["pid"]
+    killed = json.loads(connection.get(keys.worker(consumer["name"])) or "{}")["pid"]
     os.kill(killed, signal.SIGKILL)
     assert not store.ended([job.id])
     until(lambda: store.ended([job.id]))
@@ -86,9 +86,9 @@ def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
         server.start()
         until(lambda: store.ended([job.id]))
         assert status(store, job) == "finished"
-        reported = [fields[b"picture"] for _, fields in connection.xrange(keys.events(job.id)) if b"picture" in fields]
+        reported = [fields["picture"] for _, fields in connection.xrange(keys.events(job.id)) if "picture" in fields]
         assert sorted(int(index) for index in reported) == list(range(12))
-        until(lambda: workers.is_alive(store.connection, text(name)))  # the same worker as before
+        until(lambda: workers.is_alive(store.connection, name))  # the same worker as before
         assert worker.poll() is None
         server.process.kill()
         server.process.wait()

@@ -17,7 +17,6 @@ from service.files import GRID, PictureFiles, picture_name
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.claims import PictureStream
-from service.store.connection import text
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from tests.conftest import running
@@ -63,7 +62,7 @@ def test_a_job_that_this_version_cannot_read_hides_no_others_and_can_be_cancelle
 ) -> None:
     newer, other = submitted(client), submitted(client)
     raw = alive.connection.hget(keys.job(newer), "record")
-    alive.connection.hset(keys.job(newer), "record", raw.replace(b"sde_dpmpp_2m", b"a newer sampler"))
+    alive.connection.hset(keys.job(newer), "record", raw.replace("sde_dpmpp_2m", "a newer sampler"))
     assert [job["id"] for job in client.get("/jobs").json()["jobs"]] == [other]
     body = problem(client.get(f"/jobs/{newer}"), 503, "unavailable")
     assert "newer version" in body["detail"]
@@ -75,7 +74,7 @@ def test_a_job_with_an_option_of_a_newer_version_is_shown_but_not_retried_withou
 ) -> None:
     newer = submitted(client)
     raw = alive.connection.hget(keys.job(newer), "record")
-    alive.connection.hset(keys.job(newer), "record", raw.replace(b'"options":{', b'"options":{"glow":0.5,'))
+    alive.connection.hset(keys.job(newer), "record", raw.replace('"options":{', '"options":{"glow":0.5,'))
     alive.cancel(newer)
     assert client.get(f"/jobs/{newer}").json()["status"] == "cancelled"
     assert "newer version" in problem(client.post(f"/jobs/{newer}/retry"), 503, "unavailable")["detail"]
@@ -203,7 +202,7 @@ def test_a_job_that_is_created_cancelled_and_deleted_takes_no_room(client: httpx
             for _ in range(2):  # cancels, deletes
                 assert client.delete(address).status_code == 200
         redis: Any = alive.connection
-        return {text(key): redis.memory_usage(key) for key in redis.keys("labelgrid:*")}
+        return {key: redis.memory_usage(key) for key in redis.keys("labelgrid:*")}
 
     assert taken(1) == taken(20)  # what a model's first job creates, is there
 
