@@ -13,10 +13,9 @@ from shared.options import LIMITS, MAX_SEED, SamplingOptions, Strict
 
 MAX_POSITION = 2**31  # of a picture in its request, from 0
 KEYWORD = "labelgrid"  # of the PNG's text chunk
-# The last digits of a score depend on the batch that a picture was judged in. These do not, so that the same picture
-# has the same bytes.
-SCORE_DIGITS = 2
-DISTANCE_DIGITS = 2  # a hundredth of the picture's width
+# Of scores and distances. Their last digits depend on the batch that a picture was judged in; these do not, so that the
+# same picture has the same bytes.
+DIGITS = 2
 
 # The bounds are for the OpenAPI document only: the vocabulary checks them, with better error messages.
 LabelLists = Annotated[
@@ -103,10 +102,6 @@ class JudgedRecipe(Recipe):
     verdicts: list[RecipeVerdict] = Field(default=[])
 
 
-def _shown(verdict: Verdict) -> RecipeVerdict:
-    return RecipeVerdict.model_validate(verdict.shown(SCORE_DIGITS, DISTANCE_DIGITS))
-
-
 def of_picture(picture: Picture, verdict: Verdict, model: MadeWith, evaluator: MadeWith | None) -> JudgedRecipe | None:
     """Return the recipe of one picture; None for an uploaded one."""
     if picture.run_seed is None:
@@ -120,7 +115,7 @@ def of_picture(picture: Picture, verdict: Verdict, model: MadeWith, evaluator: M
         first=picture.position,
         options=picture.options,
         evaluator=evaluator,
-        verdicts=[_shown(verdict)],
+        verdicts=[RecipeVerdict(**verdict.shown(DIGITS))],
     )
 
 
@@ -136,7 +131,7 @@ def of_grid(record: JobRecord, repeat: int, verdicts: Sequence[Verdict], evaluat
         options=record.options,
         columns=record.columns,
         evaluator=evaluator,
-        verdicts=[_shown(verdict) for verdict in verdicts],
+        verdicts=[RecipeVerdict(**verdict.shown(DIGITS)) for verdict in verdicts],
     )
 
 

@@ -53,14 +53,6 @@ class Stored(BaseModel):
 
     model_config = ConfigDict(frozen=True)
 
-    @classmethod
-    def read(cls, raw: bytes | str) -> Self:
-        """Parse a record. ValidationError if this version cannot read it."""
-        return cls.model_validate_json(raw, context=IGNORE_UNKNOWN)
-
-    def write(self) -> str:
-        return self.model_dump_json()
-
 
 def trace_id(parent: str) -> str:
     """Return the trace id in a traceparent, 32 hexadecimal digits; "" if there is none."""
@@ -156,9 +148,9 @@ class JobRecord(Stored):
         return len(self.labels) > 1 or self.sent
 
     @classmethod
-    def read_to_sample(cls, raw: bytes | str) -> Self:
-        """Parse a record. ValidationError also if it has options that this version does not know."""
-        return cls.model_validate_json(raw)
+    def read(cls, raw: str) -> Self:
+        """Parse a record to show it. `model_validate_json`, to sample it, refuses options that it does not know."""
+        return cls.model_validate_json(raw, context=IGNORE_UNKNOWN)
 
     def picture(self, index: int) -> Picture:
         """Return a picture. Repeat r of n lists has the indices r n to r n + n - 1 and the seeds of `seed` + r."""
@@ -191,19 +183,19 @@ class Verdict(Stored):
     # How far each label's object is from its place in the layout, in widths of the picture; None for one not found.
     distances: tuple[float | None, ...] | None = None  # None without a layout, or if the evaluator finds no places
 
-    def shown(self, score_digits: int, distance_digits: int) -> dict[str, Any]:
+    def shown(self, digits: int) -> dict[str, Any]:
         """Return what recipes and answers show of it, rounded: of the probabilities, highest first, those of the
         requested labels, of the most probable ones, and of others that were found.
         """
         ranked = sorted(self.probabilities.items(), key=lambda item: -item[1])
         found = [name for name, p in ranked if p > THRESHOLD and name not in self.labels]
         shown = {*self.labels, *found[:SHOWN_SCORES], *(name for name, _ in ranked[:SHOWN_SCORES])}
-        distances = self.distances and [away and round(away, distance_digits) for away in self.distances]
+        distances = self.distances and [away and round(away, digits) for away in self.distances]
         return {
             "accuracy": self.accuracy,
             "exact": self.exact,
             "f1": self.f1,
-            "scores": {name: round(p, score_digits) for name, p in ranked if name in shown},
+            "scores": {name: round(p, digits) for name, p in ranked if name in shown},
             "distances": distances,
         }
 

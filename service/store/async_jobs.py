@@ -38,7 +38,7 @@ from service.store.workers import Doorbell, ReadyWorkers
 
 HEAD = "record", "status", "started_at", "finished_at", "error"  # of a job in a list; its result may be large
 LOOK_AGAIN_S = 5.0  # how often one who waits looks at the job itself, in case its end was not heard
-SCORE_DIGITS = 6
+DIGITS = 6  # of scores and distances
 
 
 class NoRoom(Exception):
@@ -77,15 +77,10 @@ def _hash(value: str) -> str:
     return hashlib.sha256(value.encode()).hexdigest()
 
 
-def arguments(record: JobRecord, request: IdempotentRequest | None, settings: Settings) -> list[Any]:
-    """Return the arguments of `create` in `jobs.lua`."""
+def limits_of(settings: Settings) -> dict[str, int]:
+    """Return the arguments of `create` in `jobs.lua` that are the same for all jobs."""
     own = settings.has_keys
-    about = {
-        "id": record.id,
-        "owner": record.owner,
-        "digest": record.digest,
-        "model": ModelName(name=record.model, digest=record.digest, is_evaluator=record.sent).write(),
-        "total": record.total,
+    return {
         "timeout_s": settings.job_timeout_s,
         "lifetime_s": settings.job_timeout_s + settings.keep_s,
         "idempotent_s": settings.idempotent_s,
@@ -93,28 +88,35 @@ def arguments(record: JobRecord, request: IdempotentRequest | None, settings: Se
         "most_own": settings.max_queued_pictures_per_owner if own else 0,
         "most_stored": settings.max_stored_pictures_per_owner if own else 0,
     }
+
+
+def arguments(record: JobRecord, request: IdempotentRequest | None, limits: Mapping[str, int]) -> list[Any]:
+    """Return all arguments of `create`."""
+    about = {
+        "id": record.id,
+        "owner": record.owner,
+        "digest": record.digest,
+        "model": ModelName(name=record.model, digest=record.digest, is_evaluator=record.sent).model_dump_json(),
+        "total": record.total,
+        **limits,
+    }
     if record.webhook:
         about["webhook_events"] = " ".join(record.webhook_events)
     if request is not None:
         about |= {"request_key": request.redis_key, "request_hash": _hash(request.request)}
-    return [json.dumps(about), record.write()]
+    return [json.dumps(about), record.model_dump_json()]
 
 
-def before(answer: Any, request: IdempotentRequest | None, settings: Settings) -> str:
+def before(answer: Any, request: IdempotentRequest | None) -> str:
     """Return the job that the same request created before, if `create` answers so instead of creating one.
 
     KeyReuse if its key stands for another request, NoRoom if the job does not fit.
     """
-    what, found = answer
+    what, found, *most = answer
     if what == "request":
         assert request is not None
         return request.job_of(found)
-    most = {
-        "queue": settings.max_queued_pictures,
-        "owner": settings.max_queued_pictures_per_owner,
-        "stored": settings.max_stored_pictures_per_owner,
-    }
-    raise NoRoom(what, int(found), most[what])
+    raise NoRoom(what, found, *most)
 
 
 class AsyncJobs:
@@ -124,6 +126,7 @@ class AsyncJobs:
         """`doorbell`: needed to create jobs."""
         self.redis, self.hub, self.settings = Pipeline(connection), Hub(connection), settings
         self.workers = ReadyWorkers(self.redis)
+        self._limits = limits_of(settings)
         self._doorbell, self._unrung = doorbell, set[str]()  # digests
 
     async def existing(self, request: IdempotentRequest) -> str | None:
@@ -141,9 +144,9 @@ class AsyncJobs:
 
         If the same request created a job before, write nothing and return that job's id. KeyReuse, NoRoom as `before`.
         """
-        answer = await self.redis.call("create", *arguments(record, request, self.settings))
+        answer = await self.redis.call("create", *arguments(record, request, self._limits))
         if answer is not None:
-            return before(answer, request, self.settings)
+            return before(answer, request)
         if not self._unrung:
             asyncio.get_running_loop().call_soon(self._ring)
         self._unrung.add(record.digest)
@@ -164,8 +167,8 @@ class AsyncJobs:
         record = _record(job_id, fields["record"])
         if "result" in fields:
             about = _head(record, fields, record.total)
-            result = JobResult.read(fields["result"])
-            about["result"] = _result(record, result, [Verdict.read(raw) for raw in shown if raw])
+            result = JobResult.model_validate_json(fields["result"])
+            about["result"] = _result(record, result, [Verdict.model_validate_json(raw) for raw in shown if raw])
         else:
             about = _head(record, fields, done)
         if about["status"] not in TERMINAL:
@@ -245,7 +248,7 @@ class AsyncJobs:
         raw = await self.redis("HGET", keys.job(job_id), "record")
         if raw is None:
             raise await self._gone(job_id)
-        return _record(job_id, raw, JobRecord.read_to_sample)
+        return _record(job_id, raw, JobRecord.model_validate_json)
 
     async def longest_wait_s(self, digest: str) -> float:
         """Return the age of the oldest job that is next for its owner; 0 if none is pending."""
@@ -255,7 +258,7 @@ class AsyncJobs:
         return max([0.0, *(now - created_at(first) for first in firsts if first)])
 
 
-def _record(job_id: str, raw: bytes, parse: Callable[[bytes], JobRecord] = JobRecord.read) -> JobRecord:
+def _record(job_id: str, raw: str, parse: Callable[[str], JobRecord] = JobRecord.read) -> JobRecord:
     """Parse a job's record. Unavailable if another version of the service wrote it and this one cannot read it."""
     record = read_record(job_id, raw, parse)
     if record is None:
@@ -286,7 +289,7 @@ def _result(record: JobRecord, result: JobResult, verdicts: Sequence[Verdict]) -
     """Build the result that clients see; `verdicts`: those of its best repeat, then of its worst pictures."""
     shown = [
         PictureResult(
-            **verdict.shown(SCORE_DIGITS, SCORE_DIGITS),
+            **verdict.shown(DIGITS),
             labels=list(verdict.labels),
             seed=None if record.sent else verdict.seed,
             url=f"/jobs/{record.id}/images/{verdict.index}.png",

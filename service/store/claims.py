@@ -136,7 +136,8 @@ class PictureStream:
                 log.warning("entry cannot be read; left to other workers", entry=entry, stream=self.key)
                 unknown.append(Claim(entry, job=""))
         self.held.update(claim.entry for claim in claims)
-        self.leave(unknown)
+        if unknown:
+            self.leave(unknown)
         return claims
 
     def leave(self, claims: Sequence[Claim]) -> None:
@@ -171,7 +172,6 @@ class PictureStream:
                 raise
 
     def discard(self, entries: Sequence[str]) -> None:
-        """Delete entries whose pictures are not needed."""
-        if entries:
-            call(self.connection, "discard", self.digest, *entries)
-            self.held.difference_update(entries)
+        """Delete entries whose pictures are not needed; at least one."""
+        call(self.connection, "discard", self.digest, *entries)
+        self.held.difference_update(entries)

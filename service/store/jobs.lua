@@ -254,9 +254,9 @@ local function find_request(new)
   end
 end
 
--- Returns {'queue' or 'owner', how many pictures are queued} if the model's queue or the owner's part of it is full;
--- else nil. An empty queue takes any one job, of which no more than its owner's share counts for the others: one large
--- request would close the queue to them.
+-- Returns {'queue' or 'owner', how many pictures are queued, how many may be} if the model's queue or the owner's part of
+-- it is full; else nil. An empty queue takes any one job, of which no more than its owner's share counts for the others:
+-- one large request would close the queue to them.
 local function find_full_queue(new)
   local model = keys_of_model(new.digest)
   local share = new.most_own > 0 and new.most_own or math.huge
@@ -271,14 +271,14 @@ local function find_full_queue(new)
     queued = queued + math.min(count, share)
   end
   if queued > 0 and queued + new.total > new.most_queued then
-    return {'queue', queued}
+    return {'queue', queued, new.most_queued}
   end
   if own > 0 and own + new.total > share then
-    return {'owner', own}
+    return {'owner', own, share}
   end
 end
 
--- Returns {'stored', how many pictures the owner has stored} if they may not store as many more; else nil.
+-- Returns {'stored', how many pictures the owner has stored, how many they may} if they may not store as many more; else nil.
 local function find_full_storage(new, now)
   if new.most_stored == 0 then
     return nil
@@ -288,7 +288,7 @@ local function find_full_storage(new, now)
     redis.call('HDEL', key_of_stored(new.owner), hour)
   end
   if stored > 0 and stored + new.total > new.most_stored then
-    return {'stored', stored}
+    return {'stored', stored, new.most_stored}
   end
 end
 
@@ -315,7 +315,7 @@ end
 -- Reads the request's key, the model's queue and stream, and the owner's stored pictures. Writes the job, the open jobs,
 -- the models with work, the owner's list of jobs, the fair queue, the owner's stored pictures and the request's key.
 -- Returns nil; or what prevents it, then no job is written: {'request', job and request of before}, or {'queue',
--- 'owner' or 'stored', how much is taken}.
+-- 'owner' or 'stored', how much is taken, the limit}.
 local function create(args)
   local new = cjson.decode(args[1])
   local job = keys_of_job(new.id).job

@@ -66,8 +66,10 @@ class JobStore:
                 unreadable.append(claim)
             else:
                 begun.append(replace(claim, begun=record))
-        stream.discard(unneeded)
-        stream.leave(unreadable)
+        if unneeded:
+            stream.discard(unneeded)
+        if unreadable:
+            stream.leave(unreadable)
         return begun
 
     def fail(self, job_id: str, reason: str) -> bool:
@@ -98,7 +100,7 @@ class JobStore:
     def wanted(self) -> list[ModelName]:
         """Return the models that have work which no live worker has taken."""
         found = call(self.connection, "wanted", int(self.settings.lease_s * 1000))
-        return [ModelName.read(about) for _, about in found]
+        return [ModelName.model_validate_json(about) for _, about in found]
 
     def of_model(self, digest: str) -> list[str]:
         """Return the open jobs of a model."""
@@ -118,8 +120,8 @@ class JobStore:
         """
         arguments: list[Any] = []
         for claim, one in finished:
-            result = results.get(claim.job)
-            arguments += [claim.entry, *one.picture.key, one.verdict.write(), result.write() if result else ""]
+            result = results[claim.job].model_dump_json() if claim.job in results else ""
+            arguments += [claim.entry, *one.picture.key, one.verdict.model_dump_json(), result]
         about = (self.settings.keep_s, stream.digest, stream.consumer, time.time())
         answers, leased = call(self.connection, "commit", *about, *arguments)
         gone = self._gone(stream, [claim for claim, _ in finished], answers)
@@ -137,7 +139,7 @@ class JobStore:
         """
         arguments: list[Any] = []
         for claim, result in results:
-            arguments += [claim.entry, claim.job, result.write() if result else ""]
+            arguments += [claim.entry, claim.job, result.model_dump_json() if result else ""]
         answers = call(self.connection, "finish", self.settings.keep_s, stream.digest, time.time(), *arguments)
         return self._gone(stream, [claim for claim, _ in results], answers)
 
@@ -171,7 +173,7 @@ class JobStore:
             status, verdicts = pipe.execute()
         if status is None or status in TERMINAL or len(verdicts) < total:
             return None
-        return sorted(map(Verdict.read, verdicts), key=lambda verdict: verdict.index)
+        return sorted(map(Verdict.model_validate_json, verdicts), key=lambda verdict: verdict.index)
 
     def ended(self, job_ids: Iterable[str]) -> set[str]:
         """Return those of the jobs that have ended, or are gone. One command, for it is asked before every step."""
@@ -181,10 +183,10 @@ class JobStore:
         return {job_id for job_id, overdue_at in zip(ids, found, strict=True) if overdue_at is None}
 
 
-_parse = lru_cache(RECORDS)(JobRecord.read_to_sample)
+_parse = lru_cache(RECORDS)(JobRecord.model_validate_json)
 
 
-def read_record(job_id: str, raw: bytes, parse: Callable[[bytes], JobRecord]) -> JobRecord | None:
+def read_record(job_id: str, raw: str, parse: Callable[[str], JobRecord]) -> JobRecord | None:
     """Parse a job's record, or log why this version of the service cannot read it."""
     try:
         return parse(raw)

@@ -159,7 +159,8 @@ class Runner:
         """Drop the pictures of jobs that ended elsewhere."""
         if ended := self.store.ended({claim.job for loaded in self.models for claim in loaded.claims.values()}):
             for loaded in self.models:
-                loaded.stream.discard(loaded.take_out({key for key in loaded.claims if key[0] in ended}))
+                if unneeded := loaded.take_out({key for key in loaded.claims if key[0] in ended}):
+                    loaded.stream.discard(unneeded)
 
     def _look(self) -> None:
         """Now and then, unload idle models, fail overdue jobs, and load a model whose work no worker takes."""

@@ -43,6 +43,6 @@ def test_a_request_may_say_anything_as_verdicts(ignored: object) -> None:
 def test_the_scores_shown_explain_the_verdict(labels: str, probabilities: str, shown: str) -> None:
     of = {name: int(tenths) / 10 for name, tenths in probabilities.split()}
     verdict = Verdict(index=0, labels=list(labels), seed=0, accuracy=1, f1=1, exact=False, probabilities=of)
-    found = verdict.shown(2, 2)["scores"]
+    found = verdict.shown(2)["scores"]
     assert found == {name: of[name] for name in shown}
     assert len(found) <= SHOWN_SCORES + len(labels)

@@ -37,9 +37,9 @@ def record(n: int = 2, owner: str = "", **about: Any) -> JobRecord:
 
 def add_job(store: JobStore, job: JobRecord, request: IdempotentRequest | None = None) -> str:
     """Create a job as `AsyncJobs` does, for tests that may block."""
-    about = async_jobs.arguments(job, request, store.settings)
+    about = async_jobs.arguments(job, request, async_jobs.limits_of(store.settings))
     if (answer := call(store.connection, "create", *about)) is not None:
-        return async_jobs.before(answer, request, store.settings)
+        return async_jobs.before(answer, request)
     store.doorbell.ring([job.digest])
     return job.id
 

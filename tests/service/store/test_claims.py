@@ -58,7 +58,7 @@ def test_suspects_do_not_hold_up_the_other_pictures_while_redis_is_full(
 def of_a_newer_version(store: JobStore, pictures: int) -> JobRecord:
     """Create a job with an option that this version does not know."""
     add_job(store, job := record(pictures))
-    newer = job.write().replace('"options":{', '"options":{"glow":0.5,')
+    newer = job.model_dump_json().replace('"options":{', '"options":{"glow":0.5,')
     store.connection.hset(keys.job(job.id), "record", newer)
     return job
 

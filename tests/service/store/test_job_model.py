@@ -205,7 +205,8 @@ class JobMachine(RuleBasedStateMachine):
             self.model.end_early(job, "failed")
 
     def discard(self, stream: PictureStream, names: Iterable[str]) -> None:
-        stream.discard(list(names))
+        if names:
+            stream.discard(list(names))
         self.left(stream.digest, names)
 
     def left(self, digest: str, names: Iterable[str]) -> None:

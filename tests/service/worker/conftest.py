@@ -168,7 +168,7 @@ def error_of(store: JobStore, job: JobRecord) -> str:
 
 
 def verdicts_of(store: JobStore, job: JobRecord) -> list[Verdict]:
-    verdicts = map(Verdict.read, store.connection.hvals(keys.verdicts(job.id)))
+    verdicts = map(Verdict.model_validate_json, store.connection.hvals(keys.verdicts(job.id)))
     return sorted(verdicts, key=lambda verdict: verdict.index)
 
 

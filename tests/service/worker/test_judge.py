@@ -192,8 +192,8 @@ def test_an_evaluator_that_knows_no_places_gives_no_distances() -> None:
 
 def test_distances_are_stored_and_are_in_the_recipe() -> None:
     verdict = located_in(Locating())[2]
-    assert Verdict.read(verdict.write()) == verdict
-    assert verdict.shown(3, 3)["distances"] == [None, 0.312]
+    assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
+    assert verdict.shown(3)["distances"] == [None, 0.312]
     recipe = of_picture(PICTURES[2], verdict, MadeWith(name="m", digest="d" * 64), None)
     assert recipe is not None
     assert '"distances":[null,0.31]' in recipe.text()["labelgrid"]
