@@ -8,7 +8,7 @@ import contextlib
 import hashlib
 import math
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -159,18 +159,6 @@ def call(connection: Redis, function: str, *arguments: Any) -> Any:
 def is_missing(error: object) -> bool:
     """Whether Redis does not have the function: it is new, was emptied by FUNCTION FLUSH, or lost its last writes."""
     return isinstance(error, ResponseError) and "Function not found" in str(error)
-
-
-def drop_others(connection: Redis, in_use: Collection[str]) -> None:
-    """Delete the libraries of other versions of the service, but for those `in_use`.
-
-    That is safe at any time. A process that needs a deleted one, such as an API that is upgraded last, loads it again
-    with its next call.
-    """
-    for library in connection.function_list(f"{PREFIX}_*"):
-        name = library[1]
-        if name != LIBRARY and name not in in_use:
-            connection.function_delete(name)
 
 
 class Pipeline:

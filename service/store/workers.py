@@ -18,7 +18,7 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from service.store import keys
-from service.store.connection import LIBRARY, Pipeline, best_effort, call, drop_others
+from service.store.connection import Pipeline, best_effort, call
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -31,8 +31,7 @@ FORGOTTEN_S = 60  # after which a ring counts as lost that a worker died of; RQ'
 
 def announce(connection: Redis, name: str, about: Mapping[str, Any], lease_s: float) -> None:
     """List the worker as live for the next `lease_s`, with what it says about itself."""
-    description = json.dumps({**about, "library": LIBRARY})
-    call(connection, "announce", name, description, int(lease_s * 1000))
+    call(connection, "announce", name, json.dumps(about), int(lease_s * 1000))
 
 
 def withdraw(connection: Redis, name: str) -> None:
@@ -95,10 +94,9 @@ class ReadyWorkers:
 
 
 def forget_dead(connection: Redis) -> None:
-    """Remove the names of workers whose key has expired, and the libraries of functions that no live one uses."""
+    """Remove the names of workers whose key has expired."""
     if dead := [name for name in connection.smembers(keys.WORKERS) if not is_alive(connection, str(name))]:
         connection.srem(keys.WORKERS, *dead)
-    drop_others(connection, {about.get("library", "") for about in list_live(connection)})
 
 
 class Doorbell:

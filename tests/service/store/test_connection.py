@@ -22,8 +22,6 @@ from service.store import keys, workers
 from service.store.async_jobs import AsyncJobs
 from service.store.connection import (
     LIBRARY,
-    SOURCE,
-    VERSION,
     OldRedis,
     RetryUntilStopped,
     call,
@@ -220,9 +218,6 @@ def test_a_redis_that_hangs_is_given_up(size: int, checked_every_s: float) -> No
     asyncio.run(check())
 
 
-OF_ANOTHER = SOURCE.replace(VERSION, "another")
-
-
 def libraries(connection: Redis) -> set[str]:
     return {library[1] for library in connection.function_list()}
 
@@ -252,18 +247,6 @@ def test_the_event_loop_loads_the_library_too(without_library: Redis, settings: 
 
     asyncio.run(run())
     assert without_library.zcard("labelgrid:deadlines") == 3
-
-
-def test_a_former_version_is_removed_once_no_worker_uses_it(without_library: Redis) -> None:
-    without_library.function_load(OF_ANOTHER)
-    without_library.function_load("#!lua name=foreign\nredis.register_function('foreign', function() end)")
-    workers.announce(without_library, "new", {}, 60)
-    call(without_library, "announce", "old", '{"library": "labelgrid_another"}', 60_000)
-    workers.forget_dead(without_library)
-    assert libraries(without_library) == {LIBRARY, "labelgrid_another", "foreign"}
-    workers.withdraw(without_library, "old")
-    workers.forget_dead(without_library)
-    assert libraries(without_library) == {LIBRARY, "foreign"}
 
 
 def test_a_redis_before_version_7_is_refused(
