@@ -34,7 +34,7 @@ class JobStore:
     """The jobs of one Redis, for code that may block."""
 
     def __init__(self, connection: Redis, settings: Settings) -> None:
-        self.connection, self.settings = connection, settings
+        self.connection, self.settings, self.keep_s = connection, settings, settings.keep_s
         self.doorbell = Doorbell(connection, settings.queue)
 
     def begin(self, stream: PictureStream, claims: Sequence[Claim]) -> list[Claim]:
@@ -82,7 +82,7 @@ class JobStore:
 
     def _end_early(self, job_id: str, status: JobStatus, reason: str = "") -> bool:
         fields = ["finished_at", time.time(), *(["error", reason] if reason else [])]
-        raw = call(self.connection, "end_early", self.settings.keep_s, job_id, status, *fields)
+        raw = call(self.connection, "end_early", self.keep_s, job_id, status, *fields)
         if raw is None:
             return False
         self._moved(job_id, status, read_record(job_id, raw, JobRecord.read), reason)
@@ -122,7 +122,7 @@ class JobStore:
         for claim, one in finished:
             result = results[claim.job].model_dump_json() if claim.job in results else ""
             arguments += [claim.entry, *one.picture.key, one.verdict.model_dump_json(), result]
-        about = (self.settings.keep_s, stream.digest, stream.consumer, time.time())
+        about = (self.keep_s, stream.digest, stream.consumer, time.time())
         answers, leased = call(self.connection, "commit", *about, *arguments)
         gone = self._gone(stream, [claim for claim, _ in finished], answers)
         records = {claim.job: claim.record for claim, _ in finished}
@@ -140,7 +140,7 @@ class JobStore:
         arguments: list[Any] = []
         for claim, result in results:
             arguments += [claim.entry, claim.job, result.model_dump_json() if result else ""]
-        answers = call(self.connection, "finish", self.settings.keep_s, stream.digest, time.time(), *arguments)
+        answers = call(self.connection, "finish", self.keep_s, stream.digest, time.time(), *arguments)
         return self._gone(stream, [claim for claim, _ in results], answers)
 
     def _gone(self, stream: PictureStream, claims: Sequence[Claim], answers: Sequence[int]) -> set[str]:
