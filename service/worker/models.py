@@ -4,7 +4,7 @@ Knows no jobs.
 """
 
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -76,12 +76,6 @@ class Loaded:
     @property
     def max_pictures(self) -> int:
         return self.engine.max_pictures + self.engine.late_pictures
-
-    def admit(self, claims: Sequence[Claim]) -> None:
-        """Take up the pictures of claims that have begun."""
-        pictures = [claim.picture for claim in claims]
-        self.claims |= {picture.key: claim for picture, claim in zip(pictures, claims, strict=True)}
-        self.engine.admit(pictures)
 
     def take_out(self, keys: Container[Key]) -> list[str]:
         """Remove pictures; return their stream entries, which the stream still holds."""

@@ -7,7 +7,6 @@ import contextlib
 import math
 import os
 import time
-from dataclasses import dataclass
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -32,7 +31,6 @@ from shared.device import lost, pick_device
 
 log = get_logger(__name__)
 
-RATE_OVER_S = 60.0
 RING_WAIT_S = 1  # how long an idle worker waits for new work before it looks by itself
 THREADS_WAIT_S = 0.02  # between two iterations while there is nothing to do but to wait for storage
 CHECK_EVERY_S = 1.0  # how often to look at what no worker does: overdue jobs, and models that nobody has loaded
@@ -40,23 +38,6 @@ OTHERS_FIRST_S = 1.0  # in which an idle worker would load a model
 RETRY_S = 60.0  # before a model is tried again that could not be loaded
 EXIT_DEVICE_LOST = 70  # EX_SOFTWARE of sysexits.h
 end_process = os._exit  # nothing may catch it
-
-
-@dataclass
-class Rate:
-    """Sampled pictures per second of work. Idle time does not count, and older work counts less."""
-
-    pictures: float = 0.0
-    seconds: float = 0.0
-
-    def add(self, pictures: int, seconds: float) -> None:
-        self.pictures, self.seconds = self.pictures + pictures, self.seconds + seconds
-        if self.seconds > RATE_OVER_S:
-            self.pictures, self.seconds = self.pictures / 2, self.seconds / 2
-
-    @property
-    def per_s(self) -> float:
-        return self.pictures / self.seconds if self.pictures else 0.0
 
 
 class Runner:
@@ -71,8 +52,8 @@ class Runner:
         cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes)
         self.models = Models(connection, settings, self.device, cache, files, name)
         self.previews = Previews(connection, settings.live_every_s)
-        self.rate = Rate()
-        self.idle = True  # the last iteration had no pictures
+        self.sampled, self.worked_s = 0, 0.0  # pictures so far, and the time that they took
+        self.idle = True  # nothing is in progress, being stored or being fetched
         self.stopping = False  # a signal handler sets it, in which an Event's lock could deadlock
         self.drain_until = math.inf  # monotonic seconds
         self.watchdog: Watchdog | None = None
@@ -91,17 +72,12 @@ class Runner:
         """Whether pictures are in progress, or being stored."""
         return bool(self.storer.held) or any(loaded.claims for loaded in self.models)
 
-    @property
-    def threads_busy(self) -> bool:
-        """Whether pictures are being stored, or a model is being fetched."""
-        return bool(self.storer.held or self.models.fetches)
-
     def work(self) -> None:
         """Work until `stop`, then drain. Without work, wait for the doorbell."""
         try:
             while not self.stopping:
                 self.run_once()
-                if self.idle and not self.threads_busy:
+                if self.idle:
                     digest = self.store.doorbell.wait(RING_WAIT_S)
                     if digest is not None and self.models.get(digest) is None:
                         self._looked_at = -math.inf  # look at once: it may be wanted
@@ -134,12 +110,12 @@ class Runner:
                 self._look()  # after the claims, so that a model which was just loaded has its place and is used
                 for model, error, awaited_s in self.models.follow():
                     self._cannot_load(model, error, awaited_s)
-            busy = [loaded for loaded in self.models if loaded.claims]
-            self.idle = not busy
-            for loaded in busy:
+            in_progress = [loaded for loaded in self.models if loaded.claims]
+            for loaded in in_progress:
                 self._advance(loaded)
                 self.moved()  # an iteration over several models is as long as all of their steps
-            if self.idle and self.threads_busy:
+            self.idle = not (in_progress or self.storer.held or self.models.fetches)
+            if not (in_progress or self.idle):
                 time.sleep(THREADS_WAIT_S)
             self.previews.publish(
                 [
@@ -223,7 +199,9 @@ class Runner:
         if complete := [claim for claim in begun if claim.index is None]:
             self.storer.submit(Work(stream=loaded.stream, judged_by=loaded.judged_by, complete=complete))
         wanted = [claim for claim in begun if claim.index is not None]
-        loaded.admit(wanted)
+        pictures = [claim.picture for claim in wanted]
+        loaded.claims |= {picture.key: claim for picture, claim in zip(pictures, wanted, strict=True)}
+        loaded.engine.admit(pictures)
         for claim in wanted:
             WAIT_SECONDS.labels(loaded.name).observe(max(0.0, time.time() - created_at(claim.job)))
 
@@ -236,7 +214,8 @@ class Runner:
         if isinstance(loaded.engine, Engine):
             with one_step(loaded.name, len(loaded.engine.rows()), loaded.engine.stepper):
                 outcomes = loaded.engine.step()
-            self.rate.add(len(outcomes), time.monotonic() - begun)
+            self.sampled += len(outcomes)
+            self.worked_s += time.monotonic() - begun
         else:
             outcomes = loaded.engine.step()
         work = Work(stream=loaded.stream, judged_by=loaded.judged_by, judged_at=loaded.engine.judged_at)
