@@ -4,9 +4,13 @@ The one place where engine and Redis meet. A test can drive it, an iteration at 
 """
 
 import contextlib
+import json
 import math
 import os
 import time
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -14,7 +18,7 @@ from redis.exceptions import RedisError
 from service.contract.records import FinishedPicture, ModelName, created_at
 from service.files import PictureFiles
 from service.settings import Settings
-from service.store import workers
+from service.store import keys, workers
 from service.store.claims import Claim, PictureStream
 from service.store.connection import best_effort
 from service.store.jobs import JobStore
@@ -22,9 +26,8 @@ from service.telemetry.logs import get_logger
 from service.telemetry.metrics import PICTURES, WAIT_SECONDS, one_step
 from service.watchdog import Watchdog
 from service.worker.checkpoint_cache import CheckpointCache
-from service.worker.engine import Engine
+from service.worker.engine import Engine, Member
 from service.worker.models import Loaded, Models
-from service.worker.previews import Previews
 from service.worker.storer import Storer, Work
 from shared.checkpoint import CheckpointError
 from shared.device import lost, pick_device
@@ -36,6 +39,7 @@ THREADS_WAIT_S = 0.02  # between two iterations while there is nothing to do but
 CHECK_EVERY_S = 1.0  # how often to look at what no worker does: overdue jobs, and models that nobody has loaded
 OTHERS_FIRST_S = 1.0  # in which an idle worker would load a model
 RETRY_S = 60.0  # before a model is tried again that could not be loaded
+PREVIEWS_AT_ONCE = 16  # of all jobs together; the rest of a larger batch follows the next time
 EXIT_DEVICE_LOST = 70  # EX_SOFTWARE of sysexits.h
 end_process = os._exit  # nothing may catch it
 
@@ -117,13 +121,7 @@ class Runner:
             self.idle = not (in_progress or self.storer.held or self.models.fetches)
             if not (in_progress or self.idle):
                 time.sleep(THREADS_WAIT_S)
-            self.previews.publish(
-                [
-                    (picture, row, engine.stepper.picture_shape)
-                    for _, engine in self.models.denoisers()
-                    for picture, row in engine.rows()
-                ]
-            )
+            self.previews.publish([one for _, engine in self.models.denoisers() for one in engine.batch.values()])
             self.moved()
         except Exception as error:
             if lost(error, self.device):
@@ -212,7 +210,7 @@ class Runner:
         """
         loaded.used_at = begun = time.monotonic()
         if isinstance(loaded.engine, Engine):
-            with one_step(loaded.name, len(loaded.engine.rows()), loaded.engine.stepper):
+            with one_step(loaded.name, len(loaded.engine.batch), loaded.engine.stepper):
                 outcomes = loaded.engine.step()
             self.sampled += len(outcomes)
             self.worked_s += time.monotonic() - begun
@@ -258,3 +256,36 @@ class Runner:
         for loaded in self.models:
             loaded.take_out(set(loaded.claims))
         self.storer.held.clear()
+
+
+class Previews:
+    """Reports a worker's pictures to clients that watch their jobs, every `every_s` seconds at most."""
+
+    def __init__(self, connection: Redis, every_s: float) -> None:
+        self.connection, self.every_s = connection, every_s
+        self._published_at = 0.0
+        self._next = 0  # index of the first picture to render next time
+
+    def publish(self, batch: Sequence[Member]) -> None:
+        """Report steps and previews. Computes nothing for a job that nobody watches."""
+        if not batch or time.monotonic() - self._published_at < self.every_s:
+            return
+        self._published_at = time.monotonic()
+        job_ids = list({one.picture.job for one in batch})
+        found = self.connection.mget([keys.watched(job_id) for job_id in job_ids])
+        watched = {job_id for job_id, watch in zip(job_ids, found, strict=True) if watch is not None}
+        shown = [one for one in batch if one.picture.job in watched and one.row.x0_hat is not None]
+        if not shown:
+            return
+        start = self._next % len(shown)
+        shown = shown[start:] + shown[:start]
+        self._next = start + min(len(shown), PREVIEWS_AT_ONCE)
+        reports = defaultdict[str, list[dict[str, Any]]](list)
+        for i, one in enumerate(shown):
+            report = {"index": one.picture.index, "step": one.row.step, "steps": len(one.row.table)}
+            preview = {"preview": one.preview()} if i < PREVIEWS_AT_ONCE else {}
+            reports[one.picture.job].append({**report, **preview})
+        with best_effort(), self.connection.pipeline(transaction=False) as pipe:
+            for job_id, pictures in reports.items():
+                pipe.publish(keys.PREVIEWS, f"{job_id} {json.dumps(pictures)}")
+            pipe.execute()

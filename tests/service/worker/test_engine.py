@@ -79,7 +79,7 @@ def picture(
 
 
 def busy(one: Engine) -> bool:
-    return bool(one._batch or one._failed)
+    return bool(one.batch or one._failed)
 
 
 def run(one: Engine) -> list[Outcome]:
@@ -178,7 +178,7 @@ def test_output_that_is_not_finite_fails_only_its_picture(others: list[Picture])
     one.admit([picture(0), *others])
     for _ in range(5):
         one.step()
-    row = next(row for p, row in one.rows() if p.job == "a")
+    row = one.batch["a", 0].row
     row.x = torch.full_like(row.x, torch.nan)
     outcomes = {outcome.picture.job: type(outcome) for outcome in run(one)}
     assert outcomes == {"a": Failed, **{other.job: FinishedPicture for other in others}}
