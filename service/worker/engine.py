@@ -7,7 +7,7 @@ jobs: pictures go in, pictures with verdicts come out.
 
 import base64
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -114,10 +114,10 @@ class Engine:
             member.record()
             self.batch[picture.key] = member
 
-    def drop(self, unwanted: Callable[[Picture], bool]) -> None:
+    def drop(self, keys: Container[Key]) -> None:
         """Remove pictures between two steps; the others are unaffected."""
-        self.batch = {key: member for key, member in self.batch.items() if not unwanted(member.picture)}
-        self._failed = [failed for failed in self._failed if not unwanted(failed.picture)]
+        self.batch = {key: member for key, member in self.batch.items() if key not in keys}
+        self._failed = [failed for failed in self._failed if failed.picture.key not in keys]
 
     def step(self) -> list[Outcome]:
         """Advance the pictures that take the next step; return those that ended, or could not be started."""

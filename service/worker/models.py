@@ -79,7 +79,7 @@ class Loaded:
 
     def take_out(self, keys: Container[Key]) -> list[str]:
         """Remove pictures; return their stream entries, which the stream still holds."""
-        self.engine.drop(lambda picture: picture.key in keys)
+        self.engine.drop(keys)
         return [self.claims.pop(key).entry for key in list(self.claims) if key in keys]
 
 
