@@ -212,8 +212,8 @@ class Runner:
         if isinstance(loaded.engine, Engine):
             with one_step(loaded.name, len(loaded.engine.batch), loaded.engine.stepper):
                 outcomes = loaded.engine.step()
-            self.sampled += len(outcomes)
             self.worked_s += time.monotonic() - begun
+            self.sampled += len(outcomes)
         else:
             outcomes = loaded.engine.step()
         work = Work(stream=loaded.stream, judged_by=loaded.judged_by, judged_at=loaded.engine.judged_at)
