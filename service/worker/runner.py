@@ -112,8 +112,8 @@ class Runner:
                 for loaded in self.models.claiming():
                     self._claim(loaded)
                 self._look()  # after the claims, so that a model which was just loaded has its place and is used
-                for model, error, awaited_s in self.models.follow():
-                    self._cannot_load(model, error, awaited_s)
+                if failed := self.models.follow():
+                    self._cannot_load(*failed)
             in_progress = [loaded for loaded in self.models if loaded.claims]
             for loaded in in_progress:
                 self._advance(loaded)
