@@ -149,6 +149,18 @@ def test_a_large_job_waits_for_small_ones_and_its_pictures_stay_the_same() -> No
         assert strip.size == undisturbed_strip.size == (2 + 4 * 10, 12)
 
 
+def test_a_jobs_turn_follows_from_all_that_it_has_left_and_from_how_long_it_waits() -> None:
+    one, rounds = engine(efficient_rows=1), 0
+    one.admit([picture(0, options=SamplingOptions(guidance=1.0, steps=40))])
+    while not one.batch["a", 0].row.step:
+        rounds += 1
+        options = SamplingOptions(guidance=1.0, steps=2)
+        one.admit([picture(i, job=str(rounds), options=options) for i in range(3)])
+        for _ in range(2):
+            one.step()
+    assert rounds == 30  # 40 rows less a fifth of the 174 computed are fewer than 6
+
+
 def test_halves_of_a_failed_step_find_the_picture_that_breaks_it_and_the_others_go_on() -> None:
     net = network()
     one = engine(net)
