@@ -103,18 +103,14 @@ def test_a_cancelled_job_leaves_the_batch_at_the_next_step_and_the_others_are_un
 
 
 def test_idle_time_does_not_count_in_a_workers_rate(runner: Runner, create: Create, connection: Redis) -> None:
-    def rate() -> float:
-        process.beat(runner, born_at=0.0)
-        (about,) = workers.list_live(connection)
-        return float(about["pictures_per_s"])
-
-    assert rate() == 0.0
     begun = time.monotonic()
     run(runner, create().id)
-    assert (busy := rate()) > 3 / (time.monotonic() - begun)
-    time.sleep(0.1)
+    busy_s = time.monotonic() - begun
+    time.sleep(busy_s)
     runner.run_once()  # finds no pictures
-    assert rate() == busy
+    process.beat(runner, born_at=0.0)
+    (about,) = workers.list_live(connection)
+    assert about["pictures_per_s"] >= 3 / busy_s
 
 
 @pytest.fixture
