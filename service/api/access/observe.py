@@ -54,11 +54,8 @@ class ObserveRequests:
             query = {"url.query": "REDACTED"} if scope["query_string"] else {}
             tracing.describe({"labelgrid.request_id": this_id, **query})
         method = scope["method"] if scope["method"] in METHODS else "other"
-        begun, status, started_after_s = (
-            time.perf_counter(),
-            499,
-            None,
-        )  # if the client leaves before the response starts
+        begun, started_after_s = time.perf_counter(), None
+        status = 499  # if the client leaves before the response starts
 
         async def observed_send(message: Message) -> None:
             nonlocal status, started_after_s
