@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 from service.api.catalog import Models
 from service.api.openapi import problems
 from service.api.submit import ERRORS, RESPONSES, JobSpec, PreferencesDep, Submitter, SubmitterDep, check_lists
-from service.api.uploads.picture_zip import read_submission
+from service.api.uploads import read_submission
 from service.contract.errors import BadForm, BadRequest, TooLarge
 from service.contract.schemas import Job, ScoreFields, ScoreRequest
 from shared.options import LIMITS
