@@ -78,15 +78,15 @@ BREAKAGES = [
     Breakage(
         "a picture's file is there before its verdict",
         "service/worker/storer.py",
-        "        self._all(writes)\n        for work in new:\n            self._commit(work)\n",
-        "        for work in new:\n            self._commit(work)\n        self._all(writes)\n"
+        "        self._calls.all(writes, self.patience_s)\n        for work in new:\n            self._commit(work)\n",
+        "        for work in new:\n            self._commit(work)\n        self._calls.all(writes, self.patience_s)\n"
         "        for work in new:\n",
         f"{WORKER}/test_storer.py",
     ),
     Breakage(
         "files of deleted jobs go",
         "service/worker/storer.py",
-        "            self._all([partial(self.files.remove, job_id) for job_id in gone])\n", "",
+        "            self._calls.all([partial(self.files.remove, job_id) for job_id in gone], self.patience_s)\n", "",
         f"{WORKER}/test_storer.py",
     ),
     Breakage(

@@ -9,10 +9,9 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from service.api import problems
-from service.api.access.guard import Guard
+from service.api.access.guard import Guard, RateLimiter, read_limit
 from service.api.access.keys import KeyRing
 from service.api.access.observe import QUIET_PATHS, ObserveRequests
-from service.api.access.rate_limit import RateLimiter, read_limit
 from service.api.catalog import Catalog
 from service.api.dependencies import MAX_UPLOADS, Service
 from service.api.openapi import DocumentedAPI
@@ -88,8 +87,8 @@ def create_app(settings: Settings) -> DocumentedAPI:
     )
     app.state.settings = settings
     origins = settings.cors_origins.replace(",", " ").split()
-    keys = KeyRing(settings.api_keys, settings.api_keys_file)
-    app.add_middleware(Guard, keys=keys, settings=settings, origins=origins)
+    key_ring = KeyRing(settings.api_keys, settings.api_keys_file)
+    app.add_middleware(Guard, key_ring=key_ring, settings=settings, origins=origins)
     if origins:
         app.add_middleware(CORSMiddleware, allow_origins=origins, **CROSS_ORIGIN)
     app.add_middleware(ObserveRequests)

@@ -12,7 +12,7 @@ from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
 
-from fastapi.responses import StreamingResponse
+from fastapi.responses import Response, StreamingResponse
 from redis.exceptions import RedisError
 from starlette.types import Receive, Scope, Send
 
@@ -73,17 +73,17 @@ class ResultReader:
         """Return a picture's PNG. NotReady until it is finished; UnknownJob, ExpiredJob, UnknownPicture."""
         return await self._stored(self.files.read, job_id, owner, picture_name(index), index)
 
-    async def send_image(self, job_id: str, owner: str, index: int) -> CutStream:
+    async def send_image(self, job_id: str, owner: str, index: int) -> Response:
         """Answer with a picture's PNG. The same errors."""
         return await self._send(job_id, owner, picture_name(index), index)
 
-    async def send_trajectory(self, job_id: str, owner: str, index: int) -> CutStream:
+    async def send_trajectory(self, job_id: str, owner: str, index: int) -> Response:
         """Answer with a picture's trajectory. The same errors; UnknownPicture also if the job has none."""
         if (await self.jobs.record(job_id)).trajectory is None:
             raise UnknownPicture("the job has no trajectories; request them with `trajectory`")
         return await self._send(job_id, owner, trajectory_name(index), index)
 
-    async def send_grid(self, job: Job, owner: str, headers: Mapping[str, str] | None = None) -> CutStream:
+    async def send_grid(self, job: Job, owner: str, headers: Mapping[str, str] | None = None) -> Response:
         """Answer with the grid's PNG. NotReady until the job is finished; ExpiredJob."""
         if job.result is None:
             raise NotReady.of("the grid", job.status)
@@ -94,12 +94,12 @@ class ResultReader:
 
     async def _send(
         self, job_id: str, owner: str, name: str, index: int, headers: Mapping[str, str] | None = None
-    ) -> CutStream:
-        """Answer with a PNG that is read while it is sent: where a client does not read, one part waits in memory."""
+    ) -> Response:
+        """Answer with a PNG; a large one is read while it is sent, so that one part waits for a client in memory."""
         first = await self._stored(self.files.read, job_id, owner, name, index, 0, PART)
-        size = len(first)
-        if size == PART:
-            size = await self._stored(self.files.size, job_id, owner, name, index)
+        if len(first) < PART:
+            return Response(first, headers=headers, media_type="image/png")
+        size = await self._stored(self.files.size, job_id, owner, name, index)
 
         async def parts() -> AsyncIterator[bytes]:
             yield first

@@ -254,7 +254,7 @@ class Submitter:
             given = fields.model_dump(mode="json", exclude={"labels", "conditions"}, exclude_defaults=True)
             same = self._same_as([kind, labels, given, [hashlib.sha256(png).hexdigest() for png in pictures]])
             if job_id := await self.service.jobs.existing(same):
-                return _note(job_id)
+                return job_id
         spec = check(await self.service.catalog.models())
         if fields.webhook is not None or fields.webhook_events is not None:
             _check_webhook(fields, self.service.settings)
@@ -273,7 +273,7 @@ class Submitter:
         if self.idempotency_key is not None:
             same = self._same_as(["retry", job_id])
             if known := await jobs.existing(same):
-                return _note(known)
+                return known
         if status not in ("failed", "cancelled"):
             raise NotFailed(f"the job is {status}; only a failed or cancelled job can be retried", job_status=status)
         if not before.sent:
@@ -291,14 +291,14 @@ class Submitter:
         return IdempotentRequest(self.owner, self.idempotency_key, json.dumps(content, sort_keys=True))
 
     async def _create(self, record: JobRecord, same: IdempotentRequest | None, pictures: Sequence[bytes]) -> str:
-        rate = await self.rate()
+        workers = await self.ready_workers()
         if pictures:
             await self.service.results.upload(record.id, pictures)
         created: str | ServiceError
         try:
             created = await self.service.jobs.create(record, same)
         except NoRoom as error:
-            created = _refusal(error, record.total, rate)
+            created = _refusal(error, record.total, workers)
         except KeyReuse as error:
             created = error
         if pictures and created != record.id:  # after any other error the job may exist
@@ -306,15 +306,14 @@ class Submitter:
                 await self.service.results.remove(record.id)
         if isinstance(created, ServiceError):
             raise created
-        job_id = _note(created)
-        if job_id == record.id:  # else the same request created its job first
+        if created == record.id:  # else the same request created its job first
             PICTURES_ACCEPTED.labels(record.kind).inc(record.total)
             bind_contextvars(kind=record.kind, pictures=record.total, model=record.model)
-            log.debug("job accepted")
-        return job_id
+            log.debug("job accepted", job_id=created)
+        return created
 
-    async def rate(self) -> float:
-        """Return the pictures that the workers finish per second; 0 while it is unknown. Raises NoWorker."""
+    async def ready_workers(self) -> list[dict[str, Any]]:
+        """Return what the workers say about themselves. Raises NoWorker if there is none, and one is needed."""
         settings, workers = self.service.settings, self.service.jobs.workers
         ready = await workers()
         if not ready and not settings.accept_without_workers:
@@ -322,10 +321,15 @@ class Submitter:
             await asyncio.sleep(settings.heartbeat_s)
             if not (ready := await workers()):
                 raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
-        return float(sum(about.get("pictures_per_s", 0.0) for about in ready))
+        return ready
 
     async def wait(self, job_id: str, wait_s: float) -> Job:
-        """Return the job once it has ended, or its state after `wait_s`. Raises ClientGone after a disconnect."""
+        """Return the job once it has ended, or its state after `wait_s`. Raises ClientGone after a disconnect.
+
+        The request's log line and span name the job.
+        """
+        get_current_span().set_attributes({"labelgrid.job_id": job_id})
+        bind_contextvars(job_id=job_id)
         if wait_s <= 0:
             return await self.service.jobs.job(job_id)
         gone = asyncio.create_task(_disconnect(self.request))
@@ -355,13 +359,6 @@ class Submitter:
         return Response(job.model_dump_json(), 200 if has_ended else 202, headers, media_type="application/json")
 
 
-def _note(job_id: str) -> str:
-    """Let the request's log line and span name its job."""
-    get_current_span().set_attributes({"labelgrid.job_id": job_id})
-    bind_contextvars(job_id=job_id)
-    return job_id
-
-
 def why_unfinished(job: Job, headers: Mapping[str, str]) -> JobFailed | JobCancelled:
     """Return the error for a client that waited for the end of a job that failed or was cancelled."""
     location = f"/jobs/{job.id}"
@@ -376,14 +373,15 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-def _refusal(full: NoRoom, pictures: int, rate: float) -> QueueFull | QuotaExceeded:
-    """Return the error for a job that does not fit. rate: pictures that the workers finish per second, if known."""
+def _refusal(full: NoRoom, pictures: int, workers: Sequence[Mapping[str, Any]]) -> QueueFull | QuotaExceeded:
+    """Return the error for a job that does not fit. workers: what they say about themselves."""
     if full.what == "stored":
         detail = f"{full.taken} pictures of yours are stored and {pictures} more would exceed {full.most}"
         headers = {"Retry-After": str(STORED_WAIT_S)}
         return QuotaExceeded(f"{detail}; delete jobs or retry later", headers=headers, stored=full.taken)
     whose = "of yours " if full.what == "owner" else ""
     excess = full.taken + pictures - full.most
+    rate = sum(about.get("pictures_per_s", 0.0) for about in workers)
     wait_s = math.ceil(min(excess, full.taken) / rate) if rate > 0 else UNMEASURED_WAIT_S
     detail = (
         f"{full.taken} pictures {whose}are waiting and {pictures} more would exceed {full.most}; nothing was queued"

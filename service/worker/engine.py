@@ -5,8 +5,9 @@ batch. A large job therefore waits while smaller ones finish, but not forever. K
 jobs: pictures go in, pictures with verdicts come out.
 """
 
+import base64
 import time
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -29,6 +30,7 @@ from shared.vocabulary import Vocabulary
 DELAY_LIMIT = 0.25  # a job waits if it has more work left than this share of the work left of the jobs before it
 AGING = 0.2  # share of the rows computed since a job joined that is deducted from its work left
 LATE_EACH_STEP = 4  # pictures that may join a full batch before a step
+PREVIEW_SIDE = 64  # pixels at most
 
 Job = TypeVar("Job", bound=Hashable)
 
@@ -49,6 +51,19 @@ class Member:
         if n is not None and self.row.step in stages(n, len(self.row.table)):
             # x_t, clipped to [-1, 1], as it is now (H, W, 3). A copy, because `row.x` is a view of the batch.
             self.frames.append(to_uint8(resized(self.row.x[None], frame_size(self.row.x.shape, self.shape)))[0])
+
+    def preview(self) -> str | None:
+        """Return x0_hat in the proportions of the picture, as the data URL of a small PNG; None before the first step.
+
+        No side has more than PREVIEW_SIDE pixels.
+        """
+        if self.row.x0_hat is None:
+            return None
+        _, height, width = self.shape
+        scale = min(1.0, PREVIEW_SIDE / max(height, width))
+        size = max(1, round(scale * height)), max(1, round(scale * width))
+        (small,) = to_uint8(resized(self.row.x0_hat[None], size))
+        return "data:image/png;base64," + base64.b64encode(png_bytes(small)).decode()
 
 
 class Engine:
@@ -75,18 +90,14 @@ class Engine:
         self.max_pictures, self.late_pictures, self.efficient_rows = max_pictures, late_pictures, efficient_rows
         self.judged_at = 0.0, 0.0  # begin and end of the last judging, in seconds since 1970
         self._encoding = ThreadPoolExecutor(THREADS, "png")  # zlib lets other threads run
-        self._batch: dict[Key, Member] = {}
+        self.batch: dict[Key, Member] = {}
         self._computed = 0  # network rows so far
         self._failed = list[Outcome]()  # while joining; the next step returns them
 
     @property
     def room(self) -> int:
         """How many more pictures may join now."""
-        return room(len(self._batch), self.max_pictures, self.late_pictures)
-
-    def rows(self) -> list[tuple[Picture, Row]]:
-        """Return the pictures of the batch in their current state."""
-        return [(member.picture, member.row) for member in self._batch.values()]
+        return room(len(self.batch), self.max_pictures, self.late_pictures)
 
     def admit(self, pictures: Sequence[Picture]) -> None:
         """Add pictures to the batch; their first step is its next one."""
@@ -101,19 +112,19 @@ class Engine:
             row = self.stepper.new_row(labels, picture.options, picture.seed, positions)
             member = Member(picture, row, self._computed, self.stepper.picture_shape)
             member.record()
-            self._batch[picture.key] = member
+            self.batch[picture.key] = member
 
-    def drop(self, unwanted: Callable[[Picture], bool]) -> None:
+    def drop(self, keys: Container[Key]) -> None:
         """Remove pictures between two steps; the others are unaffected."""
-        self._batch = {key: member for key, member in self._batch.items() if not unwanted(member.picture)}
-        self._failed = [failed for failed in self._failed if not unwanted(failed.picture)]
+        self.batch = {key: member for key, member in self.batch.items() if key not in keys}
+        self._failed = [failed for failed in self._failed if failed.picture.key not in keys]
 
     def step(self) -> list[Outcome]:
         """Advance the pictures that take the next step; return those that ended, or could not be started."""
         ended, self._failed = self._failed, list[Outcome]()
         chosen = self._choose()
         ended += self._attempt(lambda members: self.stepper.step([member.row for member in members]), chosen)
-        stepped = [member for member in chosen if member.picture.key in self._batch]
+        stepped = [member for member in chosen if member.picture.key in self.batch]
         for member in stepped:
             member.record()
         ended += self._attempt(self._finish, [member for member in stepped if member.row.done])
@@ -121,7 +132,7 @@ class Engine:
 
     def _choose(self) -> list[Member]:
         """Return the pictures that take the next step."""
-        left = {member: member.row.network_rows() for member in self._batch.values()}
+        left = {member: member.row.network_rows() for member in self.batch.values()}
         chosen = list(left)
         if self.efficient_rows is not None:
             jobs = by_job(
@@ -138,7 +149,7 @@ class Engine:
         """Do `work` for the members; the pictures that end leave the batch."""
         ended = attempt(work, members, lambda member: member.picture, self.stepper.device)
         for outcome in ended:
-            del self._batch[outcome.picture.key]
+            del self.batch[outcome.picture.key]
         return ended
 
     def _finish(self, done: Sequence[Member]) -> list[Outcome]:

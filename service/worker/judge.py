@@ -5,7 +5,7 @@
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
@@ -141,8 +141,8 @@ class Uploads:
         for picture in pictures:
             self._reads[picture.key] = picture, self._threads.submit(partial(self._read, picture))
 
-    def drop(self, unwanted: Callable[[Picture], bool]) -> None:
-        self._reads = {key: read for key, read in self._reads.items() if not unwanted(read[0])}
+    def drop(self, keys: Container[Key]) -> None:
+        self._reads = {key: read for key, read in self._reads.items() if key not in keys}
 
     def _read(self, picture: Picture) -> NDArray[np.uint8]:
         """Return a picture's pixels (H, W, 3). Tries again while storage fails and somebody waits for it.

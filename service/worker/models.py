@@ -4,11 +4,12 @@ Knows no jobs.
 """
 
 import time
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Final, TypeVar
+from weakref import WeakValueDictionary
 
 import torch
 from redis import Redis
@@ -77,15 +78,9 @@ class Loaded:
     def max_pictures(self) -> int:
         return self.engine.max_pictures + self.engine.late_pictures
 
-    def admit(self, claims: Sequence[Claim]) -> None:
-        """Take up the pictures of claims that have begun."""
-        pictures = [claim.picture for claim in claims]
-        self.claims |= {picture.key: claim for picture, claim in zip(pictures, claims, strict=True)}
-        self.engine.admit(pictures)
-
     def take_out(self, keys: Container[Key]) -> list[str]:
         """Remove pictures; return their stream entries, which the stream still holds."""
-        self.engine.drop(lambda picture: picture.key in keys)
+        self.engine.drop(keys)
         return [self.claims.pop(key).entry for key in list(self.claims) if key in keys]
 
 
@@ -115,7 +110,7 @@ class Models:
         self.connection, self.settings, self.consumer = connection, settings, consumer
         self.device, self.cache, self.files = device, cache, files
         self._by_digest: dict[str, Loaded] = {}
-        self._judges: dict[str, Evaluator] = {}  # by digest
+        self._judges = WeakValueDictionary[str, Evaluator]()  # of the loaded models, by digest
         self._threads = StorageThreads(FETCHES_AT_ONCE)
         self._own_judge: Location | None = None  # the evaluator that was promoted when this worker began
         self.fetches = dict[ModelName, tuple[Future[Fetched], float]]()  # with when each began
@@ -183,10 +178,12 @@ class Models:
         other = self.cache.evaluator_for(info)
         return self.cache.fetch(other.name, other.digest, "evaluator")
 
-    def follow(self) -> list[tuple[ModelName, Exception, float]]:
-        """Build a fetched model. Return those that cannot be used, why, and how long they were awaited."""
-        failed = list[tuple[ModelName, Exception, float]]()
-        for model, (fetch, begun_at) in list(self.fetches.items()):
+    def follow(self) -> tuple[ModelName, Exception, float] | None:
+        """Build a fetched model: one at a time, because pictures in progress wait for it.
+
+        If it cannot be used, return it, why, and how long it was awaited.
+        """
+        for model, (fetch, begun_at) in self.fetches.items():
             awaited_s = time.monotonic() - begun_at
             if fetch.done() or awaited_s >= self.settings.storage_timeout_s:
                 del self.fetches[model]
@@ -198,9 +195,9 @@ class Models:
                 except Exception as error:
                     if lost(error, self.device):
                         raise
-                    failed.append((model, error, awaited_s))
-                break  # one for each iteration: pictures in progress wait for it
-        return failed
+                    return model, error, awaited_s
+                break
+        return None
 
     def _build(self, model: ModelName, fetched: Fetched) -> Loaded:
         """Build a network. CheckpointError if that seems to kill the workers that do, as one too large for memory."""
@@ -251,13 +248,12 @@ class Models:
         return denoiser, denoiser.stepper(max_rows=rows, engine=self.settings.engine, kept=kept)
 
     def _evaluator(self, path: Location) -> Evaluator:
-        """Return the evaluator of a file. Of those loaded before, forget those that no loaded model needs."""
+        """Return the evaluator of a file, which models share."""
         digest = read_info(path).digest
         judge = self._judges.get(digest) or load_evaluator(
             path, device=self.device, engine=self.settings.engine, kept=self.cache.folder_of(path)
         )
-        in_use = {loaded.judged_by.digest for loaded in self if loaded.judged_by is not None}
-        self._judges = {one: self._judges[one] for one in self._judges.keys() & in_use} | {digest: judge}
+        self._judges[digest] = judge
         return judge
 
     def unload(self, keep: Loaded | None = None) -> None:

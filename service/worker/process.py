@@ -50,7 +50,7 @@ def beat(runner: Runner, born_at: float) -> None:
         "device": str(runner.device),
         "born_at": born_at,
         "models": [{"name": loaded.name, "digest": loaded.digest} for loaded in runner.models],
-        "pictures_per_s": round(runner.rate.per_s, 3),
+        "pictures_per_s": round(runner.sampled / runner.worked_s, 3) if runner.worked_s else 0.0,
         "draining": runner.stopping,
         "stalled": runner.stalled,
         "storage_problem": runner.storer.problem,

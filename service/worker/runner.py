@@ -4,10 +4,13 @@ The one place where engine and Redis meet. A test can drive it, an iteration at 
 """
 
 import contextlib
+import json
 import math
 import os
 import time
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Sequence
+from typing import Any
 
 from redis import Redis
 from redis.exceptions import RedisError
@@ -15,7 +18,7 @@ from redis.exceptions import RedisError
 from service.contract.records import FinishedPicture, ModelName, created_at
 from service.files import PictureFiles
 from service.settings import Settings
-from service.store import workers
+from service.store import keys, workers
 from service.store.claims import Claim, PictureStream
 from service.store.connection import best_effort
 from service.store.jobs import JobStore
@@ -23,40 +26,22 @@ from service.telemetry.logs import get_logger
 from service.telemetry.metrics import PICTURES, WAIT_SECONDS, one_step
 from service.watchdog import Watchdog
 from service.worker.checkpoint_cache import CheckpointCache
-from service.worker.engine import Engine
+from service.worker.engine import Engine, Member
 from service.worker.models import Loaded, Models
-from service.worker.previews import Previews
 from service.worker.storer import Storer, Work
 from shared.checkpoint import CheckpointError
 from shared.device import lost, pick_device
 
 log = get_logger(__name__)
 
-RATE_OVER_S = 60.0
 RING_WAIT_S = 1  # how long an idle worker waits for new work before it looks by itself
 THREADS_WAIT_S = 0.02  # between two iterations while there is nothing to do but to wait for storage
 CHECK_EVERY_S = 1.0  # how often to look at what no worker does: overdue jobs, and models that nobody has loaded
 OTHERS_FIRST_S = 1.0  # in which an idle worker would load a model
 RETRY_S = 60.0  # before a model is tried again that could not be loaded
+PREVIEWS_AT_ONCE = 16  # of all jobs together; the rest of a larger batch follows the next time
 EXIT_DEVICE_LOST = 70  # EX_SOFTWARE of sysexits.h
 end_process = os._exit  # nothing may catch it
-
-
-@dataclass
-class Rate:
-    """Sampled pictures per second of work. Idle time does not count, and older work counts less."""
-
-    pictures: float = 0.0
-    seconds: float = 0.0
-
-    def add(self, pictures: int, seconds: float) -> None:
-        self.pictures, self.seconds = self.pictures + pictures, self.seconds + seconds
-        if self.seconds > RATE_OVER_S:
-            self.pictures, self.seconds = self.pictures / 2, self.seconds / 2
-
-    @property
-    def per_s(self) -> float:
-        return self.pictures / self.seconds if self.pictures else 0.0
 
 
 class Runner:
@@ -71,8 +56,8 @@ class Runner:
         cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes)
         self.models = Models(connection, settings, self.device, cache, files, name)
         self.previews = Previews(connection, settings.live_every_s)
-        self.rate = Rate()
-        self.idle = True  # the last iteration had no pictures
+        self.sampled, self.worked_s = 0, 0.0  # pictures so far, and the time that they took
+        self.idle = True  # nothing is in progress, being stored or being fetched
         self.stopping = False  # a signal handler sets it, in which an Event's lock could deadlock
         self.drain_until = math.inf  # monotonic seconds
         self.watchdog: Watchdog | None = None
@@ -91,17 +76,12 @@ class Runner:
         """Whether pictures are in progress, or being stored."""
         return bool(self.storer.held) or any(loaded.claims for loaded in self.models)
 
-    @property
-    def threads_busy(self) -> bool:
-        """Whether pictures are being stored, or a model is being fetched."""
-        return bool(self.storer.held or self.models.fetches)
-
     def work(self) -> None:
         """Work until `stop`, then drain. Without work, wait for the doorbell."""
         try:
             while not self.stopping:
                 self.run_once()
-                if self.idle and not self.threads_busy:
+                if self.idle:
                     digest = self.store.doorbell.wait(RING_WAIT_S)
                     if digest is not None and self.models.get(digest) is None:
                         self._looked_at = -math.inf  # look at once: it may be wanted
@@ -132,22 +112,16 @@ class Runner:
                 for loaded in self.models.claiming():
                     self._claim(loaded)
                 self._look()  # after the claims, so that a model which was just loaded has its place and is used
-                for model, error, awaited_s in self.models.follow():
-                    self._cannot_load(model, error, awaited_s)
-            busy = [loaded for loaded in self.models if loaded.claims]
-            self.idle = not busy
-            for loaded in busy:
+                if failed := self.models.follow():
+                    self._cannot_load(*failed)
+            in_progress = [loaded for loaded in self.models if loaded.claims]
+            for loaded in in_progress:
                 self._advance(loaded)
                 self.moved()  # an iteration over several models is as long as all of their steps
-            if self.idle and self.threads_busy:
+            self.idle = not (in_progress or self.storer.held or self.models.fetches)
+            if not (in_progress or self.idle):
                 time.sleep(THREADS_WAIT_S)
-            self.previews.publish(
-                [
-                    (picture, row, engine.stepper.picture_shape)
-                    for _, engine in self.models.denoisers()
-                    for picture, row in engine.rows()
-                ]
-            )
+            self.previews.publish([one for _, engine in self.models.denoisers() for one in engine.batch.values()])
             self.moved()
         except Exception as error:
             if lost(error, self.device):
@@ -224,7 +198,9 @@ class Runner:
         if complete := [claim for claim in begun if claim.index is None]:
             self.storer.submit(Work(stream=loaded.stream, judged_by=loaded.judged_by, complete=complete))
         wanted = [claim for claim in begun if claim.index is not None]
-        loaded.admit(wanted)
+        pictures = [claim.picture for claim in wanted]
+        loaded.claims |= {picture.key: claim for picture, claim in zip(pictures, wanted, strict=True)}
+        loaded.engine.admit(pictures)
         for claim in wanted:
             WAIT_SECONDS.labels(loaded.name).observe(max(0.0, time.time() - created_at(claim.job)))
 
@@ -235,9 +211,10 @@ class Runner:
         """
         loaded.used_at = begun = time.monotonic()
         if isinstance(loaded.engine, Engine):
-            with one_step(loaded.name, len(loaded.engine.rows()), loaded.engine.stepper):
+            with one_step(loaded.name, len(loaded.engine.batch), loaded.engine.stepper):
                 outcomes = loaded.engine.step()
-            self.rate.add(len(outcomes), time.monotonic() - begun)
+            self.worked_s += time.monotonic() - begun
+            self.sampled += len(outcomes)
         else:
             outcomes = loaded.engine.step()
         work = Work(stream=loaded.stream, judged_by=loaded.judged_by, judged_at=loaded.engine.judged_at)
@@ -280,3 +257,36 @@ class Runner:
         for loaded in self.models:
             loaded.take_out(set(loaded.claims))
         self.storer.held.clear()
+
+
+class Previews:
+    """Reports a worker's pictures to clients that watch their jobs, every `every_s` seconds at most."""
+
+    def __init__(self, connection: Redis, every_s: float) -> None:
+        self.connection, self.every_s = connection, every_s
+        self._published_at = 0.0
+        self._next = 0  # index of the first picture to render next time
+
+    def publish(self, batch: Sequence[Member]) -> None:
+        """Report steps and previews. Computes nothing for a job that nobody watches."""
+        if not batch or time.monotonic() - self._published_at < self.every_s:
+            return
+        self._published_at = time.monotonic()
+        job_ids = list({one.picture.job for one in batch})
+        found = self.connection.mget([keys.watched(job_id) for job_id in job_ids])
+        watched = {job_id for job_id, watch in zip(job_ids, found, strict=True) if watch is not None}
+        shown = [one for one in batch if one.picture.job in watched and one.row.x0_hat is not None]
+        if not shown:
+            return
+        start = self._next % len(shown)
+        shown = shown[start:] + shown[:start]
+        self._next = start + min(len(shown), PREVIEWS_AT_ONCE)
+        reports = defaultdict[str, list[dict[str, Any]]](list)
+        for i, one in enumerate(shown):
+            report = {"index": one.picture.index, "step": one.row.step, "steps": len(one.row.table)}
+            preview = {"preview": one.preview()} if i < PREVIEWS_AT_ONCE else {}
+            reports[one.picture.job].append({**report, **preview})
+        with best_effort(), self.connection.pipeline(transaction=False) as pipe:
+            for job_id, pictures in reports.items():
+                pipe.publish(keys.PREVIEWS, f"{job_id} {json.dumps(pictures)}")
+            pipe.execute()

@@ -5,9 +5,9 @@ Knows no networks and no queues.
 
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,6 @@ WARN_EVERY_S = 10.0
 WORST = 20  # pictures of a score that its result shows besides
 
 Pixels = NDArray[np.uint8]  # (H, W, 3), or (n, H, W, 3)
-T = TypeVar("T")
 
 
 @dataclass(eq=False, kw_only=True)
@@ -59,7 +58,7 @@ class Storer:
         self.problem = ""
         self.held = dict[Work, None]()  # all work that is not over, in order
         self._thread, self._calls = StorageThreads(1), StorageThreads()
-        self._failure: BaseException | None = None
+        self._storing: Future[None] | None = None  # the last work submitted
         self._warned_at = -WARN_EVERY_S
 
     def count(self, stream: PictureStream) -> int:
@@ -68,14 +67,12 @@ class Storer:
 
     def submit(self, work: Work) -> None:
         self.held[work] = None
-        self._thread.submit(self._store)
+        self._storing = self._thread.submit(self._store)
 
     def check(self) -> None:
-        """Raise what stopped the thread, but for storage."""
-        if self._failure is not None:
-            self.held.clear()
-            failure, self._failure = self._failure, None
-            raise failure
+        """Raise what kept work from being done, but for storage."""
+        if self._storing is not None and self._storing.done():
+            self._storing.result()
 
     def _store(self) -> None:
         """Do all work that is held, and try again while storage fails."""
@@ -86,9 +83,6 @@ class Storer:
             except (OSError, Stalled) as error:
                 self._warn(str(error))
                 time.sleep(RETRY_S)
-            except BaseException as error:
-                self._failure = error
-                return
 
     def _warn(self, problem: str) -> None:
         self.problem = problem
@@ -106,7 +100,7 @@ class Storer:
                 writes.append(partial(self.files.write, job_id, picture_name(index), one.png))
             if one.trajectory is not None:
                 writes.append(partial(self.files.write, job_id, trajectory_name(index), one.trajectory))
-        self._all(writes)
+        self._calls.all(writes, self.patience_s)
         for work in new:
             self._commit(work)
             if tracing.provider is not None:
@@ -126,7 +120,7 @@ class Storer:
             }
             complete, gone = self.store.commit(work.stream, work.finished, results)
             work.complete += complete
-            self._all([partial(self.files.remove, job_id) for job_id in gone])
+            self._calls.all([partial(self.files.remove, job_id) for job_id in gone], self.patience_s)
         work.is_stored = True
 
     def _trace(self, work: Work, begun_at: float) -> None:
@@ -144,7 +138,7 @@ class Storer:
         """Finish jobs that have all their pictures. Any worker may do it, and more than once."""
         results = [(claim, self._result(claim.record, work)) for claim in work.complete]
         gone = self.store.finish(work.stream, results)  # deleted, perhaps before the grid was written
-        self._all([partial(self.files.remove, job_id) for job_id in gone])
+        self._calls.all([partial(self.files.remove, job_id) for job_id in gone], self.patience_s)
         work.complete = []
 
     def _result(self, record: JobRecord, work: Work) -> JobResult | None:
@@ -158,7 +152,7 @@ class Storer:
                 if record.has_grid:
                     shown = self._pixels(record.id, result.best_indices(record), work)
                     grid = compose(record, result, verdicts, work.judged_by, shown)
-                    self._all([partial(self.files.write, record.id, GRID, grid)])
+                    self._calls.all([partial(self.files.write, record.id, GRID, grid)], self.patience_s)
             return result
         except (RedisError, OSError, Stalled):
             raise
@@ -172,16 +166,13 @@ class Storer:
         """Return a job's pictures (n, H, W, 3). Those that were stored before this work are read from storage."""
         found = {one.picture.index: one.pixels for claim, one in work.finished if claim.job == job_id}
         missing = [index for index in indices if found.get(index) is None]
+        reads = [partial(self.files.read, job_id, picture_name(index)) for index in missing]
         try:
-            read = self._all([partial(self.files.read, job_id, picture_name(index)) for index in missing])
+            read = self._calls.all(reads, self.patience_s)
         except FileNotFoundError as error:
             raise LookupError(f"a picture is no longer in storage: {error}") from error
         found |= {index: decoded(png) for index, png in zip(missing, read, strict=True)}
         return np.stack([found.pop(index) for index in indices])  # each is in memory once
-
-    def _all(self, calls: Sequence[Callable[[], T]]) -> list[T]:
-        """Make calls to storage at the same time. OSError if one fails, Stalled if one hangs."""
-        return self._calls.all(calls, self.patience_s) if calls else []
 
 
 def score(verdicts: Sequence[Verdict], n: int) -> JobResult:

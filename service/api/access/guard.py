@@ -1,25 +1,33 @@
 """Access control in front of every route: what is not public needs a key or, without keys, comes from this machine.
 
-Of the routes it knows only the public ones, so a new one is closed until it is opened here.
+It also limits how many requests an owner sends, and how large they are. Of the routes it knows only the public ones, so
+a new one is closed until it is opened here.
 """
 
 import asyncio
 import contextlib
 import ipaddress
+import math
 import re
+import time
 from collections import Counter
 from collections.abc import Collection
+from typing import Any
 
+from limits import RateLimitItem, parse
+from limits.aio.storage import RedisStorage
+from limits.aio.strategies import SlidingWindowCounterRateLimiter
+from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.access.keys import NOBODY, KeyRing
-from service.api.access.rate_limit import RateLimiter
 from service.api.problems import SAFE_METHODS, error_response
 from service.contract.errors import CrossSite, NoKey, NotFound, NotLocal, ServiceError, TooManyRequests
 from service.settings import Settings, StartError
+from service.store import keys
 from shared.options import LIMITS
 
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
@@ -27,10 +35,15 @@ METRICS = "/metrics"  # figures only: without keys Prometheus may read them unde
 COUNTED_WITHIN_S = 0.5  # Redis takes a millisecond; one that hangs must not delay what does not need it
 LARGE_BODIES = 2  # of one owner at the same time, of the largest size
 CHALLENGE = 'Bearer realm="labelgrid"'
+LIMIT = re.compile(r"[1-9]\d{0,9} ?(/|per) ?([1-9]\d{0,3} ?)?(second|minute|hour|day|month|year)s?", re.IGNORECASE)
 
 
 class Exposed(StartError):
     """The API would be open to everybody who can reach this machine."""
+
+
+class BadLimit(StartError):
+    """The configured rate limit cannot be read."""
 
 
 def is_loopback(host: str) -> bool:
@@ -74,15 +87,46 @@ def _check_site(headers: Headers, origins: Collection[str]) -> None:
         )
 
 
+def read_limit(limit: str) -> RateLimitItem | None:
+    """Parse a limit such as "3000/minute"; the text none gives None. Raises BadLimit."""
+    if limit == "none":
+        return None
+    if not LIMIT.fullmatch(limit.strip()):  # `parse` would drop a second limit, and take a period of 0 for 1
+        raise BadLimit(f"LABELGRID_RATE_LIMIT is {limit!r}; wanted one limit such as 3000/minute, or none")
+    return parse(limit)
+
+
+class RateLimiter:
+    """Counts the requests of each owner in Redis over a sliding window, for all API processes together."""
+
+    def __init__(self, connection: Redis, limit: RateLimitItem) -> None:
+        self.limit = limit
+        pool: Any = connection.connection_pool
+        options = {"implementation": "redispy", "connection_pool": pool, "key_prefix": f"{keys.PREFIX}:rate"}
+        self._limiter = SlidingWindowCounterRateLimiter(RedisStorage("async+redis://", **options))
+
+    async def count(self, owner: str) -> None:
+        """Raise TooManyRequests beyond the limit. While Redis does not answer nothing is counted: a route that needs it
+        answers 503 itself.
+        """
+        with contextlib.suppress(RedisError, TimeoutError):
+            async with asyncio.timeout(COUNTED_WITHIN_S):
+                if not await self._limiter.hit(self.limit, owner):
+                    stats = await self._limiter.get_window_stats(self.limit, owner)
+                    wait_s = max(1, math.ceil(stats.reset_time - time.time()))
+                    detail = f"more than {self.limit} with this key; nothing was done"
+                    raise TooManyRequests(detail, headers={"Retry-After": str(wait_s)})
+
+
 class Guard:
     """ASGI middleware: stores the owner of the request's key in its state, or answers with a problem.
 
     It also limits bodies, and answers HEAD as GET without the body (RFC 9110, 9.3.2).
     """
 
-    def __init__(self, app: ASGIApp, keys: KeyRing, settings: Settings, origins: Collection[str]) -> None:
+    def __init__(self, app: ASGIApp, key_ring: KeyRing, settings: Settings, origins: Collection[str]) -> None:
         """`origins`: those of other sites whose pages may use the API."""
-        self.app, self.keys, self.settings, self.origins = app, keys, settings, origins
+        self.app, self.key_ring, self.settings, self.origins = app, key_ring, settings, origins
         self._held = Counter[str]()  # bytes that the requests in progress have sent, by owner
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -96,8 +140,9 @@ class Guard:
                 raise NotFound("nothing has an address with control characters")
             if path not in PUBLIC and not path.startswith("/static/"):
                 owner = scope["state"]["owner"] = self._owner(scope, headers)
-                if owner != NOBODY:
-                    await self._count(scope["app"].state.rate_limiter, owner)
+                limiter: RateLimiter | None = scope["app"].state.rate_limiter
+                if owner != NOBODY and limiter is not None:
+                    await limiter.count(owner)
         except ServiceError as error:
             await error_response(scope, error)(scope, receive, send)
             return
@@ -116,22 +161,8 @@ class Guard:
         finally:
             self._held -= Counter({body.owner: body.received})  # drops owners without bytes
 
-    async def _count(self, limiter: RateLimiter | None, owner: str) -> None:
-        """Raise TooManyRequests beyond the limit. While Redis does not answer nothing is counted: a route that needs it
-        answers 503 itself.
-        """
-        if limiter is None:
-            return
-        wait_s = None
-        with contextlib.suppress(RedisError, TimeoutError):
-            async with asyncio.timeout(COUNTED_WITHIN_S):
-                wait_s = await limiter.wait_s(owner)
-        if wait_s is not None:
-            detail = f"more than {limiter.limit} with this key; nothing was done"
-            raise TooManyRequests(detail, headers={"Retry-After": str(wait_s)})
-
     def _owner(self, scope: Scope, headers: Headers) -> str:
-        if not self.keys.enabled:
+        if not self.key_ring.enabled:
             if not self.settings.allow_no_keys and scope["path"] != METRICS:
                 self._check_local(scope, headers.get("host", ""))
             is_from_page = "origin" in headers or "sec-fetch-site" in headers
@@ -141,7 +172,7 @@ class Guard:
         scheme, _, key = headers.get("authorization", "").partition(" ")
         if scheme.lower() != "bearer" or not key.strip():
             raise NoKey("send your API key as `Authorization: Bearer KEY`", headers={"WWW-Authenticate": CHALLENGE})
-        owner = self.keys.owner_of(key.strip())
+        owner = self.key_ring.owner_of(key.strip())
         if owner is None:
             challenge = f'{CHALLENGE}, error="invalid_token"'
             raise NoKey("the API key is not known", headers={"WWW-Authenticate": challenge})

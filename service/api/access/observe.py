@@ -55,16 +55,17 @@ class ObserveRequests:
             query = {"url.query": "REDACTED"} if scope["query_string"] else {}
             get_current_span().set_attributes({"labelgrid.request_id": this_id, **query})
         method = scope["method"] if scope["method"] in METHODS else "other"
-        begun, status = time.perf_counter(), 499  # if the client leaves before the response starts
+        begun, started_after_s = time.perf_counter(), None
+        status = 499  # if the client leaves before the response starts
 
         async def observed_send(message: Message) -> None:
-            nonlocal status
+            nonlocal status, started_after_s
             if message["type"] == "http.response.start":
                 status = message["status"]
                 headers = [*message["headers"], (REQUEST_ID.encode(), this_id.encode())]
                 names = {name for name, _ in headers}
                 message["headers"] = headers + [header for header in DEFAULTS if header[0] not in names]
-                REQUEST_SECONDS.labels(method, _route(scope)).observe(time.perf_counter() - begun)
+                started_after_s = time.perf_counter() - begun
             await send(message)
 
         try:
@@ -74,14 +75,13 @@ class ObserveRequests:
             status = 500  # an outer layer sends the response
             raise
         finally:
-            REQUESTS.labels(method, _route(scope), str(status)).inc()
+            route = getattr(scope.get("route"), "path", "other")
+            REQUESTS.labels(method, route, str(status)).inc()
+            if started_after_s is not None:
+                REQUEST_SECONDS.labels(method, route).observe(started_after_s)
             say = self.log.debug if scope["path"].startswith(QUIET_PATHS) else self.log.info
             duration_ms = round(1000 * (time.perf_counter() - begun), 1)
             about = {"method": scope["method"], "path": scope["path"][:SHOWN], "status": status}
             if owner := scope.get("state", {}).get("owner"):
                 about["owner"] = owner
             say("request", **about, duration_ms=duration_ms)
-
-
-def _route(scope: Scope) -> str:
-    return str(getattr(scope.get("route"), "path", "other"))

@@ -11,7 +11,7 @@ from pydantic import Field
 from service.api.catalog import Models, knows_positions
 from service.api.openapi import problems
 from service.api.submit import ERRORS, RESPONSES, JobSpec, PreferencesDep, SubmitterDep, check_lists, not_learnt
-from service.api.uploads.png import PngError, recipe_of
+from service.api.uploads import PngError, recipe_of
 from service.contract.errors import BadForm, BadRequest, UnknownCheckpoint
 from service.contract.records import Layout
 from service.contract.schemas import GenerateRequest, Job, Stages, WebhookEvents, WebhookUrl, with_examples

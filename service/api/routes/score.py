@@ -11,7 +11,7 @@ from pydantic import ConfigDict, Field
 from service.api.catalog import Models
 from service.api.openapi import problems
 from service.api.submit import ERRORS, RESPONSES, JobSpec, PreferencesDep, Submitter, SubmitterDep, check_lists
-from service.api.uploads.picture_zip import read_submission
+from service.api.uploads import read_submission
 from service.contract.errors import BadForm, BadRequest, TooLarge
 from service.contract.schemas import Job, ScoreFields, ScoreRequest
 from shared.options import LIMITS
@@ -72,7 +72,7 @@ async def _submit(form: ScoreForm, submitter: Submitter) -> str:
     """Create the job. A function of its own, so that nothing keeps the pictures while the request waits."""
     few: AbstractAsyncContextManager[None] = nullcontext()
     if form.pictures is not None:
-        await submitter.rate()  # no zip is unpacked that no worker would judge
+        await submitter.ready_workers()  # no zip is unpacked that no worker would judge
         few = submitter.service.uploads.of(submitter.owner)
     async with few:
         fields = ScoreFields.model_validate(form.model_dump(exclude={"file", "pictures"}, exclude_unset=True))

@@ -115,7 +115,7 @@ def engine_of(runner: Runner) -> Engine:
 def load(runner: Runner, info: CheckpointInfo) -> Loaded:
     """Load another denoiser."""
     runner.models.want(ModelName(name=info.name, digest=info.digest))
-    return until(lambda: runner.models.get(info.digest) if runner.models.follow() == [] else None)
+    return until(lambda: runner.models.get(info.digest) if runner.models.follow() is None else None)
 
 
 class Death(BaseException):

@@ -79,7 +79,7 @@ def picture(
 
 
 def busy(one: Engine) -> bool:
-    return bool(one._batch or one._failed)
+    return bool(one.batch or one._failed)
 
 
 def run(one: Engine) -> list[Outcome]:
@@ -149,6 +149,18 @@ def test_a_large_job_waits_for_small_ones_and_its_pictures_stay_the_same() -> No
         assert strip.size == undisturbed_strip.size == (2 + 4 * 10, 12)
 
 
+def test_a_jobs_turn_follows_from_all_that_it_has_left_and_from_how_long_it_waits() -> None:
+    one, rounds = engine(efficient_rows=1), 0
+    one.admit([picture(0, options=SamplingOptions(guidance=1.0, steps=40))])
+    while not one.batch["a", 0].row.step:
+        rounds += 1
+        options = SamplingOptions(guidance=1.0, steps=2)
+        one.admit([picture(i, job=str(rounds), options=options) for i in range(3)])
+        for _ in range(2):
+            one.step()
+    assert rounds == 30  # 40 rows less a fifth of the 174 computed are fewer than 6
+
+
 def test_halves_of_a_failed_step_find_the_picture_that_breaks_it_and_the_others_go_on() -> None:
     net = network()
     one = engine(net)
@@ -178,7 +190,7 @@ def test_output_that_is_not_finite_fails_only_its_picture(others: list[Picture])
     one.admit([picture(0), *others])
     for _ in range(5):
         one.step()
-    row = next(row for p, row in one.rows() if p.job == "a")
+    row = one.batch["a", 0].row
     row.x = torch.full_like(row.x, torch.nan)
     outcomes = {outcome.picture.job: type(outcome) for outcome in run(one)}
     assert outcomes == {"a": Failed, **{other.job: FinishedPicture for other in others}}

@@ -11,7 +11,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from service.contract.recipe import MadeWith, of_picture
 from service.contract.records import FinishedPicture, Picture, Point, Verdict
 from service.files import PictureFiles, picture_name
 from service.store import keys
@@ -188,15 +187,6 @@ def test_distances_are_in_widths_and_in_the_order_of_the_labels() -> None:
 
 def test_an_evaluator_that_knows_no_places_gives_no_distances() -> None:
     assert [verdict.distances for verdict in located_in(LabelsOnly())] == [None, None, None]
-
-
-def test_distances_are_stored_and_are_in_the_recipe() -> None:
-    verdict = located_in(Locating())[2]
-    assert Verdict.model_validate_json(verdict.model_dump_json()) == verdict
-    assert verdict.shown(3)["distances"] == [None, 0.312]
-    recipe = of_picture(PICTURES[2], verdict, MadeWith(name="m", digest="d" * 64), None)
-    assert recipe is not None
-    assert '"distances":[null,0.31]' in recipe.text()["labelgrid"]
 
 
 def test_a_failed_device_is_blamed_on_no_picture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,10 +13,11 @@ import torch
 from PIL import Image
 from redis import Redis
 
-import service.worker.previews
+import service.worker.engine
 from service.contract.records import Picture
 from service.store import keys
-from service.worker.previews import Previews
+from service.worker.engine import Member
+from service.worker.runner import Previews
 from shared.diffusion.denoise import Row
 from shared.diffusion.samplers import make_table
 from shared.diffusion.schedules import alpha_bar
@@ -33,19 +34,14 @@ def row(x0_hat: torch.Tensor | None) -> Row:
     return Row(torch.zeros(3, 4, 4), torch.zeros(24), options, table, w, torch.Generator(), step=2, x0_hat=x0_hat)
 
 
-def pair(job: str, index: int, x0_hat: torch.Tensor | None) -> tuple[Picture, Row, tuple[int, int, int]]:
-    """A picture of the size that is sampled."""
-    shape = (3, 4, 4) if x0_hat is None else (3, x0_hat.shape[1], x0_hat.shape[2])
-    return picture(job, index), row(x0_hat), shape
+def member(job: str, index: int, x0_hat: torch.Tensor | None, size: tuple[int, int] = (4, 4)) -> Member:
+    picture = Picture(job=job, index=index, labels=("red cube",), seed=1, options=SamplingOptions(steps=5))
+    return Member(picture, row(x0_hat), 0, (3, *size))
 
 
 def pixels(one: Event) -> np.ndarray:
     png = base64.b64decode(one["preview"].partition(",")[2])
     return np.asarray(Image.open(io.BytesIO(png)), dtype=np.int16)
-
-
-def picture(job: str, index: int) -> Picture:
-    return Picture(job=job, index=index, labels=("red cube",), seed=1, options=SamplingOptions(steps=5))
 
 
 Heard = Callable[[], dict[str, list[list[Event]]]]
@@ -72,16 +68,16 @@ def test_a_preview_is_x0_hat_and_only_for_jobs_that_are_watched(
     connection: Redis, heard: Heard, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     images = torch.rand(3, 3, 128, 96, generator=torch.Generator().manual_seed(1)) * 2 - 1
-    pairs = [pair(job, i, images[i]) for i, job in enumerate(("seen", "unseen", "seen"))]
+    members = [member(job, i, images[i], (128, 96)) for i, job in enumerate(("seen", "unseen", "seen"))]
     previews = Previews(connection, 0.0)
     with monkeypatch.context() as patch:
-        patch.setattr(service.worker.previews, "png_bytes", lambda pixels: pytest.fail("nobody watches"))
-        previews.publish(pairs)
+        patch.setattr(service.worker.engine, "png_bytes", lambda pixels: pytest.fail("nobody watches"))
+        previews.publish(members)
         connection.set(keys.watched("seen"), 1)
-        previews.publish([pair("seen", 0, None)])  # before the first step
+        previews.publish([member("seen", 0, None)])  # before the first step
     assert heard() == {}
     connection.set(keys.watched("late"), 1)
-    previews.publish([*pairs, pair("late", 0, None)])
+    previews.publish([*members, member("late", 0, None)])
     found = heard()
     (pictures,) = found.pop("seen")
     assert found == {}
@@ -99,7 +95,7 @@ def test_a_preview_has_the_proportions_of_the_finished_picture(
     connection: Redis, heard: Heard, sampled: tuple[int, int], finished: tuple[int, int], size: tuple[int, int]
 ) -> None:
     connection.set(keys.watched("seen"), 1)
-    Previews(connection, 0.0).publish([(picture("seen", 0), row(torch.ones(3, *sampled)), (3, *finished))])
+    Previews(connection, 0.0).publish([member("seen", 0, torch.ones(3, *sampled), finished)])
     (((one,),)) = heard()["seen"]
     assert pixels(one).shape == (*size, 3)
     assert (pixels(one) == 255).all()
@@ -107,13 +103,13 @@ def test_a_preview_has_the_proportions_of_the_finished_picture(
 
 def test_previews_are_bounded_in_number_and_rate(connection: Redis, heard: Heard) -> None:
     connection.set(keys.watched("seen"), 1)
-    pairs = [pair("seen", i, torch.zeros(3, 4, 4)) for i in range(20)]
+    members = [member("seen", i, torch.zeros(3, 4, 4)) for i in range(20)]
     often, seldom = Previews(connection, 0.0), Previews(connection, 60.0)
     for _ in range(2):
-        often.publish(pairs)
+        often.publish(members)
     with_previews = [[one["index"] for one in entry if "preview" in one] for entry in heard()["seen"]]
     assert [len(indices) for indices in with_previews] == [16, 16]
     assert set(with_previews[0]) | set(with_previews[1]) == set(range(20))
     for _ in range(10):
-        seldom.publish(pairs)
+        seldom.publish(members)
     assert len(heard()["seen"]) == 1

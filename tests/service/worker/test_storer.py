@@ -179,8 +179,9 @@ def test_pictures_that_could_not_be_stored_for_another_reason_are_let_go(
         patch.setattr(runner.store, "commit", broken)
         with pytest.raises(ValueError, match="a defect"):
             run(runner, job.id)
+    runner.release_claims()  # as `work` does
     assert not runner.busy
-    assert status(store, job) == "running"
+    assert (status(store, job), leased(store, job)) == ("running", [0])
 
 
 # Jobs that end, or are deleted, while they are stored.

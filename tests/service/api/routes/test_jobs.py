@@ -11,7 +11,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from service.api.uploads.picture_zip import read_submission
+from service.api.uploads import read_submission
 from service.contract.records import JobResult, new_job_id
 from service.files import GRID, PictureFiles, picture_name
 from service.settings import Settings

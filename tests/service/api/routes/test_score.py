@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from service.api.results import Slots
 from service.api.routes import score
-from service.api.uploads.png import check_picture
+from service.api.uploads import check_picture
 from service.client import Client
 from service.client.__main__ import app
 from service.files import PictureFiles, picture_name

@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.uploads.picture_zip import read_submission
-from service.api.uploads.png import check_picture
+from service.api.uploads import check_picture, read_submission
 from service.contract.errors import BadRequest
 from service.settings import Settings
 from tests.service.api.uploads.zips import GOOD, chunk, encrypted, lying, png, with_chunks, without, zipped

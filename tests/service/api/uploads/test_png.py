@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.uploads.png import MAX_CHUNKS, SIGNATURE, PngError, check_picture, recipe_of, reduced
+from service.api.uploads import MAX_CHUNKS, SIGNATURE, PngError, check_picture, recipe_of, reduced
 from service.contract.recipe import JudgedRecipe, Recipe, example
 from shared.options import LIMITS
 from shared.pictures import png_bytes, read_png
