@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from http import HTTPStatus
-from typing import Any
+from typing import Any, Final, NamedTuple
 
 from fastapi import FastAPI
 
@@ -20,29 +20,31 @@ from service.contract.errors import (
 )
 
 Responses = dict[int | str, dict[str, Any]]
-Dialect = Callable[[dict[str, Any]], dict[str, Any]]  # how another API writes a problem
 
+
+class Dialect(NamedTuple):
+    """How the routes under a prefix write a problem, and its schema."""
+
+    prefix: str
+    written: Callable[[dict[str, Any]], dict[str, Any]]
+    model: type[Problem]
+
+
+OWN: Final = Dialect("/", dict, Problem)
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 PNG: dict[str, Any] = {"image/png": BINARY}
 REF = "#/components/schemas/{model}"
 GUARDED = (BadRequest, NoKey, NotLocal, CrossSite, TooManyRequests)  # of each route that is not public
 
 
-def public_problems(
-    *errors: type[ServiceError],
-    written: Dialect = dict,
-    model: type[Problem] = Problem,
-) -> Responses:
-    """Describe the responses for these errors: grouped by status, with an example of each.
-
-    written: how the route's dialect writes a problem. model: its schema.
-    """
+def public_problems(*errors: type[ServiceError], dialect: Dialect = OWN) -> Responses:
+    """Describe the responses for these errors: grouped by status, with an example of each."""
     responses: Responses = {}
     every: tuple[type[ServiceError], ...] = (*errors, ServiceError)
     for error in every:
-        problem = written(problem_body(error.status, error.slug, error.title, error.example))
+        problem = dialect.written(problem_body(error.status, error.slug, error.title, error.example))
         status = problem["status"]
-        content = {PROBLEM_JSON: {"schema": {"$ref": REF.format(model=model.__name__)}, "examples": {}}}
+        content = {PROBLEM_JSON: {"schema": {"$ref": REF.format(model=dialect.model.__name__)}, "examples": {}}}
         description = PHRASES.get(status) or HTTPStatus(status).phrase
         response = responses.setdefault(status, {"description": description, "content": content})
         examples = response["content"][PROBLEM_JSON]["examples"]
@@ -50,9 +52,9 @@ def public_problems(
     return responses
 
 
-def problems(*errors: type[ServiceError], **dialect: Any) -> Responses:
+def problems(*errors: type[ServiceError], dialect: Dialect = OWN) -> Responses:
     """Describe the responses of a route for these errors, and for those that every guarded route has."""
-    return public_problems(*errors, *GUARDED, **dialect)
+    return public_problems(*errors, *GUARDED, dialect=dialect)
 
 
 class DocumentedAPI(FastAPI):
@@ -60,16 +62,15 @@ class DocumentedAPI(FastAPI):
 
     def __init__(self, **options: Any) -> None:
         super().__init__(**options)
-        self.dialects = dict[str, Dialect]()  # by prefix of their paths
-        self.problem_models: list[type[Problem]] = [Problem]
+        self.dialects = [OWN]
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
             document = super().openapi()  # FastAPI keeps it as self.openapi_schema
             schemas = document["components"]["schemas"]
-            for model in self.problem_models:
-                schema = model.model_json_schema(ref_template=REF)
-                schemas |= {**schema.pop("$defs", {}), model.__name__: schema}
+            for dialect in self.dialects:
+                schema = dialect.model.model_json_schema(ref_template=REF)
+                schemas |= {**schema.pop("$defs", {}), dialect.model.__name__: schema}
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
             # FastAPI's own 422, of a dialect that has another status for it

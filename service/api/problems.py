@@ -42,9 +42,9 @@ def error_response(scope: Scope, error: ServiceError) -> JSONResponse:
 def _response(scope: Scope, problem: dict[str, Any], headers: Mapping[str, str] | None) -> JSONResponse:
     if this_id := get_contextvars().get("request_id"):
         problem["request_id"] = this_id
-    for prefix, written in scope["app"].dialects.items():
-        if scope["path"].startswith(prefix):
-            problem = written(problem)
+    for dialect in scope["app"].dialects:
+        if scope["path"].startswith(dialect.prefix):
+            problem = dialect.written(problem)
     return JSONResponse(problem, problem["status"], headers, media_type=PROBLEM_JSON)
 
 

@@ -1,6 +1,7 @@
 """Reads labels from a prompt such as "a red cube and a blue sphere". Knows no HTTP."""
 
 import re
+from itertools import dropwhile, groupby
 from typing import Final
 
 from shared.vocabulary import LabelError, Vocabulary
@@ -11,10 +12,10 @@ NUMBERS: Final = frozenset({"two", "three", "four", "five", "six", "seven", "eig
 WORD: Final = re.compile(r"[,;&+]|[^\s,;&+]+")
 
 
-def _words(text: str) -> list[str]:
-    """Split a text into words and separators: lower case, without surrounding full stops and quotes."""
-    found = (word.strip(".!?\"'()").casefold() for word in WORD.findall(text))
-    return [word for word in found if word]
+def _normal(text: str) -> str:
+    """Return a text's words and separators in lower case, without surrounding full stops and quotes."""
+    words = (word.strip(".!?\"'()").casefold() for word in WORD.findall(text))
+    return " ".join(word for word in words if word)
 
 
 def parse_prompt(prompt: str, vocabulary: Vocabulary) -> list[str]:
@@ -23,30 +24,26 @@ def parse_prompt(prompt: str, vocabulary: Vocabulary) -> list[str]:
     At each word the longest matching name wins, so that names may contain separators. Raises LabelError for a word that
     belongs to no label, and for too many labels or none.
     """
-    words = _words(prompt)
-    names = {tuple(_words(name)): name for name in reversed(vocabulary.names)}
-    longest = max(map(len, names))
-    labels: list[str] = []
-    unknown: list[str] = []
-    at = 0
-    while at < len(words):
-        lengths = range(min(longest, len(words) - at), 0, -1)
-        length = next((n for n in lengths if tuple(words[at : at + n]) in names), 0)
-        if length or words[at] in SEPARATORS:
-            if unknown:
-                break
-            labels += [names[tuple(words[at : at + length])]] if length else []
-        elif unknown or words[at] not in ARTICLES:
-            unknown.append(words[at])
-        at += max(length, 1)
-    if len(unknown) > 1 and (unknown[0] in NUMBERS or unknown[0].isdecimal()):
-        label = vocabulary.nearest(" ".join(unknown[1:])) or "it"
+    names = {_normal(name): name for name in reversed(vocabulary.names)}
+    longest_first = "|".join(map(re.escape, sorted(names, key=len, reverse=True)))
+    parts = re.split(rf"(?<!\S)({longest_first})(?!\S)", _normal(prompt))  # every second one is a name
+    for between in parts[::2]:
+        for separates, words in groupby(between.split(), SEPARATORS.__contains__):
+            unknown = " ".join(dropwhile(ARTICLES.__contains__, words))
+            if unknown and not separates:
+                _refuse(unknown, vocabulary)
+    if len(parts) == 1:
+        raise LabelError(f"the prompt names no label; wanted at least one, such as {vocabulary.names[0]!r}")
+    return vocabulary.check_entry([names[name] for name in parts[1::2]])
+
+
+def _refuse(unknown: str, vocabulary: Vocabulary) -> None:
+    """Raise the LabelError for words that are no label."""
+    first, _, rest = unknown.partition(" ")
+    if rest and (first in NUMBERS or first.isdecimal()):
+        label = vocabulary.nearest(rest) or "it"
         raise LabelError(
-            f'"{" ".join(unknown)}": a picture shows an object of each kind at most once; ask for "{label}", '
+            f'"{unknown}": a picture shows an object of each kind at most once; ask for "{label}", '
             "and for more pictures with n"
         )
-    if unknown:
-        vocabulary.index(" ".join(unknown))  # raises LabelError, with the nearest name
-    if not labels:
-        raise LabelError(f"the prompt names no label; wanted at least one, such as {vocabulary.names[0]!r}")
-    return vocabulary.check_entry(labels)
+    vocabulary.index(unknown)  # raises LabelError, with the nearest name

@@ -13,7 +13,7 @@ from PIL import Image as PictureFile
 from service.api import openapi
 from service.api.catalog import Models
 from service.api.dependencies import ModelsDep, OwnerDep
-from service.api.openapi import DocumentedAPI
+from service.api.openapi import Dialect, DocumentedAPI
 from service.api.results import CutStream
 from service.api.submit import ERRORS, JobSpec, Submitter, SubmitterDep, not_learnt, why_unfinished
 from service.contract.errors import BadRequest, NotFound, NotInTime
@@ -47,7 +47,8 @@ def with_openai_error(problem: dict[str, Any]) -> dict[str, Any]:
     return {**problem, "status": status, "error": error}
 
 
-problems = partial(openapi.problems, written=with_openai_error, model=OpenAIProblem)
+OPENAI = Dialect(f"{PREFIX}/", with_openai_error, OpenAIProblem)
+problems = partial(openapi.problems, dialect=OPENAI)
 
 
 @router.post(
@@ -139,5 +140,4 @@ async def read_openai_model(
 def mount(app: DocumentedAPI) -> None:
     """Add these routes, and OpenAI's form of errors to theirs."""
     app.include_router(router)
-    app.dialects[f"{PREFIX}/"] = with_openai_error
-    app.problem_models.append(OpenAIProblem)
+    app.dialects.append(OPENAI)

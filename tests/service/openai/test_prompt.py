@@ -8,7 +8,7 @@ from service.openai.prompt import ARTICLES, SEPARATORS, parse_prompt
 from shared.options import LIMITS
 from shared.vocabulary import ICLEVR, LabelError, Vocabulary
 
-OWN = Vocabulary(("black and white cat", "cat", "white cat", "Dr. No", "the end"))
+OWN = Vocabulary(("black and white cat", "cat", "white cat", "white", "Dr. No", "the end"))
 
 
 @pytest.mark.parametrize(
@@ -30,6 +30,7 @@ def test_labels_are_read_from_a_prompt(prompt: str, labels: list[str]) -> None:
         ("red kube and blue sphere", 'unknown label "red kube"; did you mean "red cube"?'),
         ("two red cubes", '"two red cubes": a picture shows an object of each kind at most once; ask for "red cube"'),
         ("2 spheres, blue", '"2 spheres": a picture shows'),
+        ("infrared cube", 'unknown label "infrared cube"; did you mean "red cube"?'),
         ("red the cube", 'unknown label "red the cube"; did you mean "red cube"?'),
         ("a photo of a red cube", 'unknown label "photo of a"; known are gray cube'),
         ("red cube, red cube", 'duplicate label "red cube"'),

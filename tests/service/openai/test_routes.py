@@ -135,12 +135,16 @@ def test_unknown_addresses_methods_and_bodies_get_openais_error(client: httpx.Cl
     assert "error" not in client.get("/jobs/nobody").json()
 
 
-def test_a_service_with_keys_needs_a_key(settings: Settings, connection: Redis) -> None:
+def test_a_service_with_keys_needs_a_key_and_has_a_rate_limit(settings: Settings, connection: Redis) -> None:
     key = new_key()
-    with serving(settings.model_copy(update={"api_keys": f"me:{hash_of(key)}"})) as client:
+    access = {"api_keys": f"me:{hash_of(key)}", "rate_limit": "1/hour"}
+    with serving(settings.model_copy(update=access)) as client:
         with openai_client(client, "another") as stranger:
             with pytest.raises(openai.AuthenticationError) as caught:
                 stranger.models.list()
             assert (caught.value.code, caught.value.type) == ("no_key", "invalid_request_error")
         with openai_client(client, key) as known:
             assert len(list(known.models.list())) == 2
+            with pytest.raises(openai.RateLimitError) as limited:
+                known.models.list()
+            assert (limited.value.code, limited.value.type) == ("too_many_requests", "rate_limit_error")
