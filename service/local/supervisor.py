@@ -15,10 +15,12 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from service.local.redis_server import STOP_TIMEOUT_S, RedisServer, StartFailed, die_with_parent, stop
+from service.local.redis_server import STOP_TIMEOUT_S, RedisServer, die_with_parent, stop
+from service.settings import StartError
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -40,13 +42,13 @@ class Child:
         self.process = start()
 
     def revive(self) -> None:
-        """Restart the process if it has died. Raises StartFailed if that happened too often."""
+        """Restart the process if it has died. Raises StartError if that happened too often."""
         code = self.process.poll()
         if code is None:
             return
         now = time.monotonic()
         if len(self.deaths) == MAX_DEATHS and now - self.deaths[0] < WITHIN_S:
-            raise StartFailed(f"the {self.name} died {MAX_DEATHS + 1} times within {WITHIN_S:.0f} s")
+            raise StartError(f"the {self.name} died {MAX_DEATHS + 1} times within {WITHIN_S:.0f} s")
         self.deaths.append(now)
         log.warning("process ended; restarting it", part=self.name, code=code)
         self.process = self._start()
@@ -75,31 +77,26 @@ def count_gpus() -> int:
     return int(subprocess.run(line, capture_output=True, text=True, check=True).stdout)
 
 
+@dataclass(kw_only=True)
 class Supervisor:
     """Runs everything on this machine. Without a `redis_url` it starts a Redis server with its data in `state`.
 
     `workers`: the variables that each worker has of its own.
     """
 
-    def __init__(
-        self,
-        *,
-        port: int,
-        state: Path,
-        redis_url: str | None,
-        webhooks: bool = False,
-        drain_s: float = DRAIN_S,
-        workers: Sequence[Mapping[str, str]] = ({},),
-    ) -> None:
-        self.port, self.state, self.redis_url, self.webhooks, self.drain_s = port, state, redis_url, webhooks, drain_s
-        self.workers = workers
-        self.children: list[Child] = []  # in the order they were started
-        self.stopping = False  # no Event: a second signal during Event.set() would deadlock
+    port: int
+    state: Path
+    redis_url: str | None
+    webhooks: bool = False
+    drain_s: float = DRAIN_S
+    workers: Sequence[Mapping[str, str]] = ({},)
+    children: list[Child] = field(default_factory=list, init=False)  # in the order they were started
+    stopping: bool = field(default=False, init=False)  # no Event: a second signal during Event.set() would deadlock
 
     def run(self, on_ready: Callable[[str], None]) -> None:
         """Start everything, call `on_ready` with the address, and stop everything after Ctrl-C or SIGTERM.
 
-        Raises StartFailed, after stopping everything, if a process does not start or keeps dying.
+        Raises StartError, after stopping everything, if a process does not start or keeps dying.
         """
 
         def end(*_: object) -> None:
@@ -152,9 +149,9 @@ class Supervisor:
         while not self.stopping and _ready_workers(self.port) < len(self.workers):
             for child in self.children:
                 if (code := child.process.poll()) is not None:
-                    raise StartFailed(f"the {child.name} ended with status {code} while starting; see its log")
+                    raise StartError(f"the {child.name} ended with status {code} while starting; see its log")
             if time.monotonic() > deadline:
-                raise StartFailed(f"the service is not ready after {READY_TIMEOUT_S:.0f} s; see the log")
+                raise StartError(f"the service is not ready after {READY_TIMEOUT_S:.0f} s; see the log")
             time.sleep(CHECK_EVERY_S)
 
 
@@ -162,7 +159,7 @@ def _check_port(port: int) -> None:
     try:
         socket.create_server((HOST, port)).close()
     except OSError as error:
-        raise StartFailed(f"port {port} cannot be used: {error.strerror}; choose another with --port") from error
+        raise StartError(f"port {port} cannot be used: {error.strerror}; choose another with --port") from error
 
 
 def _ready_workers(port: int) -> int:

@@ -10,7 +10,8 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 from redis.retry import Retry
 
-from service.local.redis_server import RedisServer, StartFailed
+from service.local.redis_server import RedisServer
+from service.settings import StartError
 from service.store.connection import connect
 
 
@@ -43,7 +44,7 @@ def test_the_server_has_a_password_and_keeps_its_data(redis_server: RedisServer)
 
 def test_no_second_server_starts_in_a_folder(redis_server: RedisServer, connection: Redis) -> None:
     connection.set("kept", "yes")
-    with pytest.raises(StartFailed, match=f"{redis_server.folder} is in use"):
+    with pytest.raises(StartError, match=f"{redis_server.folder} is in use"):
         RedisServer(redis_server.folder).start()
     assert connection.get("kept") == "yes"
 
@@ -51,5 +52,5 @@ def test_no_second_server_starts_in_a_folder(redis_server: RedisServer, connecti
 def test_a_server_that_ends_without_a_word_is_reported_with_a_guess(tmp_path: Path) -> None:
     """As on a full disk, where its log stays empty."""
     (tmp_path / "redis.log").write_text("")
-    with pytest.raises(StartFailed, match=f"/bin/false did not start in {tmp_path}: it wrote no log"):
+    with pytest.raises(StartError, match=f"/bin/false did not start in {tmp_path}: it wrote no log"):
         RedisServer(tmp_path, Path("/bin/false")).start()
