@@ -181,9 +181,10 @@ def evaluate(
                     raise
                 terminal.note(f"{study} is left out: {error}")
                 continue
-            terminal.print_table(f"{study}: {report.title}", report.head, report.rows)
+            terminal.print_figures(f"{study}: {report.title}", report.rows)
             if out:
-                terminal.write_json(out / f"{study}.json", report.figures)
+                figures = {"title": report.title, **report.summary, "rows": report.rows}
+                terminal.write_json(out / f"{study}.json", figures)
                 if report.png:
                     files.write(out / f"{study}.png", report.png)
 

@@ -8,7 +8,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -151,6 +151,15 @@ def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) 
     for row in rows:
         table.add_row(*map(escape, row))
     Console().print(table)
+
+
+def print_figures(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows of figures, whose names are alike, on stdout."""
+    cells = [
+        ["-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()]
+        for row in rows
+    ]
+    print_table(title, [name.replace("_", " ") for name in rows[0]], cells)
 
 
 def _columns(*head: str) -> list[Column]:

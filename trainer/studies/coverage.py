@@ -62,12 +62,10 @@ def run(subject: Subject) -> Report:
     reference, others = order.view(2, count)
     generated = subject.sample(dataset.labels[others], seed)
     sets = {"generated": generated, "the data's": to_float(dataset.images[others])}  # the latter are the ideal
-    rows, figures = list[list[str]](), list[dict[str, object]]()
+    rows = []
     for name, evaluator in subject.judges.items():
         features = evaluator.features(to_float(dataset.images[reference]))
         for what, images in sets.items():
-            found = asdict(compare(features, evaluator.features(images)))
-            rows.append([name, what, *(f"{value:.3f}" for value in found.values())])
-            figures.append({"evaluator": name, "pictures": what, "count": count, "figures": found})
-    head = ["evaluator", "pictures", "precision", "recall", "density", "coverage"]
-    return Report(f"{count} pictures of {subject.denoiser.info.name} and of the data", head, rows, figures)
+            found = compare(features, evaluator.features(images))
+            rows.append({"evaluator": name, "pictures": what, **asdict(found)})
+    return Report(f"{count} pictures of {subject.denoiser.info.name} and of the data", rows)

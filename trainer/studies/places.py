@@ -70,14 +70,8 @@ def run(subject: Subject) -> Report:
             advance=subject.advance(f"sampling {n} objects (pictures x steps)", 2 * count * subject.options.steps),
         )  # fmt: skip
         placed += measured
-    rows = [
-        [str(one.objects), one.pictures, f"{one.accuracy:.4f}", f"{one.exact_match:.4f}",
-         "not known" if one.distance is None else f"{one.distance:.4f}"]
-        for one in placed
-    ]  # fmt: skip
-    head = ["objects", "pictures", "accuracy", "exact match", "distance, widths"]
-    title = f"{count} scenes with each number of objects"
-    return Report(title, head, rows, [asdict(one) for one in placed], png_bytes(grid(images)))
+    title = f"{count} scenes with each number of objects, distances in widths"
+    return Report(title, [asdict(one) for one in placed], png=png_bytes(grid(images)))
 
 
 def measure(

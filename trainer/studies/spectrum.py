@@ -44,18 +44,15 @@ def run(subject: Subject) -> Report:
     originals = to_float(torch.stack([as_tensor(subject.pictures.read(i)) for i in chosen.tolist()]))
     power = octave_power(originals)
     generated, interpolated = (torch.cat(parts).clamp(-1, 1) for parts in (made, plain))
-    smooth = octave_power(without_dots(generated)) / octave_power(without_dots(originals))
     found = {
-        "generated": (octave_power(generated) / power).tolist(),
-        "without_dots": smooth.tolist(),
-        "interpolated": (octave_power(interpolated) / power).tolist(),
+        "generated": octave_power(generated) / power,
+        "both_without_single_dots": octave_power(without_dots(generated)) / octave_power(without_dots(originals)),
+        "interpolated": octave_power(interpolated) / power,
     }
+    octaves = []
+    for k in range(len(power)):
+        period = f"{2 ** (k + 1)} to {2 ** (k + 2)}" if k else "below 4"
+        octaves.append({"period": period, **{name: float(ratios[k]) for name, ratios in found.items()}})
     shown = torch.stack([generated[:SHOWN], originals[:SHOWN]], 1).flatten(0, 1)
-    periods = [f"{2 ** (k + 1)} to {2 ** (k + 2)}" if k else "below 4" for k in range(len(power))]
-    return Report(
-        f"{len(chosen)} pictures of {denoiser.info.name}",
-        ["period, pixels", "generated / folder's", "both without single dots", "interpolated / folder's"],
-        [[period, *(f"{one:.3f}" for one in row)] for period, *row in zip(periods, *found.values(), strict=True)],
-        {"model": denoiser.info.name, "pictures": len(chosen), **found},
-        png_bytes(grid(shown, columns=2)),
-    )
+    title = f"power of {len(chosen)} pictures of {denoiser.info.name} over the folder's, by period in pixels"
+    return Report(title, octaves, png=png_bytes(grid(shown, columns=2)))

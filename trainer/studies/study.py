@@ -6,7 +6,7 @@ A study is an entry of STUDIES and a module of this package, whose `run` measure
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -103,12 +103,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class Report:
-    """What a study found: a table, all figures, and a picture."""
+    """What a study found: rows of named figures, for a table and for JSON, and a picture."""
 
     title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    figures: Any  # for JSON
+    rows: Sequence[Mapping[str, Any]]
+    summary: Mapping[str, Any] = field(default_factory=dict)  # figures of the whole, for JSON
     png: bytes | None = None
 
 

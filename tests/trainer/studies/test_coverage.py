@@ -38,8 +38,8 @@ def test_each_evaluator_compares_the_pictures_and_too_many_are_refused(command: 
         succeeded(command("export", "toy-evaluator", path))
     at = ("evaluate", "toy", "--data", "data", "--only", "coverage", "--out", ".")
     succeeded(command(*at, "--count", 20, *(part for name in names for part in ("--evaluator", name))))
-    found = json.loads(Path("coverage.json").read_text())
+    found = json.loads(Path("coverage.json").read_text())["rows"]
     assert [one["evaluator"] for one in found] == [name for name in names for _ in range(2)]
-    generated, others = (one["figures"]["coverage"] for one in found[:2])
+    generated, others = (one["coverage"] for one in found[:2])
     assert generated == 0 < others  # a random network's noise resembles none of the flat colours
     refused(command(*at, "--count", 25), "at most 24 pictures: half of those with labels")

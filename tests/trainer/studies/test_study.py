@@ -41,7 +41,7 @@ def evaluate(command: Command, study: str, *options: object, model: str = "placi
 
 
 def figures_of(study: str) -> Any:
-    return json.loads(Path(f"out/{study}.json").read_text())
+    return json.loads(Path(f"out/{study}.json").read_text())["rows"]
 
 
 @pytest.mark.parametrize("study", OF_DENOISERS)
