@@ -71,7 +71,6 @@ ANCESTRAL: Final = ("linear", "quadratic", "cosine", "pad-32", "report")
 WEIGHTS: Final = ("long", "short", "raw")
 CURVE_POINTS = 8  # scores over a run
 GRID_PICTURES = 16
-WRITTEN = (".jsonl", ".png", ".json")  # the files of a finished variant, in this order
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,6 @@ def run_variant(
         "steps": training.run.step,
         "minutes": round(training.run.elapsed_s / 60, 2),
         "parameters": sum(p.numel() for p in training.network.parameters()),
-        "aspect": dataset.aspect,
         "device": str(device),
         "config": training.config.model_dump(mode="json"),
         "scores": scores,
@@ -170,14 +168,14 @@ def run_comparison(
     names: Sequence[str], base: TrainConfig, load: Callable[[TrainConfig], Dataset], run: Path, out: Path,
     setup: Setup, evaluator: Evaluator, device: torch.device, progress: Progress,
 ) -> list[str]:  # fmt: skip
-    """Train and score the variants of which `out` lacks a file, one after another; return their names.
+    """Train and score the variants that `out` lacks, one after another; return their names.
 
     `load(config)` reads the pictures in a variant's size. The states of the runs go to `run`, one folder a variant.
     """
     configs = {name: config_of(name, base) for name in names}  # check all before the first is trained
     for folder in (run, out):
         keep_setup(folder, asdict(setup))
-    missing = [name for name in names if not all((out / f"{name}{suffix}").exists() for suffix in WRITTEN)]
+    missing = [name for name in names if not (out / f"{name}.json").exists()]
     dataset, size = None, None
     for name in missing:
         config = configs[name]
