@@ -6,7 +6,6 @@ are numbered in the order of the conditions file.
 
 from __future__ import annotations
 
-import io
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -14,7 +13,6 @@ from statistics import correlation, fmean
 from typing import Annotated
 
 import numpy as np
-from matplotlib.figure import Figure
 from pydantic import BaseModel, Field, TypeAdapter
 
 from shared.evaluator import Evaluator, load_evaluator, score_set
@@ -86,22 +84,10 @@ def agreement(sets: list[Compared]) -> dict[str, float]:
     }
 
 
-def plot(sets: list[Compared], title: str) -> bytes:
-    """Plot the evaluator's accuracy over the published one, one dot a set; return the PNG."""
-    figure = Figure(figsize=(4.5, 4.5), layout="constrained")
-    axes = figure.subplots()
-    axes.plot([0, 1], [0, 1], color="tab:gray", linewidth=1)
-    axes.scatter([one.published for one in sets], [one.accuracy for one in sets], s=14)
-    axes.set(xlabel="published accuracy", ylabel="this evaluator's", xlim=(0, 1), ylim=(0, 1))
-    axes.set_title(title, fontsize="small")
-    figure.savefig(file := io.BytesIO(), format="png", dpi=110)
-    return file.getvalue()
-
-
 def run(subject: Subject) -> Report:
     evaluator, (folder, *_) = load_evaluator(subject.path, subject.device), subject.data
     assert subject.conditions is not None
     sets = calibrate(folder, subject.conditions, evaluator, subject.advance("scoring sets"))
     summary = agreement(sets)
     title = f"{len(sets)} published sets: " + ", ".join(f"{name} {value:.4f}" for name, value in summary.items())
-    return Report(title, [asdict(one) for one in sets], summary, plot(sets, title))
+    return Report(title, [asdict(one) for one in sets], summary)
