@@ -20,12 +20,7 @@ def score(
     repeats: Annotated[int, typer.Option(min=1, max=1000, help="Runs with different seeds.")] = 1,
     storage: options.Storage = Path("models"),
     model: options.Model = None,
-    evaluator: Annotated[
-        str | None,
-        typer.Option(
-            help="Evaluator's name, or the course's checkpoint.pth; by default the one that judges the model."
-        ),
-    ] = None,
+    evaluator: options.Judge = None,
     preset: options.Preset = "default",
     sampler: options.Sampler = None,
     steps: options.SamplingSteps = None,
@@ -47,7 +42,6 @@ def score(
     ] = False,
     seed: options.Seed = 0,
     grid: Annotated[Path | None, typer.Option(help="Write the best run's pictures here as PNG.")] = None,
-    columns: Annotated[int, typer.Option(min=1, max=64, help="Pictures in a row of the grid.")] = 8,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
     device: options.DeviceName = "auto",
 ) -> None:
@@ -87,7 +81,7 @@ def score(
     figures["evaluator"] = evaluator or judging.stem
     terminal.show_scores(file, runs, figures)
     if grid:
-        save_grid(best(runs).images, grid, columns)
+        save_grid(best(runs).images, grid)
     terminal.write_json(json_out, figures)
     if not renders and not evaluator and not keep_padding and seed == 0:
         terminal.with_card(lambda: write_card(storage, figures["model"], score=score_row(figures)))
@@ -110,28 +104,16 @@ def evaluate(
     conditions: Annotated[
         Path | None, typer.Option(exists=True, help="Calibration: the folder of the conditions files.")
     ] = None,
-    evaluator: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Evaluator's name, or the course's checkpoint.pth; by default the model's own judge. Repeatable, for "
-            "coverage."
-        ),
-    ] = None,
+    evaluator: options.Judge = None,
     preset: options.Preset = "default",
     count: Annotated[
         int | None, typer.Option(min=1, help="Pictures or arrangements; each study has a default.")
     ] = None,
     seed: options.Seed = 0,
-    label_sets: Annotated[
-        int, typer.Option(min=0, help="Memorisation: label sets for the diversity, 8 pictures each.")
-    ] = 32,
     objects: Annotated[
         list[int] | None,
         typer.Option(min=1, max=10, help="Places: objects in a scene, all numbers by default. Repeatable."),
     ] = None,
-    centre: Annotated[
-        float, typer.Option(min=0, max=1, help="Places: share of scenes with an object in the centre.")
-    ] = 0.0,
     noise: Annotated[
         float,
         typer.Option(min=0, help="Two-sample: deviation of noise added to all pictures, in levels of 256."),
@@ -155,7 +137,7 @@ def evaluate(
         terminal.check_folder(out, "--out")
     kind = registry.find(storage, name).kind
     given = options.given(
-        data=data, trained_on=trained_on, conditions=conditions, evaluators=evaluator, count=count, objects=objects
+        data=data, trained_on=trained_on, conditions=conditions, evaluator=evaluator, count=count, objects=objects
     )
     possible = [one for one, study in STUDIES.items() if study.kind == kind and given.keys() >= set(study.needs)]
     chosen = [one.strip() for one in only.split(",")] if only else possible
@@ -171,7 +153,7 @@ def evaluate(
     with terminal.bar() as progress:
         subject = Subject(
             storage, path_of(storage, name), terminal.pick_device(device), progress, preset=preset, seed=seed,
-            label_sets=label_sets, centre=centre, noise=noise, upsampler_alone=upsampler_alone, **given,
+            noise=noise, upsampler_alone=upsampler_alone, **given,
         )  # fmt: skip
         for study in chosen:
             try:

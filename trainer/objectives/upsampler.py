@@ -254,11 +254,11 @@ def starting_weights(storage: Location, name: str, config: UpsamplerConfig) -> d
     return started.state_dict()
 
 
-def move_upsampler(storage: Location, source: str, base: str, name: str) -> Location:
-    """Publish the upsampler of checkpoint `source` as that of `base`: after the base was trained again, for example.
+def move_upsampler(storage: Location, name: str, base: str) -> Location:
+    """Publish the upsampler of checkpoint `name` as that of `base`: after the base was trained again, for example.
 
-    Raises TrainerError if `source` has none, or if `base` is an adapter.
+    Raises TrainerError if it has none, or if `base` is an adapter.
     """
-    info, config, weights = weights_of(storage, source)
+    info, config, weights = weights_of(storage, name)
     onto = read_info(resolve(storage, base, "denoiser"))
     return publish_upsampler(config, weights, onto, storage, name, info.training)

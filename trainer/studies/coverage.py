@@ -62,10 +62,8 @@ def run(subject: Subject) -> Report:
     reference, others = order.view(2, count)
     generated = subject.sample(dataset.labels[others], seed)
     sets = {"generated": generated, "the data's": to_float(dataset.images[others])}  # the latter are the ideal
-    rows = []
-    for name, evaluator in subject.judges.items():
-        features = evaluator.features(to_float(dataset.images[reference]))
-        for what, images in sets.items():
-            found = compare(features, evaluator.features(images))
-            rows.append({"evaluator": name, "pictures": what, **asdict(found)})
+    features = subject.judge.features(to_float(dataset.images[reference]))
+    rows = [
+        {"pictures": what, **asdict(compare(features, subject.judge.features(images)))} for what, images in sets.items()
+    ]
     return Report(f"{count} pictures of {subject.denoiser.info.name} and of the data", rows)

@@ -21,7 +21,7 @@ from trainer.studies.study import Report, Subject
 
 CHUNK = 1024  # training pictures compared at once
 QUANTILES = {"min": 0.0, "p05": 0.05, "median": 0.5}
-PER_SET = 8  # pictures of one label set
+LABEL_SETS, PER_SET = 32, 8  # whose pictures are compared with each other, and pictures of each
 Row = dict[str, Any]
 
 
@@ -109,7 +109,7 @@ def run(subject: Subject) -> Report:
     by_feature = [nearest(evaluator.features(images), training_features) for images in compared.values()]
     rows = [*closeness("pixel", *by_pixel), *closeness("feature", *by_feature)]
 
-    if groups := common_label_sets(training.labels, subject.label_sets, seed):
+    if groups := common_label_sets(training.labels, LABEL_SETS, seed):
         index = torch.cat(groups)
         alike = generate(training.labels[index], seed + 1), to_float(training.images[index])
         for kind, describe in (("pixel", flat_pixels), ("feature", evaluator.features)):

@@ -66,7 +66,7 @@ def run(subject: Subject) -> Report:
     placed = list[Placed]()
     for n in subject.objects or range(max(1, few), min(many, MOST_OBJECTS) + 1):
         measured, images = measure(
-            denoiser, subject.judge, subject.options, objects=n, count=count, seed=subject.seed, centre=subject.centre,
+            denoiser, subject.judge, subject.options, objects=n, count=count, seed=subject.seed,
             advance=subject.advance(f"sampling {n} objects (pictures x steps)", 2 * count * subject.options.steps),
         )  # fmt: skip
         placed += measured
@@ -76,19 +76,18 @@ def run(subject: Subject) -> Report:
 
 def measure(
     denoiser: Denoiser, evaluator: Evaluator, options: SamplingOptions, *, objects: int, count: int, seed: int,
-    centre: float = 0.0, advance: Callable[[int], None] = lambda _: None,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[list[Placed], Tensor]:  # fmt: skip
     """Sample `count` random scenes with `objects` distinct objects each, at their places and at places of its own.
 
-    Renders them too. `centre`: the share of scenes with an object in the centre. Returns the figures of all three, and
-    the pictures sampled at the scenes' places.
+    Renders them too. Returns the figures of all three, and the pictures sampled at the scenes' places.
     """
     if denoiser.layouts is None or denoiser.aspect != 1.0:
         raise TrainerError(f"{denoiser.info.name} takes no positions in pictures without padding")
     check_renders(denoiser.vocabulary, denoiser.info.name)
     check_renders(evaluator.vocabulary, "the evaluator")
     lists = list(random_scenes(count, objects, seed).values())
-    fresh = fresh_renders(lists, np.random.default_rng([seed, 4]), centre=centre)
+    fresh = fresh_renders(lists, np.random.default_rng([seed, 4]), centre=0.0)
     points = [[picture_position(placed) for placed in scene] for scene in fresh.scenes]
     targets, given = targets_of(lists, denoiser.vocabulary), _positions(lists, points, denoiser.vocabulary)
     stepper, name = denoiser.stepper(), denoiser.info.name

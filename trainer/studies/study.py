@@ -38,13 +38,11 @@ class Subject:
     data: list[Path] = field(default_factory=list)
     trained_on: list[Path] = field(default_factory=list)
     conditions: Path | None = None
-    evaluators: list[str] = field(default_factory=list)
+    evaluator: str | None = None
     preset: str = "default"
     count: int | None = None
     seed: int = 0
     objects: list[int] = field(default_factory=list)
-    centre: float = 0.0
-    label_sets: int = 32
     noise: float = 0.0
     upsampler_alone: bool = False
 
@@ -57,15 +55,9 @@ class Subject:
         return make_options(self.preset, {}, self.denoiser.info)
 
     @cached_property
-    def judges(self) -> dict[str, Evaluator]:
-        """The evaluators that were named, or the one that judges the denoiser; by name."""
-        names: list[str | None] = [*self.evaluators] or [None]
-        paths = {name: evaluator_path(self.storage, name, self.denoiser.info) for name in names}
-        return {name or path.stem: load_evaluator(path, self.device) for name, path in paths.items()}
-
-    @property
     def judge(self) -> Evaluator:
-        return next(iter(self.judges.values()))
+        """The evaluator that was named, or the one that judges the denoiser."""
+        return load_evaluator(evaluator_path(self.storage, self.evaluator, self.denoiser.info), self.device)
 
     @cached_property
     def dataset(self) -> Dataset:

@@ -36,7 +36,7 @@ def _files(command: Command) -> None:
 
 
 def test_scores_are_printed_and_written(command: Command) -> None:
-    more = ("--steps", 3, "--grid", "grid.png", "--columns", 1, "--json", "score.json")
+    more = ("--steps", 3, "--grid", "grid.png", "--json", "score.json")
     assert "few.json, toy" in succeeded(command("score", "few.json", "--repeats", 2, *more))
     figures = json.loads(Path("score.json").read_text())
     assert [run["seed"] for run in figures["runs"]] == [0, 1]
@@ -46,7 +46,7 @@ def test_scores_are_printed_and_written(command: Command) -> None:
     assert figures["accuracy"]["std"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2)
     assert (figures["rows_per_picture"], figures["padding"], figures["evaluator"]) == (6, "none", "toy-evaluator")
     with Image.open("grid.png") as grid:
-        assert grid.size == (20, 2 + 2 * 18)
+        assert grid.size == (2 + 2 * 18, 20)
     succeeded(command("score", "few.json", "--candidates", 3, "--steps", 2, "--json", "score.json"))
     sampled, examined = 2 * 2, 2 * len(LOG_SNRS)
     figures = json.loads(Path("score.json").read_text())

@@ -67,11 +67,11 @@ def test_the_command(command: Command) -> None:
     write_data_folder(Path("unseen"), pictures=24)
     publish_toys(Path("models"))
     at = ("evaluate", "toy", "--only", "memorisation", "--trained-on", "seen", "--data", "unseen", "--out", ".")
-    out = succeeded(command(*at, "--count", 12, "--label-sets", 2))
+    out = succeeded(command(*at, "--count", 12))
     rows = json.loads(Path("memorisation.json").read_text())["rows"]
     figures = {row["measure"]: (row["generated"], row["other"]) for row in rows}
     near = figures["nearest training picture, pixel distance, median"]
     assert near[0] > 0.1 > 2e-3 > near[1]
-    diversity = figures[f"distance within a label set, pixel (2 sets of {PER_SET})"]
+    diversity = figures[f"distance within a label set, pixel (24 sets of {PER_SET})"]
     assert diversity[0] > 0.1 > 1e-4 > diversity[1]
     assert all(measure in out for measure in figures)
