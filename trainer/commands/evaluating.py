@@ -55,7 +55,8 @@ def score(
     from trainer.studies.card import score_row, write_card
     from trainer.studies.renders import render_runs
 
-    terminal.check_files(png=grid, json=json_out)
+    terminal.check_file(grid, ".png")
+    terminal.check_file(json_out, ".json")
     given = options.given(sampler=sampler, steps=steps, spacing=spacing, guidance=guidance, guidance_interval=interval)
     where = terminal.pick_device(device)
     if renders:

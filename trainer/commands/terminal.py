@@ -55,32 +55,24 @@ def machine(device: str) -> str:
     return f"{os.cpu_count()} cores of {platform.processor() or platform.machine()}"
 
 
-def check_files(**files: Path | None) -> None:
-    """Refuse a file that cannot be written, before the work instead of after it. Keywords are the suffixes."""
-    for suffix, path in files.items():
-        if path and path.suffix != f".{suffix}":
-            raise TrainerError(f"{path} must end in .{suffix}")
-        if path:
-            check_file(path)
-
-
-def check_file(path: Path) -> None:
-    """Refuse a file that cannot be written, whatever its suffix."""
-    if not path.parent.is_dir():
-        raise TrainerError(f"{path}: there is no folder {path.parent}")
+def check_file(path: Path | None, suffix: str = "") -> None:
+    """Refuse a file that cannot be written, or has another suffix, before the work instead of after it."""
+    if path is None:
+        return
+    if suffix and path.suffix != suffix:
+        raise TrainerError(f"{path} must end in {suffix}")
     if path.is_dir():
         raise TrainerError(f"{path} is a folder, not a file to write")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise TrainerError(f"{path} cannot be written: permission denied")
+    check_folder(path.parent)
 
 
-def check_folder(path: Path, option: str) -> None:
+def check_folder(path: Path, option: str = "") -> None:
     """Refuse a folder that cannot be written or created."""
     there = next(one for one in (path, *path.absolute().parents) if one.exists())
     if not there.is_dir():
-        raise TrainerError(f"{option} {path}: {there} is a file, not a folder")
+        raise TrainerError(f"{option} {path}: {there} is a file, not a folder".lstrip())
     if not os.access(there, os.W_OK | os.X_OK):
-        raise TrainerError(f"{option} {path} cannot be written: permission denied")
+        raise TrainerError(f"{option} {path} cannot be written: permission denied".lstrip())
 
 
 def check_publishes(storage: Location, name: str, kind: CheckpointKind, base: str | None = None) -> None:

@@ -145,7 +145,7 @@ def test_the_padding_is_cropped_before_pictures_are_judged(command: Command, tmp
         (["few.json", "--preset", "fast"], 'no sampling preset "fast"; there are default, report'),
         (["few.json", "--steps", "0"], "steps: .*greater than or equal to 1, got 0"),
         (["few.json", "--grid", "grid.jpg"], r"grid\.jpg must end in \.png"),
-        (["few.json", "--json", "no/out.json"], "there is no folder no"),
+        (["few.json", "--json", "few.json/out.json"], r"few\.json is a file, not a folder"),
         (["few.json", "--renders", "--steps", "4"], "--renders samples nothing; leave out"),
         (["few.json", "--device", "cuda:99"], 'no device "cuda:99": this machine has'),
     ],
