@@ -53,7 +53,6 @@ class UpsampleConfig(RunConfig):
     crop: Annotated[int, Field(ge=4)] = 16  # side, in blocks, of the squares that are compared
     squares: Count = 4  # of each picture
     denoised: Share = 0.65  # share of inputs that are noised, and sampled from there
-    noisiest: Share = 1.0  # of T: the most noise that they are sampled from
     noise: Weight = 0.01  # largest standard deviation of the noise on other inputs
     adversarial: Weight = 1.0  # of the adversarial loss's gradient, relative to that of the pixel loss
     levels: Weight = 1.5  # of 256: deviation of the noise that hides finer grain from the discriminator
@@ -85,9 +84,6 @@ class Upsampling:
         self.trained = trained if len(trained) else known
         self.side, self.stepper, self.options = base.image_shape[-1], base.stepper(), base.options
         timesteps = [t for t, *_ in make_table(base.options, base.alpha_bar).rows]
-        self.starts = [k for k, t in enumerate(timesteps) if t <= config.noisiest * len(base.alpha_bar)]
-        if not self.starts:
-            raise TrainerError(f"{base.info.name} has no sampling step below noisiest={config.noisiest} of T")
         self.left = torch.tensor([float(base.alpha_bar[t]) for t in timesteps])  # of a picture, by step
         self.labels = layouts_of(dataset, base)
 
@@ -132,7 +128,7 @@ class Upsampling:
         """
         x = x + (self.config.noise * level * ~denoise)[:, None, None, None] * eps
         left, again = torch.ones_like(level), denoise.nonzero()[:, 0].tolist()
-        starts = [self.starts[int(level[i] * len(self.starts))] for i in again]
+        starts = [int(level[i] * len(self.left)) for i in again]
         rows = [
             self.stepper.noised_row(x[i], eps[i], labels[i], self.options, start)
             for i, start in zip(again, starts, strict=True)

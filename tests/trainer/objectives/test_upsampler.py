@@ -69,13 +69,13 @@ def test_degraded_pictures_go_through_the_last_sampling_steps_or_get_some_noise(
     tmp_path: Path, base: Denoiser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("shared.openvino.autocast_dtype", lambda _: None)  # two steps in bf16 differ more
-    made = objective(tmp_path, base, "noisiest=0.6")
+    made = objective(tmp_path, base)
     made.options = SamplingOptions(sampler="ddim", steps=4, guidance=2.0, guidance_interval=(0.4, 0.8))
     table = make_table(made.options, base.alpha_bar)
     assert [t for t, *_ in table.rows] == [999, 749, 500, 250]
-    made.starts, made.left = [2, 3], base.alpha_bar[[999, 749, 500, 250]].float()
+    made.left = base.alpha_bar[[999, 749, 500, 250]].float()
     x = to_float(drawn(made)[0]).repeat(2, 1, 1, 1)[:4]
-    eps, labels, level = torch.randn(x.shape), made.labels[:4], torch.tensor([0.2, 0.7, 0.5, 0.0])
+    eps, labels, level = torch.randn(x.shape), made.labels[:4], torch.tensor([0.6, 0.8, 0.5, 0.0])
     out, left = made.degrade(x.clone(), labels, eps, level, torch.tensor([True, True, False, False]))
     assert left.tolist() == pytest.approx([float(base.alpha_bar[500]), float(base.alpha_bar[250]), 1, 1])
     torch.testing.assert_close(out[2], x[2] + 0.005 * eps[2])
@@ -153,8 +153,6 @@ def test_what_cannot_be_trained_is_refused(tmp_path: Path, base: Denoiser) -> No
     publish_toy_denoiser(tmp_path, "padded", 0, aspect=1.5)
     with pytest.raises(TrainerError, match="padded learnt padded pictures"):
         objective(tmp_path, load_denoiser(tmp_path / "padded.safetensors"))
-    with pytest.raises(TrainerError, match=r"toy has no sampling step below noisiest=0\.0 of T"):
-        objective(tmp_path, base, "noisiest=0")
     publish_toy_denoiser(tmp_path, "placed", 0, positions=True)
     with pytest.raises(TrainerError, match="placed takes positions"):
         objective(tmp_path, load_denoiser(tmp_path / "placed.safetensors"))
