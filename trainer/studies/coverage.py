@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from shared.options import picture_seed
 from trainer.data import labelled, to_float
 from trainer.errors import TrainerError
 from trainer.studies.study import Report, Subject
@@ -60,7 +61,7 @@ def run(subject: Subject) -> Report:
         raise TrainerError(f"--count {count} needs more than {NEIGHBOURS} and {most}")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[: 2 * count]
     reference, others = order.view(2, count)
-    generated = subject.sample(dataset.labels[others], seed)
+    generated = subject.sample(dataset.labels[others], [picture_seed(seed, i) for i in range(count)])
     sets = {"generated": generated, "the data's": to_float(dataset.images[others])}  # the latter are the ideal
     features = subject.judge.features(to_float(dataset.images[reference]))
     rows = [

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from shared.options import picture_seed
 from shared.pictures import grid, png_bytes, resized
 from trainer.data import labelled, to_float
 from trainer.studies.study import Report, Subject
@@ -96,7 +97,7 @@ def run(subject: Subject) -> Report:
     pictures = min(subject.count or 500, len(unseen))
 
     def generate(labels: Tensor, seed: int) -> Tensor:  # clamped as in a PNG, and of the data set's size
-        pictures = subject.sample(labels, seed).clamp(-1, 1)
+        pictures = subject.sample(labels, [picture_seed(seed, i) for i in range(len(labels))]).clamp(-1, 1)
         return resized(pictures, (int(training.images.shape[-2]), int(training.images.shape[-1])))
 
     chosen = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(seed))[:pictures]

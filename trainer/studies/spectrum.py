@@ -9,13 +9,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from shared.diffusion.denoise import finish
 from shared.options import picture_seed
 from shared.pictures import grid, png_bytes
 from trainer.data import as_tensor, to_float
 from trainer.studies.study import Report, Subject
 
-BATCH, SHOWN = 32, 8
+SHOWN = 8
 
 
 def octave_power(pictures: Tensor) -> Tensor:
@@ -64,29 +63,19 @@ def run(subject: Subject) -> Report:
     denoiser, dataset = subject.denoiser, subject.dataset
     known = dataset.labels.any(1).nonzero()[:, 0]
     chosen = known[torch.linspace(0, len(known) - 1, min(subject.count or 256, len(known))).long()]
-    stepper, made = denoiser.stepper(), list[Tensor]()
-    places = dataset.positions if denoiser.layouts is not None else None
-    advance = subject.advance("sampling", len(chosen))
-    for part in torch.split(chosen, BATCH):
-        rows = [
-            stepper.new_row(
-                dataset.labels[i], subject.options, picture_seed(subject.seed, i), None if places is None else places[i]
-            )
-            for i in part.tolist()
-        ]
-        made.append(finish(stepper, rows))
-        advance(len(part))
+    positions = None if denoiser.layouts is None or dataset.positions is None else dataset.positions[chosen]
+    seeds = [picture_seed(subject.seed, i) for i in chosen.tolist()]
+    generated = subject.sample(dataset.labels[chosen], seeds, positions).clamp(-1, 1)
     originals = to_float(torch.stack([as_tensor(subject.pictures.read(i)) for i in chosen.tolist()]))
     power = octave_power(originals)
-    generated = torch.cat(made).clamp(-1, 1)
     found = {
         "generated": octave_power(generated) / power,
         "both_without_single_dots": octave_power(without_dots(generated)) / octave_power(without_dots(originals)),
     }
-    octaves = []
+    rows = []
     for k in range(len(power)):
         period = f"{2 ** (k + 1)} to {2 ** (k + 2)}" if k else "below 4"
-        octaves.append({"period": period, **{name: float(ratios[k]) for name, ratios in found.items()}})
+        rows.append({"period": period, **{name: float(ratios[k]) for name, ratios in found.items()}})
     shown = torch.stack([generated[:SHOWN], originals[:SHOWN]], 1).flatten(0, 1)
     title = f"power of {len(chosen)} pictures of {denoiser.info.name} over the folder's, by period in pixels"
-    return Report(title, octaves, png=png_bytes(grid(shown, columns=2)))
+    return Report(title, rows, png=png_bytes(grid(shown, columns=2)))

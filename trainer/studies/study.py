@@ -17,10 +17,10 @@ from rich.progress import Progress
 from torch import Tensor
 
 from shared.checkpoint import CheckpointKind
-from shared.diffusion.denoise import Stepper, sample
+from shared.diffusion.denoise import Stepper, finish
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.evaluator import Evaluator, load_evaluator
-from shared.options import SamplingOptions, picture_seed
+from shared.options import SamplingOptions
 from shared.storage import Location
 from trainer.data import Dataset, check_labelled, in_vocabulary, read_folders
 from trainer.data_folder import Pictures, find_pictures
@@ -81,11 +81,15 @@ class Subject:
     def stepper(self) -> Stepper:
         return self.denoiser.stepper()
 
-    def sample(self, labels: Tensor, seed: int) -> Tensor:
-        """Sample a picture for each of `labels` (N, K), with a progress bar."""
+    def sample(self, labels: Tensor, seeds: Sequence[int], positions: Tensor | None = None) -> Tensor:
+        """Sample a picture for each of `labels` (N, K), at `positions` (N, K, 2) if given, with a progress bar."""
         advance = self.advance("sampling (pictures x steps)", len(labels) * self.options.steps)
-        seeds = [picture_seed(seed, i) for i in range(len(labels))]
-        return sample(self.stepper, labels, self.options, seeds, on_step=lambda rows: advance(len(rows)))
+        places = [None] * len(labels) if positions is None else list(positions)
+        rows = [
+            self.stepper.new_row(one, self.options, seed, at)
+            for one, seed, at in zip(labels, seeds, places, strict=True)
+        ]
+        return finish(self.stepper, rows, lambda rows: advance(len(rows)))
 
     def advance(self, what: str, total: int | None = None) -> Callable[[int], None]:
         """Show a progress bar; return what moves it."""
