@@ -291,9 +291,9 @@ def merge(datasets: list[Dataset]) -> Dataset:
     )  # fmt: skip
 
 
-def named(labels: Sequence[str]) -> str:
-    """Name labels in a message: the first three, and how many more there are."""
-    return ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
+def named(labels: Sequence[str], most: int = 3) -> str:
+    """Name labels in a message: the first ones, and how many more there are."""
+    return ", ".join(labels[:most]) + (f" and {len(labels) - most} more" if len(labels) > most else "")
 
 
 def in_vocabulary(dataset: Dataset, vocabulary: Vocabulary, model: str) -> Dataset:

@@ -182,10 +182,11 @@ def write_json(path: Path | None, figures: object) -> None:
 
 def note_unseen(dataset: Dataset) -> None:
     """Print the labels that no picture shows: a request may name them, but the networks cannot learn them."""
+    from trainer.data import named
+
     unseen = [name for name, seen in zip(dataset.vocabulary.names, dataset.labels.any(0), strict=True) if not seen]
     if unseen and MAIN_PROCESS:
-        more = f" and {len(unseen) - SHOWN_NAMES} more" if len(unseen) > SHOWN_NAMES else ""
-        note(f"no picture shows {', '.join(unseen[:SHOWN_NAMES])}{more}, so they cannot be learnt")
+        note(f"no picture shows {named(unseen, SHOWN_NAMES)}, so they cannot be learnt")
 
 
 def note(text: str) -> None:

@@ -50,10 +50,7 @@ def read_pictures(folder: Path, count: int) -> np.ndarray[tuple[int, ...], np.dt
     paths = sorted((path for path in folder.glob("*.png") if path.stem.isdecimal()), key=lambda path: int(path.stem))
     if len(paths) != count:
         raise TrainerError(f"{folder} holds {len(paths)} numbered PNGs, its conditions file names {count}")
-    pictures = [np.asarray(read_picture(path)) for path in paths]
-    if len(sizes := {picture.shape for picture in pictures}) > 1:
-        raise TrainerError(f"{folder} holds pictures of {len(sizes)} sizes; a set has one")
-    return np.stack(pictures)
+    return np.stack([np.asarray(read_picture(path)) for path in paths])
 
 
 def calibrate(
