@@ -188,7 +188,6 @@ def compare(
 ) -> None:
     """Train variants of the recipe under one equal budget and write a report. To resume, run the command again."""
     from trainer.config import with_changes
-    from trainer.data import read_folders
     from trainer.score import load_judge, tests_of
     from trainer.studies import compare as comparison
     from trainer.studies.compare_report import write_report
@@ -205,6 +204,5 @@ def compare(
         raise TrainerError(f"{data} has neither test.json nor new_test.json: name test files with --tests")
     setup = comparison.Setup(data.name, digest, lists, minutes, steps, repeats, set_ or [])
     with terminal.bar() as progress:
-        load = lambda config: read_folders([data], progress, size=config.image_size, fit=config.fit)  # noqa: E731
-        trained = comparison.run_comparison(names, base, load, run, out, setup, judge, where, progress)
+        trained = comparison.run_comparison(names, base, data, run, out, setup, judge, where, progress)
     terminal.show("compared", [("trained now", ", ".join(trained) or "nothing"), ("report", str(write_report(out)))])

@@ -181,7 +181,7 @@ def denoiser(
     config = make_config(preset, plan.set_ or [])
     if plan.patience and not (held_out or evaluator):
         raise TrainerError("--patience needs --held-out or --evaluator: without them nothing says what is worse")
-    if preset != "report" or plan.minutes:
+    if preset != "report":
         terminal.check_budget(plan.minutes, plan.steps)
     plan.check("denoiser")
     with terminal.bar() as progress:
