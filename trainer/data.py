@@ -24,9 +24,8 @@ from rich.progress import Progress
 from torch import Tensor
 
 from shared import storage as files
-from shared.diffusion.layouts import OUTSIDE, as_rotations, nearest_pair, with_positions
+from shared.diffusion.layouts import OUTSIDE, as_rotations, with_positions
 from shared.diffusion.model import Denoiser
-from shared.support import Support
 from shared.vocabulary import Vocabulary, read_train_file
 from trainer.config import Fit, Share, TrainConfig
 from trainer.data_folder import pictures_folder, read_picture
@@ -291,9 +290,9 @@ def merge(datasets: list[Dataset]) -> Dataset:
     )  # fmt: skip
 
 
-def named(labels: Sequence[str]) -> str:
-    """Name labels in a message: the first three, and how many more there are."""
-    return ", ".join(labels[:3]) + (f" and {len(labels) - 3} more" if len(labels) > 3 else "")
+def named(labels: Sequence[str], most: int = 3) -> str:
+    """Name labels in a message: the first ones, and how many more there are."""
+    return ", ".join(labels[:most]) + (f" and {len(labels) - most} more" if len(labels) > most else "")
 
 
 def in_vocabulary(dataset: Dataset, vocabulary: Vocabulary, model: str) -> Dataset:
@@ -366,36 +365,6 @@ def check_alike(datasets: Sequence[Dataset]) -> None:
         )
     if any(other.aspect != first.aspect for other in datasets[1:]):
         raise TrainerError(f"the folders' pictures {UNLIKE}")
-
-
-def support_of(dataset: Dataset, positions: Tensor | None) -> Support:
-    """Return what a network has learnt from the data set: numbers of objects and, with positions, their places."""
-    counts = dataset.labels.sum(1)
-    objects = int(counts[counts > 0].min()), int(counts.max())
-    if positions is None:
-        return Support(objects=objects)
-    known = positions[..., 0] != OUTSIDE
-    pairs = (nearest_pair(places[there]) for places, there in zip(positions, known, strict=True))
-    nearest = min((distance for distance in pairs if math.isfinite(distance)), default=None)
-    return Support(objects=objects, area=tuple(convex_hull(positions[known].tolist())), nearest=nearest)
-
-
-def convex_hull(points: Sequence[Sequence[float]]) -> list[tuple[float, float]]:
-    """Return the corners of the smallest convex area that holds all points, by increasing angle (Andrew 1979)."""
-    ordered = sorted({(round(x, 4), round(y, 4)) for x, y in points})
-
-    def half(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-        corners: list[tuple[float, float]] = []
-        for x, y in points:
-            while len(corners) > 1:
-                (ax, ay), (bx, by) = corners[-2:]
-                if (bx - ax) * (y - ay) - (by - ay) * (x - ax) > 0:
-                    break
-                corners.pop()
-            corners.append((x, y))
-        return corners[:-1]
-
-    return half(ordered) + half(ordered[::-1]) or ordered
 
 
 def as_tensor(picture: Image.Image) -> Tensor:

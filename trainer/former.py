@@ -11,7 +11,7 @@ FORMER: Final = {
     "limit": "score FILE --renders",
     "set-sampling": "configure NAME --sampler, --steps, --spacing, --guidance, --interval",
     "set-support": "configure NAME --objects, --proportions",
-    "move-upsampler": "configure NAME --base BASE --as RESULT",
+    "move-upsampler": "configure NAME --base BASE",
     "coverage": "evaluate NAME --only coverage --data DATA",
     "memorisation": "evaluate NAME --only memorisation --trained-on DATA --data HELD_OUT",
     "spectrum": "evaluate NAME --only spectrum --data DATA",

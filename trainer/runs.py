@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import json
-import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -84,13 +84,9 @@ def show_progress(progress: Progress, what: str, batch: int | None = None) -> Ca
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write the state that a run resumes from, atomically: its `recipe` and whatever changes in the run."""
-    temporary = path.with_suffix(".tmp")
-    try:
-        torch.save(state, temporary)
-    except RuntimeError as error:  # what torch raises for a full disk
-        temporary.unlink(missing_ok=True)
-        raise TrainerError(f"{path} cannot be written; is the disk full? ({error})") from error
-    os.replace(temporary, path)
+    content = io.BytesIO()
+    torch.save(state, content)
+    files.write(path, content.getbuffer())
 
 
 def load_state(path: Path, recipe: dict[str, Any], network: nn.Module) -> dict[str, Any]:

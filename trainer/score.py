@@ -170,9 +170,9 @@ def best(runs: Sequence[ScoredRun]) -> ScoredRun:
     return max(runs, key=lambda run: (run.score.accuracy, run.score.exact_match))
 
 
-def save_grid(images: Tensor, path: Path, columns: int = 8) -> None:
-    """Write pictures (N, 3, H, W) as one PNG, `columns` to a row."""
-    files.write(path, png_bytes(grid(images, columns)))
+def save_grid(images: Tensor, path: Path) -> None:
+    """Write pictures (N, 3, H, W) as one PNG."""
+    files.write(path, png_bytes(grid(images)))
 
 
 @dataclass

@@ -189,14 +189,6 @@ def test_patience_ends_a_run_and_its_progress_at_all_of_it(tmp_path: Path) -> No
     assert fit(tmp_path, 9, **options).run.step == 4  # the same command again does not go on
 
 
-@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
-def test_a_full_disk_is_reported(tmp_path: Path) -> None:
-    (tmp_path / "state.tmp").symlink_to("/dev/full")
-    with pytest.raises(TrainerError, match=r"state\.pt cannot be written; is the disk full\?"):
-        fit(tmp_path, 1)
-    assert not (tmp_path / "state.tmp").is_symlink()
-
-
 def test_a_diverged_loss_stops_the_run_and_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "LOG_EVERY", 50)
     with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf); lower lr"):

@@ -44,7 +44,6 @@ def configure(
         str | None,
         typer.Option(help="Put its upsampler onto this denoiser, such as its own base after that was trained again."),
     ] = None,
-    as_: Annotated[str | None, typer.Option("--as", help="Name of the result of --base; NAME by default.")] = None,
 ) -> None:
     """Change parts of a denoiser without training: its default sampling, what it says it has learnt, its base.
 
@@ -60,8 +59,6 @@ def configure(
         raise TrainerError("say what to change: a sampling option such as --steps, --objects, --proportions or --base")
     if proportions and min(proportions) < 1:
         raise TrainerError(f"--proportions {proportions[0]} {proportions[1]}: both must be at least 1")
-    if as_ and not base:
-        raise TrainerError("--as names the result of --base")
 
     def change(info: CheckpointInfo) -> Mapping[str, Any]:
         changed: dict[str, Any] = {"proportions": proportions} if proportions else {}
@@ -71,19 +68,17 @@ def configure(
             changed["support"] = _support(info, objects).model_dump(mode="json")
         return changed
 
-    target = name
     if base:
-        target = as_ or name
-        terminal.check_publishes(storage, target, "denoiser", base=base)
+        terminal.check_publishes(storage, name, "denoiser", base=base)
         change(read_info(registry.resolve(storage, base, "denoiser")))  # refuse what cannot be, before anything changes
-        move_upsampler(storage, name, base, target)
-    path = registry.resolve(storage, target, "denoiser")
+        move_upsampler(storage, name, base)
+    path = registry.resolve(storage, name, "denoiser")
     reconfigure(path, change)
     info = read_info(path)
     rows = [(key, str(value)) for key, value in info.sampling.model_dump().items()]
     rows += [(key, str(value)) for key, value in info.support.model_dump().items()]
     rows += [(key, str(info.config[key])) for key in ("proportions", "base") if key in info.config]
-    terminal.show(target, rows)
+    terminal.show(name, rows)
 
 
 def _support(info: CheckpointInfo, objects: tuple[int, int]) -> Support:

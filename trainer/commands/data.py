@@ -11,6 +11,8 @@ from shared.vocabulary import ICLEVR, read_test_file, read_train_file
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
 
+RARE = 10  # training pictures, at least, without which a label is hardly learnt
+
 
 def render(
     out: Annotated[Path, typer.Argument(help="Folder to write; it is created if it does not exist.")],
@@ -90,7 +92,6 @@ def import_data(
     unlabelled: Annotated[
         bool, typer.Option("--unlabelled", help="Keep pictures without labels; they serve guidance.")
     ] = False,
-    rare: Annotated[int, typer.Option(min=1, help="Labels of fewer training pictures count as rare.")] = 10,
     seed: options.Seed = 0,
 ) -> None:
     """Import a data set: pictures and labels become the folders that the other commands read.
@@ -121,12 +122,12 @@ def import_data(
         )  # fmt: skip
     seen, unseen = folders.label_counts(report.train), folders.label_counts(report.held_out)
     order = sorted(report.vocabulary, key=lambda name: (seen[name], name))
-    rows = [[name, str(seen[name]), str(unseen[name]), "rare" * (seen[name] < rare)] for name in order]
+    rows = [[name, str(seen[name]), str(unseen[name]), "rare" * (seen[name] < RARE)] for name in order]
     terminal.print_table(f"{len(order)} labels", ["label", "training pictures", "held out", ""], rows)
     for note in found.notes:
         print(f"note: {note}")
-    if few := [name for name in order if seen[name] < rare]:
-        print(f"note: {len(few)} labels have fewer than {rare} training pictures, too few to learn them well")
+    if few := [name for name in order if seen[name] < RARE]:
+        print(f"note: {len(few)} labels have fewer than {RARE} training pictures, too few to learn them well")
     summary = [("training pictures", str(len(report.train))), ("held out", str(len(report.held_out)))]
     if report.skipped:
         summary.append(("skipped", f"{len(report.skipped)}, listed in {out / folders.SKIPPED}"))

@@ -20,12 +20,7 @@ def score(
     repeats: Annotated[int, typer.Option(min=1, max=1000, help="Runs with different seeds.")] = 1,
     storage: options.Storage = Path("models"),
     model: options.Model = None,
-    evaluator: Annotated[
-        str | None,
-        typer.Option(
-            help="Evaluator's name, or the course's checkpoint.pth; by default the one that judges the model."
-        ),
-    ] = None,
+    evaluator: options.Judge = None,
     preset: options.Preset = "default",
     sampler: options.Sampler = None,
     steps: options.SamplingSteps = None,
@@ -47,7 +42,6 @@ def score(
     ] = False,
     seed: options.Seed = 0,
     grid: Annotated[Path | None, typer.Option(help="Write the best run's pictures here as PNG.")] = None,
-    columns: Annotated[int, typer.Option(min=1, max=64, help="Pictures in a row of the grid.")] = 8,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
     device: options.DeviceName = "auto",
 ) -> None:
@@ -61,7 +55,8 @@ def score(
     from trainer.studies.card import score_row, write_card
     from trainer.studies.renders import render_runs
 
-    terminal.check_files(png=grid, json=json_out)
+    terminal.check_file(grid, ".png")
+    terminal.check_file(json_out, ".json")
     given = options.given(sampler=sampler, steps=steps, spacing=spacing, guidance=guidance, guidance_interval=interval)
     where = terminal.pick_device(device)
     if renders:
@@ -87,7 +82,7 @@ def score(
     figures["evaluator"] = evaluator or judging.stem
     terminal.show_scores(file, runs, figures)
     if grid:
-        save_grid(best(runs).images, grid, columns)
+        save_grid(best(runs).images, grid)
     terminal.write_json(json_out, figures)
     if not renders and not evaluator and not keep_padding and seed == 0:
         terminal.with_card(lambda: write_card(storage, figures["model"], score=score_row(figures)))
@@ -110,28 +105,16 @@ def evaluate(
     conditions: Annotated[
         Path | None, typer.Option(exists=True, help="Calibration: the folder of the conditions files.")
     ] = None,
-    evaluator: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Evaluator's name, or the course's checkpoint.pth; by default the model's own judge. Repeatable, for "
-            "coverage."
-        ),
-    ] = None,
+    evaluator: options.Judge = None,
     preset: options.Preset = "default",
     count: Annotated[
         int | None, typer.Option(min=1, help="Pictures or arrangements; each study has a default.")
     ] = None,
     seed: options.Seed = 0,
-    label_sets: Annotated[
-        int, typer.Option(min=0, help="Memorisation: label sets for the diversity, 8 pictures each.")
-    ] = 32,
     objects: Annotated[
         list[int] | None,
         typer.Option(min=1, max=10, help="Places: objects in a scene, all numbers by default. Repeatable."),
     ] = None,
-    centre: Annotated[
-        float, typer.Option(min=0, max=1, help="Places: share of scenes with an object in the centre.")
-    ] = 0.0,
     noise: Annotated[
         float,
         typer.Option(min=0, help="Two-sample: deviation of noise added to all pictures, in levels of 256."),
@@ -155,7 +138,7 @@ def evaluate(
         terminal.check_folder(out, "--out")
     kind = registry.find(storage, name).kind
     given = options.given(
-        data=data, trained_on=trained_on, conditions=conditions, evaluators=evaluator, count=count, objects=objects
+        data=data, trained_on=trained_on, conditions=conditions, evaluator=evaluator, count=count, objects=objects
     )
     possible = [one for one, study in STUDIES.items() if study.kind == kind and given.keys() >= set(study.needs)]
     chosen = [one.strip() for one in only.split(",")] if only else possible
@@ -171,7 +154,7 @@ def evaluate(
     with terminal.bar() as progress:
         subject = Subject(
             storage, path_of(storage, name), terminal.pick_device(device), progress, preset=preset, seed=seed,
-            label_sets=label_sets, centre=centre, noise=noise, upsampler_alone=upsampler_alone, **given,
+            noise=noise, upsampler_alone=upsampler_alone, **given,
         )  # fmt: skip
         for study in chosen:
             try:
@@ -181,9 +164,10 @@ def evaluate(
                     raise
                 terminal.note(f"{study} is left out: {error}")
                 continue
-            terminal.print_table(f"{study}: {report.title}", report.head, report.rows)
+            terminal.print_figures(f"{study}: {report.title}", report.rows)
             if out:
-                terminal.write_json(out / f"{study}.json", report.figures)
+                figures = {"title": report.title, **report.summary, "rows": report.rows}
+                terminal.write_json(out / f"{study}.json", figures)
                 if report.png:
                     files.write(out / f"{study}.png", report.png)
 
@@ -204,7 +188,6 @@ def compare(
 ) -> None:
     """Train variants of the recipe under one equal budget and write a report. To resume, run the command again."""
     from trainer.config import with_changes
-    from trainer.data import read_folders
     from trainer.score import load_judge, tests_of
     from trainer.studies import compare as comparison
     from trainer.studies.compare_report import write_report
@@ -221,6 +204,5 @@ def compare(
         raise TrainerError(f"{data} has neither test.json nor new_test.json: name test files with --tests")
     setup = comparison.Setup(data.name, digest, lists, minutes, steps, repeats, set_ or [])
     with terminal.bar() as progress:
-        load = lambda config: read_folders([data], progress, size=config.image_size, fit=config.fit)  # noqa: E731
-        trained = comparison.run_comparison(names, base, load, run, out, setup, judge, where, progress)
+        trained = comparison.run_comparison(names, base, data, run, out, setup, judge, where, progress)
     terminal.show("compared", [("trained now", ", ".join(trained) or "nothing"), ("report", str(write_report(out)))])

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,32 +54,24 @@ def machine(device: str) -> str:
     return f"{os.cpu_count()} cores of {platform.processor() or platform.machine()}"
 
 
-def check_files(**files: Path | None) -> None:
-    """Refuse a file that cannot be written, before the work instead of after it. Keywords are the suffixes."""
-    for suffix, path in files.items():
-        if path and path.suffix != f".{suffix}":
-            raise TrainerError(f"{path} must end in .{suffix}")
-        if path:
-            check_file(path)
-
-
-def check_file(path: Path) -> None:
-    """Refuse a file that cannot be written, whatever its suffix."""
-    if not path.parent.is_dir():
-        raise TrainerError(f"{path}: there is no folder {path.parent}")
+def check_file(path: Path | None, suffix: str = "") -> None:
+    """Refuse a file that cannot be written, or has another suffix, before the work instead of after it."""
+    if path is None:
+        return
+    if suffix and path.suffix != suffix:
+        raise TrainerError(f"{path} must end in {suffix}")
     if path.is_dir():
         raise TrainerError(f"{path} is a folder, not a file to write")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise TrainerError(f"{path} cannot be written: permission denied")
+    check_folder(path.parent)
 
 
-def check_folder(path: Path, option: str) -> None:
+def check_folder(path: Path, option: str = "") -> None:
     """Refuse a folder that cannot be written or created."""
     there = next(one for one in (path, *path.absolute().parents) if one.exists())
     if not there.is_dir():
-        raise TrainerError(f"{option} {path}: {there} is a file, not a folder")
+        raise TrainerError(f"{option} {path}: {there} is a file, not a folder".lstrip())
     if not os.access(there, os.W_OK | os.X_OK):
-        raise TrainerError(f"{option} {path} cannot be written: permission denied")
+        raise TrainerError(f"{option} {path} cannot be written: permission denied".lstrip())
 
 
 def check_publishes(storage: Location, name: str, kind: CheckpointKind, base: str | None = None) -> None:
@@ -96,8 +87,6 @@ def check_publishes(storage: Location, name: str, kind: CheckpointKind, base: st
 
 def check_budget(minutes: float | None, steps: int | None, options: str = "--minutes or --steps") -> None:
     """Refuse a budget without an end; `options` names what would set one."""
-    if minutes is not None and not math.isfinite(minutes):
-        raise TrainerError(f"--minutes {minutes} is not a length of time")
     if not minutes and not steps:
         raise TrainerError(f"say how long: {options}")
 
@@ -153,6 +142,15 @@ def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) 
     Console().print(table)
 
 
+def print_figures(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Print rows of figures, whose names are alike, on stdout."""
+    cells = [
+        ["-" if value is None else f"{value:.4f}" if isinstance(value, float) else str(value) for value in row.values()]
+        for row in rows
+    ]
+    print_table(title, [name.replace("_", " ") for name in rows[0]], cells)
+
+
 def _columns(*head: str) -> list[Column]:
     """Return a table's columns. They break a long word, such as a path, which rich would cut off."""
     return [Column(escape(name), overflow="fold") for name in head]
@@ -181,10 +179,11 @@ def write_json(path: Path | None, figures: object) -> None:
 
 def note_unseen(dataset: Dataset) -> None:
     """Print the labels that no picture shows: a request may name them, but the networks cannot learn them."""
+    from trainer.data import named
+
     unseen = [name for name, seen in zip(dataset.vocabulary.names, dataset.labels.any(0), strict=True) if not seen]
     if unseen and MAIN_PROCESS:
-        more = f" and {len(unseen) - SHOWN_NAMES} more" if len(unseen) > SHOWN_NAMES else ""
-        note(f"no picture shows {', '.join(unseen[:SHOWN_NAMES])}{more}, so they cannot be learnt")
+        note(f"no picture shows {named(unseen, SHOWN_NAMES)}, so they cannot be learnt")
 
 
 def note(text: str) -> None:

@@ -181,7 +181,7 @@ def denoiser(
     config = make_config(preset, plan.set_ or [])
     if plan.patience and not (held_out or evaluator):
         raise TrainerError("--patience needs --held-out or --evaluator: without them nothing says what is worse")
-    if preset != "report" or plan.minutes:
+    if preset != "report":
         terminal.check_budget(plan.minutes, plan.steps)
     plan.check("denoiser")
     with terminal.bar() as progress:
@@ -226,9 +226,8 @@ def layouts(
 
     The folders need a train.json and a positions.json, and no pictures. The layouts of n objects are learnt from the
     first folder that has pictures of n objects. Adapters of the denoiser get the new layouts too. It takes 2,000 steps
-    unless you say otherwise, on the CPU. --set width=96 changes the network's shape.
+    unless you say otherwise, on the CPU. --set network.width=96 changes the network's shape.
     """
-    from shared.diffusion.layouts import LayoutConfig
     from trainer.config import with_changes
     from trainer.data import read_arrangements
     from trainer.objectives import layouts as objectives
@@ -237,9 +236,7 @@ def layouts(
 
     objectives.check_own_layouts(info := read_info(resolve(plan.storage, name, "denoiser")))
     plan.check("denoiser")
-    # the network's own fields may be named without `network.`
-    changes = [f"network.{one}" if one.split("=")[0] in LayoutConfig.model_fields else one for one in plan.set_ or []]
-    config = with_changes(objectives.LayoutsConfig(), changes)
+    config = with_changes(objectives.LayoutsConfig(), plan.set_ or [])
     positions = read_arrangements(plan.data, info.labels)
     objective = objectives.Arranging(positions, info.labels, config)
     network = objectives.make_network(objective)
@@ -289,8 +286,6 @@ def distilled(
     info = read_info(taught := resolve(plan.storage, teacher, "denoiser"))
     objectives.check_teacher(info)
     plan.check("denoiser", base=base_of(info) or info.name)
-    if (plan.run / "state.pt").exists() and not (plan.run / "setup.json").exists():
-        raise TrainerError(f"{plan.run} holds the run of another objective; choose another --run")
     if plan.patience and not evaluator:
         raise TrainerError("--patience needs --evaluator: without it nothing says what is worse")
     where = terminal.pick_device(plan.device)
@@ -347,8 +342,6 @@ def upsampler(
     enlarged = resolve(plan.storage, base, "denoiser")
     objectives.check_base(read_info(enlarged))
     plan.check("denoiser", base=base)
-    if (plan.run / "setup.json").exists():
-        raise TrainerError(f"{plan.run} holds the run of another objective; choose another --run")
     where, config = terminal.pick_device(plan.device), with_changes(objectives.UpsampleConfig(), plan.set_ or [])
     denoiser = load_denoiser(enlarged, device=where)
     pictures = find_pictures(plan.data, size)

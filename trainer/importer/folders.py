@@ -131,13 +131,7 @@ def write_folders(
                 report.skipped.append(result)
             else:
                 (report.held_out if item.file in held else report.train).extend(result)
-    if report.skipped:
-        text = "".join(f"{file}: {reason}\n" for file, reason in report.skipped)
-        files.write(out / SKIPPED, text.encode(errors="backslashreplace"))  # a name in JSON may hold half a character
-    if not label_counts(report.train):
-        why = f"{len(report.held_out)} are held out, {len(report.skipped)} were skipped ({out / SKIPPED})"
-        raise TrainerError(f"no labelled picture is left to train on: {why}")
-    _write_labels(report, out)
+    _write_lists(report, out)
     return report
 
 
@@ -186,7 +180,14 @@ def _placed(
     return tuple(kept), tuple(places), tuple(sizes)
 
 
-def _write_labels(report: Report, out: Path) -> None:
+def _write_lists(report: Report, out: Path) -> None:
+    """Write which pictures were left out and why, then the label files."""
+    if report.skipped:
+        text = "".join(f"{file}: {reason}\n" for file, reason in report.skipped)
+        files.write(out / SKIPPED, text.encode(errors="backslashreplace"))  # a name in JSON may hold half a character
+    if not label_counts(report.train):
+        why = f"{len(report.held_out)} are held out, {len(report.skipped)} were skipped ({out / SKIPPED})"
+        raise TrainerError(f"no labelled picture is left to train on: {why}")
     vocabulary = {name: index for index, name in enumerate(report.vocabulary)}
     parts = [(out / TRAIN, report.train), (out / HELD_OUT, report.held_out)]
     placed = all(one.places is not None for _, part in parts for one in part if one.labels)

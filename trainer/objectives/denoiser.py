@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, cast
 
+import numpy as np
 import torch
+from scipy.spatial import ConvexHull, QhullError
 from torch import Tensor, nn
 
 from shared.checkpoint import load, publish
 from shared.device import autocast_dtype
 from shared.diffusion.layout_draws import LayoutDrawer
-from shared.diffusion.layouts import LAYOUTS, OUTSIDE, with_positions
+from shared.diffusion.layouts import LAYOUTS, OUTSIDE, nearest_pair, with_positions
 from shared.diffusion.predictions import shares
 from shared.diffusion.schedules import alpha_bar as make_alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet
 from shared.options import WITH_POSITIONS
 from shared.registry import resolve
 from shared.storage import Location
+from shared.support import Support
 from trainer.config import TrainConfig
-from trainer.data import Dataset, positions_of, rotations_of, support_of, to_float
+from trainer.data import Dataset, positions_of, rotations_of, to_float
 from trainer.errors import TrainerError
 from trainer.loss import draw_timesteps, loss_weights, noise_level_weights
 from trainer.runs import Run
@@ -131,6 +135,28 @@ def checkpoint_config(config: TrainConfig, network: UNet, aspect: float) -> dict
         "prediction": config.prediction,
         "aspect": aspect,
     }
+
+
+def support_of(dataset: Dataset, positions: Tensor | None) -> Support:
+    """Return what a network has learnt from the data set: numbers of objects and, with positions, their places."""
+    counts = dataset.labels.sum(1)
+    objects = int(counts[counts > 0].min()), int(counts.max())
+    if positions is None:
+        return Support(objects=objects)
+    known = positions[..., 0] != OUTSIDE
+    pairs = (nearest_pair(places[there]) for places, there in zip(positions, known, strict=True))
+    nearest = min((distance for distance in pairs if math.isfinite(distance)), default=None)
+    return Support(objects=objects, area=tuple(convex_hull(positions[known])), nearest=nearest)
+
+
+def convex_hull(points: Tensor) -> list[tuple[float, float]]:
+    """Return the corners of the smallest convex area that holds all points (N, 2), by increasing angle."""
+    distinct = np.unique(points.double().numpy().round(4), axis=0)
+    try:
+        corners = distinct[ConvexHull(distinct).vertices]
+    except QhullError:  # they are on one line
+        corners = distinct[[0, -1]]
+    return [(x, y) for x, y in corners.tolist()]
 
 
 def start_from(network: UNet, storage: Location, name: str, config: TrainConfig, dataset: Dataset) -> None:

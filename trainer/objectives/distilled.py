@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -62,7 +61,7 @@ class AdaptedNetwork(nn.Module):
     """A frozen network with trainable changes: of rank `rank` to its matrices, of full size to its vectors.
 
     The changes start at zero, or from `start`, those of an adapter of the same rank. What `start` lacks starts at zero.
-    ValueError if it has changes that this network does not have, or of other shapes.
+    RuntimeError if it has changes that this network does not have, or of other shapes.
     """
 
     def __init__(self, network: UNet, rank: int, start: dict[str, Tensor] | None = None) -> None:
@@ -79,11 +78,8 @@ class AdaptedNetwork(nn.Module):
             else:
                 self.changes[key] = nn.Parameter(torch.zeros_like(weight))
         if start:
-            try:
-                started = {key.replace(".", "/"): value for key, value in start.items()}
-                self.changes.load_state_dict({**self.changes.state_dict(), **started})
-            except RuntimeError as error:  # other names or shapes
-                raise ValueError("the changes are of another network") from error
+            started = {key.replace(".", "/"): value for key, value in start.items()}
+            self.changes.load_state_dict({**self.changes.state_dict(), **started})
 
     def tensors(self) -> dict[str, Tensor]:
         return {key.replace("/", "."): value for key, value in self.changes.items()}
@@ -117,7 +113,7 @@ def make_student(
     torch.manual_seed(seed)
     try:
         return AdaptedNetwork(base.network, rank, start), base.info
-    except ValueError as error:
+    except RuntimeError as error:
         problem = f"{start_from} is an adapter of a former {base.info.name}, which was another network"
         raise TrainerError(problem) from error
 
@@ -208,7 +204,7 @@ def make_pool(
         path = folder / f"{number:05d}.safetensors"
         try:
             chunks.append(load_file(path))
-        except (FileNotFoundError, SafetensorError):  # not sampled yet, or damaged
+        except FileNotFoundError:  # not sampled yet
             chosen = torch.randint(len(lists), (POOL_CHUNK,), generator=torch.Generator().manual_seed(number))
             seeds = [picture_seed(number, i) for i in range(POOL_CHUNK)]
             stepper = stepper or teacher.stepper()

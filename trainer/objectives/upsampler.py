@@ -30,7 +30,6 @@ from trainer.data import Dataset, as_tensor, check_labelled, in_vocabulary, layo
 from trainer.data_folder import Pictures
 from trainer.errors import TrainerError
 from trainer.objectives.adversary import Adversaries
-from trainer.octaves import octave_power
 from trainer.runs import Run, log_samples
 
 Weight = Annotated[float, Field(ge=0)]
@@ -54,7 +53,6 @@ class UpsampleConfig(RunConfig):
     crop: Annotated[int, Field(ge=4)] = 16  # side, in blocks, of the squares that are compared
     squares: Count = 4  # of each picture
     denoised: Share = 0.65  # share of inputs that are noised, and sampled from there
-    noisiest: Share = 1.0  # of T: the most noise that they are sampled from
     noise: Weight = 0.01  # largest standard deviation of the noise on other inputs
     adversarial: Weight = 1.0  # of the adversarial loss's gradient, relative to that of the pixel loss
     levels: Weight = 1.5  # of 256: deviation of the noise that hides finer grain from the discriminator
@@ -86,9 +84,6 @@ class Upsampling:
         self.trained = trained if len(trained) else known
         self.side, self.stepper, self.options = base.image_shape[-1], base.stepper(), base.options
         timesteps = [t for t, *_ in make_table(base.options, base.alpha_bar).rows]
-        self.starts = [k for k, t in enumerate(timesteps) if t <= config.noisiest * len(base.alpha_bar)]
-        if not self.starts:
-            raise TrainerError(f"{base.info.name} has no sampling step below noisiest={config.noisiest} of T")
         self.left = torch.tensor([float(base.alpha_bar[t]) for t in timesteps])  # of a picture, by step
         self.labels = layouts_of(dataset, base)
 
@@ -133,7 +128,7 @@ class Upsampling:
         """
         x = x + (self.config.noise * level * ~denoise)[:, None, None, None] * eps
         left, again = torch.ones_like(level), denoise.nonzero()[:, 0].tolist()
-        starts = [self.starts[int(level[i] * len(self.starts))] for i in again]
+        starts = [int(level[i] * len(self.left)) for i in again]
         rows = [
             self.stepper.noised_row(x[i], eps[i], labels[i], self.options, start)
             for i, start in zip(again, starts, strict=True)
@@ -171,11 +166,7 @@ class Upsampling:
 
     @torch.inference_mode()
     def show(self, network: nn.Module, run: Run) -> dict[str, float]:
-        """Return figures of whole held-out pictures, and write some beside their originals to `folder`.
-
-        l1, which is the held-out loss: mean absolute error on [-1, 1]. octave_k: power in octave k (`octave_power`)
-        relative to the originals'.
-        """
+        """Return the mean absolute error of whole held-out pictures, and write some beside their originals."""
         upsampler = cast(Adversaries, network).upsampler
         device = next(upsampler.parameters()).device
         dtype = autocast_dtype(device)
@@ -186,9 +177,7 @@ class Upsampling:
         target = to_float(torch.stack([as_tensor(one) for one in originals]))
         shown = torch.stack([made[:SHOWN], target[:SHOWN]], 1).flatten(0, 1)
         log_samples(self.folder, grid(shown, columns=2), run.step)
-        ratios = octave_power(made) / octave_power(target)
-        l1 = float((made - target).abs().mean())
-        return {"l1": l1, "held_out_loss": l1, **{f"octave_{k}": ratio for k, ratio in enumerate(ratios.tolist())}}
+        return {"held_out_loss": float((made - target).abs().mean())}
 
     def publish(self, network: nn.Module, storage: Location, name: str, training: dict[str, Any]) -> Location:
         weights = cast(Adversaries, network).upsampler.state_dict()
@@ -261,11 +250,11 @@ def starting_weights(storage: Location, name: str, config: UpsamplerConfig) -> d
     return started.state_dict()
 
 
-def move_upsampler(storage: Location, source: str, base: str, name: str) -> Location:
-    """Publish the upsampler of checkpoint `source` as that of `base`: after the base was trained again, for example.
+def move_upsampler(storage: Location, name: str, base: str) -> Location:
+    """Publish the upsampler of checkpoint `name` as that of `base`: after the base was trained again, for example.
 
-    Raises TrainerError if `source` has none, or if `base` is an adapter.
+    Raises TrainerError if it has none, or if `base` is an adapter.
     """
-    info, config, weights = weights_of(storage, source)
+    info, config, weights = weights_of(storage, name)
     onto = read_info(resolve(storage, base, "denoiser"))
     return publish_upsampler(config, weights, onto, storage, name, info.training)

@@ -38,8 +38,9 @@ class Distinguished:
     """How often the classifier was right about pictures with a number of objects."""
 
     objects: int
-    tested: int  # arrangements, half of them drawn; chance has a standard error of 0.5 / sqrt(tested)
+    tested: int  # arrangements, half of them drawn
     accuracy: float
+    standard_error: float  # of chance
     misplaced: float | None  # share of drawn arrangements that clearly break the renderer's rules; None if it has none
 
 
@@ -112,8 +113,9 @@ def compare_arrangements(
             advance(1)
         data, ours = (each.round(decimals=DECIMALS) for each in (positions[chosen], torch.stack(drawn)))
         if torch.equal(data == OUTSIDE, ours == OUTSIDE):
+            tested, accuracy = accuracy_of_test(data, ours, seed)
             misplaced = share_misplaced(ours) if ruled else None
-            found.append(Distinguished(n, *accuracy_of_test(data, ours, seed), misplaced))
+            found.append(Distinguished(n, tested, accuracy, 0.5 / tested**0.5, misplaced))
     return found
 
 
@@ -132,10 +134,4 @@ def run(subject: Subject) -> Report:
     if not found:
         problem = f"no number of objects that {denoiser.info.name} draws has {FEWEST} pictures"
         raise TrainerError(f"there is nothing to test: {problem}")
-    rows = [
-        [str(one.objects), str(one.tested), f"{one.accuracy:.3f}", f"{0.5 / one.tested**0.5:.3f}",
-         "-" if one.misplaced is None else f"{one.misplaced:.3f}"]
-        for one in found
-    ]  # fmt: skip
-    head = ["objects", "tested", "classifier right", "standard error of chance", "break the renderer's rules"]
-    return Report(f"arrangements of {denoiser.info.name} and of the data", head, rows, [asdict(one) for one in found])
+    return Report(f"arrangements of {denoiser.info.name} told from the data's", [asdict(one) for one in found])

@@ -7,7 +7,7 @@ the report from them.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +20,7 @@ from shared.diffusion.schedules import alpha_bar
 from shared.evaluator import Evaluator, cropping_judge
 from shared.options import SAMPLING_PRESETS, SamplingOptions
 from trainer.config import REPORT, TrainConfig, check_config
-from trainer.data import Dataset, settled
+from trainer.data import Dataset, read_folders, settled
 from trainer.errors import TrainerError
 from trainer.objectives.denoiser import Denoising, make_network
 from trainer.objectives.layouts import fit_layouts_of
@@ -71,7 +71,6 @@ ANCESTRAL: Final = ("linear", "quadratic", "cosine", "pad-32", "report")
 WEIGHTS: Final = ("long", "short", "raw")
 CURVE_POINTS = 8  # scores over a run
 GRID_PICTURES = 16
-WRITTEN = (".jsonl", ".png", ".json")  # the files of a finished variant, in this order
 
 
 @dataclass(frozen=True)
@@ -157,7 +156,6 @@ def run_variant(
         "steps": training.run.step,
         "minutes": round(training.run.elapsed_s / 60, 2),
         "parameters": sum(p.numel() for p in training.network.parameters()),
-        "aspect": dataset.aspect,
         "device": str(device),
         "config": training.config.model_dump(mode="json"),
         "scores": scores,
@@ -167,21 +165,19 @@ def run_variant(
 
 
 def run_comparison(
-    names: Sequence[str], base: TrainConfig, load: Callable[[TrainConfig], Dataset], run: Path, out: Path,
-    setup: Setup, evaluator: Evaluator, device: torch.device, progress: Progress,
+    names: Sequence[str], base: TrainConfig, data: Path, run: Path, out: Path, setup: Setup, evaluator: Evaluator,
+    device: torch.device, progress: Progress,
 ) -> list[str]:  # fmt: skip
-    """Train and score the variants of which `out` lacks a file, one after another; return their names.
+    """Train and score the variants that `out` lacks, one after another; return their names.
 
-    `load(config)` reads the pictures in a variant's size. The states of the runs go to `run`, one folder a variant.
+    `data`: a data set folder. The states of the runs go to `run`, one folder a variant.
     """
     configs = {name: config_of(name, base) for name in names}  # check all before the first is trained
     for folder in (run, out):
         keep_setup(folder, asdict(setup))
-    missing = [name for name in names if not all((out / f"{name}{suffix}").exists() for suffix in WRITTEN)]
-    dataset, size = None, None
+    missing = [name for name in names if not (out / f"{name}.json").exists()]
     for name in missing:
         config = configs[name]
-        if dataset is None or size != (config.image_size, config.fit):
-            dataset, size = load(config), (config.image_size, config.fit)
+        dataset = read_folders([data], progress, size=config.image_size, fit=config.fit)
         run_variant(name, config, dataset, run / name, out, setup, evaluator, device, progress)
     return missing

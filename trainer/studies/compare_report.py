@@ -9,14 +9,12 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from trainer.errors import TrainerError
 from trainer.runs import read_log
 from trainer.score import SCORES
 from trainer.studies.compare import COMPARISONS, SAMPLINGS, SWEPT, VARIANTS, WEIGHTS
 from trainer.studies.markdown import page, picture, table
 
 PANELS = {"loss": "training loss", "f1": "F1", "accuracy": "accuracy", "exact_match": "exact match"}
-READ = ("changes", "steps", "minutes", "parameters", "aspect", "config", "scores")  # of a variant's result
 LOSS_NOTE = (
     "Losses are those that each variant minimises. They compare where only the network or the pictures' fit differs; "
     "another schedule, prediction or weight makes another quantity of them."
@@ -68,10 +66,7 @@ def _changes(result: dict[str, Any]) -> str:
     changes = result["changes"]
     flat = {**changes, **{f"network.{key}": value for key, value in changes.get("network", {}).items()}}
     flat.pop("network", None)
-    text = ", ".join(f"{key} = {json.dumps(value)}" for key, value in flat.items()) or "nothing"
-    if result["config"]["fit"] == "pad" and result["aspect"] == 1.0:
-        text += " (but the pictures are square, so that there is nothing to pad)"
-    return text
+    return ", ".join(f"{key} = {json.dumps(value)}" for key, value in flat.items()) or "nothing"
 
 
 def _variant_row(name: str, result: dict[str, Any]) -> list[str]:
@@ -110,7 +105,7 @@ def _sweep(name: str, result: dict[str, Any], files: list[str]) -> list[str]:
     ]
 
 
-def _preface(out: Path, setup: dict[str, Any], results: dict[str, dict[str, Any]]) -> list[str]:
+def _preface(setup: dict[str, Any], results: dict[str, dict[str, Any]]) -> list[str]:
     per_variant = " and ".join(f"{setup[key]:g} {key}" for key in ("minutes", "steps") if setup[key])
     blocks = [
         "# Variants compared under one budget",
@@ -122,28 +117,20 @@ def _preface(out: Path, setup: dict[str, Any], results: dict[str, dict[str, Any]
         blocks.append("All variants with " + ", ".join(f"`{change}`" for change in setup["changes"]) + ".")
     if missing := [name for name in VARIANTS if name not in results]:
         blocks.append("Not trained here: " + ", ".join(missing) + ".")
-    if (notes := out / "notes.md").exists():
-        blocks.append(notes.read_text("utf-8"))
     rows = [[name, _changes(result)] for name, result in results.items()]
     return [*blocks, "## The variants", table(["variant", "what it changes"], rows)]
 
 
 def write_report(out: Path) -> Path:
-    """Write `out`/report.md and its plots from the finished variants; return its path.
-
-    If there is an `out`/notes.md, its text goes before the tables.
-    """
+    """Write `out`/report.md and its plots from the finished variants; return its path."""
     results = {}
     for name in VARIANTS:
         if (path := out / f"{name}.json").exists():
-            try:
-                result = json.loads(path.read_text())
-                results[name] = {key: result[key] for key in READ} | {"curve": read_log(path.with_suffix(".jsonl"))}
-            except (OSError, ValueError, LookupError, TypeError) as error:
-                raise TrainerError(f"{path} or its curve is damaged: {error}; delete it and compare again") from error
+            results[name] = json.loads(path.read_text())
+            results[name]["curve"] = read_log(path.with_suffix(".jsonl"))
     setup: dict[str, Any] = json.loads((out / "setup.json").read_text())
     files, x = list(setup["tests"]), "minutes" if setup["minutes"] else "step"
-    blocks = _preface(out, setup, results)
+    blocks = _preface(setup, results)
     for i, (title, members) in enumerate(COMPARISONS.items(), 1):
         compared = {name: results[name] for name in members if name in results}
         if len(compared) > 1:

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor
 
+from shared.options import picture_seed
 from trainer.data import labelled, to_float
 from trainer.errors import TrainerError
 from trainer.studies.study import Report, Subject
@@ -60,14 +61,10 @@ def run(subject: Subject) -> Report:
         raise TrainerError(f"--count {count} needs more than {NEIGHBOURS} and {most}")
     order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[: 2 * count]
     reference, others = order.view(2, count)
-    generated = subject.sample(dataset.labels[others], seed)
+    generated = subject.sample(dataset.labels[others], [picture_seed(seed, i) for i in range(count)])
     sets = {"generated": generated, "the data's": to_float(dataset.images[others])}  # the latter are the ideal
-    rows, figures = list[list[str]](), list[dict[str, object]]()
-    for name, evaluator in subject.judges.items():
-        features = evaluator.features(to_float(dataset.images[reference]))
-        for what, images in sets.items():
-            found = asdict(compare(features, evaluator.features(images)))
-            rows.append([name, what, *(f"{value:.3f}" for value in found.values())])
-            figures.append({"evaluator": name, "pictures": what, "count": count, "figures": found})
-    head = ["evaluator", "pictures", "precision", "recall", "density", "coverage"]
-    return Report(f"{count} pictures of {subject.denoiser.info.name} and of the data", head, rows, figures)
+    features = subject.judge.features(to_float(dataset.images[reference]))
+    rows = [
+        {"pictures": what, **asdict(compare(features, subject.judge.features(images)))} for what, images in sets.items()
+    ]
+    return Report(f"{count} pictures of {subject.denoiser.info.name} and of the data", rows)

@@ -66,35 +66,28 @@ def run(subject: Subject) -> Report:
     placed = list[Placed]()
     for n in subject.objects or range(max(1, few), min(many, MOST_OBJECTS) + 1):
         measured, images = measure(
-            denoiser, subject.judge, subject.options, objects=n, count=count, seed=subject.seed, centre=subject.centre,
+            denoiser, subject.judge, subject.options, objects=n, count=count, seed=subject.seed,
             advance=subject.advance(f"sampling {n} objects (pictures x steps)", 2 * count * subject.options.steps),
         )  # fmt: skip
         placed += measured
-    rows = [
-        [str(one.objects), one.pictures, f"{one.accuracy:.4f}", f"{one.exact_match:.4f}",
-         "not known" if one.distance is None else f"{one.distance:.4f}"]
-        for one in placed
-    ]  # fmt: skip
-    head = ["objects", "pictures", "accuracy", "exact match", "distance, widths"]
-    title = f"{count} scenes with each number of objects"
-    return Report(title, head, rows, [asdict(one) for one in placed], png_bytes(grid(images)))
+    title = f"{count} scenes with each number of objects, distances in widths"
+    return Report(title, [asdict(one) for one in placed], png=png_bytes(grid(images)))
 
 
 def measure(
     denoiser: Denoiser, evaluator: Evaluator, options: SamplingOptions, *, objects: int, count: int, seed: int,
-    centre: float = 0.0, advance: Callable[[int], None] = lambda _: None,
+    advance: Callable[[int], None] = lambda _: None,
 ) -> tuple[list[Placed], Tensor]:  # fmt: skip
     """Sample `count` random scenes with `objects` distinct objects each, at their places and at places of its own.
 
-    Renders them too. `centre`: the share of scenes with an object in the centre. Returns the figures of all three, and
-    the pictures sampled at the scenes' places.
+    Renders them too. Returns the figures of all three, and the pictures sampled at the scenes' places.
     """
     if denoiser.layouts is None or denoiser.aspect != 1.0:
         raise TrainerError(f"{denoiser.info.name} takes no positions in pictures without padding")
     check_renders(denoiser.vocabulary, denoiser.info.name)
     check_renders(evaluator.vocabulary, "the evaluator")
     lists = list(random_scenes(count, objects, seed).values())
-    fresh = fresh_renders(lists, np.random.default_rng([seed, 4]), centre=centre)
+    fresh = fresh_renders(lists, np.random.default_rng([seed, 4]), centre=0.0)
     points = [[picture_position(placed) for placed in scene] for scene in fresh.scenes]
     targets, given = targets_of(lists, denoiser.vocabulary), _positions(lists, points, denoiser.vocabulary)
     stepper, name = denoiser.stepper(), denoiser.info.name

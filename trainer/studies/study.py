@@ -6,7 +6,7 @@ A study is an entry of STUDIES and a module of this package, whose `run` measure
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +17,10 @@ from rich.progress import Progress
 from torch import Tensor
 
 from shared.checkpoint import CheckpointKind
-from shared.diffusion.denoise import Stepper, sample
+from shared.diffusion.denoise import Stepper, finish
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.evaluator import Evaluator, load_evaluator
-from shared.options import SamplingOptions, picture_seed
+from shared.options import SamplingOptions
 from shared.storage import Location
 from trainer.data import Dataset, check_labelled, in_vocabulary, read_folders
 from trainer.data_folder import Pictures, find_pictures
@@ -38,13 +38,11 @@ class Subject:
     data: list[Path] = field(default_factory=list)
     trained_on: list[Path] = field(default_factory=list)
     conditions: Path | None = None
-    evaluators: list[str] = field(default_factory=list)
+    evaluator: str | None = None
     preset: str = "default"
     count: int | None = None
     seed: int = 0
     objects: list[int] = field(default_factory=list)
-    centre: float = 0.0
-    label_sets: int = 32
     noise: float = 0.0
     upsampler_alone: bool = False
 
@@ -57,15 +55,9 @@ class Subject:
         return make_options(self.preset, {}, self.denoiser.info)
 
     @cached_property
-    def judges(self) -> dict[str, Evaluator]:
-        """The evaluators that were named, or the one that judges the denoiser; by name."""
-        names: list[str | None] = [*self.evaluators] or [None]
-        paths = {name: evaluator_path(self.storage, name, self.denoiser.info) for name in names}
-        return {name or path.stem: load_evaluator(path, self.device) for name, path in paths.items()}
-
-    @property
     def judge(self) -> Evaluator:
-        return next(iter(self.judges.values()))
+        """The evaluator that was named, or the one that judges the denoiser."""
+        return load_evaluator(evaluator_path(self.storage, self.evaluator, self.denoiser.info), self.device)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -89,11 +81,15 @@ class Subject:
     def stepper(self) -> Stepper:
         return self.denoiser.stepper()
 
-    def sample(self, labels: Tensor, seed: int) -> Tensor:
-        """Sample a picture for each of `labels` (N, K), with a progress bar."""
+    def sample(self, labels: Tensor, seeds: Sequence[int], positions: Tensor | None = None) -> Tensor:
+        """Sample a picture for each of `labels` (N, K), at `positions` (N, K, 2) if given, with a progress bar."""
         advance = self.advance("sampling (pictures x steps)", len(labels) * self.options.steps)
-        seeds = [picture_seed(seed, i) for i in range(len(labels))]
-        return sample(self.stepper, labels, self.options, seeds, on_step=lambda rows: advance(len(rows)))
+        places = [None] * len(labels) if positions is None else list(positions)
+        rows = [
+            self.stepper.new_row(one, self.options, seed, at)
+            for one, seed, at in zip(labels, seeds, places, strict=True)
+        ]
+        return finish(self.stepper, rows, lambda rows: advance(len(rows)))
 
     def advance(self, what: str, total: int | None = None) -> Callable[[int], None]:
         """Show a progress bar; return what moves it."""
@@ -103,12 +99,11 @@ class Subject:
 
 @dataclass(frozen=True)
 class Report:
-    """What a study found: a table, all figures, and a picture."""
+    """What a study found: rows of named figures, for a table and for JSON, and a picture."""
 
     title: str
-    head: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    figures: Any  # for JSON
+    rows: Sequence[Mapping[str, Any]]
+    summary: Mapping[str, Any] = field(default_factory=dict)  # figures of the whole, for JSON
     png: bytes | None = None
 
 

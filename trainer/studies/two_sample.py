@@ -180,7 +180,7 @@ def run(subject: Subject) -> Report:
         torch.stack([as_tensor(subject.pictures.read(i)) for i in one.tolist()]) for one in (chosen, others)
     )
     shown, small = torch.empty(0), denoiser.image_shape[1:]
-    rows, figures = list[list[str]](), list[dict[str, object]]()
+    rows = []
     advance = subject.advance("telling apart")
     for size in dict.fromkeys([generated.shape[2:], torch.Size(small)]):
         sets = [crops(_at(size, one), torch.Generator().manual_seed(seed)) for one in (originals, generated, rest)]
@@ -192,14 +192,13 @@ def run(subject: Subject) -> Report:
             verdicts = tell_apart(sets[0], compared, subject.device, seed, advance)
             accuracy, error = float(verdicts.accuracies.mean()), float(verdicts.accuracies.std()) / FOLDS**0.5
             side = f"{size[1]}x{size[0]}"
-            rows.append([side, name, f"{accuracy:.3f} ± {error:.3f}"])
-            figures.append({"what": name, "size": side, "pictures": count, "accuracy": accuracy, "error": error})
+            rows.append({"size": side, "pictures": name, "accuracy": accuracy, "standard_error": error})
             if not len(shown):
                 worst = verdicts.scores[1].topk(SHOWN).indices
                 best = verdicts.scores[0].topk(SHOWN, largest=False).indices
                 shown = to_float(torch.stack([compared[worst], sets[0][best]], 1).flatten(0, 1))
-    head = ["size", "told from the folder's", "accuracy"]
-    return Report(f"{count} pictures of {denoiser.info.name}", head, rows, figures, png_bytes(grid(shown)))
+    title = f"{count} pictures of {denoiser.info.name} told from the folder's"
+    return Report(title, rows, png=png_bytes(grid(shown)))
 
 
 def _at(size: Sequence[int], pictures: Tensor) -> Tensor:

@@ -36,7 +36,7 @@ def _files(command: Command) -> None:
 
 
 def test_scores_are_printed_and_written(command: Command) -> None:
-    more = ("--steps", 3, "--grid", "grid.png", "--columns", 1, "--json", "score.json")
+    more = ("--steps", 3, "--grid", "grid.png", "--json", "score.json")
     assert "few.json, toy" in succeeded(command("score", "few.json", "--repeats", 2, *more))
     figures = json.loads(Path("score.json").read_text())
     assert [run["seed"] for run in figures["runs"]] == [0, 1]
@@ -46,7 +46,7 @@ def test_scores_are_printed_and_written(command: Command) -> None:
     assert figures["accuracy"]["std"] == pytest.approx(abs(accuracies[0] - accuracies[1]) / 2)
     assert (figures["rows_per_picture"], figures["padding"], figures["evaluator"]) == (6, "none", "toy-evaluator")
     with Image.open("grid.png") as grid:
-        assert grid.size == (20, 2 + 2 * 18)
+        assert grid.size == (2 + 2 * 18, 20)
     succeeded(command("score", "few.json", "--candidates", 3, "--steps", 2, "--json", "score.json"))
     sampled, examined = 2 * 2, 2 * len(LOG_SNRS)
     figures = json.loads(Path("score.json").read_text())
@@ -145,7 +145,7 @@ def test_the_padding_is_cropped_before_pictures_are_judged(command: Command, tmp
         (["few.json", "--preset", "fast"], 'no sampling preset "fast"; there are default, report'),
         (["few.json", "--steps", "0"], "steps: .*greater than or equal to 1, got 0"),
         (["few.json", "--grid", "grid.jpg"], r"grid\.jpg must end in \.png"),
-        (["few.json", "--json", "no/out.json"], "there is no folder no"),
+        (["few.json", "--json", "few.json/out.json"], r"few\.json is a file, not a folder"),
         (["few.json", "--renders", "--steps", "4"], "--renders samples nothing; leave out"),
         (["few.json", "--device", "cuda:99"], 'no device "cuda:99": this machine has'),
     ],

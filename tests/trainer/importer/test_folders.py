@@ -41,8 +41,8 @@ def test_the_trainer_reads_what_was_imported(tmp_path: Path, command: Command) -
         ):  # fmt: skip
             file.write("\n" + json.dumps(row))
     (source / "text.png").write_text("no picture")
-    out = succeeded(command("import", source, "data", "--held-out", "0.2", "--unlabelled", "--rare", "9"))
-    assert "note: 3 labels have fewer than 9 training pictures" in out
+    out = succeeded(command("import", source, "data", "--held-out", "0.2", "--unlabelled"))
+    assert "note: 3 labels have fewer than 10 training pictures" in out
     train, held_out = (load_dataset(tmp_path / "data" / part, size=8) for part in ("train", "held-out"))
     assert train.vocabulary == held_out.vocabulary == Vocabulary(("a", "b", "c"))
     assert (len(train), len(held_out)) == (9, 2)  # eight and the one without labels

@@ -106,12 +106,9 @@ def test_a_pool_resumes_where_it_stopped(teacher: Denoiser, tmp_path: Path) -> N
     first = make_pool(tmp_path / "pool", teacher, labels, 3, 2, options, stepped.append)
     assert (len(first["t"]), stepped) == (8, [2, 2])
     kept = (tmp_path / "pool" / "00001.safetensors").stat().st_mtime_ns
-    part = tmp_path / "pool" / "00000.safetensors"
-    whole = part.read_bytes()
-    for harm in (part.unlink, lambda: part.write_bytes(whole[:1000])):
-        harm()
-        again = make_pool(tmp_path / "pool", teacher, labels, 3, 2, options)
-        assert all(torch.equal(first[key], again[key]) for key in first)
+    (tmp_path / "pool" / "00000.safetensors").unlink()
+    again = make_pool(tmp_path / "pool", teacher, labels, 3, 2, options)
+    assert all(torch.equal(first[key], again[key]) for key in first)
     assert (tmp_path / "pool" / "00001.safetensors").stat().st_mtime_ns == kept
 
 
@@ -211,7 +208,3 @@ def test_what_cannot_be_distilled_is_refused_and_the_run_folder_stays_as_it_was(
     unknown = "digits does not know labels of the folder: gray cube, red cube, blue cube and 1 more"
     refused(distil("--teacher", "digits"), unknown)
     assert not Path("run").exists()
-    Path("run").mkdir()
-    Path("run/state.pt").write_bytes(b"of another objective")
-    refused(distil(), "run holds the run of another objective; choose another --run")
-    assert [path.name for path in Path("run").iterdir()] == ["state.pt"]

@@ -102,9 +102,9 @@ def test_a_checkpoint_gets_other_layouts(tmp_path: Path, command: Command) -> No
     fit = ["train", "layouts", "--name", "positioned", "--data", tmp_path / "places", "--storage", storage]
     fit += ["--run", tmp_path / "run"]
     refused(command(*fit, "--set", "network.width=30"), "width 30 must be a multiple of the 4 heads")
-    refused(command(*fit, "--set", "most=9"), "network.most cannot be set: it follows from the data")
-    refused(command(*fit, "--set", "depth=9"), "depth: unknown; known are batch")
-    assert command(*fit, "--steps", "2", "--set", "width=32")[0] == 0
+    refused(command(*fit, "--set", "network.most=9"), "network.most cannot be set: it follows from the data")
+    refused(command(*fit, "--set", "width=9"), "width: unknown; known are batch")
+    assert command(*fit, "--steps", "2", "--set", "network.width=32")[0] == 0
     info, changed = load(storage / "positioned.safetensors")
     assert (info.config["layouts"]["width"], info.config["layouts"]["most"]) == (32, 3)
     assert {**info.config, "layouts": None} == {**before.config, "layouts": None}
@@ -116,7 +116,7 @@ def test_a_checkpoint_gets_other_layouts(tmp_path: Path, command: Command) -> No
     assert adapted.layouts is not None
     assert adapted.info.digest != adapter.digest  # its pictures have changed
     assert torch.equal(adapted.layouts.network.label.weight, changed[f"{LAYOUTS}label.weight"].float())
-    onward = ["--start-from", "positioned", "--steps", "1", "--set", "width=32", "--set", "lr=1e-9"]
+    onward = ["--start-from", "positioned", "--steps", "1", "--set", "network.width=32", "--set", "lr=1e-9"]
     assert command(*fit, *onward, "--run", tmp_path / "onward")[0] == 0
     info, again = load(storage / "positioned.safetensors")
     assert info.training["layouts"]["started_from"] == "positioned"

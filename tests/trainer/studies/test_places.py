@@ -57,7 +57,7 @@ def test_all_numbers_of_objects_that_are_drawn_are_measured(command: Command) ->
     publish_toys(Path("models"))
     publish_toy_denoiser(Path("models"), "placing", 0, positions=True, rotations=True, support={"objects": [2, 3]})
     succeeded(command("evaluate", "placing", "--only", "places", "--count", 3, "--out", "."))
-    figures = json.loads(Path("places.json").read_text())
+    figures = json.loads(Path("places.json").read_text())["rows"]
     whose = ("placing", "placing, its own places", "fresh renders")
     assert [(one["objects"], one["pictures"]) for one in figures] == [(n, one) for n in (2, 3) for one in whose]
 

@@ -98,10 +98,10 @@ def test_the_command_compares_both_sizes(command: Command, tmp_path: Path, monke
     def found(model: str, *options: object) -> list[dict[str, Any]]:
         line = ("evaluate", model, "--only", "two-sample", "--data", "data", "--out", ".", "--count", 8, *options)
         succeeded(command(*line))
-        return cast(list[dict[str, Any]], json.loads(Path("two-sample.json").read_text()))
+        return cast(list[dict[str, Any]], json.loads(Path("two-sample.json").read_text())["rows"])
 
     expected = [("32x24", "generated"), ("32x24", "the data's"), ("16x16", "generated"), ("16x16", "the data's")]
-    assert [(one["size"], one["what"]) for one in found("large")] == expected
+    assert [(one["size"], one["pictures"]) for one in found("large")] == expected
     with Image.open("two-sample.png") as shown:
         assert shown.width == 2 + 8 * (16 + 2)
     assert found("toy") != found("toy", "--noise", 99)
