@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -53,6 +53,21 @@ def until(condition: Callable[[], T | None], what: str, timeout_s: float = PATIE
             raise NotInTime(f"waited {timeout_s:.0f} s for {what}")
         time.sleep(LOOK_AGAIN_S)
     return found
+
+
+def start(
+    command: Sequence[str], environment: Mapping[str, str], log: Path = Path(os.devnull), folder: Path = ROOT
+) -> subprocess.Popen[bytes]:
+    """Start `python -m COMMAND` as a process in `folder`, with its output in `log`."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            preexec_fn=die_with_parent,
+        )
 
 
 class Stack:
@@ -124,15 +139,8 @@ class Stack:
         """Run `python -m COMMAND`, and run it again whenever it ends."""
 
         def begin() -> subprocess.Popen[bytes]:
-            with (self.folder / f"{name}.log").open("ab") as log:
-                return subprocess.Popen(
-                    [sys.executable, "-m", *command.split()],
-                    cwd=self.trees.get(name, ROOT),
-                    env={**self.environment, **environment},
-                    stdout=log,
-                    stderr=log,
-                    preexec_fn=die_with_parent,
-                )
+            variables, log = {**self.environment, **environment}, self.folder / f"{name}.log"
+            return start(command.split(), variables, log, self.trees.get(name, ROOT))
 
         self.children[name] = Child(name, begin)
 

@@ -58,6 +58,12 @@ class Traffic(threading.Thread):
             raise self.error
 
 
+def fetched(files: PictureFiles, job_id: str, total: int) -> Fetched:
+    """Return the pictures and the grid of a finished job. FileNotFoundError if they were deleted."""
+    found = [files.read(job_id, picture_name(index)) for index in range(total)]
+    return Fetched(found, files.read(job_id, GRID) if total > 1 else found[0])
+
+
 class Trial:
     """A running service, the jobs that it accepted, and the time of the fault."""
 
@@ -152,8 +158,8 @@ class Trial:
         self.struck_at = time.monotonic()
         fault()
 
-    def end(self, fault: Callable[[], object]) -> None:
-        """End a lasting fault: recovery is measured from here."""
+    def end(self, fault: Callable[[], object] = lambda: None) -> None:
+        """End a lasting fault, unless it has ended by itself: recovery is measured from here."""
         self.struck_at = time.monotonic()
         fault()
 
@@ -174,9 +180,7 @@ class Trial:
     # --- outcome ---
 
     def _fetch(self, job_id: str, number: int) -> Fetched:
-        total, files = len(BODIES[number]["labels"]), PictureFiles(self.stack.store.settings.pictures)
-        found = [files.read(job_id, picture_name(index)) for index in range(total)]
-        return Fetched(found, files.read(job_id, GRID) if total > 1 else found[0])
+        return fetched(PictureFiles(self.stack.store.settings.pictures), job_id, len(BODIES[number]["labels"]))
 
     def check(self) -> list[str]:
         """Wait for the end of all jobs and return all problems."""
