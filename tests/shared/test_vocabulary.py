@@ -143,14 +143,6 @@ def test_invalid_lists_are_refused_by_entry_and_value(lists: Any, message: str, 
         assert refusal(lambda: read_test_file(path, ICLEVR)).startswith(f"{path}: {message}")
 
 
-def test_a_label_in_another_unicode_normal_form_is_explained() -> None:
-    vocabulary = Vocabulary(("gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n", "red"))
-    for label, alike in (("gru\N{COMBINING DIAERESIS}n", True), ("grun", False)):
-        with pytest.raises(LabelError) as caught:
-            vocabulary.check([[label]])
-        assert ("another Unicode normal form" in str(caught.value)) == alike
-
-
 def test_a_hostile_label_gives_a_short_printable_message() -> None:
     for label in ("x" * 100_000, "\x1b[31mred\n\x00", "\ud800"):
         with pytest.raises(LabelError) as caught:
