@@ -219,19 +219,6 @@ any_json = st.recursive(
 )
 
 
-@given(good_lists, st.data())
-def test_an_error_names_the_one_invalid_entry(lists: list[list[str]], data: st.DataObject) -> None:
-    entry = data.draw(st.integers(0, len(lists) - 1))
-    good = lists[entry]
-    spoiled: Any = data.draw(
-        st.sampled_from([[], None, good[0], [*good[:7], "no such"], [*good[:7], good[0]], list(ICLEVR.names[:17])])
-    )
-    with pytest.raises(LabelError) as caught:
-        ICLEVR.check(parse_label_lists(json.dumps([*lists[:entry], spoiled, *lists[entry + 1 :]])))
-    assert caught.value.entry == entry
-    assert str(caught.value).startswith(f"entry {entry}: ")
-
-
 @given(
     good_lists,
     st.lists(st.tuples(st.integers(0, 400), st.sampled_from([*'[]{}",:0 \\eénull']) | st.characters()), max_size=4),
