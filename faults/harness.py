@@ -45,14 +45,33 @@ class NotInTime(RuntimeError):
     """Something expected did not happen in time."""
 
 
-def until(condition: Callable[[], T | None], what: str, timeout_s: float = PATIENCE_S) -> T:
+def until(
+    condition: Callable[[], T | None], what: str, timeout_s: float = PATIENCE_S, every_s: float = LOOK_AGAIN_S
+) -> T:
     """Wait until a condition is true, and return its value. NotInTime."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         if time.monotonic() > deadline:
             raise NotInTime(f"waited {timeout_s:.0f} s for {what}")
-        time.sleep(LOOK_AGAIN_S)
+        time.sleep(every_s)
     return found
+
+
+def settled(send: Callable[[], httpx.Response]) -> httpx.Response | None:
+    """Send a request and return its answer; None for 429, 503 and a lost connection, after which a client retries."""
+    try:
+        answer = send()
+    except httpx.TransportError:
+        return None
+    return None if answer.status_code in (429, 503) else answer
+
+
+def expect(answer: httpx.Response, *statuses: int) -> httpx.Response:
+    """Return the answer. RuntimeError if it has another status."""
+    if answer.status_code not in statuses:
+        asked = f"{answer.request.method} {answer.request.url.path}"
+        raise RuntimeError(f"{asked} returned {answer.status_code}: {answer.text[:300]}")
+    return answer
 
 
 def start(

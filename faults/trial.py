@@ -10,7 +10,7 @@ import httpx
 
 from faults import checks, history
 from faults.checks import Fetched
-from faults.harness import Stack, until
+from faults.harness import Stack, expect, settled, until
 from service.files import GRID, PictureFiles, picture_name
 from service.store import keys
 
@@ -84,20 +84,12 @@ class Trial:
         """Send a request, retry with the same key until it is accepted, and return the job. NotInTime."""
         headers = {**self.headers, **headers, "Idempotency-Key": key or uuid4().hex}
 
-        def accepted() -> dict[str, Any] | None:
-            try:
-                answer = httpx.post(f"{self.stack.address}/generate", json=body, timeout=30, headers=headers)
-            except httpx.TransportError:
-                answer = None
-            if answer is not None and answer.status_code in (200, 202):
-                job: dict[str, Any] = answer.json()
-                return job
-            if answer is not None and answer.status_code not in (429, 503):
-                raise RuntimeError(f"POST /generate returned {answer.status_code}: {answer.text[:300]}")
-            time.sleep(RETRY_S)
-            return None
+        def send() -> httpx.Response:
+            return httpx.post(f"{self.stack.address}/generate", json=body, timeout=30, headers=headers)
 
-        return until(accepted, "a request to be accepted")
+        answer = until(lambda: settled(send), "a request to be accepted", every_s=RETRY_S)
+        job: dict[str, Any] = expect(answer, 200, 202).json()
+        return job
 
     def submit(self, *bodies: int) -> list[str]:
         """Submit these BODIES, by index, without waiting, and return the jobs' ids."""

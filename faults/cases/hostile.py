@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from faults.harness import Stack, until
+from faults.harness import Stack, expect, until
 from faults.trial import BODIES, LARGE, SMALL, Trial
 from service.store import keys
 from tests.service.api.uploads.zips import chunk, png, with_chunks, zipped
@@ -174,9 +174,7 @@ def large_job_beside_others(trial: Trial) -> None:
 
     def measure(**request: Any) -> float:
         begun = time.monotonic()
-        answer = httpx.post(timeout=120, **request)
-        if answer.status_code != 200:
-            raise RuntimeError(f"POST {request['url']} returned {answer.status_code}: {answer.text[:300]}")
+        answer = expect(httpx.post(timeout=120, **request), 200)
         trial.must_finish(answer.json()["id"])
         return time.monotonic() - begun
 

@@ -11,7 +11,7 @@ import httpx
 
 from faults.disk import fill_up, small_file_system
 from faults.gate import Gate, gate
-from faults.harness import Stack, start, until
+from faults.harness import Stack, expect, start, until
 from faults.trial import BODIES, LARGE, SMALL, Trial
 from service.local.demo import free_port
 
@@ -60,9 +60,7 @@ def _answers(address: str) -> bool:
 def _make_known(trial: Trial, model: str) -> None:
     """Have the API read a model that no worker has: it refuses the request only afterwards."""
     body = {"model": model, "labels": [["nothing"]]}
-    answer = httpx.post(f"{trial.stack.address}/generate", json=body, timeout=60)
-    if answer.status_code != 422:
-        raise RuntimeError(f"POST /generate returned {answer.status_code}: {answer.text}")
+    expect(httpx.post(f"{trial.stack.address}/generate", json=body, timeout=60), 422)
 
 
 def storage_hangs(trial: Trial) -> None:
