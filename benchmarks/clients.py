@@ -1,5 +1,6 @@
 """Clients over HTTP, cheap since they share the cores with the server: each has one connection and one open request."""
 
+import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -8,6 +9,16 @@ from http.client import HTTPConnection, RemoteDisconnected
 from typing import Any
 
 Body = Mapping[str, Any]
+
+
+def generate(connection: HTTPConnection, body: Body, headers: Mapping[str, str], status: int = 200) -> bytes:
+    """Send a request and return what it is answered with. RuntimeError for another status."""
+    connection.request("POST", "/generate", json.dumps(body), {"Content-Type": "application/json", **headers})
+    answer = connection.getresponse()
+    content = answer.read()
+    if answer.status != status:
+        raise RuntimeError(f"POST /generate returned {answer.status}: {content[:300]!r}")
+    return content
 
 
 def send_all(

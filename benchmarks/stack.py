@@ -4,10 +4,8 @@ import contextlib
 import json
 import os
 import subprocess
-import sys
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
@@ -16,18 +14,14 @@ from typing import Any
 import httpx
 import psutil
 
-from benchmarks.results import ROOT, STORAGE
+from benchmarks.results import STORAGE
+from faults.harness import start, until
 from service.local.demo import free_port
-from service.local.redis_server import RedisServer, die_with_parent
+from service.local.redis_server import RedisServer, stop
 
-READY_S = 600.0
 LOG_TAIL = 2000  # characters
 WAIT_S = 3600  # for a request; more than a busy machine takes
 LEASE_S = 60  # a worker that gets no core for so long counts as dead; the default is 8 s, few on a busy machine
-
-
-class NotUp(RuntimeError):
-    """A part of the service did not come up."""
 
 
 @dataclass
@@ -71,7 +65,7 @@ class Stack:
 
     def _ready_workers(self) -> int:
         if any(worker.poll() is not None for worker in self.workers):
-            raise NotUp("a worker has ended")
+            raise RuntimeError("a worker has ended")
         return int((got(self.port, "/readyz") or {"workers": 0})["workers"])
 
     def ends(self) -> str:
@@ -98,40 +92,6 @@ def got(port: int, path: str) -> Any:
         answer = connection.getresponse()
         return json.loads(answer.read()) if answer.status == 200 else None
     return None
-
-
-def until(condition: Callable[[], object], what: str, timeout_s: float = READY_S) -> None:
-    """Wait until a condition is true. NotUp after `timeout_s`."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            raise NotUp(f"waited {timeout_s:.0f} s for {what}")
-        time.sleep(0.02)
-
-
-def start(
-    module: Sequence[str], environment: Mapping[str, str], log: Path = Path(os.devnull)
-) -> subprocess.Popen[bytes]:
-    """Start a module with its arguments as a process, with its output in `log`."""
-    with log.open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-m", *module],
-            cwd=ROOT,
-            env=environment,
-            stdout=output,
-            stderr=output,
-            preexec_fn=die_with_parent,
-        )
-
-
-def stop(process: subprocess.Popen[bytes]) -> None:
-    """Terminate a process; kill it if it does not end within 20 s."""
-    process.terminate()
-    try:
-        process.wait(20)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
 
 
 def cpu_s(pid: int) -> float:

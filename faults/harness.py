@@ -14,7 +14,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -45,14 +45,48 @@ class NotInTime(RuntimeError):
     """Something expected did not happen in time."""
 
 
-def until(condition: Callable[[], T | None], what: str, timeout_s: float = PATIENCE_S) -> T:
+def until(
+    condition: Callable[[], T | None], what: str, timeout_s: float = PATIENCE_S, every_s: float = LOOK_AGAIN_S
+) -> T:
     """Wait until a condition is true, and return its value. NotInTime."""
     deadline = time.monotonic() + timeout_s
     while not (found := condition()):
         if time.monotonic() > deadline:
             raise NotInTime(f"waited {timeout_s:.0f} s for {what}")
-        time.sleep(LOOK_AGAIN_S)
+        time.sleep(every_s)
     return found
+
+
+def settled(send: Callable[[], httpx.Response]) -> httpx.Response | None:
+    """Send a request and return its answer; None for 429, 503 and a lost connection, after which a client retries."""
+    try:
+        answer = send()
+    except httpx.TransportError:
+        return None
+    return None if answer.status_code in (429, 503) else answer
+
+
+def expect(answer: httpx.Response, *statuses: int) -> httpx.Response:
+    """Return the answer. RuntimeError if it has another status."""
+    if answer.status_code not in statuses:
+        asked = f"{answer.request.method} {answer.request.url.path}"
+        raise RuntimeError(f"{asked} returned {answer.status_code}: {answer.text[:300]}")
+    return answer
+
+
+def start(
+    command: Sequence[str], environment: Mapping[str, str], log: Path = Path(os.devnull), folder: Path = ROOT
+) -> subprocess.Popen[bytes]:
+    """Start `python -m COMMAND` as a process in `folder`, with its output in `log`."""
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            [sys.executable, "-m", *command],
+            cwd=folder,
+            env=environment,
+            stdout=output,
+            stderr=output,
+            preexec_fn=die_with_parent,
+        )
 
 
 class Stack:
@@ -124,15 +158,8 @@ class Stack:
         """Run `python -m COMMAND`, and run it again whenever it ends."""
 
         def begin() -> subprocess.Popen[bytes]:
-            with (self.folder / f"{name}.log").open("ab") as log:
-                return subprocess.Popen(
-                    [sys.executable, "-m", *command.split()],
-                    cwd=self.trees.get(name, ROOT),
-                    env={**self.environment, **environment},
-                    stdout=log,
-                    stderr=log,
-                    preexec_fn=die_with_parent,
-                )
+            variables, log = {**self.environment, **environment}, self.folder / f"{name}.log"
+            return start(command.split(), variables, log, self.trees.get(name, ROOT))
 
         self.children[name] = Child(name, begin)
 

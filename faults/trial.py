@@ -10,7 +10,7 @@ import httpx
 
 from faults import checks, history
 from faults.checks import Fetched
-from faults.harness import Stack, until
+from faults.harness import Stack, expect, settled, until
 from service.files import GRID, PictureFiles, picture_name
 from service.store import keys
 
@@ -58,6 +58,12 @@ class Traffic(threading.Thread):
             raise self.error
 
 
+def fetched(files: PictureFiles, job_id: str, total: int) -> Fetched:
+    """Return the pictures and the grid of a finished job. FileNotFoundError if they were deleted."""
+    found = [files.read(job_id, picture_name(index)) for index in range(total)]
+    return Fetched(found, files.read(job_id, GRID) if total > 1 else found[0])
+
+
 class Trial:
     """A running service, the jobs that it accepted, and the time of the fault."""
 
@@ -78,20 +84,12 @@ class Trial:
         """Send a request, retry with the same key until it is accepted, and return the job. NotInTime."""
         headers = {**self.headers, **headers, "Idempotency-Key": key or uuid4().hex}
 
-        def accepted() -> dict[str, Any] | None:
-            try:
-                answer = httpx.post(f"{self.stack.address}/generate", json=body, timeout=30, headers=headers)
-            except httpx.TransportError:
-                answer = None
-            if answer is not None and answer.status_code in (200, 202):
-                job: dict[str, Any] = answer.json()
-                return job
-            if answer is not None and answer.status_code not in (429, 503):
-                raise RuntimeError(f"POST /generate returned {answer.status_code}: {answer.text[:300]}")
-            time.sleep(RETRY_S)
-            return None
+        def send() -> httpx.Response:
+            return httpx.post(f"{self.stack.address}/generate", json=body, timeout=30, headers=headers)
 
-        return until(accepted, "a request to be accepted")
+        answer = until(lambda: settled(send), "a request to be accepted", every_s=RETRY_S)
+        job: dict[str, Any] = expect(answer, 200, 202).json()
+        return job
 
     def submit(self, *bodies: int) -> list[str]:
         """Submit these BODIES, by index, without waiting, and return the jobs' ids."""
@@ -152,8 +150,8 @@ class Trial:
         self.struck_at = time.monotonic()
         fault()
 
-    def end(self, fault: Callable[[], object]) -> None:
-        """End a lasting fault: recovery is measured from here."""
+    def end(self, fault: Callable[[], object] = lambda: None) -> None:
+        """End a lasting fault, unless it has ended by itself: recovery is measured from here."""
         self.struck_at = time.monotonic()
         fault()
 
@@ -174,9 +172,7 @@ class Trial:
     # --- outcome ---
 
     def _fetch(self, job_id: str, number: int) -> Fetched:
-        total, files = len(BODIES[number]["labels"]), PictureFiles(self.stack.store.settings.pictures)
-        found = [files.read(job_id, picture_name(index)) for index in range(total)]
-        return Fetched(found, files.read(job_id, GRID) if total > 1 else found[0])
+        return fetched(PictureFiles(self.stack.store.settings.pictures), job_id, len(BODIES[number]["labels"]))
 
     def check(self) -> list[str]:
         """Wait for the end of all jobs and return all problems."""

@@ -12,7 +12,6 @@ import json
 import os
 import re
 import subprocess
-import sys
 import tempfile
 import time
 import zipfile
@@ -25,6 +24,7 @@ from typing import Final
 import httpx
 import numpy as np
 
+from faults.harness import ROOT, start
 from service.api.access.keys import hash_of, new_key
 from service.contract.recipe import KEYWORD, example
 from service.local.demo import free_port
@@ -32,7 +32,6 @@ from shared.options import LIMITS
 from shared.pictures import png_bytes
 from tests.service.api.uploads.zips import chunk
 
-ROOT: Final = Path(__file__).parents[1]
 MOST_MIB: Final = {"api": 400, "worker": 3584}
 READY_S, EACH_S, WORK_S = 120, 240.0, 900.0
 UNREAD_S: Final = 30.0
@@ -160,9 +159,8 @@ def service(folder: Path, port: int) -> Iterator[subprocess.Popen[bytes]]:
     """Run `python -m service` on the shipped models, with one key."""
     ours = {name: value for name, value in os.environ.items() if not name.startswith(("LABELGRID_", "REDIS_"))}
     environment = {**ours, **ENVIRONMENT, "LABELGRID_CACHE": str(folder / "cache")}
-    line = [sys.executable, "-m", "service", "--port", str(port), "--storage", str(ROOT / "models")]
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(line, cwd=ROOT, env=environment, stdout=log, stderr=log)
+    command = ["service", "--port", str(port), "--storage", str(ROOT / "models")]
+    process = start(command, environment, folder / "log")
     try:
         yield process
     finally:

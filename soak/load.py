@@ -16,7 +16,7 @@ import httpx
 
 from faults.cases.disconnects import RESET
 from faults.checks import Fetched
-from faults.harness import NotInTime
+from faults.harness import expect, settled, until
 from faults.trial import LABELS, RETRY_S
 from service.contract.records import TERMINAL
 from soak.receiver import Receiver
@@ -26,6 +26,7 @@ from tests.service.api.uploads.zips import GOOD, LISTS, zipped
 EVERY_S = 3.0  # between two requests: the soak must leave a shared machine its work
 AT_A_TIME = 100  # clients; more than wait in any fault
 PATIENCE_S = 630.0  # of a client: some faults and restarts on a busy machine
+POLL_S = 5 * RETRY_S
 PATIENT = {"Prefer": "wait=20"}
 ASYNC = {"Prefer": "respond-async"}
 
@@ -137,21 +138,21 @@ class Client:
         self.key = str(UUID(int=dice.getrandbits(128)))
         self.headers = {"Authorization": f"Bearer {OWNERS[owner]}"}
 
-    def request(self, method: str, path: str, **options: Any) -> httpx.Response:
-        """Send a request to either API until it answers with neither 429 nor 503. NotInTime."""
+    def request(self, method: str, path: str, *statuses: int, **options: Any) -> httpx.Response:
+        """Send a request to either API until it answers with neither 429 nor 503.
+
+        NotInTime; RuntimeError for an answer of another status than 200, or than `statuses`.
+        """
         headers = {**self.headers, **options.pop("headers", {})}
-        deadline = time.monotonic() + PATIENCE_S
-        while time.monotonic() < deadline:
+
+        def answered() -> httpx.Response | None:
             address = self.dice.choice(self.load.stack.addresses)
-            try:
-                answer = self.load.http.request(method, address + path, headers=headers, **options)
-            except httpx.TransportError:
-                answer = None
-            if answer is not None and answer.status_code not in (429, 503):
-                return answer
-            self.load.ledger.retries += 1
-            time.sleep(RETRY_S)
-        raise NotInTime(f"{method} {path}: no answer in {PATIENCE_S:.0f} s")
+            answer = settled(lambda: self.load.http.request(method, address + path, headers=headers, **options))
+            self.load.ledger.retries += answer is None
+            return answer
+
+        answer = until(answered, f"an answer to {method} {path}", PATIENCE_S, RETRY_S)
+        return expect(answer, *statuses or (200,))
 
     def post(self, prefer: dict[str, str], *, cancelled: bool = False, **more: Any) -> str:
         """Send the request until it is accepted, and return the job's id. RuntimeError for any other answer."""
@@ -163,42 +164,30 @@ class Client:
             pictures = ("pictures.zip", zipped(GOOD), "application/zip")
             lists = ("test.json", str(LISTS).replace("'", '"'), "application/json")
             content = {"files": {"file": lists, "pictures": pictures}, "data": more}
-        answer = self.request("POST", self.body.path, headers=headers, **content)
-        if answer.status_code not in (200, 202):
-            raise RuntimeError(f"POST {self.body.path} returned {answer.status_code}: {answer.text[:300]}")
-        job: dict[str, Any] = answer.json()
+        job: dict[str, Any] = self.request("POST", self.body.path, 200, 202, headers=headers, **content).json()
         self.load.accept(job["id"], self.number, time.monotonic() - begun, cancelled)
         return str(job["id"])
 
     def job(self, job_id: str) -> dict[str, Any]:
-        answer = self.request("GET", f"/jobs/{job_id}")
-        if answer.status_code != 200:
-            raise RuntimeError(f"GET /jobs/{job_id} returned {answer.status_code}: {answer.text[:300]}")
-        found: dict[str, Any] = answer.json()
+        found: dict[str, Any] = self.request("GET", f"/jobs/{job_id}").json()
         return found
 
     def end(self, job_id: str) -> str:
         """Wait for the job's end by polling, and return its status."""
-        deadline = time.monotonic() + PATIENCE_S
-        while (status := self.job(job_id)["status"]) not in TERMINAL:
-            if time.monotonic() > deadline:
-                raise NotInTime(f"job {job_id} is {status} after {PATIENCE_S:.0f} s")
-            time.sleep(5 * RETRY_S)
-        return str(status)
+
+        def ended() -> str | None:
+            status: str = self.job(job_id)["status"]
+            return status if status in TERMINAL else None
+
+        return until(ended, f"the end of job {job_id}", PATIENCE_S, POLL_S)
 
     def fetch(self, job_id: str) -> Fetched:
         """Wait for the job's end, and return its pictures and grid. RuntimeError if it did not finish."""
         if (status := self.end(job_id)) != "finished":
             raise RuntimeError(f"job {job_id} is {status}: {self.job(job_id)['error']}")
         names = [*(f"images/{i}.png" for i in range(self.body.total)), "grid.png"]
-        *pictures, grid = [self._png(f"/jobs/{job_id}/{name}") for name in names]
+        *pictures, grid = [self.request("GET", f"/jobs/{job_id}/{name}").content for name in names]
         return Fetched(pictures, grid)
-
-    def _png(self, path: str) -> bytes:
-        answer = self.request("GET", path)
-        if answer.status_code != 200:
-            raise RuntimeError(f"GET {path} returned {answer.status_code}: {answer.text[:300]}")
-        return answer.content
 
     def check(self, job_id: str) -> None:
         """Wait for the job's end and check its pictures. RuntimeError."""
@@ -218,9 +207,7 @@ def cancels(client: Client) -> None:
     """A retried request may find the job cancelled by the first one: both answers are right."""
     job_id = client.post(ASYNC, cancelled=True)
     time.sleep(client.dice.uniform(0, 0.5))
-    answer = client.request("DELETE", f"/jobs/{job_id}?cancel_only=true")
-    if answer.status_code not in (200, 409):
-        raise RuntimeError(f"DELETE /jobs/{job_id} returned {answer.status_code}: {answer.text[:300]}")
+    client.request("DELETE", f"/jobs/{job_id}?cancel_only=true", 200, 409)
     if (status := client.job(job_id)["status"]) not in ("cancelled", "finished"):
         raise RuntimeError(f"job {job_id} is {status} after it was cancelled")
 
@@ -228,11 +215,8 @@ def cancels(client: Client) -> None:
 def deletes(client: Client) -> None:
     job_id = client.post(PATIENT)
     client.check(job_id)
-    answer = client.request("DELETE", f"/jobs/{job_id}")
-    if answer.status_code not in (200, 404):
-        raise RuntimeError(f"DELETE /jobs/{job_id} returned {answer.status_code}: {answer.text[:300]}")
-    if (code := client.request("GET", f"/jobs/{job_id}/grid.png").status_code) not in (404, 410):
-        raise RuntimeError(f"the grid of job {job_id}, which is deleted, returned {code}")
+    client.request("DELETE", f"/jobs/{job_id}", 200, 404)
+    client.request("GET", f"/jobs/{job_id}/grid.png", 404, 410)
 
 
 def _open(client: Client, request: str) -> socket.socket:
@@ -280,11 +264,8 @@ def asks_twice(client: Client) -> None:
 def wants_a_webhook(client: Client) -> None:
     job_id = client.post(ASYNC, webhook=client.load.receiver.address)
     client.check(job_id)
-    deadline = time.monotonic() + PATIENCE_S
-    while (job_id, "job.finished") not in client.load.receiver.received:
-        if time.monotonic() > deadline:
-            raise NotInTime(f"no webhook of job {job_id}")
-        time.sleep(5 * RETRY_S)
+    message = (job_id, "job.finished")
+    until(lambda: message in client.load.receiver.received, f"the webhook of job {job_id}", PATIENCE_S, POLL_S)
 
 
 SCRIPTS: dict[str, Callable[[Client], None]] = {

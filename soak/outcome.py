@@ -3,6 +3,7 @@
 import re
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,8 @@ from redis import Redis
 
 from faults import checks, history
 from faults.checks import Fetched
-from service.files import GRID, PictureFiles, picture_name
+from faults.trial import fetched
+from service.files import PictureFiles
 from soak.load import BODIES, Ledger
 
 OF_JOBS = re.compile("labelgrid:(job:[0-9a-f]*(:(waiting|verdicts|events|live|watched))?)")
@@ -51,19 +53,13 @@ def _of_job(
     found = checks.check_states(replace(job, deleted=False))  # all jobs expire or are deleted
     total = BODIES[number].total
     if job.states[-1:] == ["finished"]:
-        return found + checks.check_pictures(job, total, _fetched(files, job_id, total) or expected, expected)
+        pictures = expected
+        with suppress(FileNotFoundError):  # a client has deleted them
+            pictures = fetched(files, job_id, total)
+        return found + checks.check_pictures(job, total, pictures, expected)
     if job.states[-1:] == ["cancelled"] and may_be_cancelled:
         return found
     return [*found, f"it did not finish: its states were {job.states}"]
-
-
-def _fetched(files: PictureFiles, job_id: str, total: int) -> Fetched | None:
-    """Return a job's pictures; None if a client has deleted them."""
-    try:
-        found = [files.read(job_id, picture_name(index)) for index in range(total)]
-        return Fetched(found, files.read(job_id, GRID) if total > 1 else found[0])
-    except FileNotFoundError:
-        return None
 
 
 def left_over(connection: Redis) -> dict[str, int]:

@@ -124,25 +124,6 @@ def _shared_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
-@pytest.fixture(scope="session", autouse=True)
-def _one_ssl_context() -> Iterator[None]:
-    """Share an SSL context between this process's httpx clients: reading all certificates takes a tenth of a second."""
-    from httpx._transports import default
-
-    create = default.create_ssl_context
-
-    @functools.cache
-    def create_once(variables: tuple[str | None, ...], *args: object, **options: object) -> object:
-        return create(*args, **options)
-
-    def shared(*args: object, **options: object) -> object:
-        return create_once(tuple(map(os.environ.get, ("SSL_CERT_FILE", "SSL_CERT_DIR"))), *args, **options)
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(default, "create_ssl_context", shared)
-        yield
-
-
 def application(settings: Settings) -> DocumentedAPI:
     """Return the API with its dialect, as `python -m service api` serves it."""
     app = create_app(settings)

@@ -5,7 +5,6 @@ since how long its pictures take does not matter here.
 """
 
 import asyncio
-import json
 import time
 from collections.abc import Sequence
 from http.client import HTTPConnection
@@ -13,7 +12,7 @@ from http.client import HTTPConnection
 import httpx
 
 from benchmarks import subject
-from benchmarks.clients import Body, send_all
+from benchmarks.clients import Body, generate, send_all
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
 from benchmarks.sections.scaling import toy_service, used_bytes
@@ -24,7 +23,6 @@ from shared.diffusion.denoise import sample
 from shared.options import SamplingOptions
 from shared.pictures import png_bytes, to_uint8
 
-HEADERS = {"Content-Type": "application/json", "Prefer": "respond-async"}
 ANY_NUMBER = {
     "LABELGRID_ACCEPT_WITHOUT_WORKERS": "true",
     "LABELGRID_MAX_QUEUED_PICTURES": "1000000",
@@ -33,11 +31,7 @@ ANY_NUMBER = {
 
 def post(connection: HTTPConnection, body: Body) -> None:
     """Send a request and do not wait for its pictures. RuntimeError if it is not accepted."""
-    connection.request("POST", "/generate", json.dumps(body), HEADERS)
-    answer = connection.getresponse()
-    content = answer.read()
-    if answer.status != 202:
-        raise RuntimeError(f"POST /generate returned {answer.status}: {content[:300]!r}")
+    generate(connection, body, {"Prefer": "respond-async"}, 202)
 
 
 def queue(port: int, jobs: int) -> None:

@@ -9,7 +9,6 @@ that compute all the time, because a service often shares its cores.
 """
 
 import contextlib
-import json
 import os
 import subprocess
 import time
@@ -25,12 +24,14 @@ from benchmarks import subject
 from benchmarks.baselines.drawing import DEFAULT_STEPS, DIFFUSERS, DIFFUSERS_DEFAULTS, ENGINE
 from benchmarks.batching import GUIDANCE, SIZES
 from benchmarks.busy import busy
-from benchmarks.clients import Body, send_all
+from benchmarks.clients import Body, generate, send_all
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
-from benchmarks.stack import WAIT_S, redis_server, stack, start, stop, until
+from benchmarks.stack import WAIT_S, redis_server, stack
 from benchmarks.timing import order, paired, pooled_p95
+from faults.harness import start, until
 from service.local.demo import free_port
+from service.local.redis_server import stop
 
 LITSERVE, RQ = "LitServe, our engine", "FastAPI and RQ, our engine"
 LITSERVE_DIFFUSERS, RQ_DIFFUSERS = "LitServe, diffusers", "FastAPI and RQ, diffusers"
@@ -63,7 +64,6 @@ LOAD = 0.6  # of LitServe's pictures/s in the mixed burst before, at which mixed
 ARRIVING_S = 30.0  # in which mixed requests arrive at random; on a slow machine fewer do
 FEWEST = 6
 ROUNDS = 4
-HEADERS = {"Content-Type": "application/json", "Accept": "image/png", "Prefer": f"wait={WAIT_S}"}
 PNG = b"\x89PNG"
 
 
@@ -96,11 +96,9 @@ def mixed(count: int, seed: int) -> list[dict[str, Any]]:
 
 def ask(connection: HTTPConnection, body: Body) -> None:
     """Send a request and read its grid. RuntimeError for anything else."""
-    connection.request("POST", "/generate", json.dumps(body), HEADERS)
-    answer = connection.getresponse()
-    content = answer.read()
-    if answer.status != 200 or not content.startswith(PNG):
-        raise RuntimeError(f"POST /generate returned {answer.status}: {content[:300]!r}")
+    content = generate(connection, body, {"Accept": "image/png", "Prefer": f"wait={WAIT_S}"})
+    if not content.startswith(PNG):
+        raise RuntimeError(f"POST /generate returned {content[:300]!r}")
 
 
 def answers(port: int, bodies: Sequence[Body], at: Sequence[float] = ()) -> Answers:

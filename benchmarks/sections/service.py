@@ -14,7 +14,7 @@ from collections.abc import Callable
 from http.client import HTTPConnection
 
 from benchmarks import subject
-from benchmarks.clients import Body, send_all
+from benchmarks.clients import Body, generate, send_all
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
 from benchmarks.stack import WAIT_S, Stack, cpu_s, stack
@@ -31,12 +31,9 @@ ROUNDS_S = 150.0  # a slow machine takes fewer rounds
 
 def post(connection: HTTPConnection, body: Body) -> None:
     """Send a request and wait until its job is finished. RuntimeError if it does not finish."""
-    headers = {"Content-Type": "application/json", "Prefer": f"wait={WAIT_S}"}
-    connection.request("POST", "/generate", json.dumps(body), headers)
-    answer = connection.getresponse()
-    job = json.loads(answer.read())
-    if answer.status != 200 or job["status"] != "finished":
-        raise RuntimeError(f"POST /generate returned {answer.status}: {job}")
+    job = json.loads(generate(connection, body, {"Prefer": f"wait={WAIT_S}"}))
+    if job["status"] != "finished":
+        raise RuntimeError(f"POST /generate returned {job}")
 
 
 def saturate(port: int, requests: int, size: int = 1, model: str | None = None) -> float:

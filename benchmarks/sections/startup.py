@@ -16,9 +16,11 @@ import psutil
 from benchmarks.document import Piece, number
 from benchmarks.results import ROOT, STORAGE, Data, main, say
 from benchmarks.sections.servers import ask
-from benchmarks.stack import got, memory_mib, stack, start, stop, until
+from benchmarks.stack import got, memory_mib, stack
 from benchmarks.timing import figure, paired
+from faults.harness import start, until
 from service.local.demo import free_port
+from service.local.redis_server import stop
 
 IMPORT = "import time; s = time.perf_counter(); import service.api.app; print(time.perf_counter() - s)"
 # What no server with these networks can beat: an interpreter that does nothing but sample the first picture.

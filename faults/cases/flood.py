@@ -70,6 +70,6 @@ def flood(trial: Trial) -> None:
         trial.say(f"{len(ids)} accepted, {refused} refused")
 
     trial.strike(pour)
-    trial.end(lambda: None)
+    trial.end()
     trial.recover()
     until(lambda: trial.stack.connection.zcard(keys.OPEN) < 5, "the flood's jobs")

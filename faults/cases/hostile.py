@@ -1,22 +1,19 @@
 """Requests and receivers that are meant to harm."""
 
 import contextlib
-import io
 import socketserver
-import struct
 import threading
 import time
-import zipfile
-import zlib
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 
-from faults.harness import Stack, until
+from faults.harness import Stack, expect, until
 from faults.trial import BODIES, LARGE, SMALL, Trial
 from service.store import keys
+from tests.service.api.uploads.zips import chunk, png, with_chunks, zipped
 
 ROOM, TOGETHER, LISTS = 400, 12, [["red cube"]] * 100
 CROWDED = {"LABELGRID_MAX_QUEUED_PICTURES": str(ROOM)}
@@ -56,23 +53,16 @@ def oversize_requests_at_once(trial: Trial) -> None:
 
 
 def _bomb() -> bytes:
-    """Return a PNG of one pixel with a million empty chunks."""
-
-    def chunk(kind: bytes, content: bytes) -> bytes:
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    begin = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", struct.pack(">IIBBBBB", 1, 1, 8, 2, 0, 0, 0))
-    return begin + chunk(b"teSt", b"") * CHUNKS + chunk(b"IDAT", zlib.compress(bytes(4))) + chunk(b"IEND", b"")
+    """Return a PNG with a million empty chunks."""
+    return with_chunks(png(), chunk(b"teSt") * CHUNKS)
 
 
 def chunk_bombs(trial: Trial) -> None:
     """PNGs with a million empty chunks, also in small zips: all are refused, and others wait no longer than 10 s"""
-    bomb, packed = _bomb(), io.BytesIO()
-    with zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as archive:
-        archive.writestr("0.png", bomb)
+    bomb = _bomb()
     forms: list[tuple[str, dict[str, Any]]] = [
         ("/generate/png", {"file": ("bomb.png", bomb, "image/png")}),
-        ("/score", {"file": ("test.json", '[["red cube"]]'), "pictures": ("bomb.zip", packed.getvalue())}),
+        ("/score", {"file": ("test.json", '[["red cube"]]'), "pictures": ("bomb.zip", zipped({"0.png": bomb}))}),
     ]
 
     def send(number: int) -> httpx.Response:
@@ -94,7 +84,7 @@ def chunk_bombs(trial: Trial) -> None:
 
     trial.begin()
     trial.strike(pour)
-    trial.end(lambda: None)
+    trial.end()
     trial.recover()
 
 
@@ -169,7 +159,7 @@ def tarpit_webhooks(trial: Trial) -> None:
         _check_waits(good.taken[0] - ended_at)
 
     trial.strike(flood)
-    trial.end(lambda: None)
+    trial.end()
     trial.recover()
     until(lambda: trial.stack.connection.zcard(keys.WEBHOOKS) == 0, "the messages to the tarpit to be given up")
     if len(tarpit.taken) != MESSAGES:
@@ -184,9 +174,7 @@ def large_job_beside_others(trial: Trial) -> None:
 
     def measure(**request: Any) -> float:
         begun = time.monotonic()
-        answer = httpx.post(timeout=120, **request)
-        if answer.status_code != 200:
-            raise RuntimeError(f"POST {request['url']} returned {answer.status_code}: {answer.text[:300]}")
+        answer = expect(httpx.post(timeout=120, **request), 200)
         trial.must_finish(answer.json()["id"])
         return time.monotonic() - begun
 
@@ -197,10 +185,8 @@ def large_job_beside_others(trial: Trial) -> None:
         trial.must_finish(large)
         until(lambda: trial.stack.connection.exists(keys.verdicts(large)), "its first picture")
         other = {"url": f"{trial.stack.address}/generate", "json": {**BODIES[SMALL], "model": "other"}}
-        packed = io.BytesIO()
-        with zipfile.ZipFile(packed, "w") as archive:
-            archive.writestr("0.png", trial.undisturbed[SMALL].pictures[0])
-        files = {"file": ("test.json", '[["red cube"]]'), "pictures": ("one.zip", packed.getvalue())}
+        packed = zipped({"0.png": trial.undisturbed[SMALL].pictures[0]})
+        files = {"file": ("test.json", '[["red cube"]]'), "pictures": ("one.zip", packed)}
         waits = measure(**other), measure(url=f"{trial.stack.address}/score", files=files)
         if not trial.is_open(large):
             raise RuntimeError("the large job ended before: the trial shows nothing")
@@ -208,5 +194,5 @@ def large_job_beside_others(trial: Trial) -> None:
 
     trial.begin()
     trial.strike(fill)
-    trial.end(lambda: None)
+    trial.end()
     trial.recover()

@@ -15,7 +15,7 @@ from redis.exceptions import OutOfMemoryError
 
 from faults import history
 from faults.disk import fill_up, small_file_system
-from faults.harness import Stack, until
+from faults.harness import Stack, expect, until
 from faults.trial import BODIES, LABELS, LARGE, SMALL, Trial
 from service.local.demo import free_port
 from service.local.redis_server import RedisServer
@@ -66,18 +66,14 @@ def _is_refused(trial: Trial) -> bool:
     """Whether a full Redis refuses a new job."""
     headers = {"Prefer": "respond-async"}  # one that is accepted at the last moment waits until Redis takes writes
     answer = httpx.post(f"{trial.stack.address}/generate", json=BODIES[SMALL], headers=headers, timeout=30)
-    if answer.status_code == 503:
+    if expect(answer, 202, 503).status_code == 503:
         return True
-    if answer.status_code != 202:
-        raise RuntimeError(f"with a full Redis, POST /generate returned {answer.text}")
     trial.jobs[answer.json()["id"]] = SMALL
     return False
 
 
 def _check_reads(trial: Trial, job_id: str) -> None:
-    answer = httpx.get(f"{trial.stack.address}/jobs/{job_id}", timeout=30)
-    if answer.status_code != 200:
-        raise RuntimeError(f"with a full Redis, GET /jobs/{job_id} returned {answer.text}")
+    expect(httpx.get(f"{trial.stack.address}/jobs/{job_id}", timeout=30), 200)
 
 
 @contextlib.contextmanager

@@ -1,8 +1,7 @@
 """An object store that hangs or is slow, behind a proxy."""
 
 import contextlib
-import subprocess
-import sys
+import os
 import time
 from collections.abc import Iterator
 from functools import partial
@@ -12,10 +11,9 @@ import httpx
 
 from faults.disk import fill_up, small_file_system
 from faults.gate import Gate, gate
-from faults.harness import Stack, until
+from faults.harness import Stack, expect, start, until
 from faults.trial import BODIES, LARGE, SMALL, Trial
 from service.local.demo import free_port
-from service.local.redis_server import die_with_parent
 
 BUCKET = "models"
 KEY, REGION = "test", "us-east-1"
@@ -37,9 +35,7 @@ def object_store(stack: Stack) -> Iterator[Gate]:
     import boto3  # type: ignore[import-untyped]
 
     port = free_port()
-    line = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    with (stack.folder / "s3.log").open("wb") as log:
-        server = subprocess.Popen(line, stdout=log, stderr=log, preexec_fn=die_with_parent)
+    server = start(["moto.server", "-H", "127.0.0.1", "-p", str(port)], os.environ, stack.folder / "s3.log")
     address = f"http://127.0.0.1:{port}"
     until(lambda: _answers(address), "the object store")
     client = boto3.client(
@@ -64,9 +60,7 @@ def _answers(address: str) -> bool:
 def _make_known(trial: Trial, model: str) -> None:
     """Have the API read a model that no worker has: it refuses the request only afterwards."""
     body = {"model": model, "labels": [["nothing"]]}
-    answer = httpx.post(f"{trial.stack.address}/generate", json=body, timeout=60)
-    if answer.status_code != 422:
-        raise RuntimeError(f"POST /generate returned {answer.status_code}: {answer.text}")
+    expect(httpx.post(f"{trial.stack.address}/generate", json=body, timeout=60), 422)
 
 
 def storage_hangs(trial: Trial) -> None:

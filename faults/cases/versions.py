@@ -69,7 +69,7 @@ def _change(trial: Trial, before: Path, after: Path) -> None:
         trial.stack.replace("worker 1", after)
 
     trial.strike(change)
-    trial.end(lambda: None)
+    trial.end()
     trial.recover()
 
 
@@ -94,6 +94,6 @@ def option_of_the_next_version(trial: Trial) -> None:
         trial.strike(lambda: trial.stack.replace("worker 1", newer))  # the older one is alone for a while
         glowing = trial.post({**BODIES[SMALL], "glow": 0.5}, Prefer="respond-async")["id"]
         trial.must_finish(glowing)
-        trial.end(lambda: None)
+        trial.end()
         trial.recover()
         until(lambda: not trial.is_open(glowing), "the job with the option")

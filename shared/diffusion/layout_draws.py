@@ -13,9 +13,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from shared.diffusion.layouts import OUTSIDE, Factors, Footprint, LayoutBlock, LayoutNetwork
+from shared.diffusion.layouts import OUTSIDE, WAVES, Factors, Footprint, LayoutBlock, LayoutNetwork
 
 Array = NDArray[np.float32]
+ANGLES = np.pi * 2.0 ** np.arange(WAVES // 2, dtype=np.float32)
 ERF_P = np.float32(0.3275911 / 2**0.5)
 ERF_A = tuple(np.float32(a) for a in (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429))
 Placed = tuple[Array, Array]  # keys and values (J, heads, D / heads) of placed objects in one block
@@ -25,19 +26,19 @@ class LayoutDrawer:
     """Draws layouts from a network in eval mode, whose weights must not change afterwards."""
 
     def __init__(self, network: LayoutNetwork) -> None:
-        self.network, self.cells, self.octaves = network, network.config.cells, network.octaves
+        self.network, self.cells = network, network.config.cells
         self.blocks = [_Block(cast(LayoutBlock, block)) for block in network.blocks]
         self.position, self.wanted = _Mlp(network.position), _Mlp(network.wanted)
         self.own, self.pair = ([_Mlp(cast(nn.Sequential, mlp)) for mlp in part] for part in (network.own, network.pair))
-        self.norm, self.waves = _Norm(network.norm), _Waves(network.octaves)
+        self.norm = _Norm(network.norm)
         self.names, self.counts, self.together = (
             _array(network.label.weight), _array(network.count.weight), _Mlp(network.together)
         )  # fmt: skip
         middles = (np.arange(self.cells, dtype=np.float32)[:, None] + np.float32(0.5)) / np.float32(self.cells)
-        of_middles = self.waves(middles)
+        of_middles = _waves(middles)
         self.rows, columns = (_Mlp(cast(nn.Sequential, side))(of_middles) for side in network.sides)  # (cells, K)
         self.columns = columns.T
-        self.footprint = _Footprint(network.footprint, self.waves, middles)
+        self.footprint = _Footprint(network.footprint, middles)
 
     @torch.inference_mode()
     def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -51,15 +52,15 @@ class LayoutDrawer:
 
     def __call__(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         """Draw the positions (n, 2) of objects with labels `indices` (n,), in this order."""
-        n, cells, waves = len(indices), self.cells, self.waves
+        n, cells = len(indices), self.cells
         names = self.names[indices.numpy()]  # (n, D)
         free = names + self.together(names.sum(0)) + self.counts[n]
         placed: list[Placed] = [block.nothing() for block in self.blocks]
-        places, of_places = np.zeros((n, 2), np.float32), np.zeros((n, 4 * self.octaves), np.float32)  # row, column
+        places, of_places = np.zeros((n, 2), np.float32), np.zeros((n, 2 * WAVES), np.float32)  # row, column
         occupied = np.zeros((cells, cells), np.float32)
         for j in range(n):
             if j:
-                x = names[j - 1] + self.position(waves(places[j - 1, ::-1]))
+                x = names[j - 1] + self.position(_waves(places[j - 1, ::-1]))
                 for b, block in enumerate(self.blocks):
                     x, placed[b] = block(x, placed[b])
                 occupied += self.footprint(places[j - 1], of_places[j - 1])
@@ -71,14 +72,14 @@ class LayoutDrawer:
             row = _draw(_log_sum_exp(coarse), generator)
             known[0] = row / cells
             for i, terms in enumerate(self.pair, 1):
-                so_far = waves(known)
+                so_far = _waves(known)
                 logits = coarse[row] if i == 1 else self.own[i - 2](so_far)
                 if j:
-                    inputs = [waves(known - places[:j]), of_places[:j], np.broadcast_to(so_far, (j, len(so_far)))]
+                    inputs = [_waves(known - places[:j]), of_places[:j], np.broadcast_to(so_far, (j, len(so_far)))]
                     logits = logits + terms(np.concatenate(inputs, -1)).sum(0)
                 known[i % 2] += _draw(logits, generator) / (cells if i < 2 else cells**2)
             places[j] = known + torch.rand(2, generator=generator).numpy() / cells**2
-            of_places[j] = waves(places[j])
+            of_places[j] = _waves(places[j])
         return torch.from_numpy(places[:, ::-1].copy())
 
 
@@ -113,6 +114,12 @@ def _gelu(x: Array) -> Array:
     return gelu
 
 
+def _waves(values: Array) -> Array:
+    """Return sines and cosines of (..., C) in octaves: (..., C * WAVES)."""
+    angles = (values[..., None] * ANGLES).reshape(*values.shape[:-1], -1)
+    return np.concatenate([np.sin(angles), np.cos(angles)], -1)
+
+
 class _Linear:
     def __init__(self, layer: nn.Linear) -> None:
         self.weight, self.bias = _array(layer.weight).T, _array(layer.bias)
@@ -131,22 +138,11 @@ class _Mlp:
         return self.layers[-1](x)
 
 
-class _Waves:
-    """Sines and cosines of (..., C) in octaves: (..., 2 C octaves)."""
-
-    def __init__(self, octaves: int) -> None:
-        self.octaves = np.pi * 2.0 ** np.arange(octaves, dtype=np.float32)
-
-    def __call__(self, values: Array) -> Array:
-        angles = (values[..., None] * self.octaves).reshape(*values.shape[:-1], -1)
-        return np.concatenate([np.sin(angles), np.cos(angles)], -1)
-
-
 class _Footprint:
     """How much a placed object lowers the logits of all coarse cells."""
 
-    def __init__(self, footprint: Footprint, waves: _Waves, middles: Array) -> None:
-        self.sides = [_Factors(factors, waves, middles) for factors in (footprint.rows, footprint.columns)]
+    def __init__(self, footprint: Footprint, middles: Array) -> None:
+        self.sides = [_Factors(factors, middles) for factors in (footprint.rows, footprint.columns)]
         self.bias = _array(footprint.bias)
 
     def __call__(self, place: Array, of_place: Array) -> Array:
@@ -159,13 +155,13 @@ class _Footprint:
 class _Factors:
     """The factors of the coarse rows or columns, given an object's place."""
 
-    def __init__(self, factors: Factors, waves: _Waves, middles: Array) -> None:
-        self.waves, self.middles = waves, middles
+    def __init__(self, factors: Factors, middles: Array) -> None:
+        self.middles = middles
         self.offset, self.hidden, self.out = _Linear(factors.offset), _Linear(factors.hidden), _Linear(factors.out)
-        self.line, self.place = waves(middles) @ _array(factors.line.weight).T, _array(factors.place.weight).T
+        self.line, self.place = _waves(middles) @ _array(factors.line.weight).T, _array(factors.place.weight).T
 
     def __call__(self, at: np.float32, of_place: Array) -> Array:
-        h = self.offset(self.waves(self.middles - at)) + self.line + of_place @ self.place
+        h = self.offset(_waves(self.middles - at)) + self.line + of_place @ self.place
         return self.out(np.maximum(self.hidden(np.maximum(h, 0)), 0))
 
 

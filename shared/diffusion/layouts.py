@@ -94,8 +94,6 @@ class LayoutNetwork(nn.Module):
     sees the objects before it.
     """
 
-    octaves = len(OCTAVES)
-
     def __init__(self, config: LayoutConfig) -> None:
         super().__init__()
         self.config = config

@@ -21,14 +21,6 @@ def test_a_name_that_is_not_a_plain_file_name_is_neither_resolved_nor_promoted(t
     assert os.listdir(tmp_path) == []
 
 
-def test_promoted_json_cannot_lead_out_of_the_storage(tmp_path: Path) -> None:
-    publish_toy(tmp_path, "outside")
-    storage = tmp_path / "storage"
-    storage.mkdir()
-    (storage / "promoted.json").write_text('{"denoiser": "../outside"}')
-    assert "not a checkpoint's name" in refusal(lambda: resolve(storage, None, "denoiser"))
-
-
 def test_scan_lists_readable_checkpoints_and_names_the_others(tmp_path: Path) -> None:
     publish_toy(tmp_path, "b")
     publish_toy(tmp_path, "a", kind="evaluator")

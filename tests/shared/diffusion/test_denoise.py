@@ -121,15 +121,7 @@ def test_network_rows_are_only_those_that_guidance_needs(options: SamplingOption
     assert sum(len(call.t) for call in network.calls) == 2 * expected
 
 
-# Guidance and masks
-
-
-def test_labels_are_dropped_per_picture() -> None:
-    loop, network = stepper()
-    loop.step([loop.new_row(LABELS[i], SamplingOptions(guidance=w), i) for i, w in enumerate((2.0, 1.0, 0.0))])
-    (call,) = network.calls
-    assert call.keep == [True, False, True, False]
-    assert call.labels == [LABELS[0], LABELS[0], LABELS[1], LABELS[2]]
+# Guidance
 
 
 @pytest.mark.parametrize("prediction", ["eps", "v"])
@@ -196,7 +188,7 @@ class Doubling:
         return x.repeat_interleave(2, -2).repeat_interleave(2, -1)
 
 
-def test_finished_pictures_are_upsampled_one_at_a_time() -> None:
+def test_finished_pictures_are_upsampled() -> None:
     upsampler = Doubling()
     loop = Stepper(ToyNetwork(LINEAR), LINEAR, "v", upsampler=upsampler)
     plain = sample(stepper()[0], torch.tensor(LABELS), MIXED, SEEDS)

@@ -3,14 +3,11 @@
 import math
 from pathlib import Path
 
-import pytest
 import torch
-from pydantic import ValidationError
 
 from shared.diffusion.conditioning import PositionMap
 from shared.diffusion.layouts import OUTSIDE, as_rotations, with_positions
 from shared.diffusion.model import load_denoiser
-from shared.diffusion.unet import NetworkConfig
 from shared.options import SamplingOptions
 from shared.vocabulary import ICLEVR
 from tests.toy_checkpoint import publish_toy_denoiser
@@ -36,11 +33,6 @@ def test_each_label_adds_its_vectors_by_the_cosine_and_the_sine_of_its_rotation(
     plain.vectors.data = turned.vectors.data
     for unknown in (places, torch.cat([places, torch.zeros(1, 2, 2)], -1)):
         torch.testing.assert_close(turned(labels, unknown, 8, 8), plain(labels, unknown[..., :2], 8, 8))
-
-
-def test_rotations_need_positions() -> None:
-    with pytest.raises(ValidationError, match="rotations need positions"):
-        NetworkConfig(num_labels=2, rotations=True)
 
 
 def test_rotations_are_drawn_from_the_pictures_seed(tmp_path: Path) -> None:
