@@ -13,7 +13,7 @@ from PIL import Image, ImageDraw
 
 from labelgrid import Client
 
-LINE = 24  # pixels above each cell, for its options and its accuracy
+LINE, CAPTION = 24, 200  # height and width in pixels of what stands above a cell
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
                 grid = Image.open(io.BytesIO(client.grid(job.id)))
                 cells[row, column] = grid, f"{steps} steps, w = {w:g}: accuracy {job.result.accuracy:.2f}"
 
-    width, height = grid.width, grid.height + LINE  # the same in every cell
+    width, height = max(grid.width, CAPTION), LINE + grid.height  # the same in every cell
     sheet = Image.new("RGB", (width * len(args.guidance), height * len(args.steps)), "white")
     pen = ImageDraw.Draw(sheet)
     for (row, column), (grid, caption) in cells.items():

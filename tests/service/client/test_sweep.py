@@ -27,6 +27,6 @@ def test_the_example_draws_every_combination_from_one_seed(
     sheet = Image.open(output)
     grids = [Image.open(io.BytesIO(client.get(f"/jobs/{job['id']}/grid.png").content)) for job in jobs]
     for (row, column), grid in zip(((0, 0), (0, 1), (1, 0), (1, 1)), grids, strict=True):
-        right, bottom = sheet.width // 2 * (column + 1), sheet.height // 2 * (row + 1)
-        drawn = sheet.crop((right - grid.width, bottom - grid.height, right, bottom))
+        left, bottom = sheet.width // 2 * column, sheet.height // 2 * (row + 1)
+        drawn = sheet.crop((left, bottom - grid.height, left + grid.width, bottom))
         assert ImageChops.difference(drawn, grid.convert("RGB")).getbbox() is None
