@@ -187,8 +187,8 @@ def test_a_test_file_is_scored(opened: Page, working: Runner, client: httpx.Clie
     expect(opened.locator(".figures")).to_contain_text(f"{job['result']['accuracy']['mean']:.3f}")
     expect(opened.locator(".figures")).to_contain_text(f"± {job['result']['accuracy']['std']:.3f}")
     expect(opened.locator(".card [data-verdict]").first).to_be_visible()
-    shown = opened.locator(".by-label")
-    shown.locator("summary").click()
+    opened.get_by_text("By label", exact=True).click()
+    shown = opened.locator(".more").first
     for one in job["result"]["by_label"]:
         if one["found"] < one["asked"] or one["extra"]:
             row = shown.get_by_role("row", name=one["label"], exact=False).first
@@ -200,6 +200,11 @@ def test_a_test_file_is_scored(opened: Page, working: Runner, client: httpx.Clie
         ["sh", "-c", opened.locator("#command").inner_text()], cwd=tmp_path, capture_output=True, check=True, timeout=60
     )
     assert json.loads(done.stdout)["labels"] == LISTS
+    opened.get_by_text("Worst pictures", exact=True).click()
+    worst = opened.locator(".more").last
+    expect(worst.locator("[data-state=judged] img:not([hidden])")).to_have_count(len(job["result"]["worst"]))
+    for card, one in zip(worst.locator(".card").all(), job["result"]["worst"], strict=True):
+        expect(card.locator("[data-verdict=missing], [data-verdict=right]")).to_have_count(len(one["labels"]))
 
 
 def drop(page: Page, name: str, content: str, *, hexadecimal: bool = False) -> None:

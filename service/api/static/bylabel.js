@@ -14,7 +14,7 @@ export function byLabel({ by_label: labels = [], by_objects: objects = [] }) {
     .sort((a, b) => recall(a) - recall(b) || b.extra - a.extra);
   return h(
     "details",
-    { class: "by-label" },
+    { class: "more" },
     h("summary", {}, "By label"),
     faulty.length ? labelTable(faulty) : h("p", { class: "note" }, "Each label was found wherever it was asked for, and nowhere else."),
     heatMap(faulty.filter((one) => Object.keys(one.instead).length)),

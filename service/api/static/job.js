@@ -205,7 +205,7 @@ export class JobView {
       const card = this.cards[index];
       this.#picture(card, result.url, signal).then(() => signal.aborted || card.judge(result));
     }
-    if (job.result) this.scores.replaceChildren(scoreboard(job));
+    if (job.result) this.scores.replaceChildren(scoreboard(job), ...this.#worst(job, signal));
     else this.#showUnfinished(job);
     this.#offer([
       job.result && h("button", { class: "primary", type: "button", onclick: () => this.#download(job.result.grid_url, "png") }, "Download grid"),
@@ -214,6 +214,23 @@ export class JobView {
       job.options && h("button", { class: "quiet", type: "button", onclick: () => this.reuse(job) }, "Edit as new"),
     ]);
     announce(this.#spoken(job));
+  }
+
+  /** The pictures of all runs that differ most from what was asked for. They are read once somebody opens them. */
+  #worst(job, signal) {
+    const worst = job.result.worst ?? [];
+    if (!worst.length) return [];
+    const calls = { enlarge: (card) => this.lightbox.open(cards, card, null), changed: (card) => this.lightbox.renew(card) };
+    const cards = worst.map((result, index) => new Card(index, result.labels, calls));
+    const grid = h("ol", { class: "cards many" });
+    const read = () => {
+      grid.replaceChildren(...cards.map((card) => card.element));
+      for (const [index, card] of cards.entries()) {
+        card.shape(this.ratioOf(job));
+        this.#picture(card, worst[index].url, signal).then(() => signal.aborted || card.judge(worst[index]));
+      }
+    };
+    return [h("details", { class: "more", ontoggle: read }, h("summary", {}, "Worst pictures"), grid)];
   }
 
   /** Shows a failed or cancelled job, which keeps the pictures that it finished. */
