@@ -4,11 +4,11 @@ Knows no jobs.
 """
 
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Final, TypeVar
+from typing import Final
 from weakref import WeakValueDictionary
 
 import torch
@@ -36,8 +36,6 @@ log = get_logger(__name__)
 
 TURN_S = 5.0  # if more models are wanted than may be loaded: how long one keeps its place, at least
 FETCHES_AT_ONCE = 8
-
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -139,15 +137,17 @@ class Models:
 
     def load(self) -> Loaded:
         """Load the promoted model, and wait for it. CheckpointError if it cannot be used."""
-        info = self._wait_for(self.cache.promoted)
-        model = ModelName(name=info.name, digest=info.digest)
-        return self._build(model, self._wait_for(partial(self._fetch, model)))
 
-    def _wait_for(self, work: Callable[[], T]) -> T:
+        def fetch() -> tuple[ModelName, Fetched]:
+            info = self.cache.promoted()
+            model = ModelName(name=info.name, digest=info.digest)
+            return model, self._fetch(model)
+
         try:
-            return self._threads.submit(work).result(self.settings.storage_timeout_s)
+            model, fetched = self._threads.submit(fetch).result(self.settings.storage_timeout_s)
         except TimeoutError as error:
             raise self._no_answer() from error
+        return self._build(model, fetched)
 
     def _no_answer(self) -> CheckpointError:
         reason = f"has not answered within {self.settings.storage_timeout_s:g} s"
