@@ -16,9 +16,9 @@ from fastapi.responses import Response, StreamingResponse
 from redis.exceptions import RedisError
 from starlette.types import Receive, Scope, Send
 
-from service.contract.errors import ExpiredJob, NotReady, ServiceError, Unavailable, UnknownPicture
+from service.contract.errors import ExpiredJob, NotReady, ServiceError, Unavailable
 from service.contract.schemas import Job
-from service.files import GRID, PictureFiles, Stalled, StorageThreads, picture_name, trajectory_name
+from service.files import GRID, PictureFiles, Stalled, StorageThreads, picture_name
 from service.store.async_jobs import AsyncJobs
 from service.telemetry.logs import get_logger
 
@@ -73,16 +73,6 @@ class ResultReader:
         """Return a picture's PNG. NotReady until it is finished; UnknownJob, ExpiredJob, UnknownPicture."""
         return await self._stored(self.files.read, job_id, owner, picture_name(index), index)
 
-    async def send_image(self, job_id: str, owner: str, index: int) -> Response:
-        """Answer with a picture's PNG. The same errors."""
-        return await self._send(job_id, owner, picture_name(index), index)
-
-    async def send_trajectory(self, job_id: str, owner: str, index: int) -> Response:
-        """Answer with a picture's trajectory. The same errors; UnknownPicture also if the job has none."""
-        if (await self.jobs.record(job_id)).trajectory is None:
-            raise UnknownPicture("the job has no trajectories; request them with `trajectory`")
-        return await self._send(job_id, owner, trajectory_name(index), index)
-
     async def send_grid(self, job: Job, owner: str, headers: Mapping[str, str] | None = None) -> Response:
         """Answer with the grid's PNG. NotReady until the job is finished; ExpiredJob."""
         if job.result is None:
@@ -90,12 +80,15 @@ class ResultReader:
         name, index = GRID, getattr(job.result, "best", 0)
         if len(job.result.pictures) == 1 and job.seed is not None:  # sampled: the picture is the grid
             name = picture_name(index)
-        return await self._send(job.id, owner, name, index, headers)
+        return await self.send(job.id, owner, name, index, headers)
 
-    async def _send(
+    async def send(
         self, job_id: str, owner: str, name: str, index: int, headers: Mapping[str, str] | None = None
     ) -> Response:
-        """Answer with a PNG; a large one is read while it is sent, so that one part waits for a client in memory."""
+        """Answer with the file `name`, of picture `index` or a grid. Errors as of `image`.
+
+        A large one is read while it is sent: where a client does not read, one part waits in memory.
+        """
         first = await self._stored(self.files.read, job_id, owner, name, index, 0, PART)
         if len(first) < PART:
             return Response(first, headers=headers, media_type="image/png")

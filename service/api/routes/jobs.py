@@ -22,6 +22,7 @@ from service.contract.errors import (
     UnknownPicture,
 )
 from service.contract.schemas import EXAMPLE_ID, LONGEST_PAGE, Job, JobPage
+from service.files import picture_name, trajectory_name
 
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
@@ -159,7 +160,7 @@ async def read_zip(job_id: OwnJob, owner: OwnerDep, service: ServiceDep) -> Resp
 @router.get("/{job_id}/images/{index}.png", response_class=Response, responses=PICTURE, summary="Read a picture")
 async def read_image(job_id: OwnJob, owner: OwnerDep, index: Index, service: ServiceDep) -> Response:
     """A picture, as soon as it is finished, also while the job is running."""
-    return await service.results.send_image(job_id, owner, index)
+    return await service.results.send(job_id, owner, picture_name(index), index)
 
 
 @router.get(
@@ -170,4 +171,6 @@ async def read_image(job_id: OwnJob, owner: OwnerDep, index: Index, service: Ser
 )
 async def read_trajectory(job_id: OwnJob, owner: OwnerDep, index: Index, service: ServiceDep) -> Response:
     """The stages of a picture from noise to the finished picture, if the job was requested with `trajectory`."""
-    return await service.results.send_trajectory(job_id, owner, index)
+    if (await service.jobs.record(job_id)).trajectory is None:
+        raise UnknownPicture("the job has no trajectories; request them with `trajectory`")
+    return await service.results.send(job_id, owner, trajectory_name(index), index)
