@@ -29,7 +29,6 @@ from service.telemetry.logs import REQUEST_ID, get_logger
 
 log = get_logger(__name__)
 
-SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # they change nothing
 PHRASES = {413: "Content Too Large"}  # RFC 9110; Python 3.11 has the older name
 
 

@@ -24,13 +24,14 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.access.keys import NOBODY, KeyRing
-from service.api.problems import SAFE_METHODS, error_response
+from service.api.problems import error_response
 from service.contract.errors import CrossSite, NoKey, NotFound, NotLocal, ServiceError, TooManyRequests
 from service.settings import Settings, StartError
 from service.store import keys
 from shared.options import LIMITS
 
 PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favicon.ico"})
+SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # they change nothing
 METRICS = "/metrics"  # figures only: without keys Prometheus may read them under any name of this host
 COUNTED_WITHIN_S = 0.5  # Redis takes a millisecond; one that hangs must not delay what does not need it
 LARGE_BODIES = 2  # of one owner at the same time, of the largest size
