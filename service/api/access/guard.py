@@ -22,6 +22,7 @@ from redis.exceptions import RedisError
 from starlette.datastructures import Headers
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from structlog.contextvars import bind_contextvars
 
 from service.api.access.keys import NOBODY, KeyRing
 from service.api.problems import error_response
@@ -142,8 +143,10 @@ class Guard:
             if path not in PUBLIC and not path.startswith("/static/"):
                 owner = scope["state"]["owner"] = self._owner(scope, headers)
                 limiter: RateLimiter | None = scope["app"].state.rate_limiter
-                if owner != NOBODY and limiter is not None:
-                    await limiter.count(owner)
+                if owner != NOBODY:
+                    bind_contextvars(owner=owner)  # in the request's log lines
+                    if limiter is not None:
+                        await limiter.count(owner)
         except ServiceError as error:
             await error_response(scope, error)(scope, receive, send)
             return

@@ -81,7 +81,5 @@ class ObserveRequests:
                 REQUEST_SECONDS.labels(method, route).observe(started_after_s)
             say = self.log.debug if scope["path"].startswith(QUIET_PATHS) else self.log.info
             duration_ms = round(1000 * (time.perf_counter() - begun), 1)
-            about = {"method": scope["method"], "path": scope["path"][:SHOWN], "status": status}
-            if owner := scope.get("state", {}).get("owner"):
-                about["owner"] = owner
-            say("request", **about, duration_ms=duration_ms)
+            path = scope["path"][:SHOWN]
+            say("request", method=scope["method"], path=path, status=status, duration_ms=duration_ms)
