@@ -58,7 +58,7 @@ from service.telemetry.logs import get_logger
 from service.telemetry.metrics import PICTURES_ACCEPTED
 from service.webhooks.addresses import AddressNotAllowed, check_url
 from shared.checkpoint import CheckpointInfo
-from shared.options import LIMITS, MAX_SEED, SamplingOptions
+from shared.options import LIMITS, MAX_SEED
 from shared.vocabulary import LabelError
 
 log = get_logger(__name__)
@@ -113,10 +113,10 @@ def check_lists(lists: object, info: CheckpointInfo, at: tuple[str, ...]) -> lis
     return checked
 
 
-def _check_stages(trajectory: int, pictures: int, options: SamplingOptions) -> None:
+def _check_stages(trajectory: int, pictures: int, steps: int) -> None:
     """Raise BadRequest for a trajectory with more stages than there are steps, or too many for one request."""
-    if trajectory > options.steps + 1:
-        detail = f"{trajectory} stages; {options.steps} steps have {options.steps + 1}, noise and picture included"
+    if trajectory > steps + 1:
+        detail = f"{trajectory} stages; {steps} steps have {steps + 1}, noise and picture included"
         raise BadRequest.at(("body", "trajectory"), detail)
     if pictures * trajectory > MAX_STAGES_PER_REQUEST:
         detail = f"{pictures} pictures of {trajectory} stages; at most {MAX_STAGES_PER_REQUEST} stages are allowed"
@@ -135,9 +135,7 @@ def _check_webhook(fields: SamplingFields, settings: Settings) -> None:
         raise BadRequest.at(("body", "webhook"), str(error)) from error
 
 
-def _new_record(
-    kind: JobKind, fields: SamplingFields, spec: JobSpec, owner: str, now: float, *, sent: bool
-) -> JobRecord:
+def _new_record(kind: JobKind, fields: SamplingFields, spec: JobSpec, owner: str, now: float, sent: bool) -> JobRecord:
     """Return the job to store. `now`: by Redis's clock. `sent`: whether the request has pictures to judge.
 
     Raises BadRequest for options that do not go together.
@@ -155,8 +153,6 @@ def _new_record(
         seed = secrets.randbits(DRAWN_SEED_BITS)
     if seed + spec.repeats - 1 > MAX_SEED:
         raise BadRequest.at(("body", "seed"), f"with {spec.repeats} repeats the last seed would exceed {MAX_SEED}")
-    if spec.trajectory is not None:
-        _check_stages(spec.trajectory, len(spec.labels), options)
     return JobRecord(
         id=new_job_id(now),
         owner=owner,
@@ -260,6 +256,8 @@ class Submitter:
             _check_webhook(fields, self.service.settings)
         now = await self.service.jobs.redis.now()
         record = _new_record(kind, fields, spec, self.owner, now, sent=bool(pictures))
+        if record.trajectory is not None:
+            _check_stages(record.trajectory, record.total, record.options.steps)
         return await self._create(record, same, pictures)
 
     async def retry(self, job_id: str) -> str:
