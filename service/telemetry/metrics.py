@@ -90,7 +90,7 @@ class WorkerState(Collector):
         for model in models:
             loaded.add_metric([model.name, model.digest], 1.0)
         # Two checkpoints of one name may be loaded, after a change of storage: the one used last counts.
-        for name, most in {model.name: model.max_pictures for model in models}.items():
+        for name, most in {model.name: model.engine.max_pictures for model in models}.items():
             limit.add_metric([name], most)
         return up, stores, loaded, limit
 

@@ -35,6 +35,14 @@ PREVIEW_SIDE = 64  # pixels at most
 Job = TypeVar("Job", bound=Hashable)
 
 
+@dataclass(frozen=True)
+class BatchSizes:
+    pictures: int  # of a batch
+    rows: int  # largest network call
+    efficient_rows: int | None = None  # from which large jobs wait for small ones; None: all pictures step together
+    late_pictures: int = 0  # that may join beyond `pictures`, a few at each step
+
+
 @dataclass(eq=False)
 class Member:
     """A picture in the batch."""
@@ -67,12 +75,11 @@ class Member:
 
 
 class Engine:
-    """The batch of one model: `max_pictures` pictures of any labels and options, and at most `late_pictures` more.
+    """The batch of one model: pictures of any labels and options, of which large jobs may have to wait.
 
-    From `efficient_rows` network rows on, pictures of large jobs wait for small jobs (`jobs_to_step`); with None, none
-    wait. If a step raises, it is repeated for each half of its pictures; only a picture that fails alone is given up.
-    `admit` and `step` raise an error only if the device itself has failed. `recipe` returns the recipe that a picture's
-    PNG carries.
+    If a step raises, it is repeated for each half of its pictures; only a picture that fails alone is given up. `admit`
+    and `step` raise an error only if the device itself has failed. `recipe` returns the recipe that a picture's PNG
+    carries.
     """
 
     def __init__(
@@ -80,14 +87,11 @@ class Engine:
         stepper: Stepper,
         vocabulary: Vocabulary,
         judge: Judge,
-        *,
-        max_pictures: int,
-        late_pictures: int = 0,
-        efficient_rows: int | None = None,
+        sizes: BatchSizes,
         recipe: Callable[[Picture, Verdict], Recipe | None] = lambda picture, verdict: None,
     ) -> None:
         self.stepper, self.vocabulary, self.judge, self.recipe = stepper, vocabulary, judge, recipe
-        self.max_pictures, self.late_pictures, self.efficient_rows = max_pictures, late_pictures, efficient_rows
+        self.sizes, self.max_pictures = sizes, sizes.pictures + sizes.late_pictures
         self.judged_at = 0.0, 0.0  # begin and end of the last judging, in seconds since 1970
         self._encoding = ThreadPoolExecutor(THREADS, "png")  # zlib lets other threads run
         self.batch: dict[Key, Member] = {}
@@ -97,7 +101,7 @@ class Engine:
     @property
     def room(self) -> int:
         """How many more pictures may join now."""
-        return room(len(self.batch), self.max_pictures, self.late_pictures)
+        return room(len(self.batch), self.sizes.pictures, self.sizes.late_pictures)
 
     def admit(self, pictures: Sequence[Picture]) -> None:
         """Add pictures to the batch; their first step is its next one."""
@@ -134,11 +138,11 @@ class Engine:
         """Return the pictures that take the next step."""
         left = {member: member.row.network_rows() for member in self.batch.values()}
         chosen = list(left)
-        if self.efficient_rows is not None:
+        if self.sizes.efficient_rows is not None:
             jobs = by_job(
                 (member.picture.job, Workload(rows[0], sum(rows), member.joined_at)) for member, rows in left.items()
             )
-            stepping = set(jobs_to_step(jobs, self._computed, self.efficient_rows))
+            stepping = set(jobs_to_step(jobs, self._computed, self.sizes.efficient_rows))
             chosen = [member for member in chosen if member.picture.job in stepping]
         self._computed += sum(left[member][0] for member in chosen)
         return chosen

@@ -125,7 +125,7 @@ class Uploads:
     It has the methods of an `Engine`. Pictures are judged before others are claimed.
     """
 
-    max_pictures, late_pictures = JUDGED_TOGETHER, 0
+    max_pictures = JUDGED_TOGETHER
 
     def __init__(self, judge: Judge, files: PictureFiles, device: torch.device) -> None:
         self.judge, self.files, self.device = judge, files, device

@@ -23,7 +23,7 @@ from service.store import workers
 from service.store.claims import Claim, PictureStream
 from service.telemetry.logs import get_logger
 from service.worker.checkpoint_cache import CheckpointCache
-from service.worker.engine import Engine
+from service.worker.engine import BatchSizes, Engine
 from service.worker.judge import Key, Uploads
 from shared.checkpoint import CheckpointError, CheckpointInfo, read_info
 from shared.device import lost
@@ -36,14 +36,6 @@ log = get_logger(__name__)
 
 TURN_S = 5.0  # if more models are wanted than may be loaded: how long one keeps its place, at least
 FETCHES_AT_ONCE = 8
-
-
-@dataclass(frozen=True)
-class BatchSizes:
-    pictures: int  # of a batch
-    rows: int  # largest network call
-    efficient_rows: int | None = None  # from which large jobs wait for small ones; None: all pictures step together
-    late_pictures: int = 0  # that may join beyond `pictures`, a few at each step
 
 
 # Rows/s hardly grow beyond 8 rows, so that larger batches only make each step longer (docs/decisions.md).
@@ -71,10 +63,6 @@ class Loaded:
     engine: Engine | Uploads
     claims: dict[Key, Claim] = field(default_factory=dict)
     used_at: float = field(default_factory=time.monotonic)
-
-    @property
-    def max_pictures(self) -> int:
-        return self.engine.max_pictures + self.engine.late_pictures
 
     def take_out(self, keys: Container[Key]) -> list[str]:
         """Remove pictures; return their stream entries, which the stream still holds."""
@@ -229,14 +217,11 @@ class Models:
         else:
             denoiser, stepper = sampling
             made_with = MadeWith(name=denoiser.info.name, digest=denoiser.info.digest)
-            sizes = batch_sizes(self.settings, self.device)
             engine = Engine(
                 stepper,
                 denoiser.vocabulary,
                 cropping_judge(judge, denoiser.aspect),
-                max_pictures=sizes.pictures,
-                late_pictures=sizes.late_pictures,
-                efficient_rows=sizes.efficient_rows,
+                batch_sizes(self.settings, self.device),
                 recipe=partial(recipe.of_picture, model=made_with, evaluator=judged_by),
             )
         stream = PictureStream(self.connection, self.settings, model.digest, self.consumer)

@@ -172,7 +172,8 @@ class Runner:
 
         A picture that killed too many workers fails its job.
         """
-        room = min(loaded.engine.room, loaded.max_pictures - self.storer.count(loaded.stream))  # storage may be slow
+        unstored = self.storer.count(loaded.stream)  # storage may be slow
+        room = min(loaded.engine.room, loaded.engine.max_pictures - unstored)
         room = 0 if self._holds_back else max(0, room)
         if not (room or loaded.stream.suspects):
             return

@@ -138,7 +138,7 @@ def test_a_failed_span_says_why(
     api: httpx.Client, runner: Runner, spans: Spans, hooked: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # One more than a batch, so that the first pictures are read again for the grid.
-    labels = [["red cube"]] * (model_of(runner).max_pictures + 1)
+    labels = [["red cube"]] * (model_of(runner).engine.max_pictures + 1)
     body = {**BODY, "labels": labels, "webhook": "http://127.0.0.1/", "webhook_events": ["failed"]}
     job_id = api.post("/generate", json=body, headers=GIVEN).json()["id"]
     while not done_count(runner.store, job_id):

@@ -14,7 +14,17 @@ from PIL import Image
 from torch import Tensor
 
 from service.contract.records import FinishedPicture, Picture
-from service.worker.engine import AGING, DELAY_LIMIT, Engine, Workload, by_job, frame_size, jobs_to_step, room
+from service.worker.engine import (
+    AGING,
+    DELAY_LIMIT,
+    BatchSizes,
+    Engine,
+    Workload,
+    by_job,
+    frame_size,
+    jobs_to_step,
+    room,
+)
 from service.worker.judge import Failed, Outcome
 from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.schedules import alpha_bar
@@ -67,9 +77,9 @@ def network() -> ToyNetwork:
     return ToyNetwork(AB, image_shape=(3, 8, 8))
 
 
-def engine(net: ToyNetwork | None = None, *, max_pictures: int = 8, efficient_rows: int | None = None) -> Engine:
+def engine(net: ToyNetwork | None = None, *, efficient_rows: int | None = None) -> Engine:
     stepper = FaultyStepper(net or network(), AB, "v")
-    return Engine(stepper, Vocabulary(NAMES), ToyJudge(), max_pictures=max_pictures, efficient_rows=efficient_rows)
+    return Engine(stepper, Vocabulary(NAMES), ToyJudge(), BatchSizes(8, 64, efficient_rows))
 
 
 def picture(

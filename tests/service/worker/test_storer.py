@@ -92,11 +92,11 @@ def test_pictures_that_wait_for_storage_are_few(
     runner: Runner, back: threading.Event, store: JobStore, create: Create
 ) -> None:
     model = model_of(runner)
-    job = create(LISTS[:1] * (3 * model.max_pictures + 1), options=ONE_STEP)
+    job = create(LISTS[:1] * (3 * model.engine.max_pictures + 1), options=ONE_STEP)
     for _ in range(5):
         runner.run_once()
-    assert runner.storer.count(model.stream) == model.max_pictures
-    assert len(leased(store, job)) == model.max_pictures
+    assert runner.storer.count(model.stream) == model.engine.max_pictures
+    assert len(leased(store, job)) == model.engine.max_pictures
     back.set()
     run(runner, job.id)
     assert status(store, job) == "finished"
