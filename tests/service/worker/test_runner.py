@@ -75,15 +75,12 @@ def test_a_request_joins_a_running_batch(runner: Runner, store: JobStore, create
     assert [status(store, job) for job in (first, second)] == ["finished", "finished"]
 
 
-def test_the_batch_is_bounded_and_the_other_pictures_follow(
-    runner: Runner, store: JobStore, create: Create, settings: Settings
-) -> None:
+def test_the_batch_is_bounded_and_the_other_pictures_follow(runner: Runner, store: JobStore, create: Create) -> None:
     batches = batches_of(engine_of(runner))
     job = create(LISTS * 4)
     run(runner, job.id)
     assert status(store, job) == "finished"
     assert batches == [8] * 4 + [4] * 4
-    assert settings.batch_pictures == 8
 
 
 def test_a_cancelled_job_leaves_the_batch_at_the_next_step_and_the_others_are_unaffected(
