@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.worker.engine import Workload, by_job, jobs_to_step, room
+from service.worker.engine import Workload, jobs_to_step, room
 from shared.options import network_rows
 
 SIZES = range(1, 9)  # pictures of a request
@@ -185,6 +185,6 @@ def simulate(
 
 def _next_pictures(work: list[Picture], computed: int, few: int) -> list[Picture]:
     """Choose the pictures that step next, as a worker does."""
-    jobs = by_job((one.request, Workload(one.rows, one.rows * one.steps_left, one.request.since)) for one in work)
-    chosen = set(jobs_to_step(jobs, computed, few))
+    pictures = ((one.request, Workload(one.rows, one.rows * one.steps_left, one.request.since)) for one in work)
+    chosen = set(jobs_to_step(pictures, computed, few))
     return [one for one in work if one.request in chosen]

@@ -7,7 +7,7 @@ jobs: pictures go in, pictures with verdicts come out.
 
 import base64
 import time
-from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Hashable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -139,10 +139,10 @@ class Engine:
         left = {member: member.row.network_rows() for member in self.batch.values()}
         chosen = list(left)
         if self.sizes.efficient_rows is not None:
-            jobs = by_job(
+            pictures = (
                 (member.picture.job, Workload(rows[0], sum(rows), member.joined_at)) for member, rows in left.items()
             )
-            stepping = set(jobs_to_step(jobs, self._computed, self.sizes.efficient_rows))
+            stepping = set(jobs_to_step(pictures, self._computed, self.sizes.efficient_rows))
             chosen = [member for member in chosen if member.picture.job in stepping]
         self._computed += sum(left[member][0] for member in chosen)
         return chosen
@@ -217,21 +217,16 @@ def room(in_progress: int, at_once: int, later: int) -> int:
     return max(at_once - in_progress, min(LATE_EACH_STEP, at_once + later - in_progress), 0)
 
 
-def by_job(pictures: Iterable[tuple[Job, Workload]]) -> dict[Job, Workload]:
-    """Add up the workloads of each job's pictures."""
-    jobs: dict[Job, Workload] = {}
-    for job, one in pictures:
-        sum_ = jobs.get(job, Workload(0, 0, one.joined_at))
-        jobs[job] = Workload(sum_.next_step + one.next_step, sum_.left + one.left, max(sum_.joined_at, one.joined_at))
-    return jobs
-
-
-def jobs_to_step(jobs: Mapping[Job, Workload], computed: int, efficient_rows: int) -> list[Job]:
+def jobs_to_step(pictures: Iterable[tuple[Job, Workload]], computed: int, efficient_rows: int) -> list[Job]:
     """Choose the jobs whose pictures take the next step, least work left first (SRPT: Schrage 1968).
 
     Jobs are added until the step has `efficient_rows`, the size from which larger calls gain little, and beyond it
     as long as none delays those before it. `computed`: network rows that the batch has computed so far.
     """
+    jobs: dict[Job, Workload] = {}
+    for job, one in pictures:
+        sum_ = jobs.get(job, Workload(0, 0, one.joined_at))
+        jobs[job] = Workload(sum_.next_step + one.next_step, sum_.left + one.left, max(sum_.joined_at, one.joined_at))
     order = sorted(jobs, key=lambda job: jobs[job].left - AGING * (computed - jobs[job].joined_at))
     chosen: list[Job] = []
     rows = before = 0
