@@ -14,16 +14,7 @@ from PIL import Image
 from torch import Tensor
 
 from service.contract.records import FinishedPicture, Picture
-from service.worker.engine import (
-    AGING,
-    DELAY_LIMIT,
-    BatchSizes,
-    Engine,
-    Workload,
-    frame_size,
-    jobs_to_step,
-    room,
-)
+from service.worker.engine import AGING, DELAY_LIMIT, BatchSizes, Engine, Workload, frame_size, jobs_to_step, room
 from service.worker.judge import Failed, Outcome
 from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.schedules import alpha_bar
