@@ -109,11 +109,11 @@ class Runner:
             self.storer.check()
             self._drop_ended()
             if not self.stopping:
+                if failed := self.models.follow():
+                    self._cannot_load(*failed)
                 for loaded in self.models.claiming():
                     self._claim(loaded)
                 self._look()  # after the claims, so that a model which was just loaded has its place and is used
-                if failed := self.models.follow():
-                    self._cannot_load(*failed)
             in_progress = [loaded for loaded in self.models if loaded.claims]
             for loaded in in_progress:
                 self._advance(loaded)

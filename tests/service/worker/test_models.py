@@ -147,6 +147,12 @@ def test_a_job_of_another_model_does_not_wait_for_a_long_one(
     assert status(store, long) == "running"
 
 
+def test_a_model_is_used_as_soon_as_it_is_loaded(runner: Runner, create: Create) -> None:
+    job = create(model="other")
+    run_until(runner, lambda: runner.models.get(job.digest))
+    assert not runner.idle  # else it would wait for the doorbell first
+
+
 def test_a_job_that_an_idle_worker_may_take_is_left_to_it(
     runner: Runner, create: Create, monkeypatch: pytest.MonkeyPatch
 ) -> None:
