@@ -5,7 +5,7 @@ import pytest
 
 from service.files import picture_name
 from service.store import keys
-from service.store.claims import Claim
+from service.store.claims import BegunClaim
 from service.store.jobs import JobStore
 from service.worker import storer
 from service.worker.runner import Runner
@@ -15,14 +15,14 @@ from tests.service.worker.conftest import LISTS, Create, error_of, grid_of, run,
 
 
 def test_of_repeats_with_the_same_accuracy_the_first_with_most_exact_matches_is_best() -> None:
-    _, made = done(Claim("1-1", "j", 0, begun=record(1)))
+    _, made = done(BegunClaim("1-1", "j", 0, record=record(1)))
     verdicts = [made.verdict.model_copy(update={"index": i, "exact": i > 0}) for i in range(3)]
     assert storer.score(verdicts, 1).best == 1
 
 
 def test_the_worst_pictures_of_all_repeats_are_those_with_the_lowest_f1() -> None:
     """Thirty repeats of one picture: twenty of the 29 that are not as asked, and of equal ones the first."""
-    _, made = done(Claim("1-1", "j", 0, begun=record(1)))
+    _, made = done(BegunClaim("1-1", "j", 0, record=record(1)))
     scores = [{"index": i, "exact": i == 7, "f1": i % 4 / 4} for i in range(30)]
     verdicts = [made.verdict.model_copy(update=score) for score in scores]
     assert storer.score(verdicts, 1).worst == [*range(0, 30, 4), *range(1, 30, 4), *range(2, 16, 4)]
