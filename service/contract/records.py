@@ -148,7 +148,7 @@ class JobRecord(Stored):
 
     @classmethod
     def read(cls, raw: str) -> Self:
-        """Parse a record to show it. `model_validate_json`, to sample it, refuses options that it does not know."""
+        """Parse a record to show it. It may lack options of a later version, which `model_validate_json` refuses."""
         return cls.model_validate_json(raw, context=IGNORE_UNKNOWN)
 
     def picture(self, index: int) -> Picture:
