@@ -4,13 +4,12 @@
 """
 
 import asyncio
-import contextlib
 import hashlib
 import json
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -164,7 +163,9 @@ class AsyncJobs:
         if not pairs:
             raise await self._gone(job_id)
         fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
-        record = _record(job_id, fields["record"])
+        record = read_record(job_id, fields["record"], JobRecord.read)
+        if record is None:
+            raise _unreadable(job_id)
         if "result" in fields:
             about = _head(record, fields, record.total)
             result = JobResult.model_validate_json(fields["result"])
@@ -202,10 +203,9 @@ class AsyncJobs:
         heads = []
         for job_id, values, done in zip(ids, stored, counts, strict=True):
             fields = {name: value for name, value in zip(HEAD, values, strict=True) if value is not None}
-            if fields:  # otherwise the job has expired
-                with contextlib.suppress(Unavailable):  # the list is of use without a job of another version
-                    record = _record(job_id, fields["record"])
-                    heads.append(JobHead.model_validate(_head(record, fields, done)))
+            record = read_record(job_id, fields["record"], JobRecord.read) if fields else None
+            if record is not None:  # otherwise the job has expired, or another version wrote it
+                heads.append(JobHead.model_validate(_head(record, fields, done)))
         return JobPage(jobs=heads, next=members[limit - 1] if len(members) > limit else None)
 
     async def wait(self, job_id: str, timeout_s: float, gone: asyncio.Future[None]) -> Job:
@@ -248,7 +248,10 @@ class AsyncJobs:
         raw = await self.redis("HGET", keys.job(job_id), "record")
         if raw is None:
             raise await self._gone(job_id)
-        return _record(job_id, raw, JobRecord.model_validate_json)
+        record = read_record(job_id, raw, JobRecord.model_validate_json)
+        if record is None:
+            raise _unreadable(job_id)
+        return record
 
     async def longest_wait_s(self, digest: str) -> float:
         """Return the age of the oldest job that is next for its owner; 0 if none is pending."""
@@ -258,13 +261,10 @@ class AsyncJobs:
         return max([0.0, *(now - created_at(first) for first in firsts if first)])
 
 
-def _record(job_id: str, raw: str, parse: Callable[[str], JobRecord] = JobRecord.read) -> JobRecord:
-    """Parse a job's record. Unavailable if another version of the service wrote it and this one cannot read it."""
-    record = read_record(job_id, raw, parse)
-    if record is None:
-        detail = f"job {job_id!r} was created by a newer version of the service than this process; try again"
-        raise Unavailable(detail, headers={"Retry-After": "2"})
-    return record
+def _unreadable(job_id: str) -> Unavailable:
+    """Return the error for a job that another version of the service wrote and this one cannot read."""
+    detail = f"job {job_id!r} was created by a newer version of the service than this process; try again"
+    return Unavailable(detail, headers={"Retry-After": "2"})
 
 
 def _head(record: JobRecord, fields: Mapping[str, str], done: int) -> dict[str, Any]:
