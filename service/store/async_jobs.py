@@ -214,7 +214,7 @@ class AsyncJobs:
         Return the job.
         """
         deadline, away_since = time.monotonic() + timeout_s, math.inf
-        with self.hub.watch(job_id, end_only=True) as watch:
+        with self.hub.watch(job_id) as watch:
             gone.add_done_callback(lambda _: watch.heard.set())
             while not gone.done():
                 try:
