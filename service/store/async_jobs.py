@@ -6,7 +6,6 @@
 import asyncio
 import hashlib
 import json
-import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -213,7 +212,8 @@ class AsyncJobs:
 
         Return the job.
         """
-        deadline, away_since = time.monotonic() + timeout_s, math.inf
+        answered_at = time.monotonic()
+        deadline = answered_at + timeout_s
         with self.hub.watch(job_id) as watch:
             gone.add_done_callback(lambda _: watch.heard.set())
             while not gone.done():
@@ -221,10 +221,9 @@ class AsyncJobs:
                     status = None if watch.has_ended else await self.redis("HGET", keys.job(job_id), "status")
                     if status is None or status in TERMINAL:
                         break
-                    away_since = math.inf
+                    answered_at = time.monotonic()
                 except RedisError:  # perhaps for a moment only
-                    away_since = min(away_since, time.monotonic())
-                    if time.monotonic() - away_since >= LOOK_AGAIN_S:
+                    if time.monotonic() - answered_at >= 2 * LOOK_AGAIN_S:
                         raise
                 left_s = min(deadline, self.hub.deadline) - time.monotonic()
                 if left_s <= 0:
