@@ -158,7 +158,7 @@ class AsyncJobs:
 
     async def job(self, job_id: str) -> Job:
         """Return the job in its current state. UnknownJob, ExpiredJob; Unavailable if another version wrote it."""
-        ((pairs, done, shown),) = await self.redis.call("read", job_id)
+        pairs, done, shown = await self.redis.call("read", job_id)
         if not pairs:
             raise await self._gone(job_id)
         fields = dict(zip(pairs[::2], pairs[1::2], strict=True))

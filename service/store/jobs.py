@@ -103,7 +103,11 @@ class JobStore:
 
     def of_model(self, digest: str) -> list[str]:
         """Return the open jobs of a model."""
-        return list(call(self.connection, "jobs_of", digest))
+        ids: Any = self.connection.zrange(keys.OPEN, 0, -1)
+        with self.connection.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hget(keys.job(job_id), "digest")
+            return [job_id for job_id, found in zip(ids, pipe.execute(), strict=True) if found == digest]
 
     def commit(
         self,
