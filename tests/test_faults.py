@@ -13,7 +13,7 @@ from service.contract.records import JobRecord
 from service.local.redis_server import RedisServer
 from service.settings import Settings
 from service.store import keys
-from service.store.claims import Claim, PictureStream
+from service.store.claims import BegunClaim, Claim, PictureStream
 from service.store.connection import connect
 from service.store.jobs import JobStore
 from tests.service.store.helpers import DIGEST, RESULT, add_job, done, record
@@ -56,14 +56,14 @@ def begin(store: JobStore, job: JobRecord) -> None:
     store.begin(stream(store), [Claim("1-1", job.id, 0)])
 
 
-def commit(store: JobStore, job: JobRecord, *indices: int) -> list[Claim]:
+def commit(store: JobStore, job: JobRecord, *indices: int) -> list[BegunClaim]:
     """Store pictures; return the job's grid to compose if they were the last ones."""
-    claims = [Claim("1-1", job.id, index, begun=job) for index in indices]
+    claims = [BegunClaim("1-1", job.id, index, record=job) for index in indices]
     complete, _ = store.commit(stream(store), [done(claim) for claim in claims], {})
     return complete
 
 
-def finish(store: JobStore, complete: list[Claim]) -> None:
+def finish(store: JobStore, complete: list[BegunClaim]) -> None:
     store.finish(stream(store), [(claim, RESULT) for claim in complete])
 
 
@@ -92,7 +92,7 @@ def test_a_correct_job_has_no_problems(store: JobStore, server: RedisServer) -> 
 def test_a_job_that_ends_with_its_only_picture_has_no_problems(store: JobStore, server: RedisServer) -> None:
     job = create(store, pictures=1)
     begin(store, job)
-    made = done(Claim("1-1", job.id, 0, begun=job), FIRST)
+    made = done(BegunClaim("1-1", job.id, 0, record=job), FIRST)
     store.commit(stream(store), [made], results={job.id: RESULT})
     found, alone = history.read(server.folder)[job.id], Fetched([FIRST], FIRST)
     assert checks.check_states(found) + checks.check_pictures(found, 1, alone, alone) == []

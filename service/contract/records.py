@@ -21,10 +21,9 @@ JobStatus = Literal["queued", "running", "finished", "failed", "cancelled"]
 TERMINAL = frozenset({"finished", "failed", "cancelled"})
 WebhookEvent = Literal["running", "finished", "failed", "cancelled"]
 
-JOB_ID = re.compile(r"[0-9a-f]{12}7[0-9a-f]{19}")  # a UUID of version 7 (RFC 9562, 5.7) in hexadecimal
+JOB_ID = re.compile(r"0[0-9a-f]{11}7[0-9a-f]{19}")  # a UUID of version 7 (RFC 9562, 5.7) from before the year 2527
 HOUR = re.compile(r"\d{4}-\d\d-\d\dT\d\d")
 RANDOM_BITS = 74
-LAST_MS = 253_402_300_799_999  # of the year 9999
 
 
 def new_job_id(created_at: float) -> str:
@@ -35,8 +34,8 @@ def new_job_id(created_at: float) -> str:
 
 
 def created_at(job_id: str) -> float:
-    """Return when a job was created, in seconds since 1970. Any id of the right form has a time, also a made-up one."""
-    return min(int(job_id[:12], 16), LAST_MS) / 1000
+    """Return when a job was created, in seconds since 1970."""
+    return int(job_id[:12], 16) / 1000
 
 
 def hour_of(job_id: str) -> str:
@@ -149,7 +148,7 @@ class JobRecord(Stored):
 
     @classmethod
     def read(cls, raw: str) -> Self:
-        """Parse a record to show it. `model_validate_json`, to sample it, refuses options that it does not know."""
+        """Parse a record to show it. It may lack options of a later version, which `model_validate_json` refuses."""
         return cls.model_validate_json(raw, context=IGNORE_UNKNOWN)
 
     def picture(self, index: int) -> Picture:

@@ -4,13 +4,11 @@
 """
 
 import asyncio
-import contextlib
 import hashlib
 import json
-import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -160,11 +158,13 @@ class AsyncJobs:
 
     async def job(self, job_id: str) -> Job:
         """Return the job in its current state. UnknownJob, ExpiredJob; Unavailable if another version wrote it."""
-        ((pairs, done, shown),) = await self.redis.call("read", job_id)
+        pairs, done, shown = await self.redis.call("read", job_id)
         if not pairs:
             raise await self._gone(job_id)
         fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
-        record = _record(job_id, fields["record"])
+        record = read_record(job_id, fields["record"], JobRecord.read)
+        if record is None:
+            raise _unreadable(job_id)
         if "result" in fields:
             about = _head(record, fields, record.total)
             result = JobResult.model_validate_json(fields["result"])
@@ -202,10 +202,9 @@ class AsyncJobs:
         heads = []
         for job_id, values, done in zip(ids, stored, counts, strict=True):
             fields = {name: value for name, value in zip(HEAD, values, strict=True) if value is not None}
-            if fields:  # otherwise the job has expired
-                with contextlib.suppress(Unavailable):  # the list is of use without a job of another version
-                    record = _record(job_id, fields["record"])
-                    heads.append(JobHead.model_validate(_head(record, fields, done)))
+            record = read_record(job_id, fields["record"], JobRecord.read) if fields else None
+            if record is not None:  # otherwise the job has expired, or another version wrote it
+                heads.append(JobHead.model_validate(_head(record, fields, done)))
         return JobPage(jobs=heads, next=members[limit - 1] if len(members) > limit else None)
 
     async def wait(self, job_id: str, timeout_s: float, gone: asyncio.Future[None]) -> Job:
@@ -213,18 +212,18 @@ class AsyncJobs:
 
         Return the job.
         """
-        deadline, away_since = time.monotonic() + timeout_s, math.inf
-        with self.hub.watch(job_id, end_only=True) as watch:
+        answered_at = time.monotonic()
+        deadline = answered_at + timeout_s
+        with self.hub.watch(job_id) as watch:
             gone.add_done_callback(lambda _: watch.heard.set())
             while not gone.done():
                 try:
                     status = None if watch.has_ended else await self.redis("HGET", keys.job(job_id), "status")
                     if status is None or status in TERMINAL:
                         break
-                    away_since = math.inf
+                    answered_at = time.monotonic()
                 except RedisError:  # perhaps for a moment only
-                    away_since = min(away_since, time.monotonic())
-                    if time.monotonic() - away_since >= LOOK_AGAIN_S:
+                    if time.monotonic() - answered_at >= 2 * LOOK_AGAIN_S:
                         raise
                 left_s = min(deadline, self.hub.deadline) - time.monotonic()
                 if left_s <= 0:
@@ -248,7 +247,10 @@ class AsyncJobs:
         raw = await self.redis("HGET", keys.job(job_id), "record")
         if raw is None:
             raise await self._gone(job_id)
-        return _record(job_id, raw, JobRecord.model_validate_json)
+        record = read_record(job_id, raw, JobRecord.model_validate_json)
+        if record is None:
+            raise _unreadable(job_id)
+        return record
 
     async def longest_wait_s(self, digest: str) -> float:
         """Return the age of the oldest job that is next for its owner; 0 if none is pending."""
@@ -258,13 +260,10 @@ class AsyncJobs:
         return max([0.0, *(now - created_at(first) for first in firsts if first)])
 
 
-def _record(job_id: str, raw: str, parse: Callable[[str], JobRecord] = JobRecord.read) -> JobRecord:
-    """Parse a job's record. Unavailable if another version of the service wrote it and this one cannot read it."""
-    record = read_record(job_id, raw, parse)
-    if record is None:
-        detail = f"job {job_id!r} was created by a newer version of the service than this process; try again"
-        raise Unavailable(detail, headers={"Retry-After": "2"})
-    return record
+def _unreadable(job_id: str) -> Unavailable:
+    """Return the error for a job that another version of the service wrote and this one cannot read."""
+    detail = f"job {job_id!r} was created by a newer version of the service than this process; try again"
+    return Unavailable(detail, headers={"Retry-After": "2"})
 
 
 def _head(record: JobRecord, fields: Mapping[str, str], done: int) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class Claim:
     """A picture to sample or judge, leased to this worker as stream entry `entry`; or a job's grid to compose.
 
     `index`: None for a grid. `alone`: it may have killed workers, so nothing else may be in this process. `claimed_at`:
-    Unix seconds. `begun`: the job's record, once its worker has begun.
+    Unix seconds.
     """
 
     entry: str
@@ -38,16 +38,17 @@ class Claim:
     index: int | None = None
     alone: bool = False
     claimed_at: float = field(default_factory=time.time, compare=False)
-    begun: JobRecord | None = field(default=None, compare=False, repr=False)
 
     @property
     def what(self) -> str:
         return "composing the grid" if self.index is None else f"sampling picture {self.index}"
 
-    @property
-    def record(self) -> JobRecord:
-        assert self.begun is not None
-        return self.begun
+
+@dataclass(frozen=True, kw_only=True)
+class BegunClaim(Claim):
+    """A claim on a job that is running, with the job's record."""
+
+    record: JobRecord = field(compare=False, repr=False)
 
     @property
     def picture(self) -> Picture:

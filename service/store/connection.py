@@ -46,12 +46,11 @@ OPTIONS: Any = {  # of every connection
 FULL = "OOM command not allowed"
 REFUSALS = ("MISCONF ", "READONLY ", "NOREPLICAS ", "UNBLOCKED ")
 
-PREFIX = "labelgrid"
 _FILE = Path(__file__).with_name("jobs.lua").read_text()
 # Two versions of the service, side by side in one Redis, each call their own functions.
 VERSION = hashlib.sha256(_FILE.encode()).hexdigest()[:12]
-LIBRARY = f"{PREFIX}_{VERSION}"
-SOURCE = _FILE.replace(f"name={PREFIX}\n", f"name={LIBRARY}\n", 1).replace("'development'", f"'{VERSION}'", 1)
+LIBRARY = f"labelgrid_{VERSION}"
+SOURCE = _FILE.replace("name=labelgrid\n", f"name={LIBRARY}\n", 1).replace("'development'", f"'{VERSION}'", 1)
 
 CLOCK_EVERY_S = 10.0  # between two looks at Redis's clock the monotonic clock counts on
 Command = tuple[Any, ...]  # of Redis, with its arguments
@@ -156,9 +155,9 @@ def call(connection: Redis, function: str, *arguments: Any) -> Any:
     return connection.fcall(f"{LIBRARY}_{function}", 0, *arguments)
 
 
-def is_missing(error: object) -> bool:
+def is_missing(error: ResponseError) -> bool:
     """Whether Redis does not have the function: it is new, was emptied by FUNCTION FLUSH, or lost its last writes."""
-    return isinstance(error, ResponseError) and "Function not found" in str(error)
+    return "Function not found" in str(error)
 
 
 class Pipeline:
@@ -197,11 +196,11 @@ class Pipeline:
     async def call(self, function: str, *arguments: Any) -> Any:
         """Call a function of `jobs.lua`. Load the library first if Redis does not have it."""
         command = ("FCALL", f"{LIBRARY}_{function}", 0, *arguments)
-        (answer,) = await self.ask(command)
-        if not isinstance(answer, Exception):
-            return answer
-        if not is_missing(answer):
-            raise answer
+        try:
+            return await self(*command)
+        except ResponseError as error:
+            if not is_missing(error):
+                raise
         await self("FUNCTION LOAD", "REPLACE", SOURCE)
         return await self(*command)
 

@@ -28,9 +28,8 @@ RECONNECT_S = 1.0
 
 @dataclass(eq=False)
 class Watch:
-    """One that waits for news of a job, or for its end only. `previews`: JSON, newest last."""
+    """One that waits for news of a job. `previews`: JSON, newest last."""
 
-    end_only: bool
     has_ended: bool = False
     heard: asyncio.Event = field(default_factory=asyncio.Event)
     previews: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT))
@@ -78,9 +77,9 @@ class Hub:
         self._wake_all()
 
     @contextlib.contextmanager
-    def watch(self, job_id: str, end_only: bool = False) -> Iterator[Watch]:
+    def watch(self, job_id: str) -> Iterator[Watch]:
         """Return what hears of a job's changes from now on."""
-        watch = Watch(end_only)
+        watch = Watch()
         self._watches[job_id].add(watch)
         try:
             yield watch
@@ -109,14 +108,12 @@ class Hub:
             job_id, _, previews = message["data"].partition(" ")
             for watch in self._watches.get(job_id, ()):
                 watch.previews.append(previews)
-                if not watch.end_only:
-                    watch.heard.set()
+                watch.heard.set()
         else:
             for job_id, has_ended in json.loads(message["data"]).items():
                 for watch in self._watches.get(job_id, ()):
                     watch.has_ended = watch.has_ended or has_ended
-                    if has_ended or not watch.end_only:
-                        watch.heard.set()
+                    watch.heard.set()
 
     def _wake_all(self) -> None:
         for watches in self._watches.values():

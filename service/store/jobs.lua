@@ -79,13 +79,6 @@ local function precise_now_s()
   return time[1] + time[2] / 1000000
 end
 
--- due_webhooks()
---
--- Reads the outbox. Returns the messages to send, as "ID EVENT", the longest due ones first.
-local function due_webhooks()
-  return redis.call('ZRANGEBYSCORE', WEBHOOKS, '-inf', precise_now_s())
-end
-
 -- take_webhook(message, seconds)
 --
 -- Begins an attempt, unless the message is not due: for so many seconds no other process begins one. Reads the job and
@@ -558,35 +551,30 @@ local function overdue()
   return redis.call('ZRANGEBYSCORE', OPEN, '-inf', now_s())
 end
 
--- read(jobs)
+-- read(job)
 --
--- Reads jobs and their verdicts. Returns for each the job's fields and values, how many verdicts it has, and no
--- verdicts; if it has a result, 0 and the verdicts of its best repeat and of its worst pictures.
+-- Reads a job and its verdicts. Returns the job's fields and values, how many verdicts it has, and no verdicts; if it has
+-- a result, 0 and the verdicts of its best repeat and of its worst pictures.
 local function read(args)
-  local answers = {}
-  for _, id in ipairs(args) do
-    local keys = keys_of_job(id)
-    local fields = redis.call('HGETALL', keys.job)
-    local named = {}
-    for i = 1, #fields, 2 do
-      named[fields[i]] = fields[i + 1]
-    end
-    if named.result then
-      local result = cjson.decode(named.result)
-      local pictures = named.total / #result.repeats
-      local indices = {}
-      for i = 1, pictures do
-        indices[i] = string.format('%d', result.best * pictures + i - 1)
-      end
-      for _, index in ipairs(result.worst or {}) do
-        table.insert(indices, string.format('%d', index))
-      end
-      table.insert(answers, {fields, 0, redis.call('HMGET', keys.verdicts, unpack(indices))})
-    else
-      table.insert(answers, {fields, redis.call('HLEN', keys.verdicts), {}})
-    end
+  local keys = keys_of_job(args[1])
+  local fields = redis.call('HGETALL', keys.job)
+  local named = {}
+  for i = 1, #fields, 2 do
+    named[fields[i]] = fields[i + 1]
   end
-  return answers
+  if not named.result then
+    return {fields, redis.call('HLEN', keys.verdicts), {}}
+  end
+  local result = cjson.decode(named.result)
+  local pictures = named.total / #result.repeats
+  local indices = {}
+  for i = 1, pictures do
+    indices[i] = string.format('%d', result.best * pictures + i - 1)
+  end
+  for _, index in ipairs(result.worst or {}) do
+    table.insert(indices, string.format('%d', index))
+  end
+  return {fields, 0, redis.call('HMGET', keys.verdicts, unpack(indices))}
 end
 
 -- The pictures of a model, as workers see them
@@ -650,20 +638,6 @@ local function wanted(args)
   return found
 end
 
--- jobs_of(digest)
---
--- Returns the ids of the open jobs that have work of a model left.
-local function jobs_of(args)
-  local digest = args[1]
-  local found = {}
-  for _, id in ipairs(redis.call('ZRANGE', OPEN, 0, -1)) do
-    if redis.call('HGET', keys_of_job(id).job, 'digest') == digest then
-      table.insert(found, id)
-    end
-  end
-  return found
-end
-
 -- Workers
 
 local function key_of_worker(name)
@@ -717,9 +691,7 @@ register('claim', claim, {'allow-oom'})
 register('discard', discard, {'allow-oom'})
 register('overdue', overdue, {'no-writes'})
 register('wanted', wanted, {'allow-oom'})
-register('jobs_of', jobs_of, {'no-writes'})
 register('announce', announce, {'allow-oom'})
 register('live_workers', live_workers, {'no-writes'})
-register('due_webhooks', due_webhooks, {'no-writes'})
 register('take_webhook', take_webhook, {'allow-oom'})
 register('end_webhook', end_webhook, {'allow-oom'})

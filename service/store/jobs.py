@@ -6,7 +6,6 @@ and no files; `keys.py` lists the keys.
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any, Final
 
@@ -15,7 +14,7 @@ from redis import Redis
 from service.contract.records import TERMINAL, FinishedPicture, JobRecord, JobResult, JobStatus, ModelName, Verdict
 from service.settings import Settings
 from service.store import keys
-from service.store.claims import Claim, PictureStream
+from service.store.claims import BegunClaim, Claim, PictureStream
 from service.store.connection import call
 from service.store.workers import Doorbell
 from service.telemetry import tracing
@@ -37,8 +36,8 @@ class JobStore:
         self.connection, self.settings, self.keep_s = connection, settings, settings.keep_s
         self.doorbell = Doorbell(connection, settings.queue)
 
-    def begin(self, stream: PictureStream, claims: Sequence[Claim]) -> list[Claim]:
-        """Mark queued jobs of claims as running. Return the claims to work on, with their jobs' records.
+    def begin(self, stream: PictureStream, claims: Sequence[Claim]) -> list[BegunClaim]:
+        """Mark queued jobs of claims as running. Return the claims to work on.
 
         Discards those whose picture is finished or whose job is not open, and leaves those of jobs that this version of
         the service cannot read to other workers.
@@ -58,14 +57,14 @@ class JobStore:
                 finished |= {(job_id, int(index)) for index in stored}
                 if has_moved:
                     self._moved(job_id, "running", record)
-        begun, unneeded, unreadable = list[Claim](), list[str](), list[Claim]()
+        begun, unneeded, unreadable = list[BegunClaim](), list[str](), list[Claim]()
         for claim in claims:
             if claim.job not in records or (claim.job, claim.index) in finished:
                 unneeded.append(claim.entry)
             elif (record := records[claim.job]) is None:
                 unreadable.append(claim)
             else:
-                begun.append(replace(claim, begun=record))
+                begun.append(BegunClaim(**vars(claim), record=record))
         if unneeded:
             stream.discard(unneeded)
         if unreadable:
@@ -104,14 +103,18 @@ class JobStore:
 
     def of_model(self, digest: str) -> list[str]:
         """Return the open jobs of a model."""
-        return list(call(self.connection, "jobs_of", digest))
+        ids: Any = self.connection.zrange(keys.OPEN, 0, -1)
+        with self.connection.pipeline(transaction=False) as pipe:
+            for job_id in ids:
+                pipe.hget(keys.job(job_id), "digest")
+            return [job_id for job_id, found in zip(ids, pipe.execute(), strict=True) if found == digest]
 
     def commit(
         self,
         stream: PictureStream,
-        finished: Sequence[tuple[Claim, FinishedPicture]],
+        finished: Sequence[tuple[BegunClaim, FinishedPicture]],
         results: Mapping[str, JobResult],
-    ) -> tuple[list[Claim], set[str]]:
+    ) -> tuple[list[BegunClaim], set[str]]:
         """Store the verdicts of pictures whose files are in storage, each given with its claim.
 
         `results`: of the jobs of one picture that end at once. If two workers sampled the same picture, the first
@@ -130,9 +133,9 @@ class JobStore:
         complete = [claim for claim in claims if claim.index is None and claim.job in records]
         if others := [claim.entry for claim in claims if claim not in complete]:
             stream.release(others)
-        return [replace(claim, begun=records[claim.job]) for claim in complete], gone
+        return [BegunClaim(**vars(claim), record=records[claim.job]) for claim in complete], gone
 
-    def finish(self, stream: PictureStream, results: Sequence[tuple[Claim, JobResult | None]]) -> set[str]:
+    def finish(self, stream: PictureStream, results: Sequence[tuple[BegunClaim, JobResult | None]]) -> set[str]:
         """End jobs whose grids are in storage, each given by its claim, unless they have ended or lack pictures.
 
         Removes all of the claims. Return the jobs that do not exist any more, whose files may go.
@@ -143,7 +146,7 @@ class JobStore:
         answers = call(self.connection, "finish", self.keep_s, stream.digest, time.time(), *arguments)
         return self._gone(stream, [claim for claim, _ in results], answers)
 
-    def _gone(self, stream: PictureStream, claims: Sequence[Claim], answers: Sequence[int]) -> set[str]:
+    def _gone(self, stream: PictureStream, claims: Sequence[BegunClaim], answers: Sequence[int]) -> set[str]:
         """Note which claims and jobs ended, and return the jobs that do not exist, as `commit` and `finish` answer."""
         stream.held.difference_update(claim.entry for claim in claims)
         for claim, answer in zip(claims, answers, strict=True):

@@ -110,8 +110,7 @@ class Doorbell:
         """Wake a worker for each model, unless one is about to be woken. Does not raise an error of Redis."""
         for digest in digests:
             try:
-                with best_effort():
-                    self.queue.enqueue_call("labelgrid.work", job_id=PREFIX + digest, unique=True, ttl=FORGOTTEN_S)
+                self.queue.enqueue_call("labelgrid.work", job_id=PREFIX + digest, unique=True, ttl=FORGOTTEN_S)
             except DuplicateJobError:
                 pass
             except RedisError as error:

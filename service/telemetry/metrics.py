@@ -3,17 +3,12 @@
 docs/monitoring.md explains them; a test checks that dashboard and alerts use no other names.
 """
 
-import contextlib
-import time
-from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterable
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, start_http_server
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
-
-if TYPE_CHECKING:
-    from shared.diffusion.denoise import Stepper
 
 API, WORKER = CollectorRegistry(), CollectorRegistry()
 
@@ -56,18 +51,6 @@ STEP_PICTURES = Histogram(
     "labelgrid_step_pictures", "Pictures in the batch of a step", ["model"], buckets=BATCH_BUCKETS, registry=WORKER
 )
 NETWORK_ROWS = Counter("labelgrid_network_rows", "Network rows", ["model"], registry=WORKER)
-
-
-@contextlib.contextmanager
-def one_step(model: str, pictures: int, stepper: "Stepper") -> Iterator[None]:
-    """Record the duration, pictures and network rows of a step that is taken inside."""
-    rows, begun = stepper.network_rows, time.perf_counter()
-    yield
-    if stepper.network_rows == rows:
-        return  # no picture needed a step
-    STEP_SECONDS.labels(model).observe(time.perf_counter() - begun)
-    STEP_PICTURES.labels(model).observe(pictures)
-    NETWORK_ROWS.labels(model).inc(stepper.network_rows - rows)
 
 
 class WorkerState(Collector):

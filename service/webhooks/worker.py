@@ -151,10 +151,11 @@ class Sender:
 
     async def take_due(self) -> None:
         """Start a task for each message that is due and has none."""
-        due = await self.reader.redis.call("due_webhooks")
+        redis = self.reader.redis
+        due = await redis("ZRANGEBYSCORE", keys.WEBHOOKS, "-inf", await redis.now())
         new = [member for member in due if member not in self._tasks]
         ids = (member.partition(" ")[0] for member in new)
-        found = await self.reader.redis.ask(*(("HGET", keys.job(job_id), "record") for job_id in ids))
+        found = await redis.ask(*(("HGET", keys.job(job_id), "record") for job_id in ids))
         held = []
         for member, raw in zip(new, found, strict=True):
             try:
@@ -169,9 +170,7 @@ class Sender:
             else:
                 held.append(member)
         if held:
-            await self.connection.zadd(
-                keys.WEBHOOKS, dict.fromkeys(held, await self.reader.redis.now() + HELD_S), xx=True
-            )
+            await self.connection.zadd(keys.WEBHOOKS, dict.fromkeys(held, await redis.now() + HELD_S), xx=True)
 
     async def _wait_and_attempt(self, member: str, lane: Lane) -> None:
         of_lane = self._of_lane.setdefault(lane, asyncio.Semaphore(RECEIVER_PLACES))

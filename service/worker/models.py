@@ -20,7 +20,7 @@ from service.contract.records import ModelName
 from service.files import PictureFiles, StorageThreads
 from service.settings import Settings
 from service.store import workers
-from service.store.claims import Claim, PictureStream
+from service.store.claims import BegunClaim, PictureStream
 from service.telemetry.logs import get_logger
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.engine import BatchSizes, Engine
@@ -61,7 +61,7 @@ class Loaded:
     judged_by: MadeWith | None
     stream: PictureStream
     engine: Engine | Uploads
-    claims: dict[Key, Claim] = field(default_factory=dict)
+    claims: dict[Key, BegunClaim] = field(default_factory=dict)
     used_at: float = field(default_factory=time.monotonic)
 
     def take_out(self, keys: Container[Key]) -> list[str]:

@@ -23,7 +23,7 @@ from service.store.claims import Claim, PictureStream
 from service.store.connection import best_effort
 from service.store.jobs import JobStore
 from service.telemetry.logs import get_logger
-from service.telemetry.metrics import PICTURES, WAIT_SECONDS, one_step
+from service.telemetry.metrics import NETWORK_ROWS, PICTURES, STEP_PICTURES, STEP_SECONDS, WAIT_SECONDS
 from service.watchdog import Watchdog
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.engine import Engine, Member
@@ -212,10 +212,16 @@ class Runner:
         """
         loaded.used_at = begun = time.monotonic()
         if isinstance(loaded.engine, Engine):
-            with one_step(loaded.name, len(loaded.engine.batch), loaded.engine.stepper):
-                outcomes = loaded.engine.step()
-            self.worked_s += time.monotonic() - begun
+            stepper, pictures = loaded.engine.stepper, len(loaded.engine.batch)
+            rows = stepper.network_rows
+            outcomes = loaded.engine.step()
+            took_s = time.monotonic() - begun
+            self.worked_s += took_s
             self.sampled += len(outcomes)
+            if stepper.network_rows > rows:  # otherwise no picture needed a step
+                STEP_SECONDS.labels(loaded.name).observe(took_s)
+                STEP_PICTURES.labels(loaded.name).observe(pictures)
+                NETWORK_ROWS.labels(loaded.name).inc(stepper.network_rows - rows)
         else:
             outcomes = loaded.engine.step()
         work = Work(stream=loaded.stream, judged_by=loaded.judged_by, judged_at=loaded.engine.judged_at)

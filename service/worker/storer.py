@@ -17,7 +17,7 @@ from service.contract import recipe
 from service.contract.recipe import MadeWith
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict, breakdown
 from service.files import GRID, PictureFiles, Stalled, StorageThreads, picture_name, trajectory_name
-from service.store.claims import Claim, PictureStream
+from service.store.claims import BegunClaim, PictureStream
 from service.store.jobs import JobStore
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
@@ -39,8 +39,8 @@ class Work:
 
     stream: PictureStream
     judged_by: MadeWith | None
-    finished: list[tuple[Claim, FinishedPicture]] = field(default_factory=list)
-    complete: list[Claim] = field(default_factory=list)
+    finished: list[tuple[BegunClaim, FinishedPicture]] = field(default_factory=list)
+    complete: list[BegunClaim] = field(default_factory=list)
     judged_at: tuple[float, float] = (0.0, 0.0)  # begin and end, in seconds since 1970
     is_stored: bool = False  # but for grids
 

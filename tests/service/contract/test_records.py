@@ -10,7 +10,6 @@ from pydantic import ValidationError
 
 from service.contract.records import (
     JOB_ID,
-    LAST_MS,
     JobRecord,
     LabelScore,
     ObjectsScore,
@@ -76,8 +75,9 @@ def test_an_id_is_a_uuid_of_version_7_that_sorts_by_time_and_says_the_hour() -> 
 
 
 def test_any_id_of_the_right_form_has_a_time() -> None:
-    made_up = "f" * 12 + "7" + "0" * 19
-    assert (created_at(made_up), hour_of(made_up)) == (LAST_MS / 1000, "9999-12-31T23")
+    last = "0" + "f" * 11 + "7" + "f" * 19
+    assert JOB_ID.fullmatch(last)
+    assert hour_of(last) == "2527-06-23T06"
 
 
 def verdict(labels: list[str], probabilities: dict[str, float]) -> Verdict:

@@ -10,7 +10,7 @@ from redis import Redis
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict, new_job_id
 from service.store import async_jobs, keys
 from service.store.async_jobs import IdempotentRequest
-from service.store.claims import Claim, PictureStream
+from service.store.claims import BegunClaim, PictureStream
 from service.store.connection import call
 from service.store.jobs import JobStore
 from shared.options import SamplingOptions
@@ -58,7 +58,7 @@ def done_count(store: JobStore, job_id: str) -> int:
     return store.connection.hlen(keys.verdicts(job_id))
 
 
-def done(claim: Claim, png: bytes = b"png") -> tuple[Claim, FinishedPicture]:
+def done(claim: BegunClaim, png: bytes = b"png") -> tuple[BegunClaim, FinishedPicture]:
     """Return a finished picture for a claim that has begun."""
     picture = claim.picture
     verdict = Verdict(
@@ -73,7 +73,7 @@ def done(claim: Claim, png: bytes = b"png") -> tuple[Claim, FinishedPicture]:
     return claim, FinishedPicture(picture, verdict, png)
 
 
-def commit_all(store: JobStore, stream: PictureStream) -> list[Claim]:
+def commit_all(store: JobStore, stream: PictureStream) -> list[BegunClaim]:
     """Commit all pending pictures, and return the grids that are then to be composed."""
     return store.commit(stream, [done(claim) for claim in store.begin(stream, stream.claim_new(10_000))], {})[0]
 

@@ -12,8 +12,9 @@ from redis.exceptions import ConnectionError
 
 from service.contract.errors import KeyReuse
 from service.contract.records import JobRecord, new_job_id
+from service.contract.schemas import Job
 from service.settings import Settings
-from service.store import keys
+from service.store import async_jobs, keys
 from service.store.async_jobs import AsyncJobs, IdempotentRequest, NoRoom
 from service.store.connection import connect_async
 from service.store.jobs import JobStore
@@ -130,6 +131,30 @@ def test_concurrent_requests_with_one_key_create_one_job(store: JobStore, connec
     assert 86400 - 60 < connection.ttl(request.redis_key) <= 86400
     with pytest.raises(KeyReuse):
         add_job(store, record(), IdempotentRequest("", "key", "another request"))
+
+
+def test_one_who_waits_bears_that_redis_is_away_for_a_moment_only(
+    settings: Settings, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(async_jobs, "LOOK_AGAIN_S", 0.2)
+    job_id = add_job(store, record())
+
+    async def wait(jobs: AsyncJobs) -> None:
+        def waiting() -> asyncio.Task[Job]:
+            return asyncio.create_task(jobs.wait(job_id, 60, asyncio.get_running_loop().create_future()))
+
+        here = jobs.redis.connection
+        async with connect_async("redis://127.0.0.1:1", timeout_s=5, max_connections=1) as away:
+            jobs.redis.connection = away
+            with pytest.raises(ConnectionError):
+                await waiting()
+            found = waiting()
+            await asyncio.sleep(0.05)
+            jobs.redis.connection = here
+        store.cancel(job_id)
+        assert (await found).status == "cancelled"
+
+    creating(settings, store, wait)
 
 
 def test_pages_of_an_owners_jobs_are_sorted_by_the_time_in_the_ids(

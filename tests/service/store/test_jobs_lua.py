@@ -203,14 +203,12 @@ CALLS: dict[str, Callable[[Library], Any]] = {
     "claim": lambda library: library.claim(1),
     "discard": lambda library: library("discard", DIGEST, "1-1"),
     "wanted": lambda library: library("wanted", 0),
-    "jobs_of": lambda library: library("jobs_of", DIGEST),
     "announce": lambda library: library("announce", "w", "{}", 1000),
     "live_workers": lambda library: library("live_workers"),
-    "due_webhooks": lambda library: library("due_webhooks"),
     "take_webhook": lambda library: library("take_webhook", "a running", 60),
     "end_webhook": lambda library: library("end_webhook", "a running", 1, -1),
 }
-READING = {"read", "overdue", "jobs_of", "live_workers", "due_webhooks"}
+READING = {"read", "overdue", "live_workers"}
 
 
 def test_every_function_is_called_here(library: Library) -> None:

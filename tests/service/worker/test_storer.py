@@ -13,7 +13,7 @@ from service.contract.records import JobRecord
 from service.files import picture_name
 from service.settings import Settings
 from service.store import keys, workers
-from service.store.claims import GROUP, Claim
+from service.store.claims import GROUP, BegunClaim
 from service.store.jobs import OVERDUE, JobStore
 from service.worker import process, storer
 from service.worker.runner import Runner
@@ -241,14 +241,14 @@ def test_a_grid_that_a_worker_died_before_is_composed_by_another_unless_too_many
 
 
 def test_of_repeats_with_the_same_accuracy_the_first_with_most_exact_matches_is_best() -> None:
-    _, made = done(Claim("1-1", "j", 0, begun=record(1)))
+    _, made = done(BegunClaim("1-1", "j", 0, record=record(1)))
     verdicts = [made.verdict.model_copy(update={"index": i, "exact": i > 0}) for i in range(3)]
     assert storer.score(verdicts, 1).best == 1
 
 
 def test_the_worst_pictures_of_all_repeats_are_those_with_the_lowest_f1() -> None:
     """Thirty repeats of one picture: twenty of the 29 that are not as asked, and of equal ones the first."""
-    _, made = done(Claim("1-1", "j", 0, begun=record(1)))
+    _, made = done(BegunClaim("1-1", "j", 0, record=record(1)))
     scores = [{"index": i, "exact": i == 7, "f1": i % 4 / 4} for i in range(30)]
     verdicts = [made.verdict.model_copy(update=score) for score in scores]
     assert storer.score(verdicts, 1).worst == [*range(0, 30, 4), *range(1, 30, 4), *range(2, 16, 4)]

@@ -57,12 +57,13 @@ def test_the_name_of_a_key_of_a_job_is_no_job(client: httpx.Client, alive: JobSt
     problem(client.delete(address), 404, "unknown-job")
 
 
+@pytest.mark.parametrize("sampler", [b"a newer sampler", b"damaged: \xff"])
 def test_a_job_that_this_version_cannot_read_hides_no_others_and_can_be_cancelled(
-    client: httpx.Client, alive: JobStore
+    client: httpx.Client, alive: JobStore, sampler: bytes
 ) -> None:
     newer, other = submitted(client), submitted(client)
-    raw = alive.connection.hget(keys.job(newer), "record")
-    alive.connection.hset(keys.job(newer), "record", raw.replace("sde_dpmpp_2m", "a newer sampler"))
+    before, _, after = alive.connection.hget(keys.job(newer), "record").encode().partition(b"sde_dpmpp_2m")
+    alive.connection.hset(keys.job(newer), "record", before + sampler + after)
     assert [job["id"] for job in client.get("/jobs").json()["jobs"]] == [other]
     body = problem(client.get(f"/jobs/{newer}"), 503, "unavailable")
     assert "newer version" in body["detail"]
