@@ -107,15 +107,6 @@ def _key(folder: Path, names: list[str]) -> str:
     return found.hexdigest()[:12]
 
 
-def _cached(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """Return the cache's pictures, or None if the file is missing or damaged."""
-    try:
-        images = np.load(path)
-    except Exception:  # numpy raises several types for a damaged file; the pictures are decoded again
-        return None
-    return images if isinstance(images, np.ndarray) and (images.shape, images.dtype) == (shape, np.uint8) else None
-
-
 def load_dataset(
     folder: Path, *, size: int, fit: Fit = "squeeze", advance: Callable[[int], None] = lambda _: None
 ) -> Dataset:
@@ -132,8 +123,9 @@ def load_dataset(
         raise TrainerError(f"{folder / 'train.json'} names no pictures")
     names, pictures = list(train), pictures_folder(folder, next(iter(train)))
     cache = folder / ".cache" / f"{size}-{fit}-{_key(pictures, names)}.npy"
-    images = _cached(cache, (len(names), 3, size, size))
-    if images is None:
+    if cache.exists():
+        images = np.load(cache)
+    else:
         images = _decode(pictures, names, size, fit, advance)
         with suppress(OSError):  # a read-only folder or a full disk only means that pictures are decoded again
             content = io.BytesIO()
