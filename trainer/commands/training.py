@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.progress import Progress
@@ -160,7 +160,9 @@ def evaluator(
 @trains
 def denoiser(
     plan: Plan,
-    preset: Annotated[str, typer.Option(help="default, or report: the report's hyperparameters.")] = "default",
+    preset: Annotated[
+        Literal["default", "report"], typer.Option(help="default, or report: the report's hyperparameters.")
+    ] = "default",
     evaluator: options.LoggedEvaluator = None,
     tests: options.Tests = None,
     held_out: Annotated[
