@@ -1,8 +1,8 @@
 """Measures whether a denoiser memorises its training pictures, by comparing its pictures with unseen ones.
 
-Three measures: the distance to the nearest training picture, the diversity within a label set, and the Frechet
-distance. None of them says whether the labels are right. Pixel distance is the root mean square of values in [-1, 1],
-feature distance Euclidean, of 512 features.
+Two measures: the distance to the nearest training picture, and the diversity within a label set. Neither says whether
+the labels are right. Pixel distance is the root mean square of values in [-1, 1], feature distance Euclidean, of 512
+features.
 """
 
 from __future__ import annotations
