@@ -15,7 +15,7 @@ from shared.vocabulary import ICLEVR, LabelError, Vocabulary
 from tests.service.api.uploads.zips import png_of_16_bits
 from tests.trainer_fixtures import write_data_folder
 from trainer import data
-from trainer.data import Dataset, as_tensor, in_vocabulary, load_dataset, to_float, to_square
+from trainer.data import Dataset, as_tensor, in_vocabulary, labelled, load_dataset, to_float, to_square
 from trainer.data_folder import find_pictures, read_picture
 from trainer.errors import TrainerError
 
@@ -183,6 +183,15 @@ def test_a_bad_label_file_is_refused(tmp_path: Path) -> None:
     (folder / "train.json").write_text('{"a.png": ["red cub"]}')
     with pytest.raises(LabelError, match=r'entry "a\.png": unknown label "red cub"; did you mean "red cube"'):
         load_dataset(folder, size=8)
+
+
+def test_pictures_without_labels_go_with_all_that_belongs_to_them() -> None:
+    labels, positions = torch.tensor([[1.0], [0], [1]]), torch.rand(3, 1, 2)
+    dataset = Dataset(Vocabulary(("a",)), torch.arange(3)[:, None, None, None], labels, positions)
+    left = labelled(dataset)
+    assert left.positions is not None
+    assert (left.images.flatten().tolist(), left.labels.tolist()) == ([0, 2], [[1], [1]])
+    assert torch.equal(left.positions, positions[[0, 2]])
 
 
 def test_labels_move_to_another_vocabulary_with_positions_and_rotations() -> None:
