@@ -107,15 +107,6 @@ def _key(folder: Path, names: list[str]) -> str:
     return found.hexdigest()[:12]
 
 
-def _cached(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
-    """Return the cache's pictures, or None if the file is missing or damaged."""
-    try:
-        images = np.load(path)
-    except Exception:  # numpy raises several types for a damaged file; the pictures are decoded again
-        return None
-    return images if isinstance(images, np.ndarray) and (images.shape, images.dtype) == (shape, np.uint8) else None
-
-
 def load_dataset(
     folder: Path, *, size: int, fit: Fit = "squeeze", advance: Callable[[int], None] = lambda _: None
 ) -> Dataset:
@@ -132,8 +123,9 @@ def load_dataset(
         raise TrainerError(f"{folder / 'train.json'} names no pictures")
     names, pictures = list(train), pictures_folder(folder, next(iter(train)))
     cache = folder / ".cache" / f"{size}-{fit}-{_key(pictures, names)}.npy"
-    images = _cached(cache, (len(names), 3, size, size))
-    if images is None:
+    if cache.exists():
+        images = np.load(cache)
+    else:
         images = _decode(pictures, names, size, fit, advance)
         with suppress(OSError):  # a read-only folder or a full disk only means that pictures are decoded again
             content = io.BytesIO()
@@ -278,9 +270,7 @@ def merge(datasets: list[Dataset]) -> Dataset:
     datasets = [in_vocabulary(dataset, own, "the first folder's objects.json") for dataset in datasets]
     check_alike(datasets)
     first, positions = datasets[0], [d.positions for d in datasets if d.positions is not None]
-    rotations = [
-        as_rotations(torch.full(d.labels.shape, math.nan)) if d.rotations is None else d.rotations for d in datasets
-    ]
+    rotations = [torch.zeros(*d.labels.shape, 2) if d.rotations is None else d.rotations for d in datasets]  # unknown
     turned = any(d.rotations is not None for d in datasets)
     typical = first_of_their_number([dataset.labels.sum(1) for dataset in datasets])
     return Dataset(
@@ -306,28 +296,20 @@ def in_vocabulary(dataset: Dataset, vocabulary: Vocabulary, model: str) -> Datas
     if unknown := [names[i] for i in dataset.labels.any(0).nonzero()[:, 0] if names[i] not in vocabulary]:
         raise TrainerError(f"{model} does not know labels of the folder: {named(unknown)}")
     known = [name for name in names if name in vocabulary]
-
-    def moved(values: Tensor, absent: float) -> Tensor:
-        out = torch.full((len(values), len(vocabulary), *values.shape[2:]), absent)
-        out[:, vocabulary.encode(known)] = values[:, dataset.vocabulary.encode(known)]
-        return out
-
-    positions = None if dataset.positions is None else moved(dataset.positions, OUTSIDE)
-    rotations = None if dataset.rotations is None else moved(dataset.rotations, 0.0)
-    return replace(
-        dataset, vocabulary=vocabulary, labels=moved(dataset.labels, 0.0), positions=positions, rotations=rotations
-    )
+    moved: dict[str, Any] = {}
+    for name, absent in (("labels", 0.0), ("positions", OUTSIDE), ("rotations", 0.0)):
+        before = getattr(dataset, name)
+        if before is not None:
+            moved[name] = torch.full((len(before), len(vocabulary), *before.shape[2:]), absent)
+            moved[name][:, vocabulary.encode(known)] = before[:, dataset.vocabulary.encode(known)]
+    return replace(dataset, vocabulary=vocabulary, **moved)
 
 
 def labelled(dataset: Dataset) -> Dataset:
     """Return the pictures whose labels are known."""
     known = dataset.labels.any(1)
-    images, labels = dataset.images[known], dataset.labels[known]
-    maybe = (dataset.positions, dataset.rotations, dataset.typical)
-    positions, rotations, typical = (None if part is None else part[known] for part in maybe)
-    return replace(
-        dataset, images=images, labels=labels, positions=positions, rotations=rotations, typical=typical
-    )  # fmt: skip
+    parts: dict[str, Any] = {name: part[known] for name, part in vars(dataset).items() if isinstance(part, Tensor)}
+    return replace(dataset, **parts)
 
 
 def settled(config: TrainConfig, dataset: Dataset) -> TrainConfig:

@@ -88,10 +88,8 @@ def evaluator_path(storage: Location, name: str | None, denoiser: CheckpointInfo
 
 def make_options(preset: str, changes: dict[str, Any], denoiser: CheckpointInfo) -> SamplingOptions:
     """Return a sampling preset with changes; `default` is the denoiser's own. TrainerError for more steps than T."""
-    presets = {**SAMPLING_PRESETS, "default": denoiser.sampling}
-    if preset not in presets:
-        raise TrainerError(f'no sampling preset "{preset}"; there are {", ".join(presets)}')
-    options = SamplingOptions.model_validate({**presets[preset].model_dump(), **changes})
+    start = denoiser.sampling if preset == "default" else SAMPLING_PRESETS[preset]
+    options = SamplingOptions.model_validate({**start.model_dump(), **changes})
     if options.steps > denoiser.max_steps:
         raise TrainerError(f"{options.steps} steps: {denoiser.name} has {denoiser.max_steps} timesteps")
     return options

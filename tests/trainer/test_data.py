@@ -15,7 +15,7 @@ from shared.vocabulary import ICLEVR, LabelError, Vocabulary
 from tests.service.api.uploads.zips import png_of_16_bits
 from tests.trainer_fixtures import write_data_folder
 from trainer import data
-from trainer.data import Dataset, as_tensor, in_vocabulary, load_dataset, to_float, to_square
+from trainer.data import Dataset, as_tensor, in_vocabulary, labelled, load_dataset, to_float, to_square
 from trainer.data_folder import find_pictures, read_picture
 from trainer.errors import TrainerError
 
@@ -145,20 +145,6 @@ def test_pictures_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert kept == ["8-pad", "8-squeeze"]  # no former pictures
 
 
-@pytest.mark.parametrize("content", [b"junk", b"half", b"other pictures"])
-def test_a_damaged_cache_is_written_again(tmp_path: Path, content: bytes) -> None:
-    folder = write_data_folder(tmp_path / "d")
-    wanted = load_dataset(folder, size=8).images
-    (cache,) = (folder / ".cache").iterdir()
-    whole = cache.read_bytes()
-    if content == b"other pictures":
-        np.save(cache, wanted[1:].numpy())
-    else:
-        cache.write_bytes(whole[: len(whole) // 2] if content == b"half" else content)
-    assert torch.equal(load_dataset(folder, size=8).images, wanted)
-    assert cache.read_bytes() == whole
-
-
 def test_a_folder_that_cannot_be_written_is_still_read(tmp_path: Path) -> None:
     folder = write_data_folder(tmp_path / "d")
     (folder / ".cache").write_text("no folder")
@@ -197,6 +183,15 @@ def test_a_bad_label_file_is_refused(tmp_path: Path) -> None:
     (folder / "train.json").write_text('{"a.png": ["red cub"]}')
     with pytest.raises(LabelError, match=r'entry "a\.png": unknown label "red cub"; did you mean "red cube"'):
         load_dataset(folder, size=8)
+
+
+def test_pictures_without_labels_go_with_all_that_belongs_to_them() -> None:
+    labels, positions = torch.tensor([[1.0], [0], [1]]), torch.rand(3, 1, 2)
+    dataset = Dataset(Vocabulary(("a",)), torch.arange(3)[:, None, None, None], labels, positions)
+    left = labelled(dataset)
+    assert left.positions is not None
+    assert (left.images.flatten().tolist(), left.labels.tolist()) == ([0, 2], [[1], [1]])
+    assert torch.equal(left.positions, positions[[0, 2]])
 
 
 def test_labels_move_to_another_vocabulary_with_positions_and_rotations() -> None:

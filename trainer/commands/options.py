@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -40,7 +40,10 @@ Judge = Annotated[
 ]
 Model = Annotated[str | None, typer.Option(help="Denoiser's name; the promoted one by default.")]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of all randomness.")]
-Preset = Annotated[str, typer.Option(help="Sampling: default (the checkpoint's own), or report (999 steps, w = 3).")]
+Preset = Annotated[
+    Literal["default", "report"],
+    typer.Option(help="Sampling: default (the checkpoint's own), or report (999 steps, w = 3)."),
+]
 Sampler = Annotated[str | None, typer.Option(help="ddpm, ddpm_small, ddim, euler, dpmpp_1, dpmpp_2m or sde_dpmpp_2m.")]
 SamplingSteps = Annotated[int | None, typer.Option("--steps", help="Sampling steps.")]
 Spacing = Annotated[str | None, typer.Option(help="uniform, logsnr or trailing.")]

@@ -65,13 +65,13 @@ def check_file(path: Path | None, suffix: str = "") -> None:
     check_folder(path.parent)
 
 
-def check_folder(path: Path, option: str = "") -> None:
+def check_folder(path: Path) -> None:
     """Refuse a folder that cannot be written or created."""
     there = next(one for one in (path, *path.absolute().parents) if one.exists())
     if not there.is_dir():
-        raise TrainerError(f"{option} {path}: {there} is a file, not a folder".lstrip())
+        raise TrainerError(f"{path}: {there} is a file, not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise TrainerError(f"{option} {path} cannot be written: permission denied".lstrip())
+        raise TrainerError(f"{path} cannot be written: permission denied")
 
 
 def check_publishes(storage: Location, name: str, kind: CheckpointKind, base: str | None = None) -> None:
@@ -81,7 +81,7 @@ def check_publishes(storage: Location, name: str, kind: CheckpointKind, base: st
     """
     path = path_of(storage, name)
     if isinstance(storage, Path):
-        check_folder(storage, "--storage")
+        check_folder(storage)
     check_replaces(path, kind, base)
 
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 from rich.progress import Progress
@@ -66,7 +66,7 @@ class Plan:
         """Refuse what could not be published, before the training. `base`: the checkpoint that an adapter changes."""
         for name in (self.name, f"{self.name}-best"):
             terminal.check_publishes(self.storage, name, kind, base)
-        terminal.check_folder(self.run, "--run")
+        terminal.check_folder(self.run)
 
     def train(
         self, progress: Progress, what: str, objective: Objective, network: torch.nn.Module, config: RunConfig,
@@ -160,7 +160,9 @@ def evaluator(
 @trains
 def denoiser(
     plan: Plan,
-    preset: Annotated[str, typer.Option(help="default, or report: the report's hyperparameters.")] = "default",
+    preset: Annotated[
+        Literal["default", "report"], typer.Option(help="default, or report: the report's hyperparameters.")
+    ] = "default",
     evaluator: options.LoggedEvaluator = None,
     tests: options.Tests = None,
     held_out: Annotated[

@@ -184,7 +184,7 @@ def _write_lists(report: Report, out: Path) -> None:
     """Write which pictures were left out and why, then the label files."""
     if report.skipped:
         text = "".join(f"{file}: {reason}\n" for file, reason in report.skipped)
-        files.write(out / SKIPPED, text.encode(errors="backslashreplace"))  # a name in JSON may hold half a character
+        files.write(out / SKIPPED, text.encode())
     if not label_counts(report.train):
         why = f"{len(report.held_out)} are held out, {len(report.skipped)} were skipped ({out / SKIPPED})"
         raise TrainerError(f"no labelled picture is left to train on: {why}")

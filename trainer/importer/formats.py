@@ -68,7 +68,7 @@ def read_source(
             is_json = path.suffix == ".jsonl"
             rows: Iterable[Any] = map(json.loads, filter(str.strip, file)) if is_json else csv.DictReader(file)
             items = [_item(row, i, fields, group, separator) for i, row in enumerate(rows, 1)]
-    except (OSError, ValueError, RecursionError, csv.Error) as error:  # ValueError: not UTF-8, or not JSON
+    except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8, or not JSON
         raise TrainerError(f"{path}: cannot be read ({error})") from error
     except TrainerError as error:
         raise TrainerError(f"{path}: {error}") from error

@@ -48,7 +48,6 @@ DISTORT = v2.Compose(
 )
 TINT = 0.06  # standard deviation of each colour channel's gain
 GROUP = 4  # pictures of a batch that share their distortion, since one by one would take longer than the network
-Figures = dict[str, Any]  # of held-out pictures, as in a checkpoint's header
 HEAT_WEIGHT = 0.1  # of the heatmap's loss; the labels' and the positions' have 1. Without it, positions take far longer
 
 

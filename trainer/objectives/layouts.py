@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, cast
 
@@ -120,17 +119,6 @@ class Arranging:
         return replace_layouts(storage, name, cast(LayoutNetwork, network), training)
 
 
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Compute on one thread: the steps are so small that several wait for each other most of the time."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
-
-
 def make_network(objective: Arranging) -> LayoutNetwork:
     own = {"num_labels": len(objective.vocabulary), "most": max(objective.seen)}
     if given := own.keys() & objective.config.network:
@@ -162,11 +150,14 @@ def fit_layouts(
 
     `options`: those of `train`.
     """
-    cpu = torch.device("cpu")
-    with one_thread():
+    cpu, threads = torch.device("cpu"), torch.get_num_threads()
+    torch.set_num_threads(1)  # the steps are so small that several threads wait for each other most of the time
+    try:
         training = train(
             objective, network, objective.config, folder, budget, device=cpu, evaluations=CHECKS, **options
         )
+    finally:
+        torch.set_num_threads(threads)
     fitted = cast(LayoutNetwork, training.averaged)
     if training.best:
         fitted.load_state_dict(training.best.weights)

@@ -63,8 +63,7 @@ def run(subject: Subject) -> Report:
     reference, others = order.view(2, count)
     generated = subject.sample(dataset.labels[others], [picture_seed(seed, i) for i in range(count)])
     sets = {"generated": generated, "the data's": to_float(dataset.images[others])}  # the latter are the ideal
-    features = subject.judge.features(to_float(dataset.images[reference]))
-    rows = [
-        {"pictures": what, **asdict(compare(features, subject.judge.features(images)))} for what, images in sets.items()
-    ]
+    judge = subject.judge
+    features = judge.features(to_float(dataset.images[reference]))
+    rows = [{"pictures": what, **asdict(compare(features, judge.features(images)))} for what, images in sets.items()]
     return Report(f"{count} pictures of {subject.denoiser.info.name} and of the data", rows)

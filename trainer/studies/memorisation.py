@@ -18,6 +18,7 @@ from torch import Tensor
 from shared.options import picture_seed
 from shared.pictures import grid, png_bytes, resized
 from trainer.data import labelled, to_float
+from trainer.errors import TrainerError
 from trainer.studies.study import Report, Subject
 
 CHUNK = 1024  # training pictures compared at once
@@ -71,6 +72,19 @@ def _row(measure: str, generated: float, other: float, of: str) -> Row:
     return {"measure": measure, "generated": generated, "other": other, "of": of}
 
 
+def frechet_distance(a: Tensor, b: Tensor) -> float:
+    """Return the squared Frechet distance of Gaussians fitted to (N, D) and (M, D) (Heusel et al. 2017, eq. 6).
+
+    With X and Y the centred features over root N - 1 and M - 1, the covariances are X'X and Y'Y, and the trace of the
+    root of their product is the sum of the singular values of XY'. Fewer pictures give a larger distance, so compare
+    only figures of equally many.
+    """
+    x, y = (features.double() - features.double().mean(0) for features in (a, b))
+    x, y = x / (len(x) - 1) ** 0.5, y / (len(y) - 1) ** 0.5
+    shift = (a.double().mean(0) - b.double().mean(0)).square().sum()
+    return float(shift + x.square().sum() + y.square().sum() - 2 * torch.linalg.svdvals(x @ y.T).sum())
+
+
 def mean_pairwise(groups: Tensor) -> float:
     """Return the mean Euclidean distance of two rows in a group, over all groups (G, M, D)."""
     return float(torch.stack([torch.pdist(group).mean() for group in groups]).mean())
@@ -89,25 +103,29 @@ def common_label_sets(labels: Tensor, count: int, seed: int) -> list[Tensor]:
 def run(subject: Subject) -> Report:
     """Generate pictures for the label lists of unseen ones, and compare both with the training set.
 
-    The report shows the generated pictures nearest to a training picture, each with its nearest by pixels and by
-    features.
+    Frechet distances are to another half of the unseen pictures, since different labels alone make a distance. The
+    report shows the generated pictures nearest to a training picture, each with its nearest by pixels and by features.
     """
     denoiser, evaluator, seed = subject.denoiser, subject.judge, subject.seed
     training, unseen = subject.read(subject.trained_on), labelled(subject.dataset)
-    pictures = min(subject.count or 500, len(unseen))
+    pictures = min(subject.count or 500, len(unseen) // 2)
+    if pictures < 2:
+        raise TrainerError(f"at least 4 unseen pictures with labels are needed, there are {len(unseen)}")
 
     def generate(labels: Tensor, seed: int) -> Tensor:  # clamped as in a PNG, and of the data set's size
         pictures = subject.sample(labels, [picture_seed(seed, i) for i in range(len(labels))]).clamp(-1, 1)
         return resized(pictures, (int(training.images.shape[-2]), int(training.images.shape[-1])))
 
-    chosen = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(seed))[:pictures]
+    order = torch.randperm(len(unseen), generator=torch.Generator().manual_seed(seed))
+    chosen, others = order[: 2 * pictures].view(2, -1)
     compared = {"generated": generate(unseen.labels[chosen], seed), "unseen": to_float(unseen.images[chosen])}
+    features = [evaluator.features(images) for images in compared.values()]
     chunks = torch.split(training.images, CHUNK)
     training_features = [evaluator.features(to_float(chunk)) for chunk in chunks]
     by_pixel = [
         nearest(flat_pixels(images), (flat_pixels(to_float(chunk)) for chunk in chunks)) for images in compared.values()
     ]
-    by_feature = [nearest(evaluator.features(images), training_features) for images in compared.values()]
+    by_feature = [nearest(one, training_features) for one in features]
     rows = [*closeness("pixel", *by_pixel), *closeness("feature", *by_feature)]
 
     if groups := common_label_sets(training.labels, LABEL_SETS, seed):
@@ -117,6 +135,9 @@ def run(subject: Subject) -> Report:
             ours, theirs = (mean_pairwise(describe(one).view(len(groups), PER_SET, -1)) for one in alike)
             measure = f"distance within a label set, {kind} ({len(groups)} sets of {PER_SET})"
             rows.append(_row(measure, ours, theirs, "training"))
+    other_features = evaluator.features(to_float(unseen.images[others]))
+    ours, theirs = (frechet_distance(one, other_features) for one in features)
+    rows.append(_row("Frechet distance to other unseen pictures", ours, theirs, "unseen"))
 
     shown = by_pixel[0].distance.argsort()[:8]
     neighbours = [to_float(training.images[near[0].index[shown]]) for near in (by_pixel, by_feature)]

@@ -142,7 +142,6 @@ def test_the_padding_is_cropped_before_pictures_are_judged(command: Command, tmp
     [
         (["bad.json"], r'bad\.json: entry 1: unknown label "red cub"; did you mean "red cube"\?'),
         (["few.json", "--model", "nobody"], "nobody: no such denoiser in .*; available: other, toy"),
-        (["few.json", "--preset", "fast"], 'no sampling preset "fast"; there are default, report'),
         (["few.json", "--steps", "0"], "steps: .*greater than or equal to 1, got 0"),
         (["few.json", "--grid", "grid.jpg"], r"grid\.jpg must end in \.png"),
         (["few.json", "--json", "few.json/out.json"], r"few\.json is a file, not a folder"),

@@ -34,3 +34,11 @@ def test_long_names_are_printed_in_full(capsys: pytest.CaptureFixture[str], monk
     terminal.show("published", [("checkpoint", path)])
     for text in capsys.readouterr():
         assert path in "".join(text.replace("│", "").split())
+
+
+def test_figures_are_rounded_and_those_that_are_not_known_are_a_dash(capsys: pytest.CaptureFixture[str]) -> None:
+    terminal.print_figures("study", [{"exact_match": 0.123456, "distance": None, "objects": 3}])
+    *_, head, _, row, _ = capsys.readouterr().out.splitlines()
+    assert [line.replace("┃", "│").split("│")[1:-1] for line in (head, row)] == [
+        [" exact match ", " distance ", " objects "], [" 0.1235      ", " -        ", " 3       "],
+    ]  # fmt: skip

@@ -96,7 +96,7 @@ def test_pictures_without_any_labels_are_refused_before_training(command: Comman
         ([], "Missing option '--data'", 2),
         (["--data", ".", "--steps", "1"], r"error: \. is no data set, but data is one", 1),
         (["--data", "data"], "say how long: --minutes or --steps", 1),
-        (["--data", "data", "--steps", "1", "--preset", "best"], 'no preset "best"; there are default', 1),
+        (["--data", "data", "--steps", "1", "--preset", "best"], "'best' is not one of 'default', 'report'", 2),
         (["--data", "data", "--steps", "1", "--set", "batchsize=4"], r"batchsize: unknown; .* batch\?", 1),
         (["--data", "data", "--steps", "1", "--set", "batch"], "not of the form field=value", 1),
         (["--data", "data", "--steps", "1", "--set", "lr=NaN"], "lr: .*, got nan", 1),

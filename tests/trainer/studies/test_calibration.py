@@ -48,6 +48,7 @@ def sets(tmp_path: Path) -> Path:
 def test_pictures_are_scored_in_the_order_of_their_numbers(sets: Path) -> None:
     found = calibrate(sets, sets, Reader(ICLEVR))
     assert [one.accuracy for one in found] == [1.0, 0.5, 0.25]
+    assert [one.difference for one in found] == pytest.approx([0, 0.1, -0.1])
     correlation = float(np.corrcoef([1.0, 0.5, 0.25], [1.0, 0.4, 0.35])[0, 1])
     wanted = {"correlation": correlation, "mean absolute error": 0.2 / 3, "bias": 0}
     assert agreement(found) == pytest.approx(wanted, abs=1e-9)

@@ -67,3 +67,14 @@ def test_ratios_are_those_of_the_pictures_it_shows(command: Command, tmp_path: P
     figures = [list(row.values())[1:] for row in found["rows"]]
     assert [row[0] for row in figures] == pytest.approx(ratio.tolist(), rel=0.01)  # the shown are rounded to 8 bits
     assert [len(set(row)) for row in figures] == [2, 2, 2]
+
+
+def test_objects_stand_where_the_folder_says(command: Command, tmp_path: Path) -> None:
+    names = list(json.loads((write_data_folder(tmp_path / "data", 4) / "train.json").read_text()))
+    publish_toy_denoiser(Path("models"), "placing", 0, positions=True)
+    found = []
+    for place in ([0.2, 0.3], [0.8, 0.6], [0.2, 0.3]):
+        (tmp_path / "data/positions.json").write_text(json.dumps({name: [place] for name in names}))
+        succeeded(command("evaluate", "placing", "--only", "spectrum", "--data", "data", "--out", "."))
+        found.append(json.loads(Path("spectrum.json").read_text()))
+    assert found[0] == found[2] != found[1]
