@@ -104,8 +104,6 @@ class Evaluator(nn.Module):
 
         Needs eval mode. FloatingPointError if a probability is not finite, since scores of it would be plausible.
         """
-        if not len(images):
-            return torch.zeros(0, len(self.vocabulary))
         found = self._view(images, batch)[0]
         if not found.isfinite().all():
             raise FloatingPointError("the evaluator's output is not finite")
@@ -118,17 +116,11 @@ class Evaluator(nn.Module):
         Fractions of width and height of an object's centre, from the upper left corner. They mean something only for
         labels that the picture shows. None if the checkpoint has no position head.
         """
-        if self.locator is None:
-            return None
-        if not len(images):
-            return torch.zeros(0, len(self.vocabulary), 2)
-        return self._view(images, batch)[2]
+        return None if self.locator is None else self._view(images, batch)[2]
 
     @torch.inference_mode()
     def features(self, images: Tensor, *, batch: int = 64) -> Tensor:
         """Return features in which similar pictures are close: images as for `probabilities` -> (N, 512) float32."""
-        if not len(images):
-            return torch.zeros(0, 512)
         return self._view(images, batch)[1]
 
     def tensors(self) -> dict[str, Tensor]:
@@ -139,6 +131,9 @@ class Evaluator(nn.Module):
 
     def _view(self, images: Tensor, batch: int) -> list[Tensor]:
         """Return what `Views` does for any number of pictures of any size, on the CPU."""
+        if not len(images):
+            labels = len(self.vocabulary)
+            return [torch.zeros(0, labels), torch.zeros(0, 512), torch.zeros(0, labels, 2)]
         device, network = next(self.parameters()).device, self._compiled or Views(self)
         parts = [network(as_input(x.to(device, torch.float32).clamp(-1, 1))) for x in torch.split(images, batch)]
         return [torch.cat(results).cpu() for results in zip(*parts, strict=True)]

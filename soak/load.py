@@ -21,7 +21,7 @@ from faults.trial import LABELS, RETRY_S
 from service.contract.records import TERMINAL
 from soak.receiver import Receiver
 from soak.stack import OWNERS, SoakStack
-from tests.service.api.uploads.zips import GOOD, LISTS, zipped
+from tests.service.api.uploads.zips import GOOD, TEST_FILE, zipped
 
 EVERY_S = 3.0  # between two requests: the soak must leave a shared machine its work
 AT_A_TIME = 100  # clients; more than wait in any fault
@@ -162,8 +162,7 @@ class Client:
             content: dict[str, Any] = {"json": {**self.body.json, **more}}
         else:
             pictures = ("pictures.zip", zipped(GOOD), "application/zip")
-            lists = ("test.json", str(LISTS).replace("'", '"'), "application/json")
-            content = {"files": {"file": lists, "pictures": pictures}, "data": more}
+            content = {"files": {"file": TEST_FILE, "pictures": pictures}, "data": more}
         job: dict[str, Any] = self.request("POST", self.body.path, 200, 202, headers=headers, **content).json()
         self.load.accept(job["id"], self.number, time.monotonic() - begun, cancelled)
         return str(job["id"])
@@ -172,19 +171,20 @@ class Client:
         found: dict[str, Any] = self.request("GET", f"/jobs/{job_id}").json()
         return found
 
-    def end(self, job_id: str) -> str:
-        """Wait for the job's end by polling, and return its status."""
+    def ended(self, job_id: str) -> dict[str, Any]:
+        """Wait for the job's end by polling, and return it."""
 
-        def ended() -> str | None:
-            status: str = self.job(job_id)["status"]
-            return status if status in TERMINAL else None
+        def ended() -> dict[str, Any] | None:
+            job = self.job(job_id)
+            return job if job["status"] in TERMINAL else None
 
         return until(ended, f"the end of job {job_id}", PATIENCE_S, POLL_S)
 
     def fetch(self, job_id: str) -> Fetched:
         """Wait for the job's end, and return its pictures and grid. RuntimeError if it did not finish."""
-        if (status := self.end(job_id)) != "finished":
-            raise RuntimeError(f"job {job_id} is {status}: {self.job(job_id)['error']}")
+        job = self.ended(job_id)
+        if job["status"] != "finished":
+            raise RuntimeError(f"job {job_id} is {job['status']}: {job['error']}")
         names = [*(f"images/{i}.png" for i in range(self.body.total)), "grid.png"]
         *pictures, grid = [self.request("GET", f"/jobs/{job_id}/{name}").content for name in names]
         return Fetched(pictures, grid)

@@ -17,19 +17,19 @@ from shared.registry import promote
 from shared.storage import Location, write
 from shared.vocabulary import ICLEVR, Vocabulary
 
-NETWORK = NetworkConfig(
-    num_labels=len(ICLEVR),
-    image_size=16,
-    channels=(8, 16),
-    encoder_blocks=(1, 1),
-    decoder_blocks=(1, 1),
-    attention=(False, True),
-    head_channels=8,
-    embedding=16,
-)
+SHAPE: dict[str, Any] = {
+    "image_size": 16,
+    "channels": (8, 16),
+    "encoder_blocks": (1, 1),
+    "decoder_blocks": (1, 1),
+    "attention": (False, True),
+    "head_channels": 8,
+    "embedding": 16,
+}
+NETWORK = NetworkConfig(num_labels=len(ICLEVR), **SHAPE)
 
 
-def _randomize(module: nn.Module, seed: int, std: float = 0.3) -> None:
+def randomize(module: nn.Module, seed: int, std: float = 0.3) -> None:
     """Fill all weights with random values: a fresh network has zeros in places and ignores its labels."""
     generator = torch.Generator().manual_seed(seed)
     for parameter in module.parameters():
@@ -48,9 +48,9 @@ def publish_toy_denoiser(
     own = NETWORK.model_copy(update={"num_labels": len(vocabulary), "positions": positions, "rotations": rotations})
     described = {"network": own.model_dump(mode="json"), "schedule": "cosine", "timesteps": 1000, "prediction": "v"}
     config = described | config
-    torch.manual_seed(seed)  # a few parameters that `_randomize` leaves alone are not zero either
+    torch.manual_seed(seed)  # a few parameters that `randomize` leaves alone are not zero either
     network = UNet(own)
-    _randomize(network, seed)
+    randomize(network, seed)
     state = network.state_dict()
     if positions:
         layouts = LayoutNetwork(LayoutConfig(num_labels=len(vocabulary), most=3, cells=4, width=8, layers=1, heads=1))
@@ -81,7 +81,7 @@ def publish_toy_upsampler(storage: Location, name: str, base: CheckpointInfo) ->
     """Publish an adapter whose upsampler, of random weights, enlarges `base`'s pictures to 32x24."""
     own = UpsamplerConfig(picture=(32, 24), channels=8, dilations=(1,), hidden=16)
     network = UpsamplerNet(own)
-    _randomize(network, 0, std=0.05)
+    randomize(network, 0, std=0.05)
     added = {"base": {"name": base.name, "digest": base.digest}, "picture": [32, 24]}
     config = {**base.config, **added, "upsampler": own.model_dump(mode="json")}
     weights = {f"upsampler.{key}": value for key, value in network.state_dict().items()}

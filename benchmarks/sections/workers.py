@@ -16,7 +16,8 @@ from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
 from benchmarks.sections.servers import ask, shown
 from benchmarks.stack import Stack, cpu_s, memory_mib, stack
-from benchmarks.timing import Deadline, order, paired, percentile, pooled_p95
+from benchmarks.timing import order, paired, percentile, pooled_p95
+from faults.harness import until
 from service.local.supervisor import worker_environments
 
 COUNTS = 1, 2  # workers
@@ -53,14 +54,11 @@ def serve(port: int, span_s: float, clients: int) -> Served:
     return Served(time.perf_counter() - begun, latencies)
 
 
-def settle(running: Stack, limit_s: float = 40.0) -> None:
-    """Wait until a worker that has nothing to do does nothing: it may still compile."""
-    worker = running.workers[0].pid
-    for _ in Deadline(limit_s).rounds(1000):
-        before = cpu_s(worker)
-        time.sleep(1.0)
-        if cpu_s(worker) - before < 0.1:
-            return
+def is_idle(worker: int) -> bool:
+    """Whether a process takes less than a tenth of a core for a second: a new worker may still compile."""
+    before = cpu_s(worker)
+    time.sleep(1.0)
+    return cpu_s(worker) - before < 0.1
 
 
 @contextmanager
@@ -71,7 +69,7 @@ def services(warm_s: float) -> Iterator[list[Stack]]:
         for one, count in zip(found, COUNTS, strict=True):
             one.start_workers(count, **worker_environments(count, "cpu")[0])
             serve(one.port, warm_s, 32)
-            settle(one)
+            until(lambda worker=one.workers[0].pid: is_idle(worker), "a worker that does nothing")
         yield found
 
 

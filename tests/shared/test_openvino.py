@@ -23,30 +23,11 @@ from shared.evaluator import load_evaluator
 from shared.openvino import ALONE, STREAMS, CompiledNetwork, EngineError, Size, uses_openvino
 from shared.options import EngineName
 from tests.paths import ROOT
+from tests.toy_checkpoint import SHAPE, randomize
 
 COUNTS = [1, 2, 3, 5, 7, 13, 16, 37]  # of rows
 # of the norm of what torch computes in float32: a bfloat16 is 2^-9 from its number at most
 APART = 1e-5 if autocast_dtype(torch.device("cpu")) is None else 0.03
-
-CONFIG: dict[str, Any] = {
-    "num_labels": 5,
-    "image_size": 16,
-    "channels": (8, 16),
-    "encoder_blocks": (1, 1),
-    "decoder_blocks": (1, 2),
-    "attention": (False, True),
-    "head_channels": 8,
-    "embedding": 16,
-}
-
-
-def randomized(network: nn.Module, std: float = 0.2) -> Any:
-    """Fill all weights with random values: a fresh network has zeros in places and ignores its labels."""
-    generator = torch.Generator().manual_seed(0)
-    for parameter in network.parameters():
-        if parameter.dim() > 1:
-            nn.init.normal_(parameter, std=std, generator=generator)
-    return network.eval()
 
 
 def inputs(count: int, places: int) -> tuple[Tensor, ...]:
@@ -74,7 +55,8 @@ def assert_close_in_any_batch(compiled: Callable[..., Tensor], arguments: Sequen
     [(0, {}), (0, {"conditioning": "channels"}), (2, {"positions": True}), (4, {"positions": True, "rotations": True})],
 )
 def test_a_denoising_network_is_torchs_and_no_row_depends_on_its_batch(places: int, changes: dict[str, object]) -> None:
-    network: UNet = randomized(UNet(NetworkConfig(**{**CONFIG, **changes})))
+    network = UNet(NetworkConfig(num_labels=5, **SHAPE, **changes)).eval()
+    randomize(network, 0, std=0.2)
     arguments, compiled = inputs(max(COUNTS), places), CompiledDenoiser(network)
     with torch.inference_mode():
         expected = network(*arguments)
@@ -82,7 +64,8 @@ def test_a_denoising_network_is_torchs_and_no_row_depends_on_its_batch(places: i
 
 
 def test_an_upsampler_is_torchs_and_no_picture_depends_on_its_batch() -> None:
-    network: UpsamplerNet = randomized(UpsamplerNet(UpsamplerConfig(picture=(64, 48), channels=16)), std=0.05)
+    network = UpsamplerNet(UpsamplerConfig(picture=(64, 48), channels=16)).eval()
+    randomize(network, 0, std=0.05)
     x, compiled = torch.randn(max(COUNTS), 3, 16, 16), CompiledUpsampler(network, (3, 16, 16))
     with torch.inference_mode():
         expected = network(x)

@@ -10,17 +10,14 @@ from torch import Tensor
 from shared.diffusion.conditioning import LabelEmbedding
 from shared.diffusion.unet import NetworkConfig, UNet, time_features
 from shared.options import ConditioningName
-from tests.toy_checkpoint import _randomize
+from tests.toy_checkpoint import SHAPE, randomize
 
-SMALL: dict[str, Any] = {
-    "num_labels": 5, "image_size": 16, "channels": (8, 16), "encoder_blocks": (1, 1), "decoder_blocks": (1, 1),
-    "attention": (False, True), "head_channels": 8, "embedding": 16,
-}  # fmt: skip
+SMALL = {"num_labels": 5, **SHAPE}
 
 
 def _network(**changes: Any) -> UNet:
     network = UNet(NetworkConfig.model_validate({**SMALL, **changes}))
-    _randomize(network, 0)
+    randomize(network, 0)
     return network.eval()
 
 
