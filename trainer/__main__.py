@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import sys
 from typing import Any
 
@@ -11,7 +12,7 @@ from pydantic import ValidationError
 from shared.checkpoint import CheckpointError
 from shared.vocabulary import LabelError
 from trainer.commands import checkpoints, data, evaluating, training
-from trainer.commands.terminal import console
+from trainer.commands.terminal import console, plain
 from trainer.errors import TrainerError
 from trainer.former import replaced
 
@@ -35,6 +36,8 @@ for command in (
 
 def main() -> int:
     """Run a command. An error is one line on stderr and exit code 1, or 2 for wrong usage."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # labels that the terminal's encoding lacks, as on stderr
     if problem := replaced(sys.argv[1:]):
         _complain(problem)
         return 2
@@ -56,7 +59,7 @@ def main() -> int:
 
 
 def _complain(message: str) -> None:
-    line = f"error: {' '.join(message.split())}"
+    line = plain(f"error: {' '.join(message.split())}")
     console.print(line, style="red", markup=False, soft_wrap=True, highlight=False)
 
 

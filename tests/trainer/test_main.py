@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from tests.paths import ROOT
 from tests.trainer.command_line import Command, refused
@@ -39,6 +40,13 @@ def test_the_process_exits_as_main_does() -> None:
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("error: No such command 'nonsense'")
     assert done.stderr.count("\n") == 1
+
+
+def test_labels_that_the_terminals_encoding_lacks_are_printed_escaped(tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8)).save(tmp_path / "0.png")
+    (tmp_path / "metadata.csv").write_text("file_name,labels\n0.png,na\u00efve\n", "utf-8")
+    done = run("-m", "trainer", "import", str(tmp_path), str(tmp_path / "out"), PYTHONIOENCODING="ascii")
+    assert (done.returncode, r"na\xefve" in done.stdout) == (0, True), done.stderr
 
 
 def test_help_is_fast_because_it_imports_no_torch() -> None:

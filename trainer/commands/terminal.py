@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -30,8 +32,14 @@ if TYPE_CHECKING:  # these import torch, and make `--help` slow
     from trainer.score import ScoredRun
 
 LINE_EVERY_S = 60.0  # between lines about progress, where there is no terminal
+CONTROL = re.compile(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]")  # characters that a terminal would obey, but for line ends
 console = Console(stderr=True)
 MAIN_PROCESS = os.environ.get("RANK", "0") == "0"  # among those that torchrun starts; the others print nothing
+
+
+def plain(text: str) -> str:
+    """Make a text safe to print: that of a foreign data set may hold anything."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text)
 
 
 def pick_device(name: str) -> torch.device:
@@ -87,6 +95,8 @@ def check_publishes(storage: Location, name: str, kind: CheckpointKind, base: st
 
 def check_budget(minutes: float | None, steps: int | None, options: str = "--minutes or --steps") -> None:
     """Refuse a budget without an end; `options` names what would set one."""
+    if minutes is not None and not math.isfinite(minutes):
+        raise TrainerError(f"--minutes {minutes} is not a length of time")
     if not minutes and not steps:
         raise TrainerError(f"say how long: {options}")
 
@@ -101,11 +111,12 @@ def bar() -> Progress:
 
 
 class Lines(Progress):
-    """Progress as plain lines: one a minute while a task moves."""
+    """Progress as plain lines: one a minute while a task moves, and one at the end of a task that had any."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         super().__init__(disable=True, get_time=clock, speed_estimate_period=600)
         self._last: dict[TaskID, float] = {}  # when each task's last line was printed or, before its first, it began
+        self._with_lines: set[TaskID] = set()  # tasks that have a line and have not ended
 
     def update(self, task_id: TaskID, **changes: Any) -> None:
         super().update(task_id, **changes)
@@ -117,9 +128,12 @@ class Lines(Progress):
 
     def _print(self, task: Task) -> None:
         now = self.get_time()
-        if not MAIN_PROCESS or now - self._last.setdefault(task.id, now) < LINE_EVERY_S:
+        is_due = now - self._last.setdefault(task.id, now) >= LINE_EVERY_S
+        has_ended = task.finished and task.id in self._with_lines
+        if not MAIN_PROCESS or not (is_due or has_ended):
             return
         self._last[task.id] = now
+        (self._with_lines.discard if task.finished else self._with_lines.add)(task.id)
         remaining = f", {task.time_remaining / 60:.0f} min left" if task.time_remaining else ""
         done = f"{task.percentage:.0f} %" if task.total else f"{task.completed:.0f}"
         print(f"{task.description}: {done}{remaining}", file=sys.stderr, flush=True)
@@ -127,18 +141,18 @@ class Lines(Progress):
 
 def show(title: str, rows: list[tuple[str, str]]) -> None:
     """Print what a command did, on stderr."""
-    table = Table(*_columns("", ""), title=escape(title), show_header=False)
+    table = Table(*_columns("", ""), title=_cell(title), show_header=False)
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(_cell, row))
     if MAIN_PROCESS:
         console.print(table)
 
 
 def print_table(title: str, head: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     """Print the figures of a command on stdout."""
-    table = Table(*_columns(*head), title=escape(title))
+    table = Table(*_columns(*head), title=_cell(title))
     for row in rows:
-        table.add_row(*map(escape, row))
+        table.add_row(*map(_cell, row))
     Console().print(table)
 
 
@@ -153,7 +167,11 @@ def print_figures(title: str, rows: Sequence[Mapping[str, Any]]) -> None:
 
 def _columns(*head: str) -> list[Column]:
     """Return a table's columns. They break a long word, such as a path, which rich would cut off."""
-    return [Column(escape(name), overflow="fold") for name in head]
+    return [Column(_cell(name), overflow="fold") for name in head]
+
+
+def _cell(text: str) -> str:
+    return escape(plain(text))
 
 
 def spent(run: Run) -> list[tuple[str, str]]:
@@ -188,7 +206,7 @@ def note_unseen(dataset: Dataset) -> None:
 
 def note(text: str) -> None:
     """Print a remark on stderr."""
-    console.print(f"note: {text}", markup=False, soft_wrap=True, highlight=False)
+    console.print(plain(f"note: {text}"), markup=False, soft_wrap=True, highlight=False)
 
 
 def with_card(write: Callable[[], object]) -> None:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TextIO
 
 from pydantic import BaseModel, StringConstraints, TypeAdapter, ValidationError
 
@@ -65,8 +65,11 @@ def read_source(
             return _coco(path, folder, group)
         with path.open(encoding="utf-8-sig", newline="") as file:
             fields = labels or [LABELS_FIELD]
-            is_json = path.suffix == ".jsonl"
-            rows: Iterable[Any] = map(json.loads, filter(str.strip, file)) if is_json else csv.DictReader(file)
+            rows: Iterable[Any] = (
+                map(json.loads, filter(str.strip, file))
+                if path.suffix == ".jsonl"
+                else _csv_rows(file, [FILE_FIELD, *fields, group])
+            )
             items = [_item(row, i, fields, group, separator) for i, row in enumerate(rows, 1)]
     except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8, or not JSON
         raise TrainerError(f"{path}: cannot be read ({error})") from error
@@ -84,6 +87,14 @@ def read_names(path: Path) -> list[str]:
     except UnicodeDecodeError as error:
         raise TrainerError(f"{path}: cannot be read ({error})") from error
     return [line.strip() for line in lines if line.strip()]
+
+
+def _csv_rows(file: TextIO, wanted: Sequence[str | None]) -> Iterable[dict[str, Any]]:
+    """Return the rows of a CSV file. TrainerError for two `wanted` fields of one name, since csv keeps the last."""
+    rows = csv.DictReader(file)
+    if repeated := [name for name, times in Counter(rows.fieldnames or ()).items() if times > 1 and name in wanted]:
+        raise TrainerError(f'the first row names "{repeated[0]}" more than once')
+    return rows
 
 
 def _item(row: Any, line: int, fields: Sequence[str], group: str | None, separator: str) -> Item:

@@ -13,7 +13,6 @@ from functools import lru_cache
 import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
-from scipy.interpolate import PchipInterpolator
 
 from trainer.scenes.scene import ASPECT, CAMERA, COLORS, RADIUS, TAN_HALF_FOV, Floats, SceneObject, camera_axes
 
@@ -48,8 +47,23 @@ INDIRECT = np.array([0.393, 5.80, 0.1715, -0.0586, 0.006, 1.11, 0.5155, 0.265])
 LAMP_GRID = 4  # for soft shadows, each sample takes one of 4 x 4 points of a lamp
 
 
-# a monotone cubic through the measured points (Fritsch & Carlson 1980)
-ground_height = PchipInterpolator(GROUND_Q, GROUND_HEIGHT)
+def ground_height(q: Floats) -> Floats:
+    """Return the ground's height, a monotone cubic through the measured points (Fritsch & Carlson 1980)."""
+    h = np.diff(GROUND_Q)
+    secant = np.diff(GROUND_HEIGHT) / h
+    slope = np.zeros_like(GROUND_Q)
+    w1, w2 = 2 * h[1:] + h[:-1], h[1:] + 2 * h[:-1]
+    with np.errstate(divide="ignore"):  # beside a level piece the slope is 0
+        slope[1:-1] = (w1 + w2) / (w1 / secant[:-1] + w2 / secant[1:])
+    slope[-1] = secant[-1]
+    i = np.clip(np.searchsorted(GROUND_Q, q, side="right") - 1, 0, len(h) - 1)
+    u = (np.clip(q, GROUND_Q[0], GROUND_Q[-1]) - GROUND_Q[i]) / h[i]
+    return np.asarray(
+        (1 + 2 * u) * (1 - u) ** 2 * GROUND_HEIGHT[i]
+        + u * (1 - u) ** 2 * h[i] * slope[i]
+        + u * u * (3 - 2 * u) * GROUND_HEIGHT[i + 1]
+        + u * u * (u - 1) * h[i] * slope[i + 1]
+    )
 
 
 def _ground_hits(directions: Floats) -> tuple[Floats, Floats]:

@@ -23,6 +23,7 @@ from trainer.scenes.scene import SceneObject, picture_position, place
 
 VISIBLE_PIXELS = 200  # of each object, at least, in 320x240
 BATCH = 64  # scenes rendered together: enough for all cores, few enough for a moving bar
+TRIES = 10_000  # random scenes in a row that may be excluded
 NAME = re.compile(r"CLEVR_train_(\d{6})_(\d)\.png")
 Scenes = dict[str, list[str]]  # a scene's number, six digits -> its labels, in order of appearance
 
@@ -30,14 +31,20 @@ Scenes = dict[str, list[str]]  # a scene's number, six digits -> its labels, in 
 def random_scenes(count: int, max_objects: int, seed: int, without: Iterable[Sequence[str]] = ()) -> Scenes:
     """Draw `count` scenes of `max_objects` distinct labels each.
 
-    A scene is rendered with its first object, its first two, and so on; none of these sets is in `without`.
+    A scene is rendered with its first object, its first two, and so on; none of these sets is in `without`. Raises
+    TrainerError if no such scene is found.
     """
     rng, excluded = np.random.default_rng([seed, 0]), {frozenset(labels) for labels in without}
     scenes: Scenes = {}
+    misses = 0  # in a row
     while len(scenes) < count:
         labels = [ICLEVR.names[i] for i in rng.permutation(len(ICLEVR))[:max_objects]]
         if not any(frozenset(labels[:n]) in excluded for n in range(1, max_objects + 1)):
             scenes[f"{len(scenes):06d}"] = labels
+            misses = 0
+        elif (misses := misses + 1) == TRIES:
+            what = f"in {TRIES} scenes of {max_objects} objects, each had a set"
+            raise TrainerError(f"{what} that --without excludes; take sets of fewer objects out of that file")
     return scenes
 
 

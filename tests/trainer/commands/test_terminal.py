@@ -1,4 +1,4 @@
-"""Progress where there is no terminal: a line a minute. Long names in tables."""
+"""Progress where there is no terminal: a line a minute. Names in tables."""
 
 import pytest
 
@@ -6,7 +6,7 @@ from trainer.commands import terminal
 from trainer.commands.terminal import Lines
 
 
-def test_progress_is_a_line_a_minute(capsys: pytest.CaptureFixture[str]) -> None:
+def test_progress_is_a_line_a_minute_and_one_at_the_end(capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
     with Lines(lambda: now) as progress:
         task = progress.add_task("training", total=100)
@@ -23,8 +23,19 @@ def test_progress_is_a_line_a_minute(capsys: pytest.CaptureFixture[str]) -> None
     assert capsys.readouterr().err.splitlines() == [
         "training: step 60: 40 %, 2 min left",
         "training: step 120: 80 %, 0 min left",
+        "training: step 150: 100 %",
         "drawing: 61",
     ]
+
+
+def test_no_name_controls_the_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    name = "a\x1b[2Jb\x9b5mc [red]"  # and square brackets are printed as they are
+    terminal.print_table(name, ["label", name], [[name, "1"]])
+    terminal.show(name, [("checkpoint", name)])
+    terminal.note(name)
+    captured = capsys.readouterr()
+    assert [text.count("a\ufffd[2Jb\ufffd5mc [red]") for text in captured] == [3, 3]
+    assert not {"\x1b", "\x9b"}.intersection(captured.out + captured.err)
 
 
 def test_long_names_are_printed_in_full(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -94,6 +94,7 @@ def test_coco_annotations(tmp_path: Path) -> None:
         ("x.json", coco([], [2]), "it names no pictures"),
         ("x.json", coco([1, 3, 1], [2]), "2 images have the id 1, so annotations do not tell"),
         ("x.csv", "file_name,labels\na.png,red,,\nb.png,red,tall\n", 'row 2 has more fields .* such as "tall"'),
+        ("x.csv", "file_name,labels,labels,x,x\na.png,red,tall,1,2\n", 'the first row names "labels" more than once'),
         ("x.jsonl", '{"file_name": "a.png", "labels": [["red"]]}', r'row 1: "labels" holds \["red"\], which is not a'),
     ],
 )

@@ -98,6 +98,13 @@ def test_scenes_without_a_test_files_label_sets() -> None:
     assert list(everything.values())[-1] in scenes.values()  # the others are drawn as before
 
 
+def test_scenes_that_all_have_an_excluded_set_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(render_folder, "TRIES", 500)
+    with pytest.raises(TrainerError, match="in 500 scenes of 2 objects, each had a set that --without excludes"):
+        random_scenes(1, 2, 0, [[name] for name in ICLEVR.names])
+    assert len(random_scenes(60, 1, 0, [[name] for name in ICLEVR.names[1:]])) == 60
+
+
 def test_layout_of_the_folder(tmp_path: Path) -> None:
     count = write_folder(tmp_path, random_scenes(2, 3, 0), seed=0, size=None)
     train = read_train_file(tmp_path / "train.json", ICLEVR)
