@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.progress import Progress
 
-from shared.checkpoint import CheckpointKind, base_of, path_of, read_info
+from shared.checkpoint import CheckpointKind, path_of, read_info
 from shared.options import WITH_POSITIONS
 from shared.registry import resolve
 from trainer.commands import options, terminal
@@ -287,14 +287,14 @@ def distilled(
     terminal.check_budget(plan.minutes, plan.steps)
     info = read_info(taught := resolve(plan.storage, teacher, "denoiser"))
     objectives.check_teacher(info)
-    plan.check("denoiser", base=base_of(info) or info.name)
+    plan.check("denoiser", base=info.name)
     if plan.patience and not evaluator:
         raise TrainerError("--patience needs --evaluator: without it nothing says what is worse")
     where = terminal.pick_device(plan.device)
     source = load_denoiser(taught, device=where)
     sampling, path = objectives.make_samplings(source, sampling_steps, teacher_steps, guidance)
     config = with_changes(objectives.RUN, plan.set_ or [])
-    network, base = objectives.make_student(source, plan.storage, rank, config.seed, plan.start_from)
+    network = objectives.make_student(source, plan.storage, rank, config.seed, plan.start_from)
     judge = load_judge(resolve(plan.storage, evaluator, "evaluator"), source.vocabulary, where) if evaluator else None
     with terminal.bar() as progress, processes(where) as group:
         dataset = read_folders(plan.data, progress, size=source.image_shape[-1], fit=source.fit)
@@ -317,7 +317,7 @@ def distilled(
             source.alpha_bar, source.prediction, source.vocabulary, dataset.aspect, plan.run, lists, judge, where,
             sampling, source.layouts,
         )  # fmt: skip
-        objective = objectives.Distilling(pool, source, base, sampling, where, watcher)
+        objective = objectives.Distilling(pool, source, sampling, where, watcher)
         training = plan.train(progress, "distilling", objective, network, config, where)
     plan.publish(
         "distilled", objective, training, method="trajectories", teacher=info.name, teacher_digest=source.info.digest,

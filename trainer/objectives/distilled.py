@@ -19,7 +19,7 @@ from torch.func import functional_call
 from shared import storage as files
 from shared.checkpoint import CheckpointInfo, base_of, load, publish
 from shared.diffusion.denoise import Stepper
-from shared.diffusion.model import Denoiser, adapt, load_denoiser
+from shared.diffusion.model import Denoiser, adapt
 from shared.diffusion.predictions import to_x0
 from shared.diffusion.unet import UNet
 from shared.options import SamplingOptions, picture_seed
@@ -34,10 +34,9 @@ RUN: Final = RunConfig(lr=1e-3, weight_decay=0.0, warmup_steps=100, cooldown=0.5
 
 
 def check_teacher(teacher: CheckpointInfo) -> None:
-    """Raise TrainerError for a teacher whose pictures an upsampler enlarges: only its base is distilled."""
-    if "upsampler" in teacher.config:
-        base = teacher.config["base"]["name"]
-        raise TrainerError(f"{teacher.name} enlarges the pictures of {base}; distil that one: --teacher {base}")
+    """Raise TrainerError for a teacher that is an adapter itself: only its base is distilled."""
+    if base := base_of(teacher):
+        raise TrainerError(f"{teacher.name} is an adapter of {base}; distil that one: --teacher {base}")
 
 
 def make_samplings(
@@ -45,13 +44,12 @@ def make_samplings(
 ) -> tuple[SamplingOptions, SamplingOptions]:
     """Return how the student is sampled, in `steps`, and how the teacher's trajectories are, in `teacher_steps`.
 
-    An adapter as teacher has its guidance inside, so `guidance` does not count. TrainerError if the teacher has fewer
-    timesteps than steps, or if one step of the student is not a whole number of the teacher's.
+    TrainerError if the teacher has fewer timesteps than steps, or if one step of the student is not a whole number of
+    the teacher's.
     """
     if teacher_steps % steps:
         raise TrainerError(f"--teacher-steps {teacher_steps} must be a multiple of --sampling-steps {steps}")
-    w = guidance if base_of(teacher.info) is None else 1.0
-    path = SamplingOptions(sampler="dpmpp_2m", steps=teacher_steps, guidance=w)
+    path = SamplingOptions(sampler="dpmpp_2m", steps=teacher_steps, guidance=guidance)
     if teacher_steps > (most := len(teacher.alpha_bar)):
         raise TrainerError(f"--teacher-steps {teacher_steps}: {teacher.info.name} has {most} timesteps")
     return SamplingOptions(sampler="ddim", steps=steps, guidance=1.0), path
@@ -92,29 +90,24 @@ class AdaptedNetwork(nn.Module):
 
 def make_student(
     teacher: Denoiser, storage: Location, rank: int, seed: int, start_from: str | None = None
-) -> tuple[AdaptedNetwork, CheckpointInfo]:
-    """Return a network that starts as the teacher, or as adapter `start_from`, and the checkpoint that it changes.
+) -> AdaptedNetwork:
+    """Return a network that starts as the teacher, or as its adapter `start_from`.
 
-    That is the teacher itself or, where the teacher is an adapter, its base. The base may have learnt on since
-    `start_from` was made, and may have more blocks now. TrainerError if `start_from` changes another checkpoint,
-    or has changes of another rank.
+    The teacher may have learnt on since `start_from` was made, and may have more blocks now. TrainerError if
+    `start_from` changes another checkpoint, or has changes of another rank.
     """
-    base, start = teacher, None
-    if adapter := teacher.info.config.get("base"):
-        device = next(teacher.network.parameters()).device
-        base = load_denoiser(resolve(storage, adapter["name"], "denoiser"), device=device)
-        start_from = start_from or teacher.info.name
+    start = None
     if start_from is not None:
         info, start = load(resolve(storage, start_from, "denoiser"))
-        if info.config.get("base", {}).get("name") != base.info.name:
-            raise TrainerError(f"{start_from} is not an adapter of {base.info.name}")
+        if base_of(info) != teacher.info.name:
+            raise TrainerError(f"{start_from} is not an adapter of {teacher.info.name}")
         if rank != (had := info.training.get("rank")):
             raise TrainerError(f"{start_from} has changes of rank {had}; use --rank {had} to continue from it")
     torch.manual_seed(seed)
     try:
-        return AdaptedNetwork(base.network, rank, start), base.info
+        return AdaptedNetwork(teacher.network, rank, start)
     except RuntimeError as error:
-        problem = f"{start_from} is an adapter of a former {base.info.name}, which was another network"
+        problem = f"{start_from} is an adapter of a former {teacher.info.name}, which was another network"
         raise TrainerError(problem) from error
 
 
@@ -125,16 +118,16 @@ class Distilling:
     x0_hat are clamped as the sampling loop clamps x0_hat. A step is weighted by the inverse of the error that the
     teacher's own first x0_hat makes there, so that no step dominates.
 
-    `sampling`: how the student is sampled. `base`: the checkpoint that the adapter changes.
+    `sampling`: how the student is sampled.
     """
 
     name = "distilled"
 
     def __init__(
-        self, pool: dict[str, Tensor], teacher: Denoiser, base: CheckpointInfo, sampling: SamplingOptions,
-        device: torch.device, watch: Callable[[nn.Module, Run], dict[str, float]] | None = None,
+        self, pool: dict[str, Tensor], teacher: Denoiser, sampling: SamplingOptions, device: torch.device,
+        watch: Callable[[nn.Module, Run], dict[str, float]] | None = None,
     ) -> None:  # fmt: skip
-        self.pool, self.base, self.sampling, self.watch = pool, base, sampling, watch
+        self.pool, self.base, self.sampling, self.watch = pool, teacher.info, sampling, watch
         self.source = {"teacher": teacher.info.digest}
         self.to_x0 = to_x0(teacher.alpha_bar, teacher.prediction).to(device)
         weights = torch.zeros(len(teacher.alpha_bar))

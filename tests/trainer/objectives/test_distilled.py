@@ -140,12 +140,12 @@ def test_the_teacher_draws_the_folders_label_sets(distil: Command) -> None:
 def test_the_command_from_teacher_to_few_steps(distil: Command) -> None:
     succeeded(distil("--name", "first"))
     assert read_info(Path("models/first.safetensors")).config["sampling"]["steps"] == 4
-    refused(distil("--teacher", "first"), "run/setup.json has another teacher; choose another folder")
-    few = ("--teacher", "first", "--run", "two", "--teacher-steps", 4, "--sampling-steps", 2)
+    refused(distil("--teacher", "other"), "run/setup.json has another teacher; choose another folder")
+    few = ("--start-from", "first", "--run", "two", "--teacher-steps", 4, "--sampling-steps", 2)
     succeeded(distil("--name", "few", *few))
     info = read_info(Path("models/few.safetensors"))
     assert info.config["base"] == {"name": "toy", "digest": read_info(Path("models/toy.safetensors")).digest}
-    assert (info.training["method"], info.training["teacher"], info.training["steps"]) == ("trajectories", "first", 1)
+    assert (info.training["method"], info.training["teacher"], info.training["steps"]) == ("trajectories", "toy", 1)
     assert load_denoiser(Path("models/few.safetensors")).options == SamplingOptions(
         sampler="ddim", steps=2, guidance=1.0
     )
@@ -160,7 +160,7 @@ def test_targets_are_clamped_as_the_sampling_loop_clamps(tmp_path: Path) -> None
         noisiest = cut["t"] == 999
         assert float(cut["x0"][noisiest].abs().max()) <= 1
     assert float(cut["error"].max()) < 1e-4  # they take the same steps
-    objective = Distilling(cut, teacher, teacher.info, options, CPU)
+    objective = Distilling(cut, teacher, options, CPU)
     drawn = objective.draw(torch.arange(9), slice(0, 9), torch.Generator())
     assert float(objective(teacher.network, *drawn).detach()) < 0.01
 
@@ -169,14 +169,13 @@ def test_a_run_starts_from_an_adapter_also_of_weights_that_have_learnt_on(teache
     changed = _changed(teacher)
     former = teacher.info.model_copy(update={"digest": "0" * 64})
     publish_adapter(changed, former, tmp_path, "first", PATH, {"rank": 2})
-    network, base = make_student(teacher, tmp_path, 2, 0, start_from="first")
-    assert base.digest == teacher.info.digest
+    network = make_student(teacher, tmp_path, 2, 0, start_from="first")
     for key, value in changed.tensors().items():
         assert torch.equal(network.tensors()[key], value.to(torch.bfloat16).float())
     vector = next(key for key, value in changed.changes.items() if value.ndim == 1)
     removed = changed.changes.pop(vector)  # as if the former network had had fewer blocks
     publish_adapter(changed, former, tmp_path, "smaller", PATH, {"rank": 2})
-    network, _ = make_student(teacher, tmp_path, 2, 0, start_from="smaller")
+    network = make_student(teacher, tmp_path, 2, 0, start_from="smaller")
     assert not network.changes[vector].any()
     changed.changes[f"{vector}/more"] = removed
     publish_adapter(changed, former, tmp_path, "larger", PATH, {"rank": 2})
@@ -200,10 +199,11 @@ def test_what_cannot_be_distilled_is_refused_and_the_run_folder_stays_as_it_was(
     refused(distil("--evaluator", "fewer"), "fewer does not know the denoiser's labels gray cube;")
     base = load_denoiser(storage / "toy.safetensors")
     publish_adapter(AdaptedNetwork(base.network, 3), base.info, storage, "third", SamplingOptions(), {"rank": 3})
-    refused(distil("--teacher", "third"), "third has changes of rank 3")
-    refused(distil("--teacher", "third", "--name", "toy"), "toy: is the checkpoint that the new one changes, so it mus")
+    refused(distil("--start-from", "third"), "third has changes of rank 3")
+    refused(distil("--teacher", "toy", "--name", "toy"), "toy: is the checkpoint that the new one changes, so it mus")
     publish_toy_upsampler(storage, "large", base.info)
-    refused(distil("--teacher", "large"), "large enlarges the pictures of toy; distil that one: --teac")
+    for adapter in ("third", "large"):
+        refused(distil("--teacher", adapter), f"{adapter} is an adapter of toy; distil that one: --teacher toy")
     publish_toy_denoiser(storage, "digits", 0, vocabulary=Vocabulary(("zero", "one")))
     unknown = "digits does not know labels of the folder: gray cube, red cube, blue cube and 1 more"
     refused(distil("--teacher", "digits"), unknown)

@@ -39,7 +39,7 @@ def of_adapter(folder: Path) -> Objective:
     teacher, sampling = load_denoiser(folder / "toy.safetensors"), SamplingOptions(sampler="ddim", steps=2, guidance=1)
     labels = torch.eye(len(teacher.vocabulary))[:3]
     pool = distilled.trajectories(teacher, teacher.stepper(), labels, [1, 2, 3], 1, sampling)
-    return distilled.Distilling(pool, teacher, teacher.info, sampling, CPU)
+    return distilled.Distilling(pool, teacher, sampling, CPU)
 
 
 @pytest.mark.parametrize("make", [of_denoiser, of_evaluator, of_layouts, of_adapter])
