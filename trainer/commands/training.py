@@ -288,6 +288,8 @@ def distilled(
     info = read_info(taught := resolve(plan.storage, teacher, "denoiser"))
     objectives.check_teacher(info)
     plan.check("denoiser", base=info.name)
+    if (plan.run / "state.pt").exists() and not (plan.run / "setup.json").exists():  # before trajectories are sampled
+        raise TrainerError(f"{plan.run} holds the run of another objective; choose another --run")
     if plan.patience and not evaluator:
         raise TrainerError("--patience needs --evaluator: without it nothing says what is worse")
     where = terminal.pick_device(plan.device)

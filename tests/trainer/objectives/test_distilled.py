@@ -208,3 +208,7 @@ def test_what_cannot_be_distilled_is_refused_and_the_run_folder_stays_as_it_was(
     unknown = "digits does not know labels of the folder: gray cube, red cube, blue cube and 1 more"
     refused(distil("--teacher", "digits"), unknown)
     assert not Path("run").exists()
+    Path("run").mkdir()
+    Path("run/state.pt").write_bytes(b"of another objective")
+    refused(distil(), "run holds the run of another objective; choose another --run")
+    assert [path.name for path in Path("run").iterdir()] == ["state.pt"]
