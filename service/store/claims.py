@@ -174,5 +174,8 @@ class PictureStream:
 
     def discard(self, entries: Sequence[str]) -> None:
         """Delete entries whose pictures are not needed; at least one."""
-        call(self.connection, "discard", self.digest, *entries)
+        with self.connection.pipeline() as pipe:  # one that is in the stream and not pending would stay for ever
+            pipe.xack(self.key, GROUP, *entries)
+            pipe.xdel(self.key, *entries)
+            pipe.execute()
         self.held.difference_update(entries)

@@ -590,16 +590,6 @@ local function claim(args)
   return lease(digest, worker, most)
 end
 
--- discard(digest, entries)
---
--- Deletes entries of the model's stream whose pictures are not needed. At once: one that is no longer pending but in the
--- stream would count as open for ever. Returns nothing.
-local function discard(args)
-  local stream = keys_of_model(args[1]).stream
-  redis.call('XACK', stream, GROUP, unpack(args, 2))
-  redis.call('XDEL', stream, unpack(args, 2))
-end
-
 -- open_stream(digest, milliseconds)
 --
 -- Creates the model's stream, and removes its consumers that have no pictures and were idle for so long: their workers
@@ -688,7 +678,6 @@ register('delete', delete, {'allow-oom'})
 register('read', read, {'no-writes'})
 register('open_stream', open_stream, {'allow-oom'})
 register('claim', claim, {'allow-oom'})
-register('discard', discard, {'allow-oom'})
 register('overdue', overdue, {'no-writes'})
 register('wanted', wanted, {'allow-oom'})
 register('announce', announce, {'allow-oom'})

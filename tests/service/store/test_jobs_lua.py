@@ -201,7 +201,6 @@ CALLS: dict[str, Callable[[Library], Any]] = {
     "read": lambda library: library("read", A),
     "open_stream": lambda library: library("open_stream", DIGEST, 0),
     "claim": lambda library: library.claim(1),
-    "discard": lambda library: library("discard", DIGEST, "1-1"),
     "wanted": lambda library: library("wanted", 0),
     "announce": lambda library: library("announce", "w", "{}", 1000),
     "live_workers": lambda library: library("live_workers"),
