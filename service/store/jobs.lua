@@ -221,22 +221,6 @@ local function hour_of(id)
   return math.floor(created_at(id) / 3600)
 end
 
--- Returns how many pictures an owner has stored, and the hours whose jobs have expired.
-local function count_stored(owner, lifetime_s, now)
-  local stored = redis.call('HGETALL', key_of_stored(owner))
-  local oldest = math.floor((now - lifetime_s) / 3600)
-  local sum = 0
-  local expired = {}
-  for i = 1, #stored, 2 do
-    if tonumber(stored[i]) < oldest then
-      table.insert(expired, stored[i])
-    else
-      sum = sum + stored[i + 1]
-    end
-  end
-  return sum, expired
-end
-
 -- A job's creation
 
 -- Returns what an earlier request with the same Idempotency-Key created, if that job exists; else nil.
@@ -271,14 +255,22 @@ local function find_full_queue(new)
   end
 end
 
--- Returns {'stored', how many pictures the owner has stored, how many they may} if they may not store as many more; else nil.
+-- Returns {'stored', how many pictures the owner has stored, how many they may} if they may not store as many more; else
+-- nil. Forgets the hours whose jobs have expired.
 local function find_full_storage(new, now)
   if new.most_stored == 0 then
     return nil
   end
-  local stored, expired = count_stored(new.owner, new.lifetime_s, now)
-  for _, hour in ipairs(expired) do
-    redis.call('HDEL', key_of_stored(new.owner), hour)
+  local key = key_of_stored(new.owner)
+  local oldest = math.floor((now - new.lifetime_s) / 3600)
+  local stored = 0
+  local hours = redis.call('HGETALL', key)
+  for i = 1, #hours, 2 do
+    if tonumber(hours[i]) < oldest then
+      redis.call('HDEL', key, hours[i])
+    else
+      stored = stored + hours[i + 1]
+    end
   end
   if stored > 0 and stored + new.total > new.most_stored then
     return {'stored', stored, new.most_stored}
