@@ -48,7 +48,8 @@ end
 
 -- Unix seconds by the clock of Redis, because those of API and workers may be wrong.
 local function now_s()
-  return tonumber(redis.call('TIME')[1])
+  local time = redis.call('TIME')
+  return time[1] + time[2] / 1000000
 end
 
 local function is_open(status)
@@ -74,11 +75,6 @@ local function add_webhook(id, event, wanted)
   end
 end
 
-local function precise_now_s()
-  local time = redis.call('TIME')
-  return time[1] + time[2] / 1000000
-end
-
 -- take_webhook(message, seconds)
 --
 -- Begins an attempt, unless the message is not due: for so many seconds no other process begins one. Reads the job and
@@ -86,7 +82,7 @@ end
 local function take_webhook(args)
   local message, lease_s = unpack(args)
   local due_at = redis.call('ZSCORE', WEBHOOKS, message)
-  local now = precise_now_s()
+  local now = now_s()
   if not due_at or tonumber(due_at) > now then
     return nil
   end
@@ -108,7 +104,7 @@ local function end_webhook(args)
     redis.call('ZREM', WEBHOOKS, message)
     redis.call('HDEL', ATTEMPTS, message)
   else
-    redis.call('ZADD', WEBHOOKS, 'XX', precise_now_s() + wait_s, message)
+    redis.call('ZADD', WEBHOOKS, 'XX', now_s() + wait_s, message)
   end
 end
 

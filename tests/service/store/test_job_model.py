@@ -35,7 +35,7 @@ from tests.service.store.job_model import DIGESTS, LIMITS, OWNERS, Entry, Model,
 WORKERS = 2
 GRID = None  # in place of a picture's index
 CLOCK_KEY = "clock"
-WITH_CLOCK = SOURCE.replace("redis.call('TIME')[1]", f"redis.call('GET', '{CLOCK_KEY}')")
+WITH_CLOCK = SOURCE.replace("redis.call('TIME')", f"{{redis.call('GET', '{CLOCK_KEY}'), 0}}")
 
 any_job = st.integers(0, 4)  # its position; the older ones were new once, too
 any_worker = st.integers(0, WORKERS - 1)
