@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from service.worker.engine import Workload, jobs_to_step, room
+from service.worker.step_order import Workload, jobs_to_step, room
 from shared.options import network_rows
 
 SIZES = range(1, 9)  # pictures of a request

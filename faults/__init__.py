@@ -5,6 +5,6 @@
 - `history` reads every job's changes from Redis's append-only file; `checks` says what must hold of them.
 - `report` writes docs/reliability.md.
 
-Imports `service`, `shared` and the tests' toy checkpoints; `soak` and `benchmarks` use its `harness`. Start reading in
-`cases`.
+Imports `service`, `shared`, and toy checkpoints and zips of the tests; `soak` and `benchmarks` use its `harness`.
+Start reading in `cases`.
 """

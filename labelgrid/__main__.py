@@ -76,11 +76,21 @@ def missing(command: str, module: str) -> str:
     return f"labelgrid {command} needs more packages: pip install 'labelgrid[{EXTRAS[module]}]'"
 
 
+def _say(text: str) -> None:
+    """Print a text, or as much of it as the reader takes: `head` closes the pipe. A full disk ends the program."""
+    try:
+        print(text, flush=True)
+    except OSError as error:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python fails again as it ends
+        if not isinstance(error, BrokenPipeError):
+            sys.exit(f"labelgrid: the help cannot be written: {error.strerror}")
+
+
 def main() -> None:
     """Run the command that the arguments name."""
     command = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if command in ("--help", "-h"):
-        print(usage())
+        _say(usage())
         return
     module = next((module for module, commands in COMMANDS.items() if command in commands), None)
     if module is None:

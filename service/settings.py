@@ -9,7 +9,7 @@ import os
 import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
-from urllib.parse import urlsplit
+from urllib.parse import parse_qs, urlsplit
 
 from pydantic import (
     AfterValidator,
@@ -63,6 +63,8 @@ def _redis_url(url: str) -> str:
         Redis.from_url(url).connection_pool.make_connection()  # connects to nothing
     except TypeError as error:
         raise ValueError(f"an option after its ? is unknown: {str(error).rpartition(' ')[2]}") from None
+    if own := sorted({"decode_responses", "encoding", "encoding_errors", "protocol"} & parse_qs(parts.query).keys()):
+        raise ValueError(f"its option {own[0]} is the service's own; leave it out")
     if parts.scheme != "unix" and not re.fullmatch("/?[0-9]*/?", parts.path):  # else redis-py takes database 0
         raise ValueError("its database should be a number, as in redis://host:6379/1")
     return url

@@ -30,7 +30,8 @@ from service.local.redis_server import RedisServer
 from service.openai.routes import mount
 from service.settings import Settings
 from service.store import workers
-from service.store.connection import call, connect
+from service.store.connection import connect
+from service.store.functions import call
 from service.store.jobs import JobStore
 from tests.documented import Documented
 from tests.s3 import serve_s3

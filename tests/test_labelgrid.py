@@ -45,6 +45,26 @@ def test_help_lists_the_commands_and_loads_none_of_them() -> None:
     assert not heavy_modules_after("import labelgrid.__main__", ("trainer", "fastapi", "redis", *HEAVY))
 
 
+def test_a_reader_of_the_help_may_leave_early() -> None:
+    line = [sys.executable, "-m", "labelgrid", "--help"]
+    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.close()  # before Python has started
+        assert process.stderr.read() == ""
+    assert process.returncode == 0
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="only Linux has /dev/full")
+def test_a_help_that_cannot_be_written_is_one_line_of_error() -> None:
+    with Path("/dev/full").open("w") as full:
+        line = [sys.executable, "-m", "labelgrid", "--help"]
+        done = subprocess.run(line, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (
+        1, "labelgrid: the help cannot be written: No space left on device\n"
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("name", ["generate", "serve", "render"])
 def test_a_commands_help_is_its_own(
     name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

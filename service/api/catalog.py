@@ -16,7 +16,7 @@ from pydantic import ValidationError
 
 from service.contract.errors import BadRequest, NoModel, UnknownCheckpoint
 from service.files import StorageThreads
-from shared import storage as files
+from shared import storage as stored
 from shared.checkpoint import (
     SUFFIX,
     CheckpointError,
@@ -134,7 +134,7 @@ def look(before: Models) -> Models:
     storage, defaults, problem = before.storage, before.defaults, None
     try:
         check_folder(storage)
-        versions = files.versions(storage)
+        versions = stored.versions(storage)
     except CheckpointError as error:
         return replace(before, problem=_without_traceback(error))
     except OSError as error:
@@ -196,7 +196,7 @@ def _card(storage: Location, name: str, version: str | None, digest: str) -> str
         return ""
     try:
         # Clients read the card: a link would show them any file that this process can read.
-        with files.reading(storage / f"{name}.md", block=MAX_CARD_BYTES, follow=False) as card:
+        with stored.reading(storage / f"{name}.md", block=MAX_CARD_BYTES, follow=False) as card:
             text = card.read(MAX_CARD_BYTES).decode(errors="replace")
     except OSError:  # deleted since the look, or a link
         return ""
@@ -205,25 +205,30 @@ def _card(storage: Location, name: str, version: str | None, digest: str) -> str
 
 
 @lru_cache(KEPT)
-def _read(storage: Location, name: str, version: str) -> CheckpointInfo:
-    """Return a checkpoint's description. CheckpointError if it cannot be used: a foreign file may have any
-    configuration.
+def _read(storage: Location, name: str, version: str) -> Found:
+    """Return a checkpoint's description, or why it cannot be used: a foreign file may have any configuration.
+
+    Raises CheckpointError while storage fails: then the file is read again.
     """
-    check_name(name)
-    info = read_info(storage / (name + SUFFIX))
+    try:
+        check_name(name)
+        info = read_info(storage / (name + SUFFIX))
+    except CheckpointError as error:
+        if isinstance(error.__cause__, OSError):
+            raise
+        return _without_traceback(error)
     for part in ("sampling", "support"):
         try:
             getattr(info, part)
         except ValidationError as error:
             first = error.errors()[0]
             at = ".".join(map(str, (part, *first["loc"])))
-            raise CheckpointError(name + SUFFIX, f"its configuration's {at}: {first['msg']}") from error
+            return CheckpointError(name + SUFFIX, f"its configuration's {at}: {first['msg']}")
     if info.kind == "denoiser":
         try:
             picture_size(info.config)
-        except (KeyError, TypeError, ValueError) as error:
-            reason = "its configuration has no picture or network.image_size"
-            raise CheckpointError(name + SUFFIX, reason) from error
+        except (KeyError, TypeError, ValueError):
+            return CheckpointError(name + SUFFIX, "its configuration has no picture or network.image_size")
     return info
 
 

@@ -51,8 +51,9 @@ async def job_events(jobs: AsyncJobs, job: Job, after: str) -> AsyncIterator[byt
             entries = await jobs.redis("XRANGE", keys.events(job.id), f"({after}", "+")
             for pictures in steps:
                 yield _event("steps", {"pictures": json.loads(pictures)})
-            for after, fields in entries:
-                yield await _read(jobs, job.id, after, fields)
+            for entry, fields in entries:
+                after = entry
+                yield await _read(jobs, job.id, entry, fields)
                 if fields.get("status") in TERMINAL:
                     return
             if is_due:

@@ -121,7 +121,7 @@ async def _drop_connections(app: FastAPI) -> None:
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     # Starlette sends this answer outside of all middleware, so the request's id is added here.
-    headers = {REQUEST_ID: get_contextvars()["request_id"]}
+    headers = {REQUEST_ID: get_contextvars().get("request_id", "")}
     return await _service_error(request, ServiceError(ServiceError.example, headers=headers))
 
 

@@ -168,7 +168,7 @@ def _new_record(kind: JobKind, fields: SamplingFields, spec: JobSpec, owner: str
         trajectory=spec.trajectory,
         webhook=fields.webhook,
         webhook_events=tuple(fields.webhook_events or ENDS) if fields.webhook else (),
-        request_id=get_contextvars()["request_id"],
+        request_id=get_contextvars().get("request_id", ""),
         traceparent=tracing.traceparent(),
         columns=recipe.columns if recipe else fields.columns,
         options=options,
@@ -277,7 +277,7 @@ class Submitter:
         if not before.sent:
             (await self.service.catalog.models()).with_digest(before.digest, ("path", "job_id"))
         now = await jobs.redis.now()
-        own = {"id": new_job_id(now), "created_at": now, "request_id": get_contextvars()["request_id"]}
+        own = {"id": new_job_id(now), "created_at": now, "request_id": get_contextvars().get("request_id", "")}
         record = before.model_copy(update={**own, "traceparent": tracing.traceparent()})
         async with self.service.uploads.of(self.owner) if before.sent else contextlib.nullcontext():
             pictures = await results.uploaded(job_id, before.total) if before.sent else []

@@ -4,6 +4,7 @@ The API key comes from LABELGRID_API_KEY; there is no option for it, since other
 Exit codes: 0 success, 1 an error, 2 wrong usage, 3 a score below --fail-under, 130 interrupted.
 """
 
+import codecs
 import contextlib
 import functools
 import inspect
@@ -64,7 +65,7 @@ def _with_sampling_options(command: Callable[..., None]) -> Callable[..., None]:
 def _read_list(file: typer.FileBinaryRead) -> Any:
     """Return the list in a JSON file, whose entries the service checks."""
     try:
-        content = from_json(file.read())
+        content = from_json(file.read().removeprefix(codecs.BOM_UTF8))
     except ValueError as error:
         raise ClientError(f"{file.name}: not JSON: {error}") from error
     if not isinstance(content, list):

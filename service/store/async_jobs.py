@@ -6,6 +6,7 @@
 import asyncio
 import hashlib
 import json
+import math
 import statistics
 import time
 from collections.abc import Mapping, Sequence
@@ -29,7 +30,7 @@ from service.contract.records import JOB_ID, TERMINAL, JobRecord, JobResult, Mod
 from service.contract.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Repeat, ScoreResult, Summary
 from service.settings import Settings
 from service.store import keys
-from service.store.connection import Pipeline
+from service.store.functions import Pipeline
 from service.store.hub import Hub
 from service.store.jobs import read_record
 from service.store.workers import Doorbell, ReadyWorkers
@@ -212,8 +213,7 @@ class AsyncJobs:
 
         Return the job.
         """
-        answered_at = time.monotonic()
-        deadline = answered_at + timeout_s
+        deadline, away_since = time.monotonic() + timeout_s, math.inf
         with self.hub.watch(job_id) as watch:
             gone.add_done_callback(lambda _: watch.heard.set())
             while not gone.done():
@@ -221,9 +221,10 @@ class AsyncJobs:
                     status = None if watch.has_ended else await self.redis("HGET", keys.job(job_id), "status")
                     if status is None or status in TERMINAL:
                         break
-                    answered_at = time.monotonic()
+                    away_since = math.inf
                 except RedisError:  # perhaps for a moment only
-                    if time.monotonic() - answered_at >= 2 * LOOK_AGAIN_S:
+                    away_since = min(away_since, time.monotonic())
+                    if time.monotonic() - away_since >= LOOK_AGAIN_S:
                         raise
                 left_s = min(deadline, self.hub.deadline) - time.monotonic()
                 if left_s <= 0:

@@ -15,7 +15,8 @@ from redis.exceptions import ResponseError
 from service.contract.records import JobRecord, Picture
 from service.settings import Settings
 from service.store import keys
-from service.store.connection import best_effort, call
+from service.store.connection import best_effort
+from service.store.functions import call
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)

@@ -15,7 +15,7 @@ from service.contract.records import TERMINAL, FinishedPicture, JobRecord, JobRe
 from service.settings import Settings
 from service.store import keys
 from service.store.claims import BegunClaim, Claim, PictureStream
-from service.store.connection import call
+from service.store.functions import call
 from service.store.workers import Doorbell
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger

@@ -18,7 +18,8 @@ from rq.job import Job
 from rq.serializers import JSONSerializer
 
 from service.store import keys
-from service.store.connection import Pipeline, best_effort, call
+from service.store.connection import best_effort
+from service.store.functions import Pipeline, call
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)

@@ -1,6 +1,6 @@
 """OpenTelemetry traces: all work for a job becomes child spans of its request's span.
 
-Without `start` there are no spans, and OpenTelemetry's own calls do nothing. Knows no HTTP, no Redis and no torch.
+Without `start` nothing is recorded. Knows no HTTP, no Redis and no torch.
 """
 
 import os
@@ -62,7 +62,7 @@ def traceparent() -> str:
 
 
 def span(name: str, parent: str, about: Mapping[str, str | int], begun_at: float | None = None) -> Span:
-    """Begin a span under the traceparent `parent`, at `begun_at` (Unix seconds) or now. Without a parent it is no span.
+    """Begin a span under the traceparent `parent`, at `begun_at` (Unix seconds) or now. Without one it records nothing.
 
     It ends by `end()`, or as a context manager, which marks it as failed at an exception. `about`: its attributes,
     named without their prefix `labelgrid.`.

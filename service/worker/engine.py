@@ -1,16 +1,13 @@
 """Step-wise continuous batching: pictures join the batch at any step, and each leaves when its own steps are done.
 
-Small jobs step first: on a CPU batching barely lowers the cost per row, so every row of a large job delays the whole
-batch. A large job therefore waits while smaller ones finish, but not forever. Knows neither Redis nor the states of
-jobs: pictures go in, pictures with verdicts come out.
+Knows neither Redis nor the states of jobs: pictures go in, pictures with verdicts come out.
 """
 
 import base64
 import time
-from collections.abc import Callable, Container, Hashable, Iterable, Sequence
+from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +15,7 @@ from numpy.typing import NDArray
 from service.contract.recipe import Recipe
 from service.contract.records import FinishedPicture, Picture, Verdict
 from service.worker.judge import Failed, Key, Outcome, attempt, judge_pictures
+from service.worker.step_order import Workload, jobs_to_step, room
 from shared.device import THREADS
 from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.layouts import positions_at
@@ -25,14 +23,7 @@ from shared.evaluator import Judge
 from shared.pictures import png_bytes, resized, sheet, to_uint8
 from shared.vocabulary import Vocabulary
 
-# Both were chosen by simulating the mixed requests of `benchmarks/sections/load.py` (docs/decisions.md). Higher values
-# favour large jobs.
-DELAY_LIMIT = 0.25  # a job waits if it has more work left than this share of the work left of the jobs before it
-AGING = 0.2  # share of the rows computed since a job joined that is deducted from its work left
-LATE_EACH_STEP = 4  # pictures that may join a full batch before a step
 PREVIEW_SIDE = 64  # pixels at most
-
-Job = TypeVar("Job", bound=Hashable)
 
 
 @dataclass(frozen=True)
@@ -60,13 +51,12 @@ class Member:
             # x_t, clipped to [-1, 1], as it is now (H, W, 3). A copy, because `row.x` is a view of the batch.
             self.frames.append(to_uint8(resized(self.row.x[None], frame_size(self.row.x.shape, self.shape)))[0])
 
-    def preview(self) -> str | None:
-        """Return x0_hat in the proportions of the picture, as the data URL of a small PNG; None before the first step.
+    def preview(self) -> str:
+        """Return x0_hat in the proportions of the picture, as the data URL of a small PNG. It has taken a step.
 
         No side has more than PREVIEW_SIDE pixels.
         """
-        if self.row.x0_hat is None:
-            return None
+        assert self.row.x0_hat is not None
         _, height, width = self.shape
         scale = min(1.0, PREVIEW_SIDE / max(height, width))
         size = max(1, round(scale * height)), max(1, round(scale * width))
@@ -198,41 +188,3 @@ def frame_size(sampled: Sequence[int], picture: Sequence[int]) -> tuple[int, int
     _, h, w = sampled
     _, H, W = picture
     return (round(w * H / W), w) if h * W < w * H else (h, round(h * W / H))
-
-
-@dataclass(frozen=True, slots=True)
-class Workload:
-    """What one picture, or one job's pictures in a batch, still has to do; all in network rows."""
-
-    next_step: int
-    left: int  # in all remaining steps
-    joined_at: int  # rows the batch had computed when the last picture joined: a job that keeps joining does not age
-
-
-def room(in_progress: int, at_once: int, later: int) -> int:
-    """Return how many pictures may join a batch now: up to `at_once`, then `later` more, a few at each step.
-
-    So a small job can join while large ones fill the batch. A few at each step, so that idle workers come first.
-    """
-    return max(at_once - in_progress, min(LATE_EACH_STEP, at_once + later - in_progress), 0)
-
-
-def jobs_to_step(pictures: Iterable[tuple[Job, Workload]], computed: int, efficient_rows: int) -> list[Job]:
-    """Choose the jobs whose pictures take the next step, least work left first (SRPT: Schrage 1968).
-
-    Jobs are added until the step has `efficient_rows`, the size from which larger calls gain little, and beyond it
-    as long as none delays those before it. `computed`: network rows that the batch has computed so far.
-    """
-    jobs: dict[Job, Workload] = {}
-    for job, one in pictures:
-        sum_ = jobs.get(job, Workload(0, 0, one.joined_at))
-        jobs[job] = Workload(sum_.next_step + one.next_step, sum_.left + one.left, max(sum_.joined_at, one.joined_at))
-    order = sorted(jobs, key=lambda job: jobs[job].left - AGING * (computed - jobs[job].joined_at))
-    chosen: list[Job] = []
-    rows = before = 0
-    for job in order:
-        if rows >= efficient_rows and jobs[job].left > DELAY_LIMIT * before:
-            break
-        chosen.append(job)
-        rows, before = rows + jobs[job].next_step, before + jobs[job].left
-    return chosen

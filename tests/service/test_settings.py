@@ -34,6 +34,7 @@ NOT_ALLOWED = [
         for password in ("two/parts", "12#parts")
     ),
     ("REDIS_URL", "redis://h/0?foo=1", "REDIS_URL=redis://h/0?foo=1: an option after its ? is unknown: 'foo'"),
+    ("REDIS_URL", "redis://h?protocol=3", "REDIS_URL=redis://h?protocol=3: its option protocol is the service's own"),
     # redis-py takes database 0 instead, so two services would share their jobs
     ("REDIS_URL", "redis://h/staging", "REDIS_URL=redis://h/staging: its database should be a number, as in"),
     ("LABELGRID_LEASE_S", "2", "LABELGRID_LEASE_S=2: it should be more than LABELGRID_HEARTBEAT_S=2.0"),

@@ -249,7 +249,7 @@ def test_requests_that_come_together_share_one_look_at_storage(folder: Path, mon
         looks.append(storage)
         return files.versions(storage)
 
-    monkeypatch.setattr("service.api.catalog.files", SimpleNamespace(**{**vars(files), "versions": versions}))
+    monkeypatch.setattr("service.api.catalog.stored", SimpleNamespace(**{**vars(files), "versions": versions}))
 
     async def ask() -> None:
         one = catalog.Catalog(folder, every_s=1e6)

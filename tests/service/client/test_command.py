@@ -93,7 +93,7 @@ def test_labels_come_from_a_file_or_standard_input(run: Command, working: Runner
     job = json.loads(run("generate", "--file", str(file), "--guidance-interval", "0", "0.5", "--clip-x0", "--json")[1])
     assert [one["labels"] for one in job["result"]["pictures"]] == [["red cube"], ["red cube", "blue sphere"]]
     assert (job["options"]["guidance_interval"], job["options"]["clip_x0"]) == ([0.0, 0.5], True)
-    code, out, err = run("generate", "--file", "-", "--json", stdin='[["gray cube"]]')
+    code, out, err = run("generate", "--file", "-", "--json", stdin='\ufeff[["gray cube"]]')
     assert (code, err, json.loads(out)["labels"]) == (0, "", [["gray cube"]])
 
 

@@ -11,7 +11,7 @@ from service.contract.records import FinishedPicture, JobRecord, JobResult, Scor
 from service.store import async_jobs, keys
 from service.store.async_jobs import IdempotentRequest
 from service.store.claims import BegunClaim, PictureStream
-from service.store.connection import call
+from service.store.functions import call
 from service.store.jobs import JobStore
 from shared.options import SamplingOptions
 

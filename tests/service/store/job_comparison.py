@@ -7,7 +7,7 @@ from redis import Redis
 
 from service.store import keys
 from service.store.claims import GROUP
-from service.store.connection import call
+from service.store.functions import call
 from service.store.jobs import JobStore
 from tests.service.store.job_model import DIGESTS, OWNERS, Job, Model
 

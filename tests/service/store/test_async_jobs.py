@@ -157,6 +157,30 @@ def test_one_who_waits_bears_that_redis_is_away_for_a_moment_only(
     creating(settings, store, wait)
 
 
+def test_one_who_waits_asks_again_after_an_answer_that_did_not_come(
+    settings: Settings, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a connection that a proxy has dropped, which takes longer than the pause between two looks."""
+    monkeypatch.setattr(async_jobs, "LOOK_AGAIN_S", 0.1)
+    job_id = add_job(store, record())
+
+    async def wait(jobs: AsyncJobs) -> None:
+        ask, looks = jobs.redis.ask, list[Any]()
+
+        async def asked(*commands: Any) -> list[Any]:
+            looks.append(commands)
+            if len(looks) == 1:
+                await asyncio.sleep(0.3)
+                raise ConnectionError("no answer")
+            return await ask(*commands)
+
+        monkeypatch.setattr(jobs.redis, "ask", asked)
+        job = await jobs.wait(job_id, 0.6, asyncio.get_running_loop().create_future())
+        assert (job.status, len(looks) > 2) == ("queued", True)
+
+    creating(settings, store, wait)
+
+
 def test_pages_of_an_owners_jobs_are_sorted_by_the_time_in_the_ids(
     store: JobStore, connection: Redis, settings: Settings
 ) -> None:

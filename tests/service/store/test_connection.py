@@ -21,14 +21,13 @@ from service.settings import Settings
 from service.store import keys, workers
 from service.store.async_jobs import AsyncJobs
 from service.store.connection import (
-    LIBRARY,
     OldRedis,
     RetryUntilStopped,
-    call,
     check_version,
     connect,
     connect_async,
 )
+from service.store.functions import LIBRARY, call
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from tests.conftest import serving

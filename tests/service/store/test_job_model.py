@@ -25,7 +25,7 @@ from service.settings import Settings
 from service.store import keys, workers
 from service.store.async_jobs import IdempotentRequest, NoRoom
 from service.store.claims import Claim, PictureStream
-from service.store.connection import SOURCE
+from service.store.functions import SOURCE
 from service.store.jobs import JobStore
 from tests.service.store.ageing import age
 from tests.service.store.helpers import RESULT, add_job, done, record

@@ -8,7 +8,8 @@ from redis import Redis
 
 from service.settings import Settings
 from service.store import keys, workers
-from service.store.connection import Pipeline, RetryUntilStopped, connect, connect_async
+from service.store.connection import RetryUntilStopped, connect, connect_async
+from service.store.functions import Pipeline
 from service.store.workers import Doorbell
 from tests.service.store.ageing import MINUTE_S, age
 from tests.service.store.helpers import DIGEST, full
