@@ -37,7 +37,7 @@ from tests.toy_checkpoint import publish_toys
 
 ROOT = Path(__file__).parents[1]
 LOOK_AGAIN_S = 0.02
-PATIENCE_S = 300.0  # the longest wait for anything; longer is a failure, not a figure
+PATIENCE_S = 600.0  # the longest wait for anything; longer is a failure, not a figure
 T = TypeVar("T")
 
 

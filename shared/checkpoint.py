@@ -145,6 +145,8 @@ def load(path: Location) -> "tuple[CheckpointInfo, dict[str, torch.Tensor]]":
         return info, tensors_of(content)
     except SafetensorError as error:
         raise CheckpointError(path.name, f"damaged: {error}") from error
+    except KeyError as error:
+        raise CheckpointError(path.name, f"this torch has no dtype {error}") from error
 
 
 def publish(

@@ -152,13 +152,20 @@ def write(path: Location, *parts: "bytes | memoryview") -> None:
         with _errors():
             path.fs.pipe_file(path.path, b"".join(parts))
         return
+    with replacing(path) as file:
+        for part in parts:
+            file.write(part)
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[BinaryIO]:
+    """Open a new local file for writing, which atomically takes the place of `path` at the end of the block."""
     path.parent.mkdir(parents=True, exist_ok=True)
     # a random name, not the process id: in containers every trainer is process 1
     temporary = path.parent / f".{path.name}.{uuid4().hex}.tmp"
     try:
         with temporary.open("xb") as file:
-            for part in parts:
-                file.write(part)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

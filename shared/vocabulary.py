@@ -6,6 +6,7 @@ Must not know torch, HTTP or the network: the API checks labels with it, the tra
 import contextlib
 import difflib
 import json
+import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,9 +123,12 @@ class Vocabulary:
         near = self.nearest(label)
         if near is not None:
             hint = f"did you mean {_quoted(near)}?"
+            if unicodedata.normalize("NFC", near) == unicodedata.normalize("NFC", label):
+                hint += " It looks the same, but has another Unicode normal form (NFC or NFD)"
         else:
             more = len(self) - SHOWN_NAMES
-            hint = f"known are {', '.join(self.names[:SHOWN_NAMES])}" + (f" and {more} more" if more > 0 else "")
+            known = ", ".join(map(_quoted, self.names[:SHOWN_NAMES]))
+            hint = f"known are {known}" + (f" and {more} more" if more > 0 else "")
         return LabelError(f"unknown label {_quoted(label)}; {hint}", entry=entry, label=_printable(label))
 
 

@@ -123,9 +123,9 @@ def load_dataset(
         raise TrainerError(f"{folder / 'train.json'} names no pictures")
     names, pictures = list(train), pictures_folder(folder, next(iter(train)))
     cache = folder / ".cache" / f"{size}-{fit}-{_key(pictures, names)}.npy"
-    if cache.exists():
+    try:
         images = np.load(cache)
-    else:
+    except (OSError, ValueError, EOFError):  # there is none, or it is damaged
         images = _decode(pictures, names, size, fit, advance)
         with suppress(OSError):  # a read-only folder or a full disk only means that pictures are decoded again
             content = io.BytesIO()
@@ -296,20 +296,28 @@ def in_vocabulary(dataset: Dataset, vocabulary: Vocabulary, model: str) -> Datas
     if unknown := [names[i] for i in dataset.labels.any(0).nonzero()[:, 0] if names[i] not in vocabulary]:
         raise TrainerError(f"{model} does not know labels of the folder: {named(unknown)}")
     known = [name for name in names if name in vocabulary]
-    moved: dict[str, Any] = {}
-    for name, absent in (("labels", 0.0), ("positions", OUTSIDE), ("rotations", 0.0)):
-        before = getattr(dataset, name)
-        if before is not None:
-            moved[name] = torch.full((len(before), len(vocabulary), *before.shape[2:]), absent)
-            moved[name][:, vocabulary.encode(known)] = before[:, dataset.vocabulary.encode(known)]
-    return replace(dataset, vocabulary=vocabulary, **moved)
+
+    def moved(values: Tensor, absent: float) -> Tensor:
+        out = torch.full((len(values), len(vocabulary), *values.shape[2:]), absent)
+        out[:, vocabulary.encode(known)] = values[:, dataset.vocabulary.encode(known)]
+        return out
+
+    positions = None if dataset.positions is None else moved(dataset.positions, OUTSIDE)
+    rotations = None if dataset.rotations is None else moved(dataset.rotations, 0.0)
+    return replace(
+        dataset, vocabulary=vocabulary, labels=moved(dataset.labels, 0.0), positions=positions, rotations=rotations
+    )
 
 
 def labelled(dataset: Dataset) -> Dataset:
     """Return the pictures whose labels are known."""
     known = dataset.labels.any(1)
-    parts: dict[str, Any] = {name: part[known] for name, part in vars(dataset).items() if isinstance(part, Tensor)}
-    return replace(dataset, **parts)
+    maybe = (dataset.positions, dataset.rotations, dataset.typical)
+    positions, rotations, typical = (None if part is None else part[known] for part in maybe)
+    return replace(
+        dataset, images=dataset.images[known], labels=dataset.labels[known], positions=positions, rotations=rotations,
+        typical=typical,
+    )  # fmt: skip
 
 
 def settled(config: TrainConfig, dataset: Dataset) -> TrainConfig:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import io
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -84,9 +83,11 @@ def show_progress(progress: Progress, what: str, batch: int | None = None) -> Ca
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write the state that a run resumes from, atomically: its `recipe` and whatever changes in the run."""
-    content = io.BytesIO()
-    torch.save(state, content)
-    files.write(path, content.getbuffer())
+    try:
+        with files.replacing(path) as file:
+            torch.save(state, file)
+    except RuntimeError as error:  # what torch raises for a full disk
+        raise TrainerError(f"{path} cannot be written; is the disk full? ({error})") from error
 
 
 def load_state(path: Path, recipe: dict[str, Any], network: nn.Module) -> dict[str, Any]:
@@ -115,13 +116,25 @@ def load_state(path: Path, recipe: dict[str, Any], network: nn.Module) -> dict[s
     return state
 
 
+@contextmanager
+def undamaged(path: Path) -> Iterator[None]:
+    """Turn what reading another or a damaged file raises into a TrainerError that names the file."""
+    try:
+        yield
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        problem = f"{type(error).__name__}: {error}"
+        raise TrainerError(f"{path} is damaged, or was not written by this version ({problem})") from error
+
+
 def keep_setup(folder: Path, setup: dict[str, Any]) -> None:
     """Write `folder`/setup.json. Raises TrainerError where the work in `folder` had another setup."""
     path, now = folder / "setup.json", json.loads(json.dumps(setup))
     folder.mkdir(parents=True, exist_ok=True)
     if path.exists():
-        before = json.loads(path.read_text())
-        if other := [key for key in now if now[key] != before.get(key)]:
+        with undamaged(path):
+            before = json.loads(path.read_text())
+            other = [key for key in now if now[key] != before.get(key)]
+        if other:
             raise TrainerError(f"{path} has another {', '.join(other)}; choose another folder")
     files.write(path, f"{json.dumps(now, indent=1)}\n".encode())
 
@@ -135,7 +148,9 @@ def run_log(folder: Path | None, step: int = 0) -> Iterator[Callable[[Run, dict[
     if folder is None:
         yield lambda run, figures: None
         return
-    with _open_log(folder, step) as lines, SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1) as events:
+    path = folder / "log.jsonl"
+    with _open_log(path) as lines, SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1) as events:
+        lines.truncate(_bytes_up_to(step, path))
 
         def record(run: Run, figures: dict[str, float]) -> None:
             lines.write(json.dumps({"step": run.step, "minutes": round(run.elapsed_s / 60, 2), **figures}) + "\n")
@@ -145,29 +160,33 @@ def run_log(folder: Path | None, step: int = 0) -> Iterator[Callable[[Run, dict[
         yield record
 
 
-def _open_log(folder: Path, step: int) -> TextIO:
-    """Open `folder`/log.jsonl to append to, up to `step`, and without a last line that a full disk left unfinished.
+def _open_log(path: Path) -> TextIO:
+    """Open a log to append to.
 
     Raises TrainerError if another process has it open: two runs in one folder would overwrite each other's state.
     """
-    path = folder / "log.jsonl"
     lines = path.open("a", buffering=1)
     try:
         fcntl.flock(lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
         lines.close()
         raise TrainerError(
-            f"{folder} is in use by another process; wait for its end or choose another --run"
+            f"{path.parent} is in use by another process; wait for its end or choose another --run"
         ) from error
     except OSError:  # a file system without locks
         pass
-    kept = 0  # bytes
-    for line in path.read_bytes().splitlines(keepends=True):
-        if not line.endswith(b"\n") or json.loads(line)["step"] > step:
-            break
-        kept += len(line)
-    lines.truncate(kept)
     return lines
+
+
+def _bytes_up_to(step: int, path: Path) -> int:
+    """Return how long a log is up to `step`, without a last line that a full disk left unfinished."""
+    kept = 0
+    with undamaged(path):
+        for line in path.read_bytes().splitlines(keepends=True):
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+            kept += len(line)
+    return kept
 
 
 def log_samples(folder: Path, pixels: NDArray[np.uint8], step: int) -> None:
@@ -179,4 +198,8 @@ def log_samples(folder: Path, pixels: NDArray[np.uint8], step: int) -> None:
 
 def read_log(path: Path) -> list[dict[str, float]]:
     """Return the lines of a run's log.jsonl."""
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    with undamaged(path):
+        lines: list[dict[str, float]] = [json.loads(line) for line in path.read_text().splitlines()]
+        if not all("step" in line for line in lines):
+            raise ValueError("a line without a step")
+    return lines

@@ -179,6 +179,8 @@ def _load_layouts(info: CheckpointInfo, state: dict[str, Tensor]) -> LayoutNetwo
     network = LayoutNetwork(LayoutConfig.model_validate(info.config["layouts"]))
     names = [name for name in state if name.startswith(LAYOUTS)]
     tensors = {name.removeprefix(LAYOUTS): state.pop(name).float() for name in names}
+    if tensors.keys() != network.state_dict().keys():
+        raise ValueError("its layout network is of another version; `trainer train layouts` learns one anew")
     network.load_state_dict(tensors)
     return network.eval()
 

@@ -2,6 +2,7 @@
 
 import fcntl
 import json
+import math
 import os
 import stat
 from collections.abc import Callable
@@ -233,6 +234,14 @@ def test_a_header_that_misplaces_its_tensors_is_refused(tmp_path: Path) -> None:
     assert refusal(lambda: load(path)).startswith("toy.safetensors: damaged: ")
     edit_header(path, lambda header: header["weight"].update(data_offsets=[0, float("inf")]))
     assert refusal(lambda: load(path)) == "toy.safetensors: damaged: the header does not place its tensors"
+
+
+def test_a_dtype_that_torch_lacks_is_named(tmp_path: Path) -> None:
+    path = publish_toy(tmp_path)
+    edit_header(
+        path, lambda header: header["weight"].update(dtype="F4", shape=[8 * math.prod(header["weight"]["shape"])])
+    )
+    assert refusal(lambda: load(path)) == "toy.safetensors: this torch has no dtype 'F4'"
 
 
 def test_a_newer_format_is_refused_before_its_fields_are_read(tmp_path: Path) -> None:

@@ -42,8 +42,8 @@ def test_labels_are_encoded_as_indices_and_as_multi_hot_rows() -> None:
     assert "b" in vocabulary
     assert "d" not in vocabulary
     assert ["a"] not in vocabulary  # unhashable, yet only absent
-    with pytest.raises(LabelError, match=r'^unknown label "d"; known are a, b, c$'):
-        vocabulary.encode(["a", "d"])
+    with pytest.raises(LabelError, match=r'^unknown label "d"; known are "a", "b, c"$'):
+        Vocabulary(("a", "b, c")).encode(["a", "d"])
 
 
 @pytest.mark.parametrize("names", [(), ("a", "a"), ("a", " "), ("a", 1)])
@@ -113,7 +113,7 @@ def test_the_most_similar_known_name_is_suggested(label: str, near: str | None) 
 
 BAD_LISTS: list[tuple[Any, str]] = [
     ([["red cube"]] * 3 + [["red cubes"]], 'entry 3: unknown label "red cubes"; did you mean "red cube"?'),
-    ([["red cube"], ["zzz"]], 'entry 1: unknown label "zzz"; known are gray cube, red cube, '),
+    ([["red cube"], ["zzz"]], 'entry 1: unknown label "zzz"; known are "gray cube", "red cube", '),
     ([["red cube"], []], "entry 1: empty list; expected at least one label"),
     ([["red cube", "gray cube", "red cube"]], 'entry 0: duplicate label "red cube"'),
     ([["red cube"], list(ICLEVR.names[:17])], "entry 1: 17 labels; at most 16 are allowed"),
@@ -141,6 +141,14 @@ def test_invalid_lists_are_refused_by_entry_and_value(lists: Any, message: str, 
         path = tmp_path / "test.json"
         path.write_text(text)
         assert refusal(lambda: read_test_file(path, ICLEVR)).startswith(f"{path}: {message}")
+
+
+def test_a_label_in_another_unicode_normal_form_is_explained() -> None:
+    vocabulary = Vocabulary(("gr\N{LATIN SMALL LETTER U WITH DIAERESIS}n", "red"))
+    for label, alike in (("gru\N{COMBINING DIAERESIS}n", True), ("grun", False)):
+        with pytest.raises(LabelError) as caught:
+            vocabulary.check([[label]])
+        assert ("another Unicode normal form" in str(caught.value)) == alike
 
 
 def test_a_hostile_label_gives_a_short_printable_message() -> None:

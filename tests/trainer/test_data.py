@@ -145,6 +145,17 @@ def test_pictures_are_decoded_once(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert kept == ["8-pad", "8-squeeze"]  # no former pictures
 
 
+@pytest.mark.parametrize("kept", [0, 4, 1000])
+def test_a_damaged_cache_is_written_again(tmp_path: Path, kept: int) -> None:
+    folder = write_data_folder(tmp_path / "d")
+    wanted = load_dataset(folder, size=8).images
+    (cache,) = (folder / ".cache").iterdir()
+    whole = cache.read_bytes()
+    cache.write_bytes(whole[:kept])
+    assert torch.equal(load_dataset(folder, size=8).images, wanted)
+    assert cache.read_bytes() == whole
+
+
 def test_a_folder_that_cannot_be_written_is_still_read(tmp_path: Path) -> None:
     folder = write_data_folder(tmp_path / "d")
     (folder / ".cache").write_text("no folder")

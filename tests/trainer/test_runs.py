@@ -1,6 +1,7 @@
 """A run's configuration, budget, setup and log."""
 
 import json
+import resource
 from pathlib import Path
 
 import pytest
@@ -46,11 +47,15 @@ def test_the_rate_rises_and_falls() -> None:
     assert rate_share(0, 0.999, 0, 0.0) == 1  # without warm-up and cool-down, as the report's
 
 
-def test_another_setup_is_refused(tmp_path: Path) -> None:
+def test_another_or_damaged_setup_is_refused(tmp_path: Path) -> None:
     keep_setup(tmp_path / "run", {"a": 1, "b": [2]})
     keep_setup(tmp_path / "run", {"a": 1, "b": (2,)})
     with pytest.raises(TrainerError, match=r"setup\.json has another b; choose another folder"):
         keep_setup(tmp_path / "run", {"a": 1, "b": 3})
+    for content in ("", "[1]"):
+        (tmp_path / "setup.json").write_text(content)
+        with pytest.raises(TrainerError, match=r"setup\.json is damaged"):
+            keep_setup(tmp_path, {"a": 1})
 
 
 def test_a_run_resumes_on_the_cpu_with_a_setting_that_is_newer_than_its_state(
@@ -72,6 +77,30 @@ def test_a_resumed_log_goes_on_at_its_step_without_a_line_that_a_full_disk_left_
         with run_log(tmp_path, 50) as record:
             record(Run(100, elapsed_s=90), {"loss": 0.25})
         assert read_log(tmp_path / "log.jsonl") == [kept, again]
+
+
+def test_another_or_damaged_log_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "log.jsonl"
+    for content in ('{"step": 50}\n{"st\n{"step": 100}\n', '{"file_name": "a.png"}\n', "5\n"):
+        path.write_text(content)
+        with pytest.raises(TrainerError, match=r"log\.jsonl is damaged"), run_log(tmp_path, 100):
+            pass
+        with pytest.raises(TrainerError, match=r"log\.jsonl is damaged"):
+            read_log(path)
+        assert path.read_text() == content
+
+
+def test_a_full_disk_is_reported_and_the_last_state_stays(tmp_path: Path) -> None:
+    save_state(path := tmp_path / "state.pt", {"step": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 16, limits[1]))
+    try:
+        with pytest.raises(TrainerError, match=r"state\.pt cannot be written; is the disk full\?"):
+            save_state(path, {"step": 2, "network": torch.zeros(1 << 16)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert list(tmp_path.iterdir()) == [path]
+    assert torch.load(path) == {"step": 1}
 
 
 def test_a_folder_takes_one_run_at_a_time(tmp_path: Path) -> None:

@@ -135,7 +135,7 @@ def evaluate(
     from trainer.studies.study import STUDIES, Subject, run
 
     if out:
-        terminal.check_folder(out)
+        terminal.check_folder(out, "--out")
     kind = registry.find(storage, name).kind
     given = options.given(
         data=data, trained_on=trained_on, conditions=conditions, evaluator=evaluator, count=count, objects=objects
@@ -193,8 +193,8 @@ def compare(
     from trainer.studies.compare_report import write_report
 
     terminal.check_budget(minutes, steps, "--minutes-per-variant or --steps-per-variant")
-    terminal.check_folder(out)
-    terminal.check_folder(run)
+    terminal.check_folder(out, "--out")
+    terminal.check_folder(run, "--run")
     names = comparison.chosen(only, positions=(data / "positions.json").exists())
     base = with_changes(comparison.BASE, set_ or [])
     vocabulary, where = Vocabulary.from_objects_file(data / "objects.json"), terminal.pick_device(device)

@@ -73,13 +73,14 @@ def check_file(path: Path | None, suffix: str = "") -> None:
     check_folder(path.parent)
 
 
-def check_folder(path: Path) -> None:
-    """Refuse a folder that cannot be written or created."""
+def check_folder(path: Path, option: str = "") -> None:
+    """Refuse a folder that cannot be written or created. `option`: that named it, of a command with several."""
+    what = f"{option} {path}".lstrip()
     there = next(one for one in (path, *path.absolute().parents) if one.exists())
     if not there.is_dir():
-        raise TrainerError(f"{path}: {there} is a file, not a folder")
+        raise TrainerError(f"{what}: {there} is a file, not a folder")
     if not os.access(there, os.W_OK | os.X_OK):
-        raise TrainerError(f"{path} cannot be written: permission denied")
+        raise TrainerError(f"{what} cannot be written: permission denied")
 
 
 def check_publishes(storage: Location, name: str, kind: CheckpointKind, base: str | None = None) -> None:
@@ -89,7 +90,7 @@ def check_publishes(storage: Location, name: str, kind: CheckpointKind, base: st
     """
     path = path_of(storage, name)
     if isinstance(storage, Path):
-        check_folder(storage)
+        check_folder(storage, "--storage")
     check_replaces(path, kind, base)
 
 

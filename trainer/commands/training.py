@@ -66,7 +66,7 @@ class Plan:
         """Refuse what could not be published, before the training. `base`: the checkpoint that an adapter changes."""
         for name in (self.name, f"{self.name}-best"):
             terminal.check_publishes(self.storage, name, kind, base)
-        terminal.check_folder(self.run)
+        terminal.check_folder(self.run, "--run")
 
     def train(
         self, progress: Progress, what: str, objective: Objective, network: torch.nn.Module, config: RunConfig,

@@ -77,22 +77,29 @@ def split(items: Sequence[Item], share: float, names: Collection[str] | None, se
     return held
 
 
-def usable(items: Sequence[Item], keep_unlabelled: bool) -> tuple[list[Item], list[tuple[str, str]]]:
+def usable(
+    items: Sequence[Item], *, keep_unlabelled: bool, crop: bool, mirror: bool
+) -> tuple[list[Item], list[tuple[str, str]]]:  # fmt: skip
     """Return the items whose description can be used, and the others with the reason."""
-    good, bad = dict[str, Item](), list[tuple[str, str]]()
+    good, bad = dict[PurePosixPath, Item](), list[tuple[str, str]]()  # good: by the name that they are written under
     for item in items:
         path = PurePosixPath(item.file)
+        written = _written_as(path, crop)
         file = str(path)  # so that a picture has one name: ./a.png is a.png
         if path.is_absolute() or ".." in path.parts:
             bad.append((file, "is not inside the folder"))
-        elif file in good:
+        elif (first := good.get(written)) and first.file == file:
             bad.append((file, "is listed twice; the first counts"))
+        elif first:
+            bad.append((file, f"becomes one file with {first.file}"))
+        elif mirror and MIRRORED in path.parts[:1]:
+            bad.append((file, "is where --mirror writes the mirrored pictures"))
         elif len(item.labels) > LIMITS.max_labels:
             bad.append((file, f"has {len(item.labels)} labels; at most {LIMITS.max_labels} are allowed"))
         elif not item.labels and not keep_unlabelled:
             bad.append((file, "has no labels (--unlabelled keeps it)"))
         else:
-            good[file] = replace(item, file=file)
+            good[written] = replace(item, file=file)
     return list(good.values()), bad
 
 
@@ -106,7 +113,7 @@ def write_folders(
     `mirror`: also train on every training picture mirrored left to right. Positions and sizes are written if every
     labelled picture has boxes. Raises TrainerError if nothing is left to train on, OSError if `out` cannot be written.
     """
-    items, skipped = usable(source.items, unlabelled)
+    items, skipped = usable(source.items, keep_unlabelled=unlabelled, crop=crop, mirror=mirror)
     held = split(items, share, held_out, seed)
     report = Report(skipped=skipped)
 
@@ -144,7 +151,7 @@ def _write(
     if original:
         shutil.copyfile(original, folder / name)
     else:
-        name = name if name.suffix.lower() == ".png" else name.with_name(f"{name.name}.png")
+        name = _written_as(name, crop=True)
         picture.save(folder / name)
     written = [replace(one, name=str(name))]
     if mirror:
@@ -154,6 +161,11 @@ def _write(
         flipped = one.places and tuple((round(1 - x, 4), y) for x, y in one.places)
         written.append(replace(one, name=str(copy), places=flipped))
     return written
+
+
+def _written_as(name: PurePosixPath, crop: bool) -> PurePosixPath:
+    """Return the name of a picture's file: one that is cropped is saved as PNG."""
+    return PurePosixPath(f"{name}.png") if crop and name.suffix.lower() != ".png" else name
 
 
 def _area(picture: Image.Image, crop: bool) -> tuple[int, int, int, int]:
@@ -184,10 +196,12 @@ def _write_lists(report: Report, out: Path) -> None:
     """Write which pictures were left out and why, then the label files."""
     if report.skipped:
         text = "".join(f"{file}: {reason}\n" for file, reason in report.skipped)
-        files.write(out / SKIPPED, text.encode())
+        files.write(out / SKIPPED, text.encode(errors="backslashreplace"))  # a name in JSON may hold half a character
     if not label_counts(report.train):
-        why = f"{len(report.held_out)} are held out, {len(report.skipped)} were skipped ({out / SKIPPED})"
-        raise TrainerError(f"no labelled picture is left to train on: {why}")
+        where = [f"{len(report.held_out)} are held out"] * bool(report.held_out)
+        where += [f"{len(report.train)} have no labels"] * bool(report.train)
+        where += [f"{len(report.skipped)} were skipped ({out / SKIPPED})"] * bool(report.skipped)
+        raise TrainerError(f"no labelled picture is left to train on: {', '.join(where)}")
     vocabulary = {name: index for index, name in enumerate(report.vocabulary)}
     parts = [(out / TRAIN, report.train), (out / HELD_OUT, report.held_out)]
     placed = all(one.places is not None for _, part in parts for one in part if one.labels)

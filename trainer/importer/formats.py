@@ -71,7 +71,7 @@ def read_source(
                 else _csv_rows(file, [FILE_FIELD, *fields, group])
             )
             items = [_item(row, i, fields, group, separator) for i, row in enumerate(rows, 1)]
-    except (OSError, ValueError, csv.Error) as error:  # ValueError: not UTF-8, or not JSON
+    except (OSError, ValueError, RecursionError, csv.Error) as error:  # ValueError: not UTF-8, or not JSON
         raise TrainerError(f"{path}: cannot be read ({error})") from error
     except TrainerError as error:
         raise TrainerError(f"{path}: {error}") from error

@@ -152,7 +152,7 @@ def convex_hull(points: Tensor) -> list[tuple[float, float]]:
     try:
         corners = distinct[ConvexHull(distinct).vertices]
     except QhullError:  # they are on one line
-        corners = distinct[[0, -1]]
+        corners = distinct[[0, -1]][: len(distinct)]  # of a single point: this one
     return [(x, y) for x, y in corners.tolist()]
 
 

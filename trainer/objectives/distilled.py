@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -197,7 +198,7 @@ def make_pool(
         path = folder / f"{number:05d}.safetensors"
         try:
             chunks.append(load_file(path))
-        except FileNotFoundError:  # not sampled yet
+        except (FileNotFoundError, SafetensorError):  # not sampled yet, or damaged
             chosen = torch.randint(len(lists), (POOL_CHUNK,), generator=torch.Generator().manual_seed(number))
             seeds = [picture_seed(number, i) for i in range(POOL_CHUNK)]
             stepper = stepper or teacher.stepper()

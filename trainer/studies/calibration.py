@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from statistics import correlation, fmean
+from statistics import StatisticsError, correlation, fmean
 from typing import Annotated
 
 import numpy as np
@@ -50,7 +50,10 @@ def read_pictures(folder: Path, count: int) -> np.ndarray[tuple[int, ...], np.dt
     paths = sorted((path for path in folder.glob("*.png") if path.stem.isdecimal()), key=lambda path: int(path.stem))
     if len(paths) != count:
         raise TrainerError(f"{folder} holds {len(paths)} numbered PNGs, its conditions file names {count}")
-    return np.stack([np.asarray(read_picture(path)) for path in paths])
+    pictures = [np.asarray(read_picture(path)) for path in paths]
+    if len(sizes := {picture.shape for picture in pictures}) > 1:
+        raise TrainerError(f"{folder} holds pictures of {len(sizes)} sizes; a set has one")
+    return np.stack(pictures)
 
 
 def calibrate(
@@ -73,9 +76,16 @@ def calibrate(
 
 
 def agreement(sets: list[Compared]) -> dict[str, float]:
-    """Return Pearson's correlation over sets, the mean absolute error, and the bias: the mean of ours - published."""
+    """Return Pearson's correlation over sets, the mean absolute error, and the bias: the mean of ours - published.
+
+    TrainerError where all scores are equal, which have no correlation.
+    """
+    try:
+        r = correlation([one.accuracy for one in sets], [one.published for one in sets])
+    except StatisticsError as error:
+        raise TrainerError(f"the scores of {len(sets)} sets have no correlation: {error}") from error
     return {
-        "correlation": correlation([one.accuracy for one in sets], [one.published for one in sets]),
+        "correlation": r,
         "mean absolute error": fmean(abs(one.difference) for one in sets),
         "bias": fmean(one.difference for one in sets),
     }

@@ -9,12 +9,13 @@ from typing import Any
 
 from matplotlib.figure import Figure
 
-from trainer.runs import read_log
+from trainer.runs import read_log, undamaged
 from trainer.score import SCORES
 from trainer.studies.compare import COMPARISONS, SAMPLINGS, SWEPT, VARIANTS, WEIGHTS
 from trainer.studies.markdown import page, picture, table
 
 PANELS = {"loss": "training loss", "f1": "F1", "accuracy": "accuracy", "exact_match": "exact match"}
+READ = ("changes", "steps", "minutes", "parameters", "config", "scores")  # of a variant's result
 LOSS_NOTE = (
     "Losses are those that each variant minimises. They compare where only the network or the pictures' fit differs; "
     "another schedule, prediction or weight makes another quantity of them."
@@ -126,7 +127,9 @@ def write_report(out: Path) -> Path:
     results = {}
     for name in VARIANTS:
         if (path := out / f"{name}.json").exists():
-            results[name] = json.loads(path.read_text())
+            with undamaged(path):
+                result = json.loads(path.read_text())
+                results[name] = {key: result[key] for key in READ}
             results[name]["curve"] = read_log(path.with_suffix(".jsonl"))
     setup: dict[str, Any] = json.loads((out / "setup.json").read_text())
     files, x = list(setup["tests"]), "minutes" if setup["minutes"] else "step"

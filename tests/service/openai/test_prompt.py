@@ -32,7 +32,7 @@ def test_labels_are_read_from_a_prompt(prompt: str, labels: list[str]) -> None:
         ("2 spheres, blue", '"2 spheres": a picture shows'),
         ("infrared cube", 'unknown label "infrared cube"; did you mean "red cube"?'),
         ("red the cube", 'unknown label "red the cube"; did you mean "red cube"?'),
-        ("a photo of a red cube", 'unknown label "photo of a"; known are gray cube'),
+        ("a photo of a red cube", 'unknown label "photo of a"; known are "gray cube"'),
         ("red cube, red cube", 'duplicate label "red cube"'),
         ("and, the", "names no label"),
         (" and ".join(ICLEVR.names), f"at most {LIMITS.max_labels}"),

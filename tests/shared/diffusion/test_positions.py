@@ -1,13 +1,17 @@
 """Positions of objects: how they reach the network, and that they replace the drawn ones and nothing else."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
 from service.settings import Settings
+from shared.checkpoint import CheckpointError, load, publish
 from shared.diffusion.layouts import OUTSIDE, positions_at
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.options import SamplingOptions
 from shared.vocabulary import ICLEVR
+from tests.toy_checkpoint import publish_toy_denoiser
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
 QUICK = SamplingOptions(steps=2, guidance=1.0)
@@ -44,3 +48,14 @@ def test_the_stepper_refuses_positions_that_do_not_fit(denoiser: Denoiser, place
         denoiser.stepper(engine="torch").new_row(labels, QUICK, 5, positions[:3])
     with pytest.raises(ValueError, match="takes no positions"):
         load_denoiser(placed.storage / "toy.safetensors").stepper(engine="torch").new_row(labels, QUICK, 5, positions)
+
+
+def test_a_layout_network_of_another_version_is_refused_with_what_to_do(tmp_path: Path) -> None:
+    publish_toy_denoiser(tmp_path, "older", 0, positions=True)
+    info, tensors = load(tmp_path / "older.safetensors")
+    del tensors["layouts.footprint.bias"]
+    publish(
+        tmp_path, "older", tensors, kind="denoiser", vocabulary=info.vocabulary, config=info.config, training={}
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match="layout network is of another version; `trainer train layouts`"):
+        load_denoiser(tmp_path / "older.safetensors")

@@ -13,8 +13,8 @@ from tests.trainer.command_line import Command, refused
     [
         (["train", "denoiser", "--name", "toy-evaluator"], "toy-evaluator: exists and is of kind evaluator; choose an"),
         (["train", "evaluator", "--held-out", "data", "--name", "toy"], "toy: exists and is of kind denoiser"),
-        (["train", "denoiser", "--storage", "file"], "error: file: file is a file, not a folder"),
-        (["train", "distilled", "--teacher", "toy", "--run", "file"], "error: file: file is a file, not a folder"),
+        (["train", "denoiser", "--storage", "file"], "error: --storage file: file is a file, not a folder"),
+        (["train", "distilled", "--teacher", "toy", "--run", "file"], "error: --run file: file is a file"),
         (["train", "upsampler", "--base", "toy", "--name", "toy"], "toy: is the checkpoint that the new one changes"),
         (["train", "denoiser", "--patience", "2"], "--patience needs --held-out or --evaluator"),
         (["train", "distilled", "--teacher", "toy", "--patience", "2"], "--patience needs --evaluator"),

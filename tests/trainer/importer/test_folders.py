@@ -75,10 +75,12 @@ def test_a_picture_has_one_name(tmp_path: Path) -> None:
 
 def test_an_import_without_training_pictures_says_why(tmp_path: Path) -> None:
     picture(tmp_path, "a.png")
-    source = Source([Item("a.png", ("x",), "a"), Item("b.png", ("x",), "b")], tmp_path, [])
+    source = Source([Item("a.png", ("x",), "a"), Item("\ud800.png", ("x",), "b")], tmp_path, [])
     with pytest.raises(TrainerError, match=r"left to train on: 1 are held out, 1 were skipped \(.*skipped\.txt\)"):
         write_folders(source, tmp_path / "out", share=0, held_out=["a.png"])
-    assert "b.png" in (tmp_path / "out/skipped.txt").read_text()
+    assert r"\ud800.png: " in (tmp_path / "out/skipped.txt").read_text()
+    with pytest.raises(TrainerError, match=r"left to train on: 1 have no labels$"):
+        write_folders(Source([Item("a.png", (), "a")], tmp_path, []), tmp_path / "no", share=0, unlabelled=True)
 
 
 def test_bad_arguments_of_import_are_refused(tmp_path: Path, command: Command) -> None:
@@ -115,6 +117,22 @@ def test_whole_label_sets_are_held_out() -> None:
     assert split(items, 0.3, ["3", "5"], seed=1) == {"3", "5"}
     with pytest.raises(TrainerError, match='"70" is to be held out, but no labelled picture has that name'):
         split(items, 0, ["70"], seed=1)
+
+
+def test_no_two_pictures_are_written_into_one_file(tmp_path: Path) -> None:
+    for name in ("a.jpg", "a.jpg.png", "mirrored/a.jpg.png.png"):
+        picture(tmp_path, name)
+    source = Source([Item(name, (name,), name) for name in ("a.jpg.png", "a.jpg", ".")], tmp_path, [])
+    assert len(write_folders(source, tmp_path / "whole", share=0).train) == 2
+    report = write_folders(source, tmp_path / "out", share=0, crop=True)
+    assert json.loads((tmp_path / "out/train/train.json").read_text()) == {"a.jpg.png": ["a.jpg.png"]}
+    assert report.skipped[0] == ("a.jpg", "becomes one file with a.jpg.png")
+    assert "cannot be read" in report.skipped[1][1]
+    source = Source([Item(name, (name,), name) for name in ("a.jpg.png", "mirrored/a.jpg.png.png")], tmp_path, [])
+    report = write_folders(source, tmp_path / "both", share=0, mirror=True)
+    assert [(one.name, one.labels) for one in report.train] == [
+        ("a.jpg.png", ("a.jpg.png",)), ("mirrored/a.jpg.png.png", ("a.jpg.png",)),
+    ]  # fmt: skip
 
 
 def test_boxes_become_positions_and_sizes_and_follow_a_crop(tmp_path: Path) -> None:

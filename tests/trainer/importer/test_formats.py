@@ -85,6 +85,7 @@ def test_coco_annotations(tmp_path: Path) -> None:
         ("x.csv", "file_name,label\na.png,red\n", 'row 1 has no field "labels"; it has file_name, label'),
         ("x.jsonl", "5", "row 1 is not an object with fields"),
         ("x.jsonl", '{"file_name": ', "cannot be read"),
+        ("x.jsonl", "[" * 99999, "cannot be read"),
         (
             "x.json",
             '{"images": [], "annotations": [], "categories": [{"id": 1, "name": " "}]}',

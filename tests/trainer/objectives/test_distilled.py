@@ -106,9 +106,12 @@ def test_a_pool_resumes_where_it_stopped(teacher: Denoiser, tmp_path: Path) -> N
     first = make_pool(tmp_path / "pool", teacher, labels, 3, 2, options, stepped.append)
     assert (len(first["t"]), stepped) == (8, [2, 2])
     kept = (tmp_path / "pool" / "00001.safetensors").stat().st_mtime_ns
-    (tmp_path / "pool" / "00000.safetensors").unlink()
-    again = make_pool(tmp_path / "pool", teacher, labels, 3, 2, options)
-    assert all(torch.equal(first[key], again[key]) for key in first)
+    part = tmp_path / "pool" / "00000.safetensors"
+    whole = part.read_bytes()
+    for harm in (part.unlink, lambda: part.write_bytes(whole[:1000])):
+        harm()
+        again = make_pool(tmp_path / "pool", teacher, labels, 3, 2, options)
+        assert all(torch.equal(first[key], again[key]) for key in first)
     assert (tmp_path / "pool" / "00001.safetensors").stat().st_mtime_ns == kept
 
 

@@ -16,7 +16,7 @@ from tests.toy_checkpoint import publish_toys
 from tests.trainer.command_line import Command, succeeded
 from trainer.errors import TrainerError
 from trainer.studies import calibration
-from trainer.studies.calibration import agreement, calibrate, read_pictures
+from trainer.studies.calibration import Compared, agreement, calibrate, read_pictures
 
 
 class Reader(Evaluator):
@@ -65,6 +65,11 @@ def test_the_command(command: Command, sets: Path, monkeypatch: pytest.MonkeyPat
 def test_bad_sets_are_refused(sets: Path) -> None:
     with pytest.raises(TrainerError, match="holds 12 numbered PNGs, its conditions file names 13"):
         read_pictures(sets / "a", 13)
+    Image.new("RGB", (9, 9)).save(sets / "a" / "04.png")
+    with pytest.raises(TrainerError, match="a holds pictures of 2 sizes"):
+        read_pictures(sets / "a", 12)
+    with pytest.raises(TrainerError, match="the scores of 2 sets have no correlation"):
+        agreement([Compared("a", 0.5, 0.25, -0.25), Compared("b", 0.5, 0.5, 0.0)])
     for content in ("{", "[]", '[{"folder": "a"}]', "[1, 2]"):
         (sets / "sets.json").write_text(content)
         with pytest.raises(ValidationError):

@@ -117,6 +117,13 @@ def test_the_report_has_the_comparisons_of_trained_variants(compared: Path, tmp_
     assert (out / "curves-1.png").stat().st_size > 5000
 
 
+def test_a_damaged_variant_is_named(tmp_path: Path) -> None:
+    for content in ("{", "{}", "[]"):
+        (tmp_path / "sigmoid.json").write_text(content)
+        with pytest.raises(TrainerError, match=r"sigmoid\.json is damaged"):
+            write_report(tmp_path)
+
+
 def test_a_resumed_comparison_trains_only_what_is_missing(again: Command) -> None:
     out = Path("out")
     before = (out / "sigmoid.json").read_bytes()

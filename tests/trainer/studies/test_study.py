@@ -91,7 +91,7 @@ def test_without_only_all_possible_studies_run_and_others_are_noted(command: Com
     [
         (["placing", "--only", "beauty"], 'no study "beauty"; there are coverage, memorisation'),
         (["toy-evaluator", "--only", "places"], "places is for a checkpoint of kind denoiser; toy-evaluator is"),
-        (["placing", "--only", "places", "--out", "file"], "error: file: file is a file, not a folder"),
+        (["placing", "--only", "places", "--out", "file"], "error: --out file: file is a file, not a folder"),
         (["toy-evaluator"], "say what to compare with: --data FOLDER"),
     ],
 )
