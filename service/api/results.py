@@ -29,6 +29,7 @@ READ_TOGETHER = 64  # files, or parts of them
 READ_FOR_ONE = 8  # of them for one owner
 PART = 1 << 17  # bytes of a file that are read and sent together
 ZIPPED_TOGETHER = 4  # pictures of a zip, which wait in memory for a slow client
+WRITTEN_TOGETHER = 8  # pictures of an upload
 PERMISSIONS = 0o644  # of a zip's files; without them `unzip` makes files that nobody may read
 
 T = TypeVar("T")
@@ -129,20 +130,29 @@ class ResultReader:
         first = getattr(job.result, "best", 0) * n
         return zip_stream(partial(self.image, job_id, owner), range(first, first + n))
 
-    async def uploaded(self, job_id: str, total: int) -> list[bytes]:
-        """Return all pictures that were uploaded for a job. ExpiredJob if one is gone."""
-        reads = (self._in_storage(self.files.read, job_id, picture_name(i)) for i in range(total))
-        try:
-            return await asyncio.gather(*reads)
-        except FileNotFoundError as error:
-            raise ExpiredJob.of(job_id) from error
+    def uploaded(self, job_id: str, total: int) -> list[Callable[[], bytes]]:
+        """Return how to read each picture that was uploaded for a job. Reading one that is gone raises ExpiredJob."""
 
-    async def upload(self, job_id: str, pngs: Sequence[bytes]) -> None:
-        """Write pictures that a job is to judge. Unavailable if storage does not take them."""
-        names = map(picture_name, range(len(pngs)))
-        await asyncio.gather(
-            *(self._in_storage(self.files.write, job_id, name, png) for name, png in zip(names, pngs, strict=True))
-        )
+        def read(index: int) -> bytes:
+            try:
+                return self.files.read(job_id, picture_name(index))
+            except FileNotFoundError as error:
+                raise ExpiredJob.of(job_id) from error
+
+        return [partial(read, i) for i in range(total)]
+
+    async def upload(self, job_id: str, reads: Sequence[Callable[[], bytes]]) -> None:
+        """Write pictures that a job is to judge, each in the thread that reads it, so that few are in memory.
+
+        Unavailable if storage does not take them.
+        """
+
+        def write(index: int) -> None:
+            self.files.write(job_id, picture_name(index), reads[index]())
+
+        for i in range(0, len(reads), WRITTEN_TOGETHER):
+            some = range(len(reads))[i : i + WRITTEN_TOGETHER]
+            await asyncio.gather(*(self._in_storage(write, index) for index in some))
 
     async def remove(self, job_id: str) -> None:
         """Remove a job's pictures. Unavailable if storage does not answer."""
