@@ -33,6 +33,7 @@ WRITTEN_TOGETHER = 8  # pictures of an upload
 PERMISSIONS = 0o644  # of a zip's files; without them `unzip` makes files that nobody may read
 
 T = TypeVar("T")
+Reads = Sequence[Callable[[], bytes]]  # how to read each of some pictures
 
 
 class Slots:
@@ -130,29 +131,22 @@ class ResultReader:
         first = getattr(job.result, "best", 0) * n
         return zip_stream(partial(self.image, job_id, owner), range(first, first + n))
 
-    def uploaded(self, job_id: str, total: int) -> list[Callable[[], bytes]]:
-        """Return how to read each picture that was uploaded for a job. Reading one that is gone raises ExpiredJob."""
+    def uploaded(self, job_id: str, total: int) -> Reads:
+        """Return how to read each picture that was uploaded for a job."""
+        return [partial(self.files.read, job_id, picture_name(i)) for i in range(total)]
 
-        def read(index: int) -> bytes:
-            try:
-                return self.files.read(job_id, picture_name(index))
-            except FileNotFoundError as error:
-                raise ExpiredJob.of(job_id) from error
-
-        return [partial(read, i) for i in range(total)]
-
-    async def upload(self, job_id: str, reads: Sequence[Callable[[], bytes]]) -> None:
+    async def upload(self, job_id: str, reads: Reads) -> None:
         """Write pictures that a job is to judge, each in the thread that reads it, so that few are in memory.
 
-        Unavailable if storage does not take them.
+        Unavailable if storage does not take them, FileNotFoundError if there is one no more.
         """
 
-        def write(index: int) -> None:
-            self.files.write(job_id, picture_name(index), reads[index]())
+        def write(i: int) -> None:
+            self.files.write(job_id, picture_name(i), reads[i]())
 
-        for i in range(0, len(reads), WRITTEN_TOGETHER):
-            some = range(len(reads))[i : i + WRITTEN_TOGETHER]
-            await asyncio.gather(*(self._in_storage(write, index) for index in some))
+        for first in range(0, len(reads), WRITTEN_TOGETHER):
+            some = range(first, min(first + WRITTEN_TOGETHER, len(reads)))
+            await asyncio.gather(*(self._in_storage(write, i) for i in some))
 
     async def remove(self, job_id: str) -> None:
         """Remove a job's pictures. Unavailable if storage does not answer."""

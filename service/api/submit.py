@@ -22,6 +22,7 @@ from structlog.contextvars import bind_contextvars, get_contextvars
 from service.api.catalog import Models
 from service.api.dependencies import OwnerDep, ServiceDep
 from service.api.openapi import PNG, Responses
+from service.api.results import Reads
 from service.api.uploads import Upload
 from service.contract.errors import (
     BadRequest,
@@ -37,7 +38,6 @@ from service.contract.errors import (
     NoWorker,
     QueueFull,
     QuotaExceeded,
-    ServiceError,
     TooLarge,
     Unavailable,
 )
@@ -280,30 +280,30 @@ class Submitter:
         now = await jobs.redis.now()
         own = {"id": new_job_id(now), "created_at": now, "request_id": get_contextvars().get("request_id", "")}
         record = before.model_copy(update={**own, "traceparent": tracing.traceparent()})
-        return await self._create(record, same, results.uploaded(job_id, before.total) if before.sent else [])
+        try:
+            return await self._create(record, same, results.uploaded(job_id, before.total) if before.sent else [])
+        except FileNotFoundError as error:
+            raise ExpiredJob.of(job_id) from error
 
     def _same_as(self, content: list[Any]) -> IdempotentRequest:
         """Return what this request has in common with those that repeat it."""
         assert self.idempotency_key is not None
         return IdempotentRequest(self.owner, self.idempotency_key, json.dumps(content, sort_keys=True))
 
-    async def _create(
-        self, record: JobRecord, same: IdempotentRequest | None, pictures: Sequence[Callable[[], bytes]]
-    ) -> str:
-        """Create the job and return its id. pictures: read each of those that it is to judge."""
+    async def _create(self, record: JobRecord, same: IdempotentRequest | None, pictures: Reads) -> str:
         workers = await self.ready_workers()
-        created: str | ServiceError
+        created: str | Exception
         try:
             await self.service.results.upload(record.id, pictures)
             created = await self.service.jobs.create(record, same)
         except NoRoom as error:
             created = _refusal(error, record.total, workers)
-        except (KeyReuse, ExpiredJob) as error:
+        except (KeyReuse, FileNotFoundError) as error:
             created = error
         if pictures and created != record.id:  # after any other error the job may exist
             with contextlib.suppress(Unavailable):  # pruning removes them
                 await self.service.results.remove(record.id)
-        if isinstance(created, ServiceError):
+        if isinstance(created, Exception):
             raise created
         if created == record.id:  # else the same request created its job first
             PICTURES_ACCEPTED.labels(record.kind).inc(record.total)

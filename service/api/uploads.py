@@ -36,15 +36,14 @@ AFTER_HEADER = 2  # in a list of the signature and the chunks
 MAX_CHUNKS = 64  # besides the pixels'; cameras and editors write about ten
 MAX_RECIPE_BYTES = 1 << 20  # the longest recipe, of a grid of 256 pictures, has about 400 KB
 BYTES_A_PIXEL = 8  # at most, before compression
-BYTES_BESIDE_PIXELS = 4096  # of header, palette and transparency, at most
 PIXEL_CHUNK = 1024  # bytes of pixels in a chunk, on average at least: encoders write 8 KiB or more
+BLOCK = 1 << 16  # bytes that are read at once where they are only counted
 
 # Zips.
 PICTURES = "pictures"  # the form's field
 CENTRAL_HEADER = b"PK\x01\x02"  # begins every entry of a zip's directory
 NAME = re.compile(r"(0|[1-9][0-9]{0,5})\.png")
 BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile cannot limit how much the other methods unpack
-BLOCK = 1 << 16  # bytes that are read at once where they are only counted
 SHOWN_CHARACTERS = 80  # of an entry's name
 Fault = tuple[str | None, str]  # an entry, or None for the zip itself, and what is wrong with it
 # What zipfile raises for damaged and malicious archives.
@@ -76,18 +75,15 @@ def reduced(file: IO[bytes], side: int = 0) -> bytes:
     if file.read(len(SIGNATURE)) != SIGNATURE:
         raise PngError("not a PNG")
     kept, kind = [SIGNATURE], b""
-    recipes = others = pixel_chunks = pixel_bytes = 0
-    left = (BYTES_A_PIXEL * side + 1) * side * 9 // 8 + BYTES_BESIDE_PIXELS
-    longest = max(left, MAX_RECIPE_BYTES)
+    left, recipes = {False: MAX_CHUNKS, True: MAX_CHUNKS}, 0
+    most = (BYTES_A_PIXEL * side + 1) * side * 9 // 8 + 4096
+    longest = max(most, MAX_RECIPE_BYTES)
     while kind != END and len(head := file.read(CHUNK.size)) == CHUNK.size:
         length, kind = CHUNK.unpack(head)
         chunk = head + file.read(min(OVERHEAD - CHUNK.size + length, longest))  # the last one may be cut short
         _skip(file, OVERHEAD + length - len(chunk))
-        if kind == DATA:
-            pixel_chunks, pixel_bytes = pixel_chunks + 1, pixel_bytes + length
-        else:
-            others += 1
-        if max(others, pixel_chunks - pixel_bytes // PIXEL_CHUNK) > MAX_CHUNKS:
+        left[kind == DATA] += (kind == DATA) * length // PIXEL_CHUNK - 1
+        if min(left.values()) < 0:
             raise PngError(f"a PNG with too many chunks; at most {MAX_CHUNKS} besides its pixels are allowed")
         if kind in TEXTS and chunk.startswith(RECIPE, CHUNK.size):
             recipes += 1
@@ -96,8 +92,8 @@ def reduced(file: IO[bytes], side: int = 0) -> bytes:
                 raise PngError(f"a damaged PNG: {faults}")
             kept.insert(AFTER_HEADER, chunk)
         elif kind in KEPT and (side or kind != DATA):
-            left -= len(chunk)
-            if left < 0:
+            most -= len(chunk)
+            if most < 0:
                 raise PngError(f"a PNG with more data than {side}x{side} pixels need")
             kept.append(chunk)
     return b"".join(kept)
@@ -153,7 +149,8 @@ def read_submission(file: IO[bytes], count: int, settings: Settings) -> list[Upl
 
     Those returned can be read, `reduced`, while the file is open. Raises BadRequest, with every fault that was found.
     """
-    if _count(file, CENTRAL_HEADER) > settings.zip_entries:  # before zipfile creates an object for each
+    # Before zipfile creates an object for each. One that begins in a block and ends in the next is not counted.
+    if sum(block.count(CENTRAL_HEADER) for block in iter(partial(file.read, BLOCK), b"")) > settings.zip_entries:
         raise _refused((None, f"more than {settings.zip_entries} entries"))
     try:
         archive = zipfile.ZipFile(file)
@@ -184,15 +181,6 @@ def read_submission(file: IO[bytes], count: int, settings: Settings) -> list[Upl
         found.append(Upload(hashlib.sha256(png).hexdigest(), read))
     if faults:
         raise _refused(*faults)
-    return found
-
-
-def _count(file: IO[bytes], wanted: bytes) -> int:
-    """Count how often a file has these bytes."""
-    found, end = 0, b""
-    while block := file.read(BLOCK):
-        found += (end + block).count(wanted)
-        end = block[1 - len(wanted) :]
     return found
 
 
