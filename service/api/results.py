@@ -138,7 +138,7 @@ class ResultReader:
     async def upload(self, job_id: str, reads: Reads) -> None:
         """Write pictures that a job is to judge, each in the thread that reads it, so that few are in memory.
 
-        Unavailable if storage does not take them, FileNotFoundError if there is one no more.
+        Unavailable if storage does not take them, FileNotFoundError if one to read is gone.
         """
 
         def write(i: int) -> None:
