@@ -145,8 +145,9 @@ class ResultReader:
             self.files.write(job_id, picture_name(i), reads[i]())
 
         for first in range(0, len(reads), WRITTEN_TOGETHER):
-            some = range(first, min(first + WRITTEN_TOGETHER, len(reads)))
-            await asyncio.gather(*(self._in_storage(write, i) for i in some))
+            calls = (self._in_storage(write, i) for i in range(first, min(first + WRITTEN_TOGETHER, len(reads))))
+            for error in filter(None, await asyncio.gather(*calls, return_exceptions=True)):
+                raise error  # now that no call goes on: what was written may be removed
 
     async def remove(self, job_id: str) -> None:
         """Remove a job's pictures. Unavailable if storage does not answer."""

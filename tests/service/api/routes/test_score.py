@@ -134,17 +134,17 @@ def test_uploads_stay_if_redis_breaks_after_it_has_created_their_job(
     assert PictureFiles(settings.pictures).read(job_id, picture_name(2)) == png(2)
 
 
-def test_nothing_stays_of_pictures_that_get_no_job(settings: Settings, alive: JobStore) -> None:
-    kept, headers = PictureFiles(settings.pictures), {"prefer": "respond-async"}
-    with api_server(settings.model_copy(update={"max_queued_pictures": 5})) as server, client_of(server) as client:
+def test_nothing_stays_of_pictures_that_get_no_job(settings: Settings, alive: JobStore, tmp_path: Path) -> None:
+    own, headers = settings.model_copy(update={"max_queued_pictures": 5, "pictures": tmp_path}), {"prefer": "wait=0"}
+    with api_server(own) as server, client_of(server) as client:
         job_id = send(client, zipped(GOOD), headers).json()["id"]
         problem(send(client, zipped(GOOD), headers), 429, "queue-full")
         alive.cancel(job_id)
-        folder = kept.folder(job_id)
-        assert isinstance(folder, Path)
-        (folder / "1.png").unlink()
+        (first, *others) = tmp_path.rglob("*.png")
+        first.unlink()
         problem(client.post(f"/jobs/{job_id}/retry"), 410, "expired-job")
-    assert {path.parent.name for path in settings.pictures.rglob("*.png")} == {job_id}
+    assert len(others) == 2
+    assert {*tmp_path.rglob("*.png")} == {*others}
 
 
 def test_few_zips_are_checked_at_the_same_time(
