@@ -15,14 +15,14 @@ from service.settings import Settings
 from service.store.async_jobs import AsyncJobs
 from service.store.jobs import JobStore
 
-MAX_UPLOADS = 2  # sets of uploaded pictures in memory; each may take some 200 MB
+MAX_UPLOADS = 2  # uploads that are checked at the same time, each in a thread and one of an owner
 
 
 @dataclass(frozen=True)
 class Service:
     """All that the routes share. `store` blocks: call it in a thread.
 
-    uploads: held by a request with uploaded pictures until they are in storage. A small zip may unpack to a lot.
+    uploads: held by a request while its zip or PNG is checked.
     """
 
     settings: Settings

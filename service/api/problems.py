@@ -47,16 +47,8 @@ def _response(scope: Scope, problem: dict[str, Any], headers: Mapping[str, str] 
     return JSONResponse(problem, problem["status"], headers, media_type=PROBLEM_JSON)
 
 
-def _forget_frames(error: BaseException | None) -> None:
-    """Let go of what the functions that raised an error hold, such as an upload: the garbage collector comes late."""
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
-
-
 async def _service_error(request: Request, error: Exception) -> JSONResponse:
     assert isinstance(error, ServiceError)
-    _forget_frames(error)
     return error_response(request.scope, error)
 
 

@@ -29,9 +29,11 @@ READ_TOGETHER = 64  # files, or parts of them
 READ_FOR_ONE = 8  # of them for one owner
 PART = 1 << 17  # bytes of a file that are read and sent together
 ZIPPED_TOGETHER = 4  # pictures of a zip, which wait in memory for a slow client
+WRITTEN_TOGETHER = 8  # pictures of an upload
 PERMISSIONS = 0o644  # of a zip's files; without them `unzip` makes files that nobody may read
 
 T = TypeVar("T")
+Reads = Sequence[Callable[[], bytes]]  # how to read each of some pictures
 
 
 class Slots:
@@ -129,20 +131,23 @@ class ResultReader:
         first = getattr(job.result, "best", 0) * n
         return zip_stream(partial(self.image, job_id, owner), range(first, first + n))
 
-    async def uploaded(self, job_id: str, total: int) -> list[bytes]:
-        """Return all pictures that were uploaded for a job. ExpiredJob if one is gone."""
-        reads = (self._in_storage(self.files.read, job_id, picture_name(i)) for i in range(total))
-        try:
-            return await asyncio.gather(*reads)
-        except FileNotFoundError as error:
-            raise ExpiredJob.of(job_id) from error
+    def uploaded(self, job_id: str, total: int) -> Reads:
+        """Return how to read each picture that was uploaded for a job."""
+        return [partial(self.files.read, job_id, picture_name(i)) for i in range(total)]
 
-    async def upload(self, job_id: str, pngs: Sequence[bytes]) -> None:
-        """Write pictures that a job is to judge. Unavailable if storage does not take them."""
-        names = map(picture_name, range(len(pngs)))
-        await asyncio.gather(
-            *(self._in_storage(self.files.write, job_id, name, png) for name, png in zip(names, pngs, strict=True))
-        )
+    async def upload(self, job_id: str, reads: Reads) -> None:
+        """Write pictures that a job is to judge, each in the thread that reads it, so that few are in memory.
+
+        Unavailable if storage does not take them, FileNotFoundError if one to read is gone.
+        """
+
+        def write(i: int) -> None:
+            self.files.write(job_id, picture_name(i), reads[i]())
+
+        for first in range(0, len(reads), WRITTEN_TOGETHER):
+            calls = (self._in_storage(write, i) for i in range(first, min(first + WRITTEN_TOGETHER, len(reads))))
+            for error in filter(None, await asyncio.gather(*calls, return_exceptions=True)):
+                raise error  # now that no call goes on: what was written may be removed
 
     async def remove(self, job_id: str) -> None:
         """Remove a job's pictures. Unavailable if storage does not answer."""

@@ -1,7 +1,6 @@
 """uvicorn, told when it stops, so that streams end and those who wait are answered in time."""
 
 import contextlib
-import ctypes
 import math
 import resource
 import socket
@@ -14,8 +13,6 @@ from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-M_MMAP_THRESHOLD = -3  # of malloc.h
-LARGE_BYTES = 1 << 18  # so much memory, as of a zip, goes back to the system as soon as it is free
 GRACE_S = 3.0  # the last part of `drain_s`, in which the requests that still wait are answered
 
 
@@ -42,8 +39,6 @@ class Server(uvicorn.Server):
         _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
         with contextlib.suppress(OSError, ValueError):  # macOS names a limit that it does not take
             resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-        with contextlib.suppress(AttributeError):  # of other C libraries
-            ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
         super().run(sockets)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:

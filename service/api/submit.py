@@ -5,7 +5,6 @@ The way of every POST that makes pictures: /generate, /score, /jobs/{id}/retry a
 
 import asyncio
 import contextlib
-import hashlib
 import json
 import math
 import re
@@ -23,9 +22,12 @@ from structlog.contextvars import bind_contextvars, get_contextvars
 from service.api.catalog import Models
 from service.api.dependencies import OwnerDep, ServiceDep
 from service.api.openapi import PNG, Responses
+from service.api.results import Reads
+from service.api.uploads import Upload
 from service.contract.errors import (
     BadRequest,
     ClientGone,
+    ExpiredJob,
     JobCancelled,
     JobFailed,
     KeyReuse,
@@ -36,7 +38,6 @@ from service.contract.errors import (
     NoWorker,
     QueueFull,
     QuotaExceeded,
-    ServiceError,
     TooLarge,
     Unavailable,
 )
@@ -238,7 +239,7 @@ class Submitter:
         fields: SamplingFields,
         labels: Sequence[Sequence[str]],
         check: Callable[[Models], JobSpec],
-        pictures: Sequence[bytes] = (),
+        pictures: Sequence[Upload] = (),
     ) -> str:
         """Return the request's job: the one that the same request created before, or a new one.
 
@@ -248,7 +249,7 @@ class Submitter:
         same = None
         if self.idempotency_key is not None:
             given = fields.model_dump(mode="json", exclude={"labels", "conditions"}, exclude_defaults=True)
-            same = self._same_as([kind, labels, given, [hashlib.sha256(png).hexdigest() for png in pictures]])
+            same = self._same_as([kind, labels, given, [one.digest for one in pictures]])
             if job_id := await self.service.jobs.existing(same):
                 return job_id
         spec = check(await self.service.catalog.models())
@@ -258,7 +259,7 @@ class Submitter:
         record = _new_record(kind, fields, spec, self.owner, now, sent=bool(pictures))
         if record.trajectory is not None:
             _check_stages(record.trajectory, record.total, record.options.steps)
-        return await self._create(record, same, pictures)
+        return await self._create(record, same, [one.read for one in pictures])
 
     async def retry(self, job_id: str) -> str:
         """Return a new job like one that failed or was cancelled, of the same checkpoint.
@@ -279,30 +280,30 @@ class Submitter:
         now = await jobs.redis.now()
         own = {"id": new_job_id(now), "created_at": now, "request_id": get_contextvars().get("request_id", "")}
         record = before.model_copy(update={**own, "traceparent": tracing.traceparent()})
-        async with self.service.uploads.of(self.owner) if before.sent else contextlib.nullcontext():
-            pictures = await results.uploaded(job_id, before.total) if before.sent else []
-            return await self._create(record, same, pictures)
+        try:
+            return await self._create(record, same, results.uploaded(job_id, before.total) if before.sent else [])
+        except FileNotFoundError as error:
+            raise ExpiredJob.of(job_id) from error
 
     def _same_as(self, content: list[Any]) -> IdempotentRequest:
         """Return what this request has in common with those that repeat it."""
         assert self.idempotency_key is not None
         return IdempotentRequest(self.owner, self.idempotency_key, json.dumps(content, sort_keys=True))
 
-    async def _create(self, record: JobRecord, same: IdempotentRequest | None, pictures: Sequence[bytes]) -> str:
+    async def _create(self, record: JobRecord, same: IdempotentRequest | None, pictures: Reads) -> str:
         workers = await self.ready_workers()
-        if pictures:
-            await self.service.results.upload(record.id, pictures)
-        created: str | ServiceError
+        created: str | Exception
         try:
+            await self.service.results.upload(record.id, pictures)
             created = await self.service.jobs.create(record, same)
         except NoRoom as error:
             created = _refusal(error, record.total, workers)
-        except KeyReuse as error:
+        except (KeyReuse, FileNotFoundError) as error:
             created = error
         if pictures and created != record.id:  # after any other error the job may exist
             with contextlib.suppress(Unavailable):  # pruning removes them
                 await self.service.results.remove(record.id)
-        if isinstance(created, ServiceError):
+        if isinstance(created, Exception):
             raise created
         if created == record.id:  # else the same request created its job first
             PICTURES_ACCEPTED.labels(record.kind).inc(record.total)

@@ -1,15 +1,19 @@
 """What clients upload: PNGs with recipes, and zips of pictures to score, in the test file's order: 0.png, 1.png, ...
 
-Every byte is untrusted. A zip's bytes are counted while they are unpacked, whatever a header claims. A PNG's chunks are
-counted before Pillow sees it: Pillow keeps what every chunk holds, and takes microseconds for each. Knows no torch.
+Every byte is untrusted. Of a file, which may be on disk, one picture is in memory at a time. A PNG's chunks are counted
+before Pillow sees it: Pillow keeps what every chunk holds, and takes microseconds for each. Knows no torch.
 """
 
+import hashlib
 import io
 import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import IO
 
 from PIL import Image, UnidentifiedImageError
 from pydantic import ValidationError
@@ -24,8 +28,8 @@ from shared.rgb import to_rgb
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CHUNK = struct.Struct(">I4s")  # length of the content and type, before the content
 OVERHEAD = CHUNK.size + 4  # of a chunk, with the checksum after its content
-END = b"IEND"
-KEPT = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", END)  # all that the pixels depend on
+DATA, END = b"IDAT", b"IEND"
+KEPT = (b"IHDR", b"PLTE", b"tRNS", DATA, END)  # all that the pixels depend on
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 RECIPE = KEYWORD.encode() + b"\0"  # begins the content of a recipe's chunk
 AFTER_HEADER = 2  # in a list of the signature and the chunks
@@ -33,6 +37,7 @@ MAX_CHUNKS = 64  # besides the pixels'; cameras and editors write about ten
 MAX_RECIPE_BYTES = 1 << 20  # the longest recipe, of a grid of 256 pictures, has about 400 KB
 BYTES_A_PIXEL = 8  # at most, before compression
 PIXEL_CHUNK = 1024  # bytes of pixels in a chunk, on average at least: encoders write 8 KiB or more
+BLOCK = 1 << 16  # bytes that are read at once where they are only counted
 
 # Zips.
 PICTURES = "pictures"  # the form's field
@@ -45,45 +50,58 @@ Fault = tuple[str | None, str]  # an entry, or None for the zip itself, and what
 UNREADABLE = (zipfile.BadZipFile, zlib.error, struct.error, OSError, EOFError, ValueError, RuntimeError, OverflowError)
 
 
-class PngError(ValueError):
+class PngError(Exception):
     """Bytes that are not a usable PNG. The message says why."""
 
 
-def reduced(png: bytes, side: int | None = None) -> bytes:
+@dataclass(frozen=True)
+class Upload:
+    """A picture of a zip, which was checked. It is unpacked again whenever it is read, so that few are in memory."""
+
+    digest: str
+    read: Callable[[], bytes]
+
+
+def reduced(file: IO[bytes], side: int = 0) -> bytes:
     """Return the PNG with only the chunks that decide its pixels, and its recipe. It may still be damaged.
 
-    side: the most pixels of width and height. More data than such a picture needs is refused.
+    side: the most pixels of width and height. More data than such a picture needs is refused. 0 leaves the pixels out.
 
     The recipe moves to the front: Pillow reads a text after the pixels only once it has decoded them.
 
     Raises PngError if it has more than MAX_CHUNKS chunks besides those of pixels, or more of these than encoders write,
     and for more than one recipe, or one that is too long or cut short.
     """
-    if not png.startswith(SIGNATURE):
+    if file.read(len(SIGNATURE)) != SIGNATURE:
         raise PngError("not a PNG")
-    kept, at, kind = [SIGNATURE], len(SIGNATURE), b""
-    left, recipes = {False: MAX_CHUNKS, True: MAX_CHUNKS + len(png) // PIXEL_CHUNK}, 0
-    most_data = len(png) if side is None else (BYTES_A_PIXEL * side + 1) * side * 9 // 8 + 4096
-    while at < len(png) and kind != END:
-        length, kind = CHUNK.unpack_from(png, at) if at + CHUNK.size <= len(png) else (0, b"")
-        chunk = png[at : at + OVERHEAD + length]  # the last one may be cut short
-        at += OVERHEAD + length
-        left[kind == b"IDAT"] -= 1
+    kept, kind = [SIGNATURE], b""
+    left, recipes = {False: MAX_CHUNKS, True: MAX_CHUNKS}, 0
+    most = (BYTES_A_PIXEL * side + 1) * side * 9 // 8 + 4096
+    longest = max(most, MAX_RECIPE_BYTES)
+    while kind != END and len(head := file.read(CHUNK.size)) == CHUNK.size:
+        length, kind = CHUNK.unpack(head)
+        chunk = head + file.read(min(OVERHEAD - CHUNK.size + length, longest))  # the last one may be cut short
+        _skip(file, OVERHEAD + length - len(chunk))
+        left[kind == DATA] += (kind == DATA) * length // PIXEL_CHUNK - 1
         if min(left.values()) < 0:
             raise PngError(f"a PNG with too many chunks; at most {MAX_CHUNKS} besides its pixels are allowed")
-        if kind == b"IDAT":
-            most_data -= len(chunk)
-        if most_data < 0:
-            raise PngError(f"a PNG with more data than {side}x{side} pixels need")
         if kind in TEXTS and chunk.startswith(RECIPE, CHUNK.size):
             recipes += 1
             if recipes > 1 or not OVERHEAD + length == len(chunk) <= MAX_RECIPE_BYTES:
                 faults = f"several recipes, or one that is cut short or has more than {MAX_RECIPE_BYTES} bytes"
                 raise PngError(f"a damaged PNG: {faults}")
             kept.insert(AFTER_HEADER, chunk)
-        elif kind in KEPT:
+        elif kind in KEPT and (side or kind != DATA):
+            most -= len(chunk)
+            if most < 0:
+                raise PngError(f"a PNG with more data than {side}x{side} pixels need")
             kept.append(chunk)
     return b"".join(kept)
+
+
+def _skip(file: IO[bytes], count: int) -> None:
+    while count > 0 and (block := file.read(min(count, BLOCK))):
+        count -= len(block)
 
 
 def _open(png: bytes) -> Image.Image:
@@ -105,11 +123,11 @@ def check_picture(png: bytes, side: int) -> tuple[int, int]:
         raise PngError(f"a PNG that cannot be used: {error}") from error
 
 
-def recipe_of(png: bytes) -> Recipe:
+def recipe_of(file: IO[bytes]) -> Recipe:
     """Return the recipe in the metadata of a PNG, without decoding pixels. Raises PngError without a valid recipe."""
-    small = reduced(png)
+    png = reduced(file)
     try:
-        with _open(small) as picture:
+        with _open(png + CHUNK.pack(0, DATA)) as picture:  # Pillow reads no further
             text = picture.info.get(KEYWORD)
     except Exception as error:
         raise PngError(f"a damaged PNG: {error}") from error
@@ -126,57 +144,57 @@ def recipe_of(png: bytes) -> Recipe:
         raise PngError(f"a PNG whose recipe cannot be read: {where + ': ' if where else ''}{reason}") from error
 
 
-def read_submission(content: bytes, count: int, settings: Settings) -> list[bytes]:
-    """Return the PNGs 0.png to COUNT - 1.png of a zip, all of one size and `reduced`. They may be in one folder.
+def read_submission(file: IO[bytes], count: int, settings: Settings) -> list[Upload]:
+    """Check the PNGs 0.png to COUNT - 1.png of a zip, all of one size, and return them. They may be in one folder.
 
-    Raises BadRequest, with every fault that was found.
+    Those returned can be read, `reduced`, while the file is open. Raises BadRequest, with every fault that was found.
     """
-    if content.count(CENTRAL_HEADER) > settings.zip_entries:  # before zipfile creates an object for each
+    # Before zipfile creates an object for each. One that begins in a block and ends in the next is not counted.
+    if sum(block.count(CENTRAL_HEADER) for block in iter(partial(file.read, BLOCK), b"")) > settings.zip_entries:
         raise _refused((None, f"more than {settings.zip_entries} entries"))
     try:
-        archive = zipfile.ZipFile(io.BytesIO(content))
+        archive = zipfile.ZipFile(file)
     except UNREADABLE as error:
         raise _refused((None, f"not a zip: {error}")) from error
-    small, faults = list[bytes](), list[Fault]()
+    found, faults = list[Upload](), list[Fault]()
     sizes = dict[str, tuple[int, int]]()
     most, unpacked, decoded = settings.zip_unpacked_bytes, 0, 0
-    with archive:
-        for i, entry in enumerate(_in_order(archive.infolist(), count)):
-            name = f"{i}.png"
-            try:
-                png = _unpack(archive, entry, name, most - unpacked + 1)
-                unpacked += len(png)
-                if unpacked > most:
-                    raise _refused((name, f"with it the zip unpacks to more than {most} bytes"))
-                small.append(reduced(png, settings.picture_side))
-                width, height = sizes[name] = check_picture(small[-1], settings.picture_side)
-            except PngError as error:
-                faults.append((name, str(error)))
-                continue
-            first, size = next(iter(sizes.items()))
-            if (width, height) != size:
-                faults.append((name, f"{width}x{height} pixels, but {first} has {size[0]}x{size[1]}"))
-            decoded += 3 * width * height
-            if decoded > most:
-                faults.append((name, f"with it the pictures have more than {most} bytes"))
-                break
+    for i, entry in enumerate(_in_order(archive.infolist(), count)):
+        name, read = f"{i}.png", partial(_unpack, archive, entry, settings.picture_side)
+        unpacked += entry.file_size  # zipfile returns no more than that
+        if unpacked > most:
+            faults.append((name, f"with it the zip unpacks to more than {most} bytes"))
+            break
+        try:
+            png = read()
+            width, height = sizes[name] = check_picture(png, settings.picture_side)
+        except PngError as error:
+            faults.append((name, str(error)))
+            continue
+        first, size = next(iter(sizes.items()))
+        if (width, height) != size:
+            faults.append((name, f"{width}x{height} pixels, but {first} has {size[0]}x{size[1]}"))
+        decoded += 3 * width * height
+        if decoded > most:
+            faults.append((name, f"with it the pictures have more than {most} bytes"))
+            break
+        found.append(Upload(hashlib.sha256(png).hexdigest(), read))
     if faults:
         raise _refused(*faults)
-    return small
+    return found
 
 
-def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, name: str, most: int) -> bytes:
-    """Return up to `most` bytes of an entry, whatever its header claims. PngError for another compression.
-
-    BadRequest if it cannot be unpacked: nobody counts the bytes before that, so no further entry is.
-    """
+def _unpack(archive: zipfile.ZipFile, entry: zipfile.ZipInfo, side: int) -> bytes:
+    """Return a PNG of a zip, `reduced`. PngError if it cannot be read."""
     if entry.compress_type not in BOUNDED:
         raise PngError(f"compression {entry.compress_type}; use stored or deflated")
     try:
         with archive.open(entry) as file:
-            return file.read(most)
+            png = reduced(file, side)
+            _skip(file, entry.file_size)  # to the end, where zipfile compares the checksum
+            return png
     except UNREADABLE as error:
-        raise _refused((name, f"cannot be unpacked: {error}")) from error
+        raise PngError(f"cannot be unpacked: {error}") from error
 
 
 def _in_order(entries: Sequence[zipfile.ZipInfo], count: int) -> list[zipfile.ZipInfo]:

@@ -61,7 +61,7 @@ async def generate_from_png(
     """Generates the pictures of the recipe in a PNG of this service, as `POST /generate` does with `recipe`."""
     async with submitter.service.uploads.of(submitter.owner):
         try:
-            recipe = await run_in_threadpool(recipe_of, await form.file.read())
+            recipe = await run_in_threadpool(recipe_of, form.file.file)
         except PngError as error:
             raise BadRequest.at(("body", "file"), str(error)) from error
     await form.file.close()

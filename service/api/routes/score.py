@@ -1,6 +1,5 @@
 """POST /score: the scores of repeated runs over a test file, or of uploaded pictures."""
 
-from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Annotated
 
@@ -10,8 +9,8 @@ from pydantic import ConfigDict, Field
 
 from service.api.catalog import Models
 from service.api.openapi import problems
-from service.api.submit import ERRORS, RESPONSES, JobSpec, PreferencesDep, Submitter, SubmitterDep, check_lists
-from service.api.uploads import read_submission
+from service.api.submit import ERRORS, RESPONSES, JobSpec, PreferencesDep, SubmitterDep, check_lists
+from service.api.uploads import Upload, read_submission
 from service.contract.errors import BadForm, BadRequest, TooLarge
 from service.contract.schemas import Job, ScoreFields, ScoreRequest
 from shared.options import LIMITS
@@ -53,7 +52,22 @@ async def score(
 
     With a zip of `pictures` it generates none and scores those, as one run, by the evaluator of `model`.
     """
-    return await submitter.answer(await _submit(form, submitter), preferences)
+    fields = ScoreFields.model_validate(form.model_dump(exclude={"file", "pictures"}, exclude_unset=True))
+    pictures = list[Upload]()
+    lists = await _read_lists(form.file)
+    if form.pictures is not None:
+        if unused := sorted(fields.model_fields_set - BESIDE_PICTURES):
+            raise BadRequest.at(("body", unused[0]), "has no effect on uploaded pictures; leave it out")
+        await submitter.ready_workers()  # no zip is unpacked that no worker would judge
+        async with submitter.service.uploads.of(submitter.owner):
+            pictures = await run_in_threadpool(
+                read_submission, form.pictures.file, len(lists), submitter.service.settings
+            )
+    check = partial(_check, fields, lists, "file", are_sent=bool(pictures))
+    job_id = await submitter.submit("score", fields, lists, check, pictures)
+    if form.pictures is not None:
+        await form.pictures.close()  # before the request waits
+    return await submitter.answer(job_id, preferences)
 
 
 @router.post(
@@ -66,27 +80,6 @@ async def score_conditions(body: ScoreRequest, submitter: SubmitterDep, preferen
     """The same as `POST /score` for a program, which has the content of the test file as JSON."""
     check = partial(_check, body, body.conditions, "conditions")
     return await submitter.answer(await submitter.submit("score", body, body.conditions, check), preferences)
-
-
-async def _submit(form: ScoreForm, submitter: Submitter) -> str:
-    """Create the job. A function of its own, so that nothing keeps the pictures while the request waits."""
-    few: AbstractAsyncContextManager[None] = nullcontext()
-    if form.pictures is not None:
-        await submitter.ready_workers()  # no zip is unpacked that no worker would judge
-        few = submitter.service.uploads.of(submitter.owner)
-    async with few:
-        fields = ScoreFields.model_validate(form.model_dump(exclude={"file", "pictures"}, exclude_unset=True))
-        lists = await _read_lists(form.file)
-        if form.pictures is None:
-            return await submitter.submit("score", fields, lists, partial(_check, fields, lists, "file"))
-        if unused := sorted(fields.model_fields_set - BESIDE_PICTURES):
-            raise BadRequest.at(("body", unused[0]), "has no effect on uploaded pictures; leave it out")
-        pngs = await run_in_threadpool(  # keeps no name for the zip, so that it is gone while its pictures are stored
-            read_submission, await form.pictures.read(), len(lists), submitter.service.settings
-        )
-        await form.pictures.close()
-        check = partial(_check, fields, lists, "file", are_sent=True)
-        return await submitter.submit("score", fields, lists, check, pngs)
 
 
 async def _read_lists(file: UploadFile) -> list[list[str]]:

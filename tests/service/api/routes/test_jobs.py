@@ -160,9 +160,8 @@ def test_the_zip_of_a_score_has_the_best_run_and_can_be_scored(
 ) -> None:
     job_id, pngs = finished(alive, 3, best=1, repeats=3)
     content = client.get(f"/jobs/{job_id}/pictures.zip").content
-    assert [pixels(one).tolist() for one in read_submission(content, 3, settings)] == [
-        pixels(one).tolist() for one in pngs[3:6]
-    ]
+    pictures = read_submission(io.BytesIO(content), 3, settings)
+    assert [pixels(one.read()).tolist() for one in pictures] == [pixels(one).tolist() for one in pngs[3:6]]
 
 
 def test_what_a_job_that_ended_early_lacks_is_not_worth_waiting_for(client: httpx.Client, alive: JobStore) -> None:

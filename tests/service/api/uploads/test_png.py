@@ -1,5 +1,6 @@
 """PNGs from outside: which kinds are accepted, and that damaged ones and their recipes are read right or refused."""
 
+import io
 import json
 import struct
 import zlib
@@ -9,13 +10,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from service.api.uploads import MAX_CHUNKS, SIGNATURE, PngError, check_picture, recipe_of, reduced
+from service.api import uploads
+from service.api.uploads import MAX_CHUNKS, SIGNATURE, PngError, check_picture
 from service.contract.recipe import JudgedRecipe, Recipe, example
 from shared.options import LIMITS
 from shared.pictures import png_bytes, read_png
 from tests.service.api.answers import png_with
 from tests.service.api.uploads.zips import GOOD, chunk, png, png_of_16_bits, with_chunks
 from tests.service.contract.strategies import recipes
+
+
+def reduced(png: bytes, side: int = 64) -> bytes:
+    return uploads.reduced(io.BytesIO(png), side)
+
+
+def recipe_of(png: bytes) -> Recipe:
+    return uploads.recipe_of(io.BytesIO(png))
 
 
 @pytest.mark.parametrize("mode", ["RGBA", "L", "P", "1"])
