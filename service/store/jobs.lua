@@ -2,13 +2,13 @@
 -- Every move of a job: it is created, its pictures are claimed and stored, it ends, it is deleted.
 --
 -- A function runs as a whole: no other command comes in between, and what fails before its first write changes nothing.
--- `connection.py` loads this file and calls the functions at its end; `keys.py` describes the keys. Arguments are text. A
+-- `functions.py` loads this file and calls the functions at its end; `keys.py` describes the keys. Arguments are text. A
 -- function gets the settings that it needs as JSON.
 --
 -- On a Redis that has reached `maxmemory`, only functions with the flag `allow-oom` may write: those that move a job on
 -- and so make room in the end. `create` has no such flag, so a full Redis refuses new jobs.
 
--- `connection.py` replaces it, and the library's name above, by those of this version of the file.
+-- `functions.py` replaces it, and the library's name above, by those of this version of the file.
 local VERSION = 'development'
 
 local GROUP = 'workers' -- the consumer group of every stream of pictures
