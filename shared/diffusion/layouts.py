@@ -24,7 +24,7 @@ OUTSIDE = -10.0  # an unknown position, or that of an absent label: far from eve
 LAYOUTS = "layouts."  # prefix of the layout network's tensors in a checkpoint
 DRAWS = 4  # for each object: coarse row, coarse column, fine row, fine column
 WAVES = 20  # sines and cosines of one coordinate: ten octaves, down to a 512th of a picture
-ANGLES = math.pi * 2.0 ** torch.arange(WAVES // 2)
+OCTAVES = 2.0 ** torch.arange(WAVES // 2)
 
 
 def with_positions(labels: Tensor, positions: Tensor, rotations: Tensor | None = None) -> Tensor:
@@ -272,7 +272,7 @@ def _middles(cells: int, device: torch.device) -> Tensor:
 
 def _waves(values: Tensor) -> Tensor:
     """Return sines and cosines of (..., C) in octaves: (..., C * WAVES)."""
-    angles = (values[..., None] * ANGLES.to(values.device)).flatten(-2)
+    angles = (values[..., None] * math.pi * OCTAVES.to(values.device)).flatten(-2)
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
