@@ -90,7 +90,7 @@ def write_onnx(path: Location, out: Path) -> list[Path]:
         _write_upsampler(denoiser, denoiser.upsampler, upsampler)
     if denoiser.layouts is not None:
         written.append(layouts)
-        _write_layouts(denoiser, denoiser.layouts, layouts)
+        _write_layouts(denoiser, denoiser.layouts.network, layouts)
     return written
 
 

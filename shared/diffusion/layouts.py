@@ -17,7 +17,6 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.device import torch_threads
 from shared.options import Count, NoOtherFields
 
 OUTSIDE = -10.0  # an unknown position, or that of an absent label: far from every pixel
@@ -123,7 +122,7 @@ class LayoutNetwork(nn.Module):
         fine = (places * cells**2).long().clamp(0, cells**2 - 1)
         drawn = torch.cat([fine // cells, fine % cells], -1).unbind(-1)  # DRAWS of (B, N)
         footprints = self.footprint(places[:, :-1]).float().cumsum(1)  # of all objects before each but the first
-        coarse = self._map(h, *self._sides()).float() - F.pad(footprints, (0, 0, 0, 0, 1, 0))
+        coarse = self._map(h).float() - F.pad(footprints, (0, 0, 0, 0, 1, 0))
         losses = _cross_entropy(coarse.logsumexp(-1), drawn[0])
         in_row = coarse.take_along_dim(drawn[0][..., None, None], 2)[:, :, 0]
         pairs, known = torch.tril_indices(N, N, -1, device=h.device), torch.zeros_like(places)
@@ -133,37 +132,6 @@ class LayoutNetwork(nn.Module):
             terms = self._pair_terms(i, known[:, pairs[0]], places[:, pairs[1]])
             losses = losses + _cross_entropy(logits.index_add(1, pairs[0], terms.float()), drawn[i])
         return losses
-
-    @torch.inference_mode()
-    @torch_threads(1)  # several would wait for each other most of the time
-    def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw as `Layouts` says, in eval mode on the CPU. Unknown if there are more labels than any picture had."""
-        positions = torch.full((len(labels), 2), OUTSIDE)
-        indices = torch.nonzero(labels.cpu() > 0).flatten()
-        if 0 < len(indices) <= self.config.most:
-            indices = indices[torch.randperm(len(indices), generator=generator)]
-            positions[indices] = self._draw_in_order(indices, generator)
-        return positions
-
-    def _draw_in_order(self, indices: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw the positions (n, 2) of objects with labels `indices` (n,), in this order."""
-        n, cells = len(indices), self.config.cells
-        tokens, sides = self._unplaced(indices[None]), self._sides()
-        places, occupied = torch.zeros(1, n, 2), torch.zeros(cells, cells)  # row, column; footprints so far
-        for j in range(n):
-            if j > 0:
-                occupied += self.footprint(places[0, j - 1])
-            h = self._hidden(*tokens, places.flip(-1))[0, j]
-            coarse, known = self._map(h, *sides) - occupied, torch.zeros(1, 1, 2)
-            cell = _draw_cell(coarse.logsumexp(-1), generator)
-            for i in range(1, DRAWS):
-                known = _refined(known, i - 1, cell, cells)
-                own = coarse[cell] if i == 1 else self.own[i - 2](_waves(known))[0, 0]
-                terms = self._pair_terms(i, known.expand(1, j, 2), places[:, :j])  # (1, j, cells)
-                cell = _draw_cell(own + terms[0].sum(0), generator)
-            known = _refined(known, DRAWS - 1, cell, cells)
-            places[0, j] = known[0, 0] + torch.rand(2, generator=generator) / cells**2
-        return places[0].flip(-1)
 
     def step(self, objects: Tensor, places: Tensor, drawn: Tensor, object: Tensor, number: Tensor) -> Tensor:
         """Return the logits (DRAWS, cells) that one object's position is drawn from, in fixed shapes, for exports.
@@ -176,7 +144,7 @@ class LayoutNetwork(nn.Module):
         h = self._hidden(*self._unplaced(objects[None], number), places[None]).index_select(1, object)  # (1, 1, D)
         before = (torch.arange(most, device=object.device) < object)[:, None]  # (most, 1)
         others = places[None].flip(-1)
-        coarse = self._map(h, *self._sides())[0, 0] - (self.footprint(others)[0] * before[..., None]).sum(0)
+        coarse = self._map(h)[0, 0] - (self.footprint(others)[0] * before[..., None]).sum(0)
         logits, known = [coarse.logsumexp(-1)], torch.zeros_like(places[None, :1])  # (1, 1, 2)
         for i in range(1, DRAWS):
             known = _refined(known, i - 1, drawn[None, i - 1 : i], cells)
@@ -185,14 +153,10 @@ class LayoutNetwork(nn.Module):
             logits.append(own + (terms[0] * before).sum(0))
         return torch.stack(logits)
 
-    def _sides(self) -> tuple[Tensor, Tensor]:
-        """Return the factors of the rows and of the columns of the map that the transformer wants: (cells, K) each."""
-        rows, columns = self.sides
-        middles = _waves(_middles(self.config.cells, self.count.weight.device))
-        return rows(middles), columns(middles)
-
-    def _map(self, h: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
-        """Return what the transformer wants of each coarse cell: h (..., D) -> (..., cells, cells), rows first."""
+    def _map(self, h: Tensor) -> Tensor:
+        """Return what the transformer wants of each coarse cell: h (B, M, D) -> (B, M, cells, cells), rows first."""
+        middles = _waves(_middles(self.config.cells, h.device))
+        rows, columns = (side(middles) for side in self.sides)  # (cells, K)
         wanted: Tensor = (self.wanted(h)[..., None, :] * rows) @ columns.T
         return wanted
 
@@ -280,12 +244,6 @@ def _refined(known: Tensor, i: int, cell: Tensor, cells: int) -> Tensor:
     """Return row and column (..., 2), as far as they were drawn, with what draw i has given: cell (...)."""
     size = 1 / cells if i < 2 else 1 / cells**2
     return known + torch.stack([cell * (i % 2 == 0), cell * (i % 2 == 1)], -1) * size
-
-
-def _draw_cell(logits: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw one of C cells: logits (C,) -> ()."""
-    u = torch.rand((), generator=generator, dtype=torch.float64)
-    return torch.searchsorted(logits.double().softmax(-1).cumsum(-1), u).clamp(max=len(logits) - 1)
 
 
 def _cross_entropy(logits: Tensor, cell: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, base_problem, load
 from shared.device import autocast_dtype
 from shared.diffusion.denoise import Network, Stepper, Upsampler
+from shared.diffusion.layout_draws import LayoutDrawer
 from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, with_positions
 from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet, time_features
@@ -73,7 +74,7 @@ class Denoiser:
     network: UNet  # in eval mode
     alpha_bar: Tensor  # (T,) float64
     prediction: PredictionName
-    layouts: LayoutNetwork | None  # of a network that takes positions
+    layouts: LayoutDrawer | None  # of a network that takes positions
     options: SamplingOptions  # the default ones for this checkpoint
     upsampler: UpsamplerNet | None = None  # in eval mode; enlarges the network's pictures
     aspect: float = 1.0  # width over height of its training pictures before padding; 1 if they were squeezed
@@ -170,7 +171,7 @@ def _load_upsampler(info: CheckpointInfo, state: dict[str, Tensor]) -> Upsampler
     return upsampler
 
 
-def _load_layouts(info: CheckpointInfo, state: dict[str, Tensor]) -> LayoutNetwork:
+def _load_layouts(info: CheckpointInfo, state: dict[str, Tensor]) -> LayoutDrawer:
     """Return the checkpoint's layout network, and take its tensors out of `state`."""
     if "layouts" not in info.config:
         raise ValueError(
@@ -182,7 +183,7 @@ def _load_layouts(info: CheckpointInfo, state: dict[str, Tensor]) -> LayoutNetwo
     if tensors.keys() != network.state_dict().keys():
         raise ValueError("its layout network is of another version; `trainer train layouts` learns one anew")
     network.load_state_dict(tensors)
-    return network.eval()
+    return LayoutDrawer(network.eval())
 
 
 def _base_weights(path: Location, adapter: CheckpointInfo) -> dict[str, Tensor]:

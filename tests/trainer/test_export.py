@@ -123,9 +123,10 @@ def test_denoisers(exported: Path) -> None:
 
 @torch.inference_mode()
 def test_the_layout_network(exported: Path) -> None:
-    """Each step against the network, and what the steps say together against `forward`, which training uses."""
-    layouts, generator = load_denoiser(exported / "large.safetensors").layouts, torch.Generator().manual_seed(0)
-    assert layouts is not None
+    """Each step against the network, and what `draw` takes from it against `forward`, which training uses."""
+    drawer = load_denoiser(exported / "large.safetensors").layouts
+    assert drawer is not None
+    layouts, generator = drawer.network, torch.Generator().manual_seed(0)
     n, side, losses = layouts.config.most, layouts.config.cells, []
     objects = torch.randperm(len(ICLEVR), generator=generator)[:n]
     cells = torch.randint(0, side, (n, DRAWS), generator=generator)

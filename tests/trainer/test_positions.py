@@ -133,7 +133,7 @@ def test_training_can_start_from_a_network_without_positions_and_is_watched_as_i
     assert (plain.layouts, plain.options) == (None, SamplingOptions())
     assert denoiser.options == WITH_POSITIONS
     assert denoiser.layouts is not None
-    assert denoiser.layouts.config.most == 2
+    assert denoiser.layouts.network.config.most == 2
     assert denoiser.network.stem_positions.rotations.any()
     row = denoiser.stepper().new_row(dataset.labels[0], SamplingOptions(), seed=0)
     assert 0 <= float(row.labels[dataset.labels[0] > 0, 1:3].min()) < 1

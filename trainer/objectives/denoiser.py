@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from shared.checkpoint import load, publish
 from shared.device import autocast_dtype
-from shared.diffusion.layouts import LAYOUTS, OUTSIDE, LayoutNetwork, nearest_pair, with_positions
+from shared.diffusion.layout_draws import LayoutDrawer
+from shared.diffusion.layouts import LAYOUTS, OUTSIDE, nearest_pair, with_positions
 from shared.diffusion.predictions import shares
 from shared.diffusion.schedules import alpha_bar as make_alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet
@@ -31,14 +32,15 @@ from trainer.runs import Run
 class Denoising:
     """The objective: predict noise and picture (`predictions.py`) from a noised picture.
 
-    `watch` gives the figures of the log. `layouts` is published with a network that takes positions.
+    `watch` gives the figures of the log. `layouts`: of the layout network that is published with a network that takes
+    positions.
     """
 
     name = "denoiser"
 
     def __init__(
         self, dataset: Dataset, config: TrainConfig, device: torch.device,
-        watch: Callable[[nn.Module, Run], dict[str, float]] | None = None, layouts: LayoutNetwork | None = None,
+        watch: Callable[[nn.Module, Run], dict[str, float]] | None = None, layouts: LayoutDrawer | None = None,
     ) -> None:  # fmt: skip
         self.dataset, self.config, self.watch, self.layouts = dataset, config, watch, layouts
         self.source = {"data set": dataset.digest}
@@ -85,8 +87,9 @@ class Denoising:
         described = checkpoint_config(self.config, cast(UNet, network), self.dataset.aspect)
         described["support"] = support_of(self.dataset, self.positions).model_dump(mode="json")
         if self.layouts is not None:
-            state |= {f"{LAYOUTS}{key}": value for key, value in self.layouts.state_dict().items()}
-            described["layouts"] = self.layouts.config.model_dump(mode="json")
+            fitted = self.layouts.network
+            state |= {f"{LAYOUTS}{key}": value for key, value in fitted.state_dict().items()}
+            described["layouts"] = fitted.config.model_dump(mode="json")
             described["sampling"] = WITH_POSITIONS.model_dump(mode="json")
         return publish(
             storage, name, {key: value.detach().to("cpu", torch.bfloat16) for key, value in state.items()},

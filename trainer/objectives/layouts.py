@@ -12,7 +12,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from shared.checkpoint import CheckpointInfo, load, path_of, publish, read_info, reconfigure
-from shared.device import torch_threads
+from shared.diffusion.layout_draws import LayoutDrawer
 from shared.diffusion.layouts import LAYOUTS, OUTSIDE, LayoutConfig, LayoutNetwork
 from shared.options import Count, Natural
 from shared.registry import resolve, scan
@@ -150,11 +150,14 @@ def fit_layouts(
 
     `options`: those of `train`.
     """
-    cpu = torch.device("cpu")
-    with torch_threads(1):  # several would wait for each other most of the time
+    cpu, threads = torch.device("cpu"), torch.get_num_threads()
+    torch.set_num_threads(1)  # the steps are so small that several threads wait for each other most of the time
+    try:
         training = train(
             objective, network, objective.config, folder, budget, device=cpu, evaluations=CHECKS, **options
         )
+    finally:
+        torch.set_num_threads(threads)
     fitted = cast(LayoutNetwork, training.averaged)
     if training.best:
         fitted.load_state_dict(training.best.weights)
@@ -164,7 +167,7 @@ def fit_layouts(
 def fit_layouts_of(
     dataset: Dataset, config: TrainConfig, folder: Path, budget: Budget,
     on_step: Callable[[Run], None] = lambda _: None,
-) -> LayoutNetwork | None:  # fmt: skip
+) -> LayoutDrawer | None:  # fmt: skip
     """Fit the layout network of a denoiser's run to its `typical` pictures. None for a run without positions.
 
     It takes at most `config.layout_steps`, as many steps as the run, and a tenth of the run's minutes besides.
@@ -177,7 +180,7 @@ def fit_layouts_of(
     objective = Arranging(positions, dataset.vocabulary, LayoutsConfig(seed=config.seed))
     minutes = budget.minutes and budget.minutes * SHARE_OF_MINUTES
     own = Budget(minutes, min(config.layout_steps, budget.steps or config.layout_steps))
-    return fit_layouts(objective, make_network(objective), folder, own, on_step=on_step)[0]
+    return LayoutDrawer(fit_layouts(objective, make_network(objective), folder, own, on_step=on_step)[0])
 
 
 def check_own_layouts(info: CheckpointInfo) -> None:

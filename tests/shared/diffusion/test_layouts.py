@@ -1,11 +1,14 @@
 """Layouts: the prior over them, the map that the network sees, and what a seed determines."""
 
+from functools import partial
+
 import pytest
 import torch
 
 from shared.diffusion.conditioning import PositionMap
 from shared.diffusion.denoise import Stepper
-from shared.diffusion.layouts import DRAWS, OUTSIDE, LayoutConfig, LayoutNetwork, with_positions
+from shared.diffusion.layout_draws import LayoutDrawer
+from shared.diffusion.layouts import DRAWS, OUTSIDE, LayoutConfig, LayoutNetwork, positions_at, with_positions
 from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet
 from shared.options import SamplingOptions
@@ -47,38 +50,55 @@ def test_a_position_depends_on_earlier_ones_only() -> None:
     assert one[2] != other[2]
 
 
-@pytest.mark.parametrize("labels", [[1.0, 0, 0], [0.0, 1, 1], [1.0, 1, 1]])
+def test_cells_are_drawn_as_often_as_the_network_says() -> None:
+    network, draws = layout_network(cells=2, most=1), 1000
+    generator, drawer = torch.Generator().manual_seed(3), LayoutDrawer(network)
+    points = torch.stack([drawer.draw(torch.tensor([0.0, 1, 0]), generator)[1] for _ in range(draws)])
+    found = torch.bincount((points * 4).long() @ torch.tensor([4, 1]), minlength=16) / draws
+    grid = torch.cartesian_prod(*[(torch.arange(4) + 0.5) / 4] * 2)[:, None]
+    with torch.no_grad():
+        wanted = torch.exp(-network(torch.ones(16, 1, dtype=torch.int64), grid))[:, 0]
+    assert float((found - wanted).abs().max()) < 4 * float((wanted * (1 - wanted) / draws).sqrt().max())
+
+
 @torch.inference_mode()
-def test_positions_are_drawn_from_the_densities_that_training_fits(labels: list[float]) -> None:
-    """A seed's numbers choose each object's cells, given the objects before, and its place in the last of them."""
-    network = layout_network(cells=3, most=3)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.22)  # so that nothing is nearly zero, and no cell certain
-    cells = torch.cartesian_prod(*[torch.arange(3)] * DRAWS)  # (81, DRAWS): coarse row and column, then fine ones
-    everywhere = (cells[:, [1, 0]] + (cells[:, [3, 2]] + 0.5) / 3) / 3  # (81, 2)
-    for seed in range(30):
-        drawn = network.draw(torch.tensor(labels), torch.Generator().manual_seed(seed))
-        objects, generator = torch.tensor(labels).nonzero().flatten(), torch.Generator().manual_seed(seed)
-        objects = objects[torch.randperm(len(objects), generator=generator)]
-        for j in range(len(objects)):
-            positions = drawn[objects].repeat(81, 1, 1)
-            positions[:, j] = everywhere
-            odds = torch.exp(-network(objects.repeat(81, 1), positions)[:, j].double())  # (81,)
-            cell = []
-            for _ in range(DRAWS):
-                odds = odds.view(3, -1)
-                shares, u = odds.sum(1).cumsum(0), torch.rand((), generator=generator, dtype=torch.float64)
-                cell.append(int(torch.searchsorted(shares, u * shares[-1])))
-                odds = odds[cell[-1]]
-            row, column, fine_row, fine_column = cell
-            y, x = (torch.rand(2, generator=generator) / 9).tolist()
-            wanted = torch.tensor([(column + fine_column / 3) / 3 + x, (row + fine_row / 3) / 3 + y])
-            torch.testing.assert_close(drawn[objects[j]], wanted)
+def drawn_by_modules(network: LayoutNetwork, labels: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Draw as `step` says, which an exported network offers: the whole network again for each of an object's cells."""
+    most, cells = network.config.most, network.config.cells
+    present = torch.nonzero(labels).flatten()
+    present = present[torch.randperm(len(present), generator=generator)]
+    objects, places = torch.zeros(most, dtype=torch.int64), torch.zeros(most, 2)
+    objects[: len(present)] = present
+    for j in range(len(present)):
+        drawn = torch.zeros(DRAWS, dtype=torch.int64)
+        for i in range(DRAWS):
+            logits = network.step(objects, places, drawn, torch.tensor([j]), torch.tensor([len(present)]))[i]
+            u = torch.rand((), generator=generator, dtype=torch.float64)
+            drawn[i] = torch.searchsorted(logits.double().softmax(-1).cumsum(-1), u).clamp(max=cells - 1)
+        row, column, fine_row, fine_column = drawn.tolist()
+        inside = torch.rand(2, generator=generator).flip(0) / cells**2  # drawn as row, column
+        corner = [(column * cells + fine_column) / cells**2, (row * cells + fine_row) / cells**2]
+        places[j] = torch.tensor(corner) + inside
+    return positions_at(present.tolist(), places[: len(present)].tolist(), len(labels))
+
+
+@pytest.mark.parametrize("labels", [[1.0, 0, 0], [0.0, 1, 1], [1.0, 1, 1]])
+def test_positions_are_drawn_from_the_network(labels: list[float]) -> None:
+    network = layout_network(cells=8, most=3)
+    with torch.no_grad():
+        for parameter in network.parameters():
+            parameter.mul_(2).add_(0.05 * torch.randn(parameter.shape))  # so that nothing is nearly zero
+    for seed in range(5):
+        one, other = (
+            draw(torch.tensor(labels), torch.Generator().manual_seed(seed))
+            for draw in (LayoutDrawer(network).draw, partial(drawn_by_modules, network))
+        )
+        torch.testing.assert_close(one, other)
 
 
 @pytest.mark.parametrize("labels", [[0.0, 0, 0], [1.0, 1, 1]])
 def test_no_labels_or_too_many_labels_have_unknown_positions(labels: list[float]) -> None:
-    drawn = layout_network().draw(torch.tensor(labels), torch.Generator().manual_seed(0))
+    drawn = LayoutDrawer(layout_network()).draw(torch.tensor(labels), torch.Generator().manual_seed(0))
     assert bool((drawn == OUTSIDE).all())
 
 
@@ -113,7 +133,7 @@ def test_positions_change_the_prediction_unless_labels_are_dropped() -> None:
 
 
 def test_a_seed_determines_noise_and_layout_and_the_noise_does_not_depend_on_layouts() -> None:
-    ab, layouts, options = alpha_bar("cosine", 50), layout_network(), SamplingOptions(steps=2)
+    ab, layouts, options = alpha_bar("cosine", 50), LayoutDrawer(layout_network()), SamplingOptions(steps=2)
     with_layouts, without = Stepper(network(), ab, "v", layouts=layouts), Stepper(network(False), ab, "v")
     one, again, other = (with_layouts.new_row([1, 1, 0], options, seed) for seed in (5, 5, 6))
     assert torch.equal(one.labels, again.labels)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from shared.checkpoint import load, read_info
+from shared.diffusion.layout_draws import LayoutDrawer
 from shared.diffusion.layouts import LAYOUTS, OUTSIDE
 from shared.diffusion.model import load_denoiser
 from shared.vocabulary import ICLEVR, Vocabulary
@@ -34,7 +35,8 @@ def test_the_layout_network_learns_which_label_stands_where(tmp_path: Path) -> N
     positions = torch.stack([torch.rand(count, 2, generator=generator), heights], -1)
     objective = Arranging(positions, vocabulary, LayoutsConfig(network={"cells": 16}))
     network, training = fit_layouts(objective, make_network(objective), tmp_path, Budget(steps=100))
-    drawn = torch.stack([network.draw(torch.ones(2), generator) for _ in range(100)])
+    drawer = LayoutDrawer(network)
+    drawn = torch.stack([drawer.draw(torch.ones(2), generator) for _ in range(100)])
     assert float((drawn[:, 0, 1] < drawn[:, 1, 1]).float().mean()) >= 0.75
     losses = {one["step"]: one["held_out_loss"] for one in read_log(tmp_path / "log.jsonl") if "held_out_loss" in one}
     assert list(losses) == list(range(5, 101, 5))
@@ -69,8 +71,9 @@ def test_a_run_starts_from_a_former_layout_network_of_other_numbers_of_objects(t
     publish_toy_denoiser(tmp_path, "former", 0, positions=True)
     publish_toy_denoiser(tmp_path, "plain", 0)
     shape = {"cells": 4, "width": 8, "layers": 1, "heads": 1}
-    former = load_denoiser(tmp_path / "former.safetensors").layouts
-    assert former is not None
+    drawer = load_denoiser(tmp_path / "former.safetensors").layouts
+    assert drawer is not None
+    former = drawer.network
     for most in (2, 3, 5):
         positions = torch.full((1, len(ICLEVR), 2), OUTSIDE)
         positions[0, :most] = 0.5
@@ -112,7 +115,7 @@ def test_a_checkpoint_gets_other_layouts(tmp_path: Path, command: Command) -> No
     adapted = load_denoiser(storage / "adapter.safetensors")  # refuses a base of another digest
     assert adapted.layouts is not None
     assert adapted.info.digest != adapter.digest  # its pictures have changed
-    assert torch.equal(adapted.layouts.label.weight, changed[f"{LAYOUTS}label.weight"].float())
+    assert torch.equal(adapted.layouts.network.label.weight, changed[f"{LAYOUTS}label.weight"].float())
     onward = ["--start-from", "positioned", "--steps", "1", "--set", "network.width=32", "--set", "lr=1e-9"]
     assert command(*fit, *onward, "--run", tmp_path / "onward")[0] == 0
     info, again = load(storage / "positioned.safetensors")
