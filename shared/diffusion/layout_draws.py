@@ -11,33 +11,34 @@ from typing import cast
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from shared.diffusion.layouts import DRAWS, OUTSIDE, WAVES, LayoutNetwork
+from shared.diffusion.layouts import OUTSIDE, WAVES, Factors, Footprint, LayoutBlock, LayoutNetwork
 
 Array = NDArray[np.float32]
 ANGLES = np.pi * 2.0 ** np.arange(WAVES // 2, dtype=np.float32)
 ERF_P = np.float32(0.3275911 / 2**0.5)
 ERF_A = tuple(np.float32(a) for a in (0.254829592, -0.284496736, 1.421413741, -1.453152027, 1.061405429))
-SIDES = ("footprint.rows", "footprint.columns")
-NORM_EPS = np.float32(1e-5)  # of torch's layer norm
 Placed = tuple[Array, Array]  # keys and values (J, heads, D / heads) of placed objects in one block
 
 
 class LayoutDrawer:
-    """Draws layouts from a network in eval mode, whose weights must not change afterwards.
-
-    A method that takes a name computes the network's part of that name.
-    """
+    """Draws layouts from a network in eval mode, whose weights must not change afterwards."""
 
     def __init__(self, network: LayoutNetwork) -> None:
-        self.network, self.cells, self.heads = network, network.config.cells, network.config.heads
-        self.weights: dict[str, Array] = {name: value.numpy() for name, value in network.state_dict().items()}
-        self.middles = (np.arange(self.cells, dtype=np.float32)[:, None] + np.float32(0.5)) / np.float32(self.cells)
-        of_middles = _waves(self.middles)
-        self.rows, columns = self._mlp("sides.0", of_middles), self._mlp("sides.1", of_middles)  # (cells, K)
+        self.network, self.cells = network, network.config.cells
+        self.blocks = [_Block(cast(LayoutBlock, block)) for block in network.blocks]
+        self.position, self.wanted = _Mlp(network.position), _Mlp(network.wanted)
+        self.own, self.pair = ([_Mlp(cast(nn.Sequential, mlp)) for mlp in part] for part in (network.own, network.pair))
+        self.norm = _Norm(network.norm)
+        self.names, self.counts, self.together = (
+            _array(network.label.weight), _array(network.count.weight), _Mlp(network.together)
+        )  # fmt: skip
+        middles = (np.arange(self.cells, dtype=np.float32)[:, None] + np.float32(0.5)) / np.float32(self.cells)
+        of_middles = _waves(middles)
+        self.rows, columns = (_Mlp(cast(nn.Sequential, side))(of_middles) for side in network.sides)  # (cells, K)
         self.columns = columns.T
-        self.lines = {side: of_middles @ self.weights[f"{side}.line.weight"].T for side in SIDES}
+        self.footprint = _Footprint(network.footprint, middles)
 
     @torch.inference_mode()
     def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -52,75 +53,34 @@ class LayoutDrawer:
     def __call__(self, indices: Tensor, generator: torch.Generator) -> Tensor:
         """Draw the positions (n, 2) of objects with labels `indices` (n,), in this order."""
         n, cells = len(indices), self.cells
-        names = self.weights["label.weight"][indices.numpy()]  # (n, D)
-        free = names + self._mlp("together", names.sum(0)) + self.weights["count.weight"][n]
-        nothing = np.zeros((0, self.heads, names.shape[1] // self.heads), np.float32)
-        placed: list[Placed] = [(nothing, nothing)] * self.network.config.layers
+        names = self.names[indices.numpy()]  # (n, D)
+        free = names + self.together(names.sum(0)) + self.counts[n]
+        placed: list[Placed] = [block.nothing() for block in self.blocks]
         places, of_places = np.zeros((n, 2), np.float32), np.zeros((n, 2 * WAVES), np.float32)  # row, column
         occupied = np.zeros((cells, cells), np.float32)
         for j in range(n):
             if j:
-                x = names[j - 1] + self._mlp("position", _waves(places[j - 1, ::-1]))
-                for b, before in enumerate(placed):
-                    x, placed[b] = self._block(f"blocks.{b}", x, before)
-                occupied += self._footprint(places[j - 1], of_places[j - 1])
+                x = names[j - 1] + self.position(_waves(places[j - 1, ::-1]))
+                for b, block in enumerate(self.blocks):
+                    x, placed[b] = block(x, placed[b])
+                occupied += self.footprint(places[j - 1], of_places[j - 1])
             h = free[j]
-            for b, before in enumerate(placed):
-                h, _ = self._block(f"blocks.{b}", h, before)
-            coarse = cast(Array, (self._mlp("wanted", self._norm("norm", h)) * self.rows) @ self.columns - occupied)
+            for block, before in zip(self.blocks, placed, strict=True):
+                h, _ = block(h, before)
+            coarse = cast(Array, (self.wanted(self.norm(h)) * self.rows) @ self.columns - occupied)
             known = np.zeros(2, np.float32)
             row = _draw(_log_sum_exp(coarse), generator)
             known[0] = row / cells
-            for i in range(1, DRAWS):
+            for i, terms in enumerate(self.pair, 1):
                 so_far = _waves(known)
-                logits = coarse[row] if i == 1 else self._mlp(f"own.{i - 2}", so_far)
+                logits = coarse[row] if i == 1 else self.own[i - 2](so_far)
                 if j:
                     inputs = [_waves(known - places[:j]), of_places[:j], np.broadcast_to(so_far, (j, len(so_far)))]
-                    logits = logits + self._mlp(f"pair.{i - 1}", np.concatenate(inputs, -1)).sum(0)
+                    logits = logits + terms(np.concatenate(inputs, -1)).sum(0)
                 known[i % 2] += _draw(logits, generator) / (cells if i < 2 else cells**2)
             places[j] = known + torch.rand(2, generator=generator).numpy() / cells**2
             of_places[j] = _waves(places[j])
         return torch.from_numpy(places[:, ::-1].copy())
-
-    def _linear(self, name: str, x: Array) -> Array:
-        return x @ self.weights[f"{name}.weight"].T + self.weights[f"{name}.bias"]
-
-    def _mlp(self, name: str, x: Array) -> Array:
-        """Linear layers with GELU between them, which counts as a layer."""
-        x, layer = self._linear(f"{name}.0", x), 2
-        while f"{name}.{layer}.weight" in self.weights:
-            x, layer = self._linear(f"{name}.{layer}", _gelu(x)), layer + 2
-        return x
-
-    def _norm(self, name: str, x: Array) -> Array:
-        centred = x - x.sum() / len(x)
-        normed: Array = centred / np.sqrt(centred @ centred / len(x) + NORM_EPS)
-        return normed * self.weights[f"{name}.weight"] + self.weights[f"{name}.bias"]
-
-    def _block(self, name: str, x: Array, placed: Placed) -> tuple[Array, Placed]:
-        """Let the token x (D,) of one object attend to placed objects and to itself.
-
-        Returns the new token, and the keys and values with its own.
-        """
-        q, k, v = self._linear(f"{name}.qkv", self._norm(f"{name}.norm1", x)).reshape(3, 1, self.heads, -1)
-        keys, values = np.concatenate([placed[0], k]), np.concatenate([placed[1], v])
-        scores = (keys * q).sum(-1) / np.sqrt(np.float32(q.shape[-1]))  # (J + 1, heads)
-        weights = np.exp(scores - scores.max(0))
-        mixed = (weights[..., None] * values).sum(0) / weights.sum(0)[:, None]
-        x = x + self._linear(f"{name}.out", mixed.reshape(-1))
-        return x + self._mlp(f"{name}.mlp", self._norm(f"{name}.norm2", x)), (keys, values)
-
-    def _footprint(self, place: Array, of_place: Array) -> Array:
-        """Return how much an object at a place (2,), row and column, lowers the logits of all coarse cells."""
-        rows, columns = (self._factors(side, at, of_place) for side, at in zip(SIDES, place, strict=True))
-        lowered: Array = np.logaddexp(np.float32(0), rows @ columns.T + self.weights["footprint.bias"])  # softplus
-        return lowered
-
-    def _factors(self, name: str, at: np.float32, of_place: Array) -> Array:
-        """Return the factors of the coarse rows or columns, given an object's place: (cells, K)."""
-        h = self._linear(f"{name}.offset", _waves(self.middles - at)) + self.lines[name]
-        h = h + of_place @ self.weights[f"{name}.place.weight"].T
-        return self._linear(f"{name}.out", np.maximum(self._linear(f"{name}.hidden", np.maximum(h, 0)), 0))
 
 
 def _draw(logits: Array, generator: torch.Generator) -> int:
@@ -134,6 +94,11 @@ def _log_sum_exp(x: Array) -> Array:
     most = x.max(-1)
     found: Array = np.log(np.exp(x - most[..., None]).sum(-1)) + most
     return found
+
+
+def _array(parameter: Tensor) -> Array:
+    array: Array = parameter.detach().numpy()
+    return array
 
 
 def _gelu(x: Array) -> Array:
@@ -153,3 +118,80 @@ def _waves(values: Array) -> Array:
     """Return sines and cosines of (..., C) in octaves: (..., C * WAVES)."""
     angles = (values[..., None] * ANGLES).reshape(*values.shape[:-1], -1)
     return np.concatenate([np.sin(angles), np.cos(angles)], -1)
+
+
+class _Linear:
+    def __init__(self, layer: nn.Linear) -> None:
+        self.weight, self.bias = _array(layer.weight).T, _array(layer.bias)
+
+    def __call__(self, x: Array) -> Array:
+        return x @ self.weight + self.bias
+
+
+class _Mlp:
+    def __init__(self, mlp: nn.Sequential) -> None:
+        self.layers = [_Linear(layer) for layer in mlp if isinstance(layer, nn.Linear)]
+
+    def __call__(self, x: Array) -> Array:
+        for layer in self.layers[:-1]:
+            x = _gelu(layer(x))
+        return self.layers[-1](x)
+
+
+class _Footprint:
+    """How much a placed object lowers the logits of all coarse cells."""
+
+    def __init__(self, footprint: Footprint, middles: Array) -> None:
+        self.sides = [_Factors(factors, middles) for factors in (footprint.rows, footprint.columns)]
+        self.bias = _array(footprint.bias)
+
+    def __call__(self, place: Array, of_place: Array) -> Array:
+        """place (2,): row and column, and its waves -> (cells, cells)."""
+        rows, columns = (side(at, of_place) for side, at in zip(self.sides, place, strict=True))
+        lowered: Array = np.logaddexp(np.float32(0), rows @ columns.T + self.bias)  # softplus
+        return lowered
+
+
+class _Factors:
+    """The factors of the coarse rows or columns, given an object's place."""
+
+    def __init__(self, factors: Factors, middles: Array) -> None:
+        self.middles = middles
+        self.offset, self.hidden, self.out = _Linear(factors.offset), _Linear(factors.hidden), _Linear(factors.out)
+        self.line, self.place = _waves(middles) @ _array(factors.line.weight).T, _array(factors.place.weight).T
+
+    def __call__(self, at: np.float32, of_place: Array) -> Array:
+        h = self.offset(_waves(self.middles - at)) + self.line + of_place @ self.place
+        return self.out(np.maximum(self.hidden(np.maximum(h, 0)), 0))
+
+
+class _Norm:
+    def __init__(self, norm: nn.LayerNorm) -> None:
+        self.weight, self.bias, self.eps = _array(norm.weight), _array(norm.bias), norm.eps
+
+    def __call__(self, x: Array) -> Array:
+        centred = x - x.sum() / len(x)
+        normed: Array = centred / np.sqrt(centred @ centred / len(x) + self.eps)
+        return normed * self.weight + self.bias
+
+
+class _Block:
+    """A block on the token of one object, which attends to placed objects and to itself."""
+
+    def __init__(self, block: LayoutBlock) -> None:
+        self.norm1, self.norm2, self.mlp = _Norm(block.norm1), _Norm(block.norm2), _Mlp(block.mlp)
+        self.qkv, self.out, self.heads = _Linear(block.qkv), _Linear(block.out), block.heads
+
+    def nothing(self) -> Placed:
+        empty = np.zeros((0, self.heads, len(self.out.bias) // self.heads), np.float32)
+        return empty, empty
+
+    def __call__(self, x: Array, placed: Placed) -> tuple[Array, Placed]:
+        """x (D,) -> x (D,), and the keys and values with its own."""
+        q, k, v = self.qkv(self.norm1(x)).reshape(3, 1, self.heads, -1)
+        keys, values = np.concatenate([placed[0], k]), np.concatenate([placed[1], v])
+        scores = (keys * q).sum(-1) / np.sqrt(np.float32(q.shape[-1]))  # (J + 1, heads)
+        weights = np.exp(scores - scores.max(0))
+        mixed = (weights[..., None] * values).sum(0) / weights.sum(0)[:, None]
+        x = x + self.out(mixed.reshape(-1))
+        return x + self.mlp(self.norm2(x)), (keys, values)

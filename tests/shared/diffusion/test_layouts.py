@@ -2,12 +2,13 @@
 
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 
 from shared.diffusion.conditioning import PositionMap
 from shared.diffusion.denoise import Stepper
-from shared.diffusion.layout_draws import LayoutDrawer
+from shared.diffusion.layout_draws import LayoutDrawer, _gelu
 from shared.diffusion.layouts import DRAWS, OUTSIDE, LayoutConfig, LayoutNetwork, positions_at, with_positions
 from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet
@@ -94,6 +95,12 @@ def test_positions_are_drawn_from_the_network(labels: list[float]) -> None:
             for draw in (LayoutDrawer(network).draw, partial(drawn_by_modules, network))
         )
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("x", [-30.0, -3.0, -0.4, 0.0, 0.4, 3.0, 30.0])
+def test_gelu_is_that_of_torch(x: float) -> None:
+    expected = torch.nn.functional.gelu(torch.tensor([x], dtype=torch.float64)).numpy()
+    assert _gelu(np.array([x], np.float32)) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("labels", [[0.0, 0, 0], [1.0, 1, 1]])
