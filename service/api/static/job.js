@@ -205,7 +205,7 @@ export class JobView {
       const card = this.cards[index];
       this.#picture(card, result.url, signal).then(() => signal.aborted || card.judge(result));
     }
-    if (job.result) this.scores.replaceChildren(scoreboard(job), ...this.#worst(job, signal));
+    if (job.result) this.scores.replaceChildren(scoreboard(job, this.#worst(job, signal)));
     else this.#showUnfinished(job);
     this.#offer([
       job.result && h("button", { class: "primary", type: "button", onclick: () => this.#download(job.result.grid_url, "png") }, "Download grid"),
@@ -219,7 +219,7 @@ export class JobView {
   /** The pictures of all runs that differ most from what was asked for. They are read once somebody opens them. */
   #worst(job, signal) {
     const worst = job.result.worst ?? [];
-    if (!worst.length) return [];
+    if (!worst.length) return null;
     const calls = { enlarge: (card) => this.lightbox.open(cards, card, null), changed: (card) => this.lightbox.renew(card) };
     const cards = worst.map((result, index) => new Card(index, result.labels, calls));
     const grid = h("ol", { class: "cards many" });
@@ -230,7 +230,7 @@ export class JobView {
         this.#picture(card, worst[index].url, signal).then(() => signal.aborted || card.judge(worst[index]));
       }
     };
-    return [h("details", { class: "more", ontoggle: read }, h("summary", {}, "Worst pictures"), grid)];
+    return h("details", { class: "more", ontoggle: read }, h("summary", {}, "Worst pictures"), grid);
   }
 
   /** Shows a failed or cancelled job, which keeps the pictures that it finished. */

@@ -8,8 +8,8 @@ const WIDTH = 320;
 const HEIGHT = 44;
 const EDGE = 6;
 
-/** The figures of a job's result. */
-export function scoreboard(job) {
+/** The figures of a job's result, and below those of a score `more`: what else there is to see of it. */
+export function scoreboard(job, more) {
   const { result } = job;
   const exact = result.pictures.filter((picture) => picture.exact).length;
   if (job.kind === "generate") {
@@ -31,6 +31,7 @@ export function scoreboard(job) {
     ]),
     accuracy.std > 0 ? spread(repeats, result.best) : null,
     byLabel(result),
+    more,
     repeats.length > 1 ? h("p", { class: "note" }, "The pictures are from the best run.") : null,
   );
 }
