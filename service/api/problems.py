@@ -13,7 +13,6 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.types import Scope
-from structlog.contextvars import get_contextvars
 
 from service.contract.errors import (
     PROBLEM_JSON,
@@ -25,7 +24,7 @@ from service.contract.errors import (
     problem_body,
 )
 from service.store.connection import WARN_EVERY_S, is_full, refuses_writes
-from service.telemetry.logs import REQUEST_ID, get_logger
+from service.telemetry.logs import REQUEST_ID, get_logger, request_id
 
 log = get_logger(__name__)
 
@@ -39,7 +38,7 @@ def error_response(scope: Scope, error: ServiceError) -> JSONResponse:
 
 
 def _response(scope: Scope, problem: dict[str, Any], headers: Mapping[str, str] | None) -> JSONResponse:
-    if this_id := get_contextvars().get("request_id"):
+    if this_id := request_id():
         problem["request_id"] = this_id
     for dialect in scope["app"].dialects:
         if scope["path"].startswith(dialect.prefix):
@@ -113,7 +112,7 @@ async def _drop_connections(app: FastAPI) -> None:
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
     # Starlette sends this answer outside of all middleware, so the request's id is added here.
-    headers = {REQUEST_ID: get_contextvars().get("request_id", "")}
+    headers = {REQUEST_ID: request_id()}
     return await _service_error(request, ServiceError(ServiceError.example, headers=headers))
 
 

@@ -17,7 +17,7 @@ from urllib.request import parse_http_list
 from fastapi import Depends, Header, Request, Response
 from opentelemetry.trace import get_current_span
 from pydantic import ValidationError
-from structlog.contextvars import bind_contextvars, get_contextvars
+from structlog.contextvars import bind_contextvars
 
 from service.api.catalog import Models
 from service.api.dependencies import OwnerDep, ServiceDep
@@ -55,7 +55,7 @@ from service.contract.schemas import Job, SamplingFields
 from service.settings import Settings
 from service.store.async_jobs import IdempotentRequest, NoRoom
 from service.telemetry import tracing
-from service.telemetry.logs import get_logger
+from service.telemetry.logs import get_logger, request_id
 from service.telemetry.metrics import PICTURES_ACCEPTED
 from service.webhooks.addresses import AddressNotAllowed, check_url
 from shared.checkpoint import CheckpointInfo
@@ -169,7 +169,7 @@ def _new_record(kind: JobKind, fields: SamplingFields, spec: JobSpec, owner: str
         trajectory=spec.trajectory,
         webhook=fields.webhook,
         webhook_events=tuple(fields.webhook_events or ENDS) if fields.webhook else (),
-        request_id=get_contextvars().get("request_id", ""),
+        request_id=request_id(),
         traceparent=tracing.traceparent(),
         columns=recipe.columns if recipe else fields.columns,
         options=options,
@@ -278,7 +278,7 @@ class Submitter:
         if not before.sent:
             (await self.service.catalog.models()).with_digest(before.digest, ("path", "job_id"))
         now = await jobs.redis.now()
-        own = {"id": new_job_id(now), "created_at": now, "request_id": get_contextvars().get("request_id", "")}
+        own = {"id": new_job_id(now), "created_at": now, "request_id": request_id()}
         record = before.model_copy(update={**own, "traceparent": tracing.traceparent()})
         try:
             return await self._create(record, same, results.uploaded(job_id, before.total) if before.sent else [])

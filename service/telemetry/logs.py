@@ -33,6 +33,11 @@ def get_logger(name: str) -> BoundLogger:
     return log
 
 
+def request_id() -> str:
+    """Return the id of the current request; "" outside of one."""
+    return str(get_contextvars().get("request_id", ""))
+
+
 def _escape(logger: None, level: str, line: dict[str, Any]) -> dict[str, Any]:
     """Escape what a terminal would obey: values such as a path come from outside."""
     return {
