@@ -187,7 +187,7 @@ class Deployment:
         """The hosts whose workers are alive and have claimed pictures."""
         connection = self.store.connection
         consumers = connection.xpending(keys.stream(job.digest), GROUP)["consumers"]
-        abouts = [connection.get(keys.worker(one["name"])) for one in consumers]
+        abouts = [connection.hget(keys.worker(one["name"]), workers.ABOUT) for one in consumers]
         return {json.loads(about)["host"] for about in abouts if about}
 
     def reported(self, job: Job) -> list[int]:

@@ -57,7 +57,7 @@ def create_app(settings: Settings) -> DocumentedAPI:
         connection = connect(settings.redis_url)
         reading = connect_async(settings.redis_url, timeout_s=SOCKET_TIMEOUT_S, max_connections=MAX_CONNECTIONS)
         store = JobStore(connection, settings)
-        async_jobs = AsyncJobs(reading, settings, store.doorbell)
+        async_jobs = AsyncJobs(reading, settings)
         app.state.service = Service(
             settings=settings,
             store=store,

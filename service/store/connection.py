@@ -115,12 +115,13 @@ def check_version(url: str) -> None:
             )
 
 
-def connect(url: str, *, timeout_s: float = 15.0, retry: Retry | None = None) -> Redis:
+def connect(url: str, *, timeout_s: float = 15.0, retry: Retry | None = None, decodes: bool = True) -> Redis:
     """Open a connection pool whose socket timeout leaves room for blocking reads of up to 10 s.
 
-    Without `retry` a command fails at once when Redis does not answer.
+    Without `retry` a command fails at once when Redis does not answer. `decodes`: answers are text, not bytes.
     """
-    return Redis.from_url(url, socket_timeout=timeout_s, health_check_interval=30, retry=retry, **OPTIONS)
+    options = {**OPTIONS, "decode_responses": decodes}
+    return Redis.from_url(url, socket_timeout=timeout_s, health_check_interval=30, retry=retry, **options)
 
 
 def connect_async(url: str, *, timeout_s: float, max_connections: int) -> AsyncRedis:

@@ -1,6 +1,6 @@
 """Jobs as workers see them: move their status, store their pictures, read their records.
 
-The moves themselves are in `jobs.lua`. The status in Redis is the truth; RQ only wakes workers. Knows no HTTP, no torch
+The moves themselves are in `jobs.lua`. The status in Redis is the truth; RQ runs the workers. Knows no HTTP, no torch
 and no files; `keys.py` lists the keys.
 """
 
@@ -16,7 +16,6 @@ from service.settings import Settings
 from service.store import keys
 from service.store.claims import BegunClaim, Claim, PictureStream
 from service.store.functions import call
-from service.store.workers import Doorbell
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import JOBS_ENDED
@@ -34,7 +33,6 @@ class JobStore:
 
     def __init__(self, connection: Redis, settings: Settings) -> None:
         self.connection, self.settings, self.keep_s = connection, settings, settings.keep_s
-        self.doorbell = Doorbell(connection, settings.queue)
 
     def begin(self, stream: PictureStream, claims: Sequence[Claim]) -> list[BegunClaim]:
         """Mark queued jobs of claims as running. Return the claims to work on.

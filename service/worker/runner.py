@@ -3,7 +3,6 @@
 The one place where engine and Redis meet. A test can drive it, an iteration at a time.
 """
 
-import contextlib
 import json
 import math
 import os
@@ -34,7 +33,6 @@ from shared.device import lost, pick_device
 
 log = get_logger(__name__)
 
-RING_WAIT_S = 1  # how long an idle worker waits for new work before it looks by itself
 THREADS_WAIT_S = 0.02  # between two iterations while there is nothing to do but to wait for storage
 CHECK_EVERY_S = 1.0  # how often to look at what no worker does: overdue jobs, and models that nobody has loaded
 OTHERS_FIRST_S = 1.0  # in which an idle worker would load a model
@@ -58,6 +56,7 @@ class Runner:
         self.previews = Previews(connection, settings.live_every_s)
         self.sampled, self.worked_s = 0, 0.0  # pictures so far, and the time that they took
         self.idle = True  # nothing is in progress, being stored or being fetched
+        self.paused = False  # `rq suspend`: finish what is in progress, and claim nothing more
         self.stopping = False  # a signal handler sets it, in which an Event's lock could deadlock
         self.drain_until = math.inf  # monotonic seconds
         self.watchdog: Watchdog | None = None
@@ -77,21 +76,19 @@ class Runner:
         return bool(self.storer.held) or any(loaded.claims for loaded in self.models)
 
     def work(self) -> None:
-        """Work until `stop`, then drain. Without work, wait for the doorbell."""
+        """Work until nothing is left to do or, after `stop`, drain."""
         try:
-            while not self.stopping:
+            self.run_once()
+            if self.idle:  # nothing for the loaded models, so perhaps for another
+                self._looked_at = -math.inf
                 self.run_once()
-                if self.idle:
-                    digest = self.store.doorbell.wait(RING_WAIT_S)
-                    if digest is not None and self.models.get(digest) is None:
-                        self._looked_at = -math.inf  # look at once: it may be wanted
-            self.drain()
+            while not (self.idle or self.stopping):
+                self.run_once()
+            if self.stopping:
+                self.drain()
         except RedisError:
             if not self.stopping:  # else the leases expire by themselves
                 raise
-        finally:
-            with contextlib.suppress(RedisError):
-                self.release_claims()
 
     def moved(self) -> None:
         """Note that the loop makes progress."""
@@ -108,12 +105,12 @@ class Runner:
         try:
             self.storer.check()
             self._drop_ended()
-            if not self.stopping:
-                if failed := self.models.follow():
-                    self._cannot_load(*failed)
+            if not self.stopping and (failed := self.models.follow()):
+                self._cannot_load(*failed)
+            if not (self.stopping or self.paused):
                 for loaded in self.models.claiming():
                     self._claim(loaded)
-                self._look()  # after the claims, so that a model which was just loaded has its place and is used
+                self._load_wanted()  # after the claims, so that a model which was just loaded has its place and is used
             in_progress = [loaded for loaded in self.models if loaded.claims]
             for loaded in in_progress:
                 self._advance(loaded)
@@ -136,21 +133,28 @@ class Runner:
                 if unneeded := loaded.take_out({key for key in loaded.claims if key[0] in ended}):
                     loaded.stream.discard(unneeded)
 
-    def _look(self) -> None:
-        """Now and then, unload idle models, fail overdue jobs, and load a model whose work no worker takes."""
+    def look(self) -> list[ModelName] | None:
+        """Now and then, unload idle models, fail overdue jobs, and return the models whose work no worker takes."""
         now = time.monotonic()
         if now - self._looked_at < CHECK_EVERY_S:
-            return
+            return None
         self._looked_at = now
         self.models.unload()
         with best_effort():  # the next look repairs what this one cannot
             self.store.fail_overdue()
-            wanted = {model.digest: model for model in self.store.wanted() if self.models.get(model.digest) is None}
-            self._wanted_since = {digest: self._wanted_since.get(digest, now) for digest in wanted}
-            for digest in sorted(wanted, key=self._wanted_since.__getitem__):
-                is_ours = self.idle or now - self._wanted_since[digest] >= OTHERS_FIRST_S
-                if is_ours and now >= self._not_before.get(digest, 0.0):
-                    self.models.want(wanted[digest])
+            return [model for model in self.store.wanted() if now >= self._not_before.get(model.digest, 0.0)]
+        return None
+
+    def _load_wanted(self) -> None:
+        """Load the models whose work no worker takes: those wanted longest first, and at once if idle."""
+        if (found := self.look()) is None:
+            return
+        now = time.monotonic()
+        wanted = {model.digest: model for model in found if self.models.get(model.digest) is None}
+        self._wanted_since = {digest: self._wanted_since.get(digest, now) for digest in wanted}
+        for digest in sorted(wanted, key=self._wanted_since.__getitem__):
+            if self.idle or now - self._wanted_since[digest] >= OTHERS_FIRST_S:
+                self.models.want(wanted[digest])
 
     def _cannot_load(self, model: ModelName, error: Exception, awaited_s: float) -> None:
         """Fail the jobs of a model that cannot be used, if no other worker has it.

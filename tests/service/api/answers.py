@@ -61,8 +61,8 @@ def problem(response: httpx.Response, status: int, slug: str) -> Body:
 
 
 def nothing_is_queued(connection: Redis) -> bool:
-    """Return whether Redis holds nothing but a worker, and what RQ writes when the bell of a former test rings late."""
-    return {key for key in connection.keys("*") if not key.startswith("rq:")} <= {keys.WORKERS, keys.worker("w")}
+    """Return whether Redis holds nothing but a worker."""
+    return set(connection.keys("*")) <= {keys.OLD_WORKERS, keys.old_worker("w"), *connection.keys("rq:worker*")}
 
 
 def submitted(client: httpx.Client, **fields: Any) -> str:

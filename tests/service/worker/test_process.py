@@ -1,10 +1,8 @@
 """Worker processes: they share jobs, take over from dead ones, and survive an outage of Redis."""
 
-import json
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,7 +41,7 @@ def test_another_worker_finishes_a_killed_ones_job_with_the_same_pictures(
     add_job(store, job)
     until(lambda: done_count(store, job.id) > 0)  # 4 are finished, 2 in progress
     (consumer, *_) = until(lambda: connection.xpending(keys.stream(job.digest), GROUP)["consumers"])
-    killed = json.loads(connection.get(keys.worker(consumer["name"])) or "{}")["pid"]
+    killed = int(connection.hget(keys.worker(consumer["name"]), "pid") or 0)
     os.kill(killed, signal.SIGKILL)
     assert not store.ended([job.id])
     until(lambda: store.ended([job.id]))
@@ -52,7 +50,7 @@ def test_another_worker_finishes_a_killed_ones_job_with_the_same_pictures(
     (left,) = (one for pid, one in two_workers.items() if pid != killed)
     left.terminate()
     assert left.wait(timeout=60) == 0
-    assert connection.keys(keys.worker("*")) == []
+    assert workers.list_live(connection) == []
     undisturbed = job.model_copy(update={"id": new_job_id(time.time())})
     add_job(store, undisturbed)
     run(Runner(connection, settings, "w"), undisturbed.id)
@@ -72,7 +70,7 @@ def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
     log_file = tmp_path / "worker.log"
     with worker_processes(connection, settings, 1, log_file) as processes:
         (worker,) = processes.values()
-        (name,) = connection.smembers(keys.WORKERS)
+        (key,) = connection.smembers(keys.WORKERS)
         job = new_job(settings, steps=100, pictures=12)
         add_job(store, job)
         until(lambda: done_count(store, job.id) > 0)  # 8 are finished, 4 in progress
@@ -88,7 +86,7 @@ def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
         assert status(store, job) == "finished"
         reported = [fields["picture"] for _, fields in connection.xrange(keys.events(job.id)) if "picture" in fields]
         assert sorted(int(index) for index in reported) == list(range(12))
-        until(lambda: workers.is_alive(store.connection, name))  # the same worker as before
+        until(lambda: connection.hget(key, workers.ABOUT))  # the same worker as before
         assert worker.poll() is None
         server.process.kill()
         server.process.wait()
@@ -118,35 +116,6 @@ def test_a_worker_without_a_port_for_its_metrics_does_not_start(
     assert code == 1
     assert err.splitlines()[-1].startswith(f"labelgrid: LABELGRID_METRICS_PORT={port}: cannot be served on")
     assert connection.scard(keys.WORKERS) == 0
-
-
-@pytest.fixture
-def working(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
-    """A worker in a thread of this process, which looks for nothing by itself."""
-    monkeypatch.setattr("service.worker.runner.CHECK_EVERY_S", 3600.0)
-    monkeypatch.setattr("service.worker.runner.RING_WAIT_S", 10)
-    thread = threading.Thread(target=runner.work)
-    thread.start()
-    yield runner
-    runner.stop(0)
-    runner.store.doorbell.ring(["0" * 64])
-    thread.join()
-
-
-def test_an_idle_worker_loads_the_model_that_a_ring_names(
-    working: Runner, store: JobStore, create: Create, connection: Redis
-) -> None:
-    for model in ("other", "toy", "other"):
-        job = create(model=model)
-        until(lambda: store.ended([job.id]))  # noqa: B023
-        assert status(store, job) == "finished"
-    until(lambda: connection.keys("rq:job:*") == [])
-
-
-def test_a_full_redis_does_not_hold_up_heartbeats(runner: Runner, connection: Redis) -> None:
-    with full(connection):
-        process.beat(runner, born_at=0.0)
-    assert workers.is_alive(connection, runner.name)
 
 
 def test_a_worker_removes_old_pictures(

@@ -105,7 +105,7 @@ def test_idle_time_does_not_count_in_a_workers_rate(runner: Runner, create: Crea
     busy_s = time.monotonic() - begun
     time.sleep(busy_s)
     runner.run_once()  # finds no pictures
-    process.beat(runner, born_at=0.0)
+    workers.announce(runner.connection, runner.name, process.about(runner), lease_s=60)
     (about,) = workers.list_live(connection)
     assert about["pictures_per_s"] >= 3 / busy_s
 

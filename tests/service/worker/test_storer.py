@@ -124,7 +124,7 @@ def test_while_storage_is_away_nothing_is_lost_and_a_job_past_its_deadline_fails
     overdue, waits = create(LISTS[:1], options=ONE_STEP), create(options=ONE_STEP)
     run_until(runner, lambda: runner.storer.problem)
     reason = "storage has not answered" if hangs else "no space left"
-    process.beat(runner, born_at=0.0)
+    workers.announce(runner.connection, runner.name, process.about(runner), lease_s=60)
     assert [reason in one["storage_problem"] for one in workers.list_live(store.connection)] == [True]
     store.connection.zadd(keys.OPEN, {overdue.id: 0})
     other = create(LISTS[:1], options=ONE_STEP)
