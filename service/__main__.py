@@ -99,7 +99,6 @@ def run_all(
             port=port,
             state=(state or Path(temporary)).absolute(),
             redis_url=settings.redis_url if has_redis else None,
-            webhooks=settings.webhook_secret is not None,
             drain_s=settings.drain_s if "drain_s" in settings.model_fields_set else DRAIN_S,
             workers=worker_environments(None if workers == "auto" else int(workers), settings.device),
         )
@@ -147,42 +146,22 @@ def worker(storage: Storage = None) -> None:
 
 
 @app.command()
-def webhooks() -> None:
-    """Run the process that sends webhooks."""
-    with _one_line():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)
-        settings = read_to_serve("webhooks")
-        from service.webhooks.worker import main as send
-
-        send(settings)
-
-
-@app.command()
-def check(
-    liveness: Annotated[
-        bool, typer.Option("--liveness", help="look only at the file LABELGRID_ALIVE_FILE, not at Redis")
-    ] = False,
-) -> None:
+def check(liveness: Annotated[bool, typer.Option("--liveness", hidden=True)] = False) -> None:
     """Exit with 1 unless a worker of this host is alive and does not hang, for the health checks of containers.
 
-    A check that restarts the worker needs --liveness; otherwise every worker is restarted while Redis is away.
+    Only for readiness: a check that restarts workers would restart them all while Redis is away, and a worker that
+    hangs ends by itself.
     """
+    if liveness:  # until the next release, for probes of the one before
+        return
     with _one_line(OSError):
         settings = read("check")
-        if liveness:
-            from service.watchdog import is_alive
-
-            if settings.alive_file is None:
-                raise SettingError("alive_file", None, "set it for the worker and for this check")
-            if not is_alive(settings.alive_file, settings.stalled_after_s):
-                raise StartError(f"no process has touched {settings.alive_file} lately")
-            return
-        from service.store import keys, workers
+        from service.store import workers
         from service.store.connection import connect
 
-        connection, host = connect(settings.redis_url), socket.gethostname()
-        hosts = [about["host"] for about in workers.list_live(connection) if not about.get("stalled")]
-        if host not in hosts and not connection.exists(keys.webhook_sender(host)):
+        host = socket.gethostname()
+        live = workers.list_live(connect(settings.redis_url))
+        if host not in [about["host"] for about in live if not about.get("stalled")]:
             raise StartError(f"no worker of {host} is alive, or it hangs")
 
 
@@ -216,7 +195,7 @@ def webhook_secret(
     name: Annotated[str, typer.Argument(help="the owner; leave it out if the service has no API keys")] = "",
 ) -> None:
     """Print the secret, derived from LABELGRID_WEBHOOK_SECRET, that verifies an owner's webhooks."""
-    from service.webhooks.worker import receiver_secret, signing_key
+    from service.webhooks.sender import receiver_secret, signing_key
 
     with _one_line(OSError):
         settings = _read("webhook-secret")

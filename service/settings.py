@@ -165,9 +165,6 @@ class Settings(BaseSettings):
     webhook_backoff_s: float = Field(default=5.0, gt=0)
     """Pause after the first attempt. Six attempts from 5 s take about half an hour."""
 
-    alive_file: Path | None = None
-    """A file that a worker or webhooks' worker touches while its loop moves, for `python -m service check --liveness`.
-    Each process needs its own."""
     drain_s: float = Field(default=20.0, ge=0)
     """How long a process may finish its work after SIGTERM. The API takes at least 3 s."""
 

@@ -1,4 +1,4 @@
-"""The service under soak: two APIs, two workers and the sender of webhooks, with short lifetimes in Redis."""
+"""The service under soak: two APIs, which send webhooks, and two workers, with short lifetimes in Redis."""
 
 import subprocess
 from collections.abc import Iterator
@@ -40,7 +40,6 @@ class SoakStack(Stack):
         super().run(name, command, **environment)
         if name == "api":
             super().run("spare api", f"service api --port {self.spare_port}")
-            super().run("webhooks", "service webhooks")
 
     def _start_redis(self) -> subprocess.Popen[bytes]:
         process = super()._start_redis()

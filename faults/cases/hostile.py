@@ -138,8 +138,6 @@ def receivers(stack: Stack) -> Iterator[tuple[_Receiver, _Receiver]]:
 def tarpit_webhooks(trial: Trial) -> None:
     """twenty webhooks to a receiver that answers a byte a second: another one gets its message meanwhile"""
     tarpit, good = trial.stack.beside
-    trial.stack.run("webhooks", "service webhooks")
-    until(lambda: trial.stack.check() == 0, "a worker or the webhooks' worker")
     trial.begin()
 
     def submit(receiver: _Receiver) -> str:

@@ -1,7 +1,7 @@
 """The HTTP application: everything that a request passes through, put together. Imports no torch."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any
 
@@ -23,6 +23,7 @@ from service.store.async_jobs import AsyncJobs
 from service.store.connection import connect, connect_async
 from service.store.jobs import JobStore
 from service.telemetry import tracing
+from service.webhooks.sender import Sender
 
 SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
 MAX_CONNECTIONS = 2000
@@ -68,7 +69,8 @@ def create_app(settings: Settings) -> DocumentedAPI:
         )
         app.state.rate_limiter = RateLimiter(reading, limit) if limit else None
         async_jobs.hub.start()
-        yield
+        async with Sender(async_jobs, settings).running() if settings.webhook_secret else nullcontext():
+            yield
         await async_jobs.hub.close()
         await reading.aclose()
         connection.close()

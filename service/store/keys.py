@@ -22,7 +22,6 @@ loading:DIGEST        set         names of workers that load a checkpoint, or di
 worker:NAME, workers  string, set  the same as below, for workers and APIs of the release before this one
 webhooks              sorted set  "ID EVENT" of each webhook to send; score: when the next attempt is due
 webhook-attempts      hash        "ID EVENT" -> number of attempts so far, of those that are not sent yet
-webhook-sender:HOST   string      exists while a process on that host sends webhooks; expires seconds later
 rate:...              strings     counts of the rate limit; the library `limits` names them
 
 RQ's begin with `rq:`. Of its registry of workers we use two:
@@ -55,13 +54,12 @@ job = "labelgrid:job:{}".format
 verdicts = "labelgrid:job:{}:verdicts".format
 events = "labelgrid:job:{}:events".format
 watched = "labelgrid:job:{}:watched".format
-# Of an owner, the hash of an idempotency key, a worker's name, and a host.
+# Of an owner, the hash of an idempotency key, and a worker's name.
 index = "labelgrid:jobs:{}".format
 stored = "labelgrid:stored:{}".format
 idempotency = "labelgrid:key:{}".format
 worker = (RQ_KEY_PREFIX + ":worker:{}").format
 old_worker = "labelgrid:worker:{}".format
-webhook_sender = "labelgrid:webhook-sender:{}".format  # with a host name
 # Of a checkpoint's digest.
 owners = "labelgrid:turns:{}".format
 pending_counts = "labelgrid:waiting:{}".format

@@ -24,7 +24,6 @@ from rq.serializers import JSONSerializer
 from rq.utils import now
 from rq.worker import WorkerStatus
 
-from service import watchdog
 from service.files import PictureFiles
 from service.settings import SettingError, Settings
 from service.start import read_to_serve
@@ -32,6 +31,7 @@ from service.store import workers
 from service.store.connection import RetryUntilStopped, best_effort, connect
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import serve_worker
+from service.watchdog import Watchdog
 from service.worker.runner import Runner
 from service.worker.tasks import Task
 from shared.device import DeviceError, pick_device
@@ -154,11 +154,10 @@ class Worker(SimpleWorker):
 
     def register_birth(self) -> None:
         """Load the promoted model, and then list the worker, by its heartbeat. RQ's own way fails if Redis is full."""
-        watchdog.reset(self.settings)
         connection = connect(self.settings.redis_url, retry=RetryUntilStopped(lambda: self._gives_up()))
         self.runner = build(self.settings, connection, self.name)
         _serve_metrics(self.runner, self.settings)  # a failure is seen before the worker is listed
-        self.runner.watchdog = watchdog.Watchdog(self.settings)
+        self.runner.watchdog = Watchdog(self.settings.stalled_after_s)
         self.runner.moved()
         self.birth_date = now()
         self._heartbeats = repeat("heartbeat", self._beat, self.settings.heartbeat_s, self._ended)

@@ -58,10 +58,8 @@ def test_another_worker_finishes_a_killed_ones_job_with_the_same_pictures(
 
 
 def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
-    redis_server: RedisServer, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis_server: RedisServer, settings: Settings, tmp_path: Path
 ) -> None:
-    alive = tmp_path / "alive"
-    monkeypatch.setenv("LABELGRID_ALIVE_FILE", str(alive))
     server = RedisServer(redis_server.folder / "restarted")
     server.start()
     settings = settings.model_copy(update={"redis_url": server.url, "drain_s": 0.0})
@@ -78,8 +76,6 @@ def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
         server.process.kill()
         server.process.wait()
         until(lambda: "Redis is away or refuses writes" in log_file.read_text())
-        alive.unlink()
-        until(alive.exists)  # so that nobody restarts the worker
         assert worker.poll() is None
         server.start()
         until(lambda: store.ended([job.id]))
