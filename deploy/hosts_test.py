@@ -210,7 +210,6 @@ def deployment(folder: Path, redis_url: str, storage: dict[str, str]) -> Iterato
         "OMP_NUM_THREADS": "1",  # threads of two workers on the same cores spin while they wait for each other
         "LABELGRID_BATCH_PICTURES": "8",
         "LABELGRID_LEASE_S": "4",
-        "LABELGRID_HEARTBEAT_S": "0.5",
     }
     line = [sys.executable, "-m", "service", "api", "--host", FIRST, "--port", str(API_PORT)]
     with contextlib.ExitStack() as stack:

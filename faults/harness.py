@@ -108,7 +108,6 @@ class Stack:
             "OMP_NUM_THREADS": "1",
             "LABELGRID_DEVICE": "cpu",
             "LABELGRID_BATCH_PICTURES": "16",
-            "LABELGRID_BATCH_ROWS": "32",
             "LABELGRID_STORAGE": str(storage),
             "LABELGRID_PICTURES": str(folder / "pictures"),
             "LABELGRID_CACHE": str(folder / "cache"),

@@ -14,14 +14,13 @@ from service.store.connection import connect
 
 OWNERS = {name: new_key() for name in ("red", "blue")}
 KEEP_S = 60
-LIFETIMES_S = {"JOB_TIMEOUT": 240, "IDEMPOTENT": 300}
+JOB_TIMEOUT_S = 240
 ENVIRONMENT = {
     "LABELGRID_API_KEYS": " ".join(f"{name}:{hash_of(key)}" for name, key in OWNERS.items()),
     "LABELGRID_WEBHOOK_SECRET": "soak" * 8,
     "LABELGRID_WEBHOOK_ALLOW_PRIVATE": "1",
-    "LABELGRID_WEBHOOK_BACKOFF_S": "1",
     "LABELGRID_KEEP_DAYS": str(KEEP_S / 86_400),
-    **{f"LABELGRID_{name}_S": str(seconds) for name, seconds in LIFETIMES_S.items()},
+    "LABELGRID_JOB_TIMEOUT_S": str(JOB_TIMEOUT_S),
 }
 
 

@@ -25,6 +25,7 @@ from service.store.jobs import JobStore
 from service.telemetry import tracing
 from service.webhooks.sender import Sender
 
+STORAGE_EVERY_S = 2.0  # how old the API's view of storage may be
 SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
 MAX_CONNECTIONS = 2000
 CROSS_ORIGIN: dict[str, Any] = {  # what pages of the origins in `cors_origins` may send and read
@@ -64,7 +65,7 @@ def create_app(settings: Settings) -> DocumentedAPI:
             store=store,
             jobs=async_jobs,
             results=ResultReader(async_jobs, PictureFiles(settings.pictures)),
-            catalog=Catalog(settings.storage, settings.storage_every_s),
+            catalog=Catalog(settings.storage, STORAGE_EVERY_S),
             uploads=Slots(MAX_UPLOADS),
         )
         app.state.rate_limiter = RateLimiter(reading, limit) if limit else None

@@ -37,6 +37,7 @@ from service.store.workers import ReadyWorkers, new_task
 
 HEAD = "record", "status", "started_at", "finished_at", "error"  # of a job in a list; its result may be large
 LOOK_AGAIN_S = 5.0  # how often one who waits looks at the job itself, in case its end was not heard
+IDEMPOTENT_S = 86_400  # how long an Idempotency-Key counts, at most as long as its job; about 300 bytes each
 DIGITS = 6  # of scores and distances
 
 
@@ -82,7 +83,7 @@ def limits_of(settings: Settings) -> dict[str, int]:
     return {
         "timeout_s": settings.job_timeout_s,
         "lifetime_s": settings.job_timeout_s + settings.keep_s,
-        "idempotent_s": settings.idempotent_s,
+        "idempotent_s": min(IDEMPOTENT_S, settings.keep_s),
         "most_queued": settings.max_queued_pictures,
         "most_own": settings.max_queued_pictures_per_owner if own else 0,
         "most_stored": settings.max_stored_pictures_per_owner if own else 0,

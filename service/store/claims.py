@@ -22,6 +22,7 @@ from service.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 GROUP = "workers"  # as in `jobs.lua`
+MAX_DELIVERIES = 4  # of a picture whose workers died, before its job fails; also of a model that they loaded
 IN_BATCHES = 2  # deaths before a picture is suspected; until then it is sampled in a batch
 UNREADABLE_S = 120.0  # how long a job that this worker cannot read waits for one that can: a rolling upgrade
 
@@ -79,10 +80,10 @@ class PictureStream:
 
         A picture whose workers died twice may be what killed them: it is claimed alone, by a worker that samples
         nothing (`may_be_alone`). One worker does so, and the others go on with other pictures. One that was delivered
-        `max_deliveries` times is hopeless, and so is one that this worker has left to others and none has taken within
+        `MAX_DELIVERIES` times is hopeless, and so is one that this worker has left to others and none has taken within
         `UNREADABLE_S`.
         """
-        most = self.settings.max_deliveries
+        most = MAX_DELIVERIES
         in_batches = min(IN_BATCHES, most - 1)
         most_seen = 100 + len(self._left)  # which must not hide the entries behind them
         try:

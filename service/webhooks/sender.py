@@ -42,6 +42,7 @@ RECEIVER_PLACES = 8  # of one owner to one receiver, so that a receiver that nev
 MOST_HELD = 1000  # messages to one receiver in memory; others are looked at again after HELD_S
 HELD_S = 60.0
 LEASE_S = 60.0  # longer than any attempt; if the process dies in one, another may try again after this
+BACKOFF_S = 5.0  # the first pause between two attempts, and each later one four times as long
 LOOK_S = 0.5  # between two looks at the outbox
 LOOKUPS = 256  # threads that look up names, at most: a look-up that hangs outlives its attempt
 END_S = 3.0  # for the attempts in progress when the process ends
@@ -223,7 +224,7 @@ class Sender:
             is_gone = isinstance(error, Refused) and error.status == 410
             if number < self.settings.webhook_attempts and not is_gone:
                 # Four times as long after each attempt, plus up to a quarter, so that retries spread out.
-                wait_s: float = self.settings.webhook_backoff_s * 4 ** (number - 1) * random.uniform(1.0, 1.25)
+                wait_s: float = BACKOFF_S * 4 ** (number - 1) * random.uniform(1.0, 1.25)
                 log.info("webhook put off", reason=reason, wait_s=round(wait_s, 1))
                 return wait_s
             log.warning("webhook given up", reason=reason)

@@ -37,6 +37,7 @@ THREADS_WAIT_S = 0.02  # between two iterations while there is nothing to do but
 CHECK_EVERY_S = 1.0  # how often to look at what no worker does: overdue jobs, and models that nobody has loaded
 OTHERS_FIRST_S = 1.0  # in which an idle worker would load a model
 RETRY_S = 60.0  # before a model is tried again that could not be loaded
+LIVE_EVERY_S = 0.5  # between two progress events of a job with previews, at least
 PREVIEWS_AT_ONCE = 16  # of all jobs together; the rest of a larger batch follows the next time
 EXIT_DEVICE_LOST = 70  # EX_SOFTWARE of sysexits.h
 end_process = os._exit  # nothing may catch it
@@ -53,7 +54,7 @@ class Runner:
         self.device = pick_device(settings.device)
         cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes)
         self.models = Models(connection, settings, self.device, cache, files, name)
-        self.previews = Previews(connection, settings.live_every_s)
+        self.previews = Previews(connection)
         self.sampled, self.worked_s = 0, 0.0  # pictures so far, and the time that they took
         self.idle = True  # nothing is in progress, being stored or being fetched
         self.paused = False  # `rq suspend`: finish what is in progress, and claim nothing more
@@ -271,16 +272,16 @@ class Runner:
 
 
 class Previews:
-    """Reports a worker's pictures to clients that watch their jobs, every `every_s` seconds at most."""
+    """Reports a worker's pictures to clients that watch their jobs, every `LIVE_EVERY_S` at most."""
 
-    def __init__(self, connection: Redis, every_s: float) -> None:
-        self.connection, self.every_s = connection, every_s
+    def __init__(self, connection: Redis) -> None:
+        self.connection = connection
         self._published_at = 0.0
         self._next = 0  # index of the first picture to render next time
 
     def publish(self, batch: Sequence[Member]) -> None:
         """Report steps and previews. Computes nothing for a job that nobody watches."""
-        if not batch or time.monotonic() - self._published_at < self.every_s:
+        if not batch or time.monotonic() - self._published_at < LIVE_EVERY_S:
             return
         self._published_at = time.monotonic()
         job_ids = list({one.picture.job for one in batch})

@@ -69,8 +69,7 @@ def children(pid: int) -> set[int]:
 
 def environment(settings: Settings) -> dict[str, str]:
     """Return this process's environment with these settings."""
-    names = ["storage", "pictures", "redis_url", "device", "lease_s", "heartbeat_s", "batch_pictures", "batch_rows"]
-    names.append("drain_s")
+    names = ["storage", "pictures", "redis_url", "device", "lease_s", "batch_pictures", "drain_s"]
     return {**os.environ, **{f"LABELGRID_{name.upper()}": str(getattr(settings, name)) for name in names}}
 
 

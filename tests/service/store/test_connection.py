@@ -233,7 +233,6 @@ def test_a_call_loads_the_library_if_it_is_missing(without_library: Redis) -> No
 
 
 def test_the_event_loop_loads_the_library_too(without_library: Redis, settings: Settings) -> None:
-    store = JobStore(without_library, settings)
     jobs = [record(1) for _ in range(3)]
 
     async def run() -> None:

@@ -30,7 +30,7 @@ from service.store.jobs import JobStore
 from tests.service.store.ageing import age
 from tests.service.store.helpers import RESULT, add_job, done, record
 from tests.service.store.job_comparison import check_jobs, check_queues, check_work
-from tests.service.store.job_model import DIGESTS, LIMITS, OWNERS, Entry, Model, T
+from tests.service.store.job_model import DIGESTS, LAST_TRY, LIMITS, OWNERS, Entry, Model, T
 
 WORKERS = 2
 GRID = None  # in place of a picture's index
@@ -481,6 +481,7 @@ def test_redis_equals_a_model_of_all_jobs(
 ) -> None:
     assert WITH_CLOCK != SOURCE
     connection.function_load(WITH_CLOCK, replace=True)  # with a clock that a rule sets
+    monkeypatch.setattr("service.store.claims.MAX_DELIVERIES", LAST_TRY + 1)
     limited = settings.model_copy(update={**LIMITS, "api_keys": "ann:0 bob:0"})
     for name, value in (("connection", connection), ("settings", limited), ("seen", Counter())):
         monkeypatch.setattr(JobMachine, name, value, raising=False)

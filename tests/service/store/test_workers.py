@@ -1,4 +1,4 @@
-"""Live workers: announced for a lease, withdrawn at once, known to the release before. Idle ones are woken through RQ."""
+"""Live workers: announced for a lease, withdrawn at once, known to the release before. Idle ones are woken by RQ."""
 
 import asyncio
 from typing import Any

@@ -65,9 +65,10 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Receiver]]:
 
 
 @pytest.fixture
-def hooked(settings: Settings) -> Settings:
+def hooked(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings with webhooks, also to private addresses, and short waits."""
-    update = {"webhook_secret": SecretStr(SECRET), "webhook_allow_private": True, "webhook_backoff_s": 0.05}
+    monkeypatch.setattr("service.webhooks.sender.BACKOFF_S", 0.05)
+    update = {"webhook_secret": SecretStr(SECRET), "webhook_allow_private": True}
     return settings.model_copy(update={**update, "webhook_attempts": 3, "webhook_timeout_s": 60.0})
 
 

@@ -1,4 +1,4 @@
-"""Sending: each event that a job asked for arrives, signed, if need be after retries; the API stops cleanly meanwhile."""
+"""Sending: each event that a job asked for arrives, signed, if need be after retries; the API stops cleanly."""
 
 import asyncio
 import os
@@ -37,9 +37,7 @@ from tests.service.webhooks.conftest import (
 )
 
 
-def test_the_api_sends_webhooks_and_retries(
-    start: Callable[..., Receiver], hooked: Settings, store: JobStore
-) -> None:
+def test_the_api_sends_webhooks_and_retries(start: Callable[..., Receiver], hooked: Settings, store: JobStore) -> None:
     receiver = start(500, 204)
     workers.announce(store.connection, "w", {}, lease_s=60)
     with serving(hooked) as client:
@@ -121,14 +119,19 @@ def test_only_the_events_that_a_job_asked_for_are_in_the_outbox(store: JobStore)
     ("statuses", "attempts"), [((200,), 1), ((503, 500, 200), 3), ((500,), 3), ((410,), 1), ((307, 200), 2)]
 )
 def test_a_refused_message_is_retried_a_few_times(
-    start: Callable[..., Receiver], store: JobStore, hooked: Settings, statuses: tuple[int, ...], attempts: int
+    start: Callable[..., Receiver],
+    store: JobStore,
+    hooked: Settings,
+    statuses: tuple[int, ...],
+    attempts: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     receiver = start(*statuses)
     store.cancel(job_id := create_job(store, receiver.url))
-    slow = hooked.model_copy(update={"webhook_backoff_s": 50.0})
+    monkeypatch.setattr("service.webhooks.sender.BACKOFF_S", 50.0)
     waits_s = []
     for _ in range(5):
-        attempt(slow, job_id, "cancelled")
+        attempt(hooked, job_id, "cancelled")
         for member in outbox(store):
             waits_s.append(store.connection.zscore(keys.WEBHOOKS, member) - time.time())
             store.connection.zadd(keys.WEBHOOKS, {member: 0})

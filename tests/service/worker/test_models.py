@@ -101,9 +101,10 @@ def test_pictures_of_a_padded_network_are_judged_without_their_borders(runner: R
 
 
 def test_unused_models_are_unloaded_but_never_the_last_one_or_one_with_pictures_in_progress(
-    connection: Redis, own: Settings, folder: Path, store: JobStore, create: Create
+    connection: Redis, own: Settings, folder: Path, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner = started(connection, own.model_copy(update={"idle_model_s": 0.0}))
+    monkeypatch.setattr("service.worker.models.IDLE_MODEL_S", 0.0)
+    runner = started(connection, own)
     other = load(runner, info_of(folder, "other"))
     long = create(model="other", options=LONG)
     run_until(runner, lambda: [model.name for model in runner.models] == ["other"])

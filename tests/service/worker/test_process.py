@@ -22,8 +22,8 @@ from service.worker import process
 from service.worker.runner import Runner
 from tests.service.conftest import Command
 from tests.service.processes import WorkerProcess, environment, new_job, until, worker_processes
-from tests.service.store.helpers import add_job, done_count, full
-from tests.service.worker.conftest import Create, pngs, run, status
+from tests.service.store.helpers import add_job, done_count
+from tests.service.worker.conftest import pngs, run, status
 
 
 @pytest.fixture

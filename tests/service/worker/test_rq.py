@@ -29,6 +29,7 @@ from tests.service.processes import new_job, until, worker_processes
 from tests.service.store.helpers import add_job, connect_bytes, done_count, full
 from tests.service.worker.conftest import LONG, Create, status
 
+
 def rq(settings: Settings, *arguments: str) -> str:
     """Return what an operator's `rq` prints."""
     done = CliRunner().invoke(rq_command, [*arguments, "-u", settings.redis_url])
@@ -95,7 +96,8 @@ def test_a_killed_worker_is_in_the_failed_registry(connection: Redis, settings: 
         (started,) = until(StartedJobRegistry(queue=queue).get_job_ids)
         (worker,) = processes.values()
         os.kill(worker.pid, signal.SIGKILL)
-        until(lambda: FailedJobRegistry(queue=queue).get_job_ids() or rq(settings, "info") and None, every_s=0.5)
+        until(lambda: "1 failed" in rq(settings, "info"), every_s=0.5)  # which looks for the dead
+    assert FailedJobRegistry(queue=queue).get_job_ids() == [started]
     dead = Job.fetch(started, queue.connection, JSONSerializer)
     assert "AbandonedJobError" in (dead.latest_result().exc_string or "")
     assert 0 < connection.ttl(f"rq:job:{started}") <= workers.FAILURE_S
