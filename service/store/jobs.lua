@@ -20,6 +20,7 @@ local WEBHOOKS = 'labelgrid:webhooks'
 local MODELS = 'labelgrid:models'
 local ATTEMPTS = 'labelgrid:webhook-attempts'
 local RQ_QUEUE = 'rq:queue:labelgrid'
+local RQ_QUEUES = 'rq:queues'
 local RQ_WORKERS = 'rq:workers'
 local OLD_WORKERS = 'labelgrid:workers' -- of the release before this one; so is what is called old below
 
@@ -119,7 +120,6 @@ end
 local function wake(args)
   if redis.call('LLEN', RQ_QUEUE) == 0 then
     redis.call('HSET', 'rq:job:' .. args[1], unpack(args, 2))
-    redis.call('SADD', 'rq:queues', RQ_QUEUE)
     redis.call('RPUSH', RQ_QUEUE, args[1])
   end
 end
@@ -639,7 +639,7 @@ end
 
 -- announce(name, description as JSON, milliseconds, then fields of RQ's worker and their values)
 --
--- Lists a worker as live for so long. Writes RQ's worker and sets of workers. Returns 1 if `rq suspend` was called, else 0.
+-- Lists a worker as live for so long. Writes RQ's worker and sets of workers and queues. Returns 1 if `rq suspend` was called, else 0.
 local function announce(args)
   local name, about, lease_ms = unpack(args, 1, 3)
   local worker = 'rq:worker:' .. name
@@ -647,6 +647,7 @@ local function announce(args)
   redis.call('PEXPIRE', worker, lease_ms)
   redis.call('SADD', RQ_WORKERS, worker)
   redis.call('SADD', RQ_WORKERS .. ':labelgrid', worker)
+  redis.call('SADD', RQ_QUEUES, RQ_QUEUE)
   redis.call('SADD', OLD_WORKERS, name)
   redis.call('SET', 'labelgrid:worker:' .. name, about, 'PX', lease_ms)
   return redis.call('EXISTS', 'rq:suspended')

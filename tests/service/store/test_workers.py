@@ -29,6 +29,7 @@ def test_live_workers_are_listed_and_dead_ones_are_not(connection: Redis) -> Non
     workers.withdraw(connection, "left")
     assert hosts(workers.list_live(connection)) == ["c"]
     assert [workers.is_alive(connection, name) for name in ("dead", "left", "live")] == [False, False, True]
+    assert [one.name for one in Queue.all(connect_bytes(connection))] == [workers.QUEUE]
 
 
 def test_a_worker_learns_that_rq_is_suspended(connection: Redis) -> None:
@@ -93,7 +94,6 @@ def test_what_wakes_a_worker_is_an_rq_job_and_one_waits_at_most(connection: Redi
         assert (job.func_name, job.args, job.timeout, job.get_status()) == (workers.TASK, [], -1, "queued")
         assert job.description == f"{workers.TASK}()"
         connection.lpop(queue.key)
-    assert [one.name for one in Queue.all(queue.connection)] == [workers.QUEUE]
 
 
 def test_a_redis_that_is_full_or_away_is_not_asked_and_nothing_is_raised(connection: Redis) -> None:

@@ -1,4 +1,4 @@
-"""Traces: what API, worker and webhooks' worker do for a request are children of its span; nothing where it is off."""
+"""Traces: what API and worker do for a request are children of its span; nothing where it is off."""
 
 import os
 import signal
