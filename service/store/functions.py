@@ -3,6 +3,7 @@
 """
 
 import asyncio
+import contextlib
 import hashlib
 import math
 import time
@@ -12,6 +13,8 @@ from typing import Any
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import ResponseError
+
+from service.store.connection import best_effort
 
 _FILE = Path(__file__).with_name("jobs.lua").read_text()
 # Two versions of the service, side by side in one Redis, each call their own functions.
@@ -37,6 +40,20 @@ def call(connection: Redis, function: str, *arguments: Any) -> Any:
 def is_missing(error: ResponseError) -> bool:
     """Whether Redis does not have the function: it is new, was emptied by FUNCTION FLUSH, or lost its last writes."""
     return "Function not found" in str(error)
+
+
+def remove_former(connection: Redis) -> None:
+    """Remove the libraries of other versions of the service, each less than 0.1 MB, which would stay for ever.
+
+    A process of another version that still runs loads its own again with its next call. A full Redis would refuse that,
+    so nothing is removed unless it takes ours.
+    """
+    with best_effort():
+        connection.function_load(SOURCE, replace=True)
+        found: Any = connection.function_list("labelgrid_*")
+        for name in {str(library[1]) for library in found} - {LIBRARY}:
+            with contextlib.suppress(ResponseError):  # another worker, which starts as well, was faster
+                connection.function_delete(name)
 
 
 class Pipeline:

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from service import watchdog
 from service.files import PictureFiles
 from service.settings import SettingError, Settings
-from service.store import workers
+from service.store import functions, workers
 from service.store.connection import RetryUntilStopped, connect
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import serve_worker
@@ -82,6 +82,7 @@ def build(settings: Settings, connection: Redis) -> Runner:
     except EngineError as error:
         raise SettingError("engine", settings.engine, str(error)) from error
     workers.forget_dead(connection)
+    functions.remove_former(connection)
     model = runner.models.load()
     log.info("worker ready", worker=runner.name, model=model.name, digest=model.digest, device=str(runner.device))
     return runner

@@ -18,7 +18,7 @@ from redis.exceptions import ExecAbortError, RedisError, ResponseError, TimeoutE
 
 from service.local.redis_server import RedisServer
 from service.settings import Settings
-from service.store import keys, workers
+from service.store import functions, keys, workers
 from service.store.async_jobs import AsyncJobs
 from service.store.connection import (
     OldRedis,
@@ -246,6 +246,22 @@ def test_the_event_loop_loads_the_library_too(without_library: Redis, settings: 
 
     asyncio.run(run())
     assert without_library.zcard("labelgrid:deadlines") == 3
+
+
+FORMER = "#!lua name=labelgrid_0123456789ab\nredis.register_function('labelgrid_0123456789ab_read', function() end)"
+
+
+def test_the_library_of_a_former_version_is_removed_unless_redis_is_too_full_to_take_it_again(
+    connection: Redis,
+) -> None:
+    connection.function_load(FORMER)
+    connection.function_load(FORMER.replace("labelgrid_", "other_"))
+    with full(connection):
+        functions.remove_former(connection)
+    assert libraries(connection) == {LIBRARY, "labelgrid_0123456789ab", "other_0123456789ab"}
+    functions.remove_former(connection)
+    assert libraries(connection) == {LIBRARY, "other_0123456789ab"}
+    connection.function_delete("other_0123456789ab")
 
 
 def test_a_redis_before_version_7_is_refused(
