@@ -14,6 +14,7 @@ CASES = {
         Case(redis.redis_away),
         Case(redis.truncated_append_only_file),
         Case(redis.failover, beside=redis.replica),
+        Case(redis.silent_connections, beside=redis.network),
         Case(redis.unreadable_record),
         Case(storage.storage_hangs, environment=storage.ENVIRONMENT, beside=storage.object_store),
         Case(storage.storage_is_slow, environment=storage.ENVIRONMENT, beside=storage.object_store),

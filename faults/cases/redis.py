@@ -15,6 +15,7 @@ from redis.exceptions import OutOfMemoryError
 
 from faults import history
 from faults.disk import fill_up, small_file_system
+from faults.gate import Gate, gate
 from faults.harness import Stack, expect, until
 from faults.trial import BODIES, LABELS, LARGE, SMALL, Trial
 from service.local.demo import free_port
@@ -191,6 +192,21 @@ def failover(trial: Trial) -> None:
 def _offset(connection: Redis) -> int:
     about = connection.info("replication")
     return int(about["slave_repl_offset" if about["role"] == "slave" else "master_repl_offset"])
+
+
+@contextlib.contextmanager
+def network(stack: Stack) -> Iterator[Gate]:
+    """Put a gate between Redis and API and workers."""
+    with gate(stack.redis.socket) as one:
+        stack.environment["LABELGRID_REDIS_URL"] = f"redis://:{stack.redis.password}@127.0.0.1:{one.port}/0"
+        yield one
+
+
+def silent_connections(trial: Trial) -> None:
+    """all connections to Redis fall silent without being closed, as behind a NAT that forgot them; new ones work"""
+    trial.begin()
+    trial.strike(trial.stack.beside.freeze)
+    trial.recover()
 
 
 def unreadable_record(trial: Trial) -> None:

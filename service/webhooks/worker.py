@@ -246,7 +246,7 @@ class Sender:
 async def _run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(LOOKUPS))
-    connection = connect_async(settings.redis_url, timeout_s=15.0, max_connections=2 * PLACES)
+    connection = connect_async(settings.redis_url, max_connections=2 * PLACES)
     sender = Sender(connection, settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, sender.stopping.set)
