@@ -53,7 +53,7 @@ async def read_models(models: ModelsDep) -> ModelList:
             )
             for info in models.denoisers
         ],
-        problems=models.problems,
+        problems=models.registry.problems,
     )
 
 

@@ -22,7 +22,7 @@ from service.settings import Settings
 from service.store.jobs import JobStore
 from shared import storage as files
 from shared.checkpoint import publish, read_info
-from shared.registry import PROMOTED_FILE, promote
+from shared.registry import PROMOTED_FILE, Registry, promote
 from shared.vocabulary import ICLEVR
 from tests.conftest import serving
 from tests.service.api.answers import problem
@@ -88,18 +88,18 @@ def test_a_damaged_checkpoint_is_refused_with_its_reason_until_it_is_published_a
         models().with_digest(before.digest)
     listing = models()
     assert ([info.name for info in listing.denoisers], listing.promoted) == (["b"], None)
-    assert reason in listing.problems["a.safetensors"]
-    assert listing.problems.keys() == {"a.safetensors"}
+    assert reason in listing.registry.problems["a.safetensors"]
+    assert listing.registry.problems.keys() == {"a.safetensors"}
     again = publish_toy_denoiser(folder, "a", 8)
     assert models.find("a") == models.find(None) == again
-    assert models().problems == {}
+    assert models().registry.problems == {}
 
 
 @pytest.mark.parametrize(
     ("promoted", "problem"),
     [
         ('{"denoiser": "b"}', r"b\.safetensors: not a safetensors file"),
-        ('{"denoiser": "c"}', "c: no such denoiser"),
+        ('{"denoiser": "c"}', "c: no such promoted denoiser"),
         ("{", r"promoted\.json: cannot be read"),
     ],
 )
@@ -114,17 +114,17 @@ def test_without_a_default_that_can_be_used_models_are_found_by_name_only(
     assert models.find("a") == default
     listing = models()
     assert listing.promoted is None
-    assert listing.problems.keys() == {"b.safetensors"} | ({PROMOTED_FILE} if "b" not in promoted else set())
+    assert listing.registry.problems.keys() == {"b.safetensors"} | ({PROMOTED_FILE} if "b" not in promoted else set())
 
 
 def test_a_missing_folder_is_a_problem(tmp_path: Path) -> None:
     folder = tmp_path / "models"
     models = Fresh(folder)
-    assert models().problems == {PROMOTED_FILE: f"{folder}: there is no folder {folder}"}
+    assert models().registry.problems == {PROMOTED_FILE: f"{folder}: there is no folder {folder}"}
     with pytest.raises(NoModel, match=rf"there is no folder {folder}$"):
         models.find(None)
     publish_toys(folder)
-    assert models().problems == {}
+    assert models().registry.problems == {}
 
 
 def test_an_adapter_is_refused_without_its_base(models: Fresh, folder: Path) -> None:
@@ -135,7 +135,7 @@ def test_an_adapter_is_refused_without_its_base(models: Fresh, folder: Path) -> 
     with pytest.raises(BadRequest, match=f"changes b of digest {base.digest[:16]}"):
         models.find("fast")
     listing = models()
-    assert "changes b of digest" in listing.problems["fast.safetensors"]
+    assert "changes b of digest" in listing.registry.problems["fast.safetensors"]
     assert [info.name for info in listing.denoisers] == ["a", "b"]
     file_of(folder, "b").unlink()
     with pytest.raises(BadRequest, match="changes b, which is missing"):
@@ -151,7 +151,7 @@ def test_a_model_with_labels_that_the_evaluator_does_not_know_is_refused(models:
         models.find("b")
     with pytest.raises(NoModel, match=words):
         models.find(None)
-    assert models().problems["b.safetensors"] == words
+    assert models().registry.problems["b.safetensors"] == words
     assert "b" in models().names.values()  # whose jobs still count
     publish(folder, "wider", {"x": torch.zeros(1)}, vocabulary=ICLEVR.names, **evaluator)  # type: ignore[arg-type]
     assert models.find("b").name == "b"
@@ -202,7 +202,7 @@ def test_a_foreign_checkpoint_is_refused_with_its_reason(
     weights = {"w": torch.zeros(1)}
     publish(folder, "foreign", weights, kind="denoiser", vocabulary=("red cube",), config=config, training={})
     promote(folder, "foreign")
-    assert reason in models().problems["foreign.safetensors"]
+    assert reason in models().registry.problems["foreign.safetensors"]
     for name, error in (("foreign", BadRequest), (None, NoModel)):
         with pytest.raises(error, match=re.escape(reason)):
             models.find(name)
@@ -249,7 +249,7 @@ def test_requests_that_come_together_share_one_look_at_storage(folder: Path, mon
         looks.append(storage)
         return files.versions(storage)
 
-    monkeypatch.setattr("service.api.catalog.stored", SimpleNamespace(**{**vars(files), "versions": versions}))
+    monkeypatch.setattr("shared.registry.files", SimpleNamespace(**{**vars(files), "versions": versions}))
 
     async def ask() -> None:
         one = catalog.Catalog(folder, every_s=1e6)
@@ -268,10 +268,10 @@ def test_requests_that_come_together_share_one_look_at_storage(folder: Path, mon
 def test_what_was_found_before_is_not_kept(folder: Path) -> None:
     """An error that is kept would keep its traceback, and with it every look before."""
     (folder / PROMOTED_FILE).write_text("damaged")
-    found = catalog.Models(folder)
+    found = catalog.Models(Registry(folder))
     first = weakref.ref(found)
     for _ in range(3):
         found = catalog.look(found)
-    assert found.problem is not None
+    assert found.registry.problem is not None
     gc.collect()
     assert first() is None
