@@ -1,6 +1,7 @@
-"""Jobs as clients see them: created, read and awaited without blocking the event loop. Knows no HTTP.
+"""Jobs as clients see them: created, read and awaited without blocking the event loop.
 
-`jobs.py` has what workers do with jobs.
+Builds the content of answers, URLs of pictures included, and raises the service's errors; knows no requests and no
+routes. `jobs.py` has what workers do with jobs.
 """
 
 import asyncio
@@ -26,7 +27,16 @@ from service.contract.errors import (
     UnknownJob,
     UnknownPicture,
 )
-from service.contract.records import JOB_ID, TERMINAL, JobRecord, JobResult, ModelName, Verdict, created_at
+from service.contract.records import (
+    JOB_ID,
+    TERMINAL,
+    JobRecord,
+    JobResult,
+    JobSummary,
+    ModelName,
+    Verdict,
+    created_at,
+)
 from service.contract.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Repeat, ScoreResult, Summary
 from service.settings import Settings
 from service.store import keys
@@ -35,7 +45,7 @@ from service.store.hub import Hub
 from service.store.jobs import read_record
 from service.store.workers import Doorbell, ReadyWorkers
 
-HEAD = "record", "status", "started_at", "finished_at", "error"  # of a job in a list; its result may be large
+HEAD = "summary", "status", "total", "started_at", "finished_at", "error"  # of a job in a list: only small fields
 LOOK_AGAIN_S = 5.0  # how often one who waits looks at the job itself, in case its end was not heard
 DIGITS = 6  # of scores and distances
 
@@ -103,7 +113,7 @@ def arguments(record: JobRecord, request: IdempotentRequest | None, limits: Mapp
         about["webhook_events"] = " ".join(record.webhook_events)
     if request is not None:
         about |= {"request_key": request.redis_key, "request_hash": _hash(request.request)}
-    return [json.dumps(about), record.model_dump_json()]
+    return [json.dumps(about), record.model_dump_json(), record.summary]
 
 
 def before(answer: Any, request: IdempotentRequest | None) -> str:
@@ -167,7 +177,7 @@ class AsyncJobs:
         if record is None:
             raise _unreadable(job_id)
         if "result" in fields:
-            about = _head(record, fields, record.total)
+            about = _head(record, fields, int(fields["total"]))
             result = JobResult.model_validate_json(fields["result"])
             about["result"] = _result(record, result, [Verdict.model_validate_json(raw) for raw in shown if raw])
         else:
@@ -203,10 +213,21 @@ class AsyncJobs:
         heads = []
         for job_id, values, done in zip(ids, stored, counts, strict=True):
             fields = {name: value for name, value in zip(HEAD, values, strict=True) if value is not None}
-            record = read_record(job_id, fields["record"], JobRecord.read) if fields else None
-            if record is not None:  # otherwise the job has expired, or another version wrote it
-                heads.append(JobHead.model_validate(_head(record, fields, done)))
+            summary = await self._summary(job_id, fields.get("summary")) if fields else None
+            if summary is not None:  # otherwise the job has expired, or another version wrote it
+                heads.append(JobHead.model_validate(_head(summary, fields, done)))
         return JobPage(jobs=heads, next=members[limit - 1] if len(members) > limit else None)
+
+    async def _summary(self, job_id: str, raw: str | None) -> JobSummary | None:
+        """Return a job's summary; None if there is none that can be read.
+
+        Versions that know no summaries may have created the job: its record, one at a time and not on the event loop,
+        has the same fields.
+        """
+        if raw is not None:
+            return read_record(job_id, raw, JobSummary.read)
+        record = await self.redis("HGET", keys.job(job_id), "record")
+        return None if record is None else await asyncio.to_thread(read_record, job_id, record, JobSummary.read)
 
     async def wait(self, job_id: str, timeout_s: float, gone: asyncio.Future[None]) -> Job:
         """Wait until the job ends, `timeout_s` pass, the client is gone or the shutdown's deadline comes.
@@ -267,20 +288,20 @@ def _unreadable(job_id: str) -> Unavailable:
     return Unavailable(detail, headers={"Retry-After": "2"})
 
 
-def _head(record: JobRecord, fields: Mapping[str, str], done: int) -> dict[str, Any]:
-    """Return what clients see of a job, but its result. What its record has under the same name is shown as it is."""
-    times = {"created_at": record.created_at}
+def _head(about: JobSummary, fields: Mapping[str, str], done: int) -> dict[str, Any]:
+    """Return what clients see of a job, but its result. `about`: its summary, or the whole record."""
+    times = {"created_at": about.created_at}
     times |= {name: float(fields[name]) for name in ("started_at", "finished_at") if name in fields}
-    uploaded = {"seed": None, "options": None} if record.sent else {}
+    uploaded = {"seed": None, "options": None} if about.sent else {}
     return {
-        **vars(record),
+        **vars(about),
         "status": fields["status"],
         "error": fields.get("error"),
         "started_at": None,
         "finished_at": None,
         **{name: datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds") for name, at in times.items()},
         **uploaded,
-        "progress": {"done": done, "total": record.total},
+        "progress": {"done": done, "total": int(fields["total"])},
         "result": None,
     }
 

@@ -288,7 +288,7 @@ local function add_to_list(new, now)
   redis.call('EXPIRE', index, new.lifetime_s)
 end
 
--- create(settings, record)
+-- create(settings, record, summary)
 --
 -- Settings: id, owner, digest, model (JSON that tells workers what to load), total (pictures), webhook_events if there is
 -- a webhook, request_key and request_hash if there is an Idempotency-Key, timeout_s, lifetime_s (timeout_s and how long a
@@ -306,7 +306,8 @@ local function create(args)
     return obstacle
   end
 
-  redis.call('HSET', job, 'record', args[2], 'status', 'queued', 'total', new.total, 'dispatched', 0)
+  redis.call('HSET', job, 'record', args[2], 'summary', args[3])
+  redis.call('HSET', job, 'status', 'queued', 'total', new.total, 'dispatched', 0)
   redis.call('HSET', job, 'digest', new.digest, 'owner', new.owner)
   if new.webhook_events then
     redis.call('HSET', job, 'webhook_events', new.webhook_events)
