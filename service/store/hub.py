@@ -102,6 +102,13 @@ class Hub:
             await asyncio.sleep(RECONNECT_S)
 
     def _hear(self, message: dict[str, Any]) -> None:
+        """Wake whom a message concerns. One that cannot be read is logged, and concerns nobody."""
+        try:
+            self._wake(message)
+        except Exception:
+            log.exception("a message of jobs cannot be read")
+
+    def _wake(self, message: dict[str, Any]) -> None:
         if message["type"] != "message":  # subscribed, perhaps again
             self._wake_all()
         elif message["channel"] == keys.PREVIEWS:

@@ -51,12 +51,10 @@ def test_jobs_are_listed_newest_first_in_pages_that_new_jobs_do_not_shift(
     assert (seen, cursor) == (ids[::-1], None)
 
 
-def test_a_list_of_jobs_reads_a_few_hundred_bytes_of_each(
-    client: httpx.Client, alive: JobStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_list_of_jobs_reads_a_few_hundred_bytes_of_each(client: httpx.Client, alive: JobStore) -> None:
     large = record(256, labels=[["red cube", "blue sphere"]] * 256, options={"steps": 4})
     add_job(alive, large)
-    assert len(alive.connection.hget(keys.job(large.id), "record")) > 8000
+    assert len(alive.connection.hget(keys.job(large.id), "record")) > 7000
     assert len(alive.connection.hget(keys.job(large.id), "summary")) < 600
     alive.connection.hdel(keys.job(large.id), "record")
     (head,) = client.get("/jobs").json()["jobs"]
@@ -238,7 +236,7 @@ def test_a_job_that_is_older_than_jobs_are_kept_is_410(client: httpx.Client, set
 def test_a_finished_job_whose_files_are_gone_has_expired(client: httpx.Client, alive: JobStore) -> None:
     job_id, _ = finished(alive, 2)
     PictureFiles(alive.settings.pictures).remove(job_id)
-    for path in ("/images/0.png", "/grid.png"):
+    for path in ("/images/0.png", "/grid.png", "/pictures.zip"):
         problem(client.get(f"/jobs/{job_id}{path}"), 410, "expired-job")
     problem(client.get(f"/jobs/{job_id}/images/2.png"), 404, "unknown-picture")
 
@@ -274,4 +272,4 @@ def test_a_job_and_the_readiness_say_that_no_worker_can_store_pictures(client: h
     assert client.get(f"/jobs/{job_id}").json()["delay"] is None
     workers.announce(alive.connection, "w", {"storage_problem": "disk full"}, lease_s=60)
     assert client.get(f"/jobs/{job_id}").json()["delay"] == "disk full"
-    assert "disk full" in problem(client.get("/readyz"), 503, "unavailable")["detail"]
+    assert "disk full" not in problem(client.get("/readyz"), 503, "unavailable")["detail"]  # for callers without a key
