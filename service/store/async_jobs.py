@@ -44,6 +44,9 @@ from service.store.functions import Pipeline
 from service.store.hub import Hub
 from service.store.jobs import read_record
 from service.store.workers import Doorbell, ReadyWorkers
+from service.telemetry.logs import get_logger
+
+log = get_logger(__name__)
 
 HEAD = "summary", "status", "total", "started_at", "finished_at", "error"  # of a job in a list: only small fields
 LOOK_AGAIN_S = 5.0  # how often one who waits looks at the job itself, in case its end was not heard
@@ -210,24 +213,29 @@ class AsyncJobs:
         ids = [member.partition("-")[2] for member in members[:limit]]
         stored = await self.redis.ask(*(("HMGET", keys.job(job_id), *HEAD) for job_id in ids))
         counts = await self.redis.ask(*(("HLEN", keys.verdicts(job_id)) for job_id in ids))
-        heads = []
-        for job_id, values, done in zip(ids, stored, counts, strict=True):
-            fields = {name: value for name, value in zip(HEAD, values, strict=True) if value is not None}
-            summary = await self._summary(job_id, fields.get("summary")) if fields else None
-            if summary is not None:  # otherwise the job has expired, or another version wrote it
-                heads.append(JobHead.model_validate(_head(summary, fields, done)))
-        return JobPage(jobs=heads, next=members[limit - 1] if len(members) > limit else None)
+        heads = [
+            await self._listed(job_id, dict(zip(HEAD, values, strict=True)), done)
+            for job_id, values, done in zip(ids, stored, counts, strict=True)
+        ]
+        return JobPage(jobs=[*filter(None, heads)], next=members[limit - 1] if len(members) > limit else None)
 
-    async def _summary(self, job_id: str, raw: str | None) -> JobSummary | None:
-        """Return a job's summary; None if there is none that can be read.
+    async def _listed(self, job_id: str, fields: Mapping[str, str | None], done: int) -> JobHead | None:
+        """Return a job of a list; None for one that has expired or cannot be read, which hides no others.
 
         Versions that know no summaries may have created the job: its record, one at a time and not on the event loop,
         has the same fields.
         """
-        if raw is not None:
-            return read_record(job_id, raw, JobSummary.read)
-        record = await self.redis("HGET", keys.job(job_id), "record")
-        return None if record is None else await asyncio.to_thread(read_record, job_id, record, JobSummary.read)
+        given = {name: value for name, value in fields.items() if value is not None}
+        if (raw := given.get("summary")) is None and given:
+            raw = await self.redis("HGET", keys.job(job_id), "record")
+        if raw is None:
+            return None
+        try:
+            summary = await asyncio.to_thread(JobSummary.read, raw) if "summary" not in given else JobSummary.read(raw)
+            return JobHead.model_validate(_head(summary, given, done))
+        except Exception as error:
+            log.warning("a job cannot be listed", job_id=job_id, reason=f"{type(error).__name__}: {error}")
+            return None
 
     async def wait(self, job_id: str, timeout_s: float, gone: asyncio.Future[None]) -> Job:
         """Wait until the job ends, `timeout_s` pass, the client is gone or the shutdown's deadline comes.

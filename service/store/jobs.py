@@ -7,20 +7,11 @@ and no files; `keys.py` lists the keys.
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 from redis import Redis
 
-from service.contract.records import (
-    TERMINAL,
-    FinishedPicture,
-    JobRecord,
-    JobResult,
-    JobStatus,
-    JobSummary,
-    ModelName,
-    Verdict,
-)
+from service.contract.records import TERMINAL, FinishedPicture, JobRecord, JobResult, JobStatus, ModelName, Verdict
 from service.settings import Settings
 from service.store import keys
 from service.store.claims import BegunClaim, Claim, PictureStream
@@ -31,8 +22,6 @@ from service.telemetry.logs import get_logger
 from service.telemetry.metrics import JOBS_ENDED
 
 log = get_logger(__name__)
-
-Read = TypeVar("Read", bound=JobSummary)
 
 OVERDUE = "not finished within the time limit for a job"
 RECORDS = 8  # that stay parsed: of a large job, pictures are claimed again and again
@@ -200,8 +189,8 @@ class JobStore:
 _parse = lru_cache(RECORDS)(JobRecord.model_validate_json)
 
 
-def read_record(job_id: str, raw: str, parse: Callable[[str], Read]) -> Read | None:
-    """Parse a job's record or summary, or log why this version of the service cannot read it."""
+def read_record(job_id: str, raw: str, parse: Callable[[str], JobRecord]) -> JobRecord | None:
+    """Parse a job's record, or log why this version of the service cannot read it."""
     try:
         return parse(raw)
     except ValueError as error:

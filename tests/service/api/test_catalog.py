@@ -2,6 +2,9 @@
 
 import asyncio
 import gc
+import json
+import math
+import os
 import re
 import threading
 import weakref
@@ -21,12 +24,13 @@ from service.contract.errors import BadRequest, NoModel, UnknownCheckpoint
 from service.settings import Settings
 from service.store.jobs import JobStore
 from shared import storage as files
-from shared.checkpoint import publish, read_info
+from shared.checkpoint import CheckpointInfo, publish, read_info
 from shared.registry import PROMOTED_FILE, Registry, promote
 from shared.vocabulary import ICLEVR
 from tests.conftest import serving
 from tests.service.api.answers import problem
 from tests.service.api.fresh import Fresh
+from tests.shared.test_checkpoint import edit_header
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toys
 from trainer.studies.card import write_card
 
@@ -275,3 +279,77 @@ def test_what_was_found_before_is_not_kept(folder: Path) -> None:
     assert found.registry.problem is not None
     gc.collect()
     assert first() is None
+
+
+def with_infinity(path: Path) -> None:
+    """Put a number into a checkpoint's description that JSON does not have, and Python reads."""
+
+    def edit(header: dict[str, Any]) -> None:
+        description = json.loads(header["__metadata__"]["labelgrid"])
+        description["config"]["timesteps"] = math.inf
+        header["__metadata__"]["labelgrid"] = json.dumps(description)
+
+    edit_header(path, edit)
+
+
+def test_a_checkpoint_with_a_description_that_is_no_json_concerns_only_itself(
+    client: httpx.Client, folder: Path, alive: JobStore
+) -> None:
+    with_infinity(file_of(folder, "b"))
+    assert client.get("/labels").json()["model"] == "a"
+    assert client.get("/readyz").status_code == client.get("/metrics").status_code == 200
+    body = client.get("/models").json()
+    assert [model["name"] for model in body["models"]] == ["a"]
+    assert body["problems"].keys() == {"b.safetensors"}
+    asked = {"labels": [["red cube"]]}
+    assert client.post("/generate", json=asked, headers={"prefer": "respond-async"}).status_code == 202
+    problem(client.post("/generate", json={**asked, "model": "b"}), 422, "invalid-request")
+    file_of(folder, "b").unlink()
+    assert client.get("/models").json()["problems"] == {}
+
+
+def test_what_nobody_foresaw_in_one_file_concerns_only_that_file(
+    models: Fresh, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read(path: Path) -> CheckpointInfo:
+        if path.stem == "new":
+            raise OverflowError("cannot convert")
+        return read_info(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shared.registry.read_info", read)
+        publish_toy_denoiser(folder, "new", 4)
+        for _ in range(3):
+            assert models().registry.problems == {"new.safetensors": "OverflowError: cannot convert"}
+            assert [info.name for info in models().denoisers] == ["a", "b"]
+    assert len([one for one in caplog.records if one.exc_info]) == 1
+    assert models.find("new").name == "new"  # although the file has not changed
+
+
+def test_a_look_that_fails_as_a_whole_keeps_what_was_found_and_is_tried_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(folder: Path) -> dict[str, str]:
+        raise KeyError("ContentLength")
+
+    async def ask() -> None:
+        one = catalog.Catalog(folder, every_s=0.0)
+        assert (await one.models()).find("a").name == "a"
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "versions", fail)
+            for _ in range(2):
+                found = await one.models()
+                assert (found.find("a").name, found.promoted) == ("a", "a")
+                assert found.registry.problems == {PROMOTED_FILE: f"{folder}: KeyError: 'ContentLength'"}
+        publish_toy_denoiser(folder, "c", 2)
+        assert ((await one.models()).find("c").name, (await one.models()).registry.problems) == ("c", {})
+
+    asyncio.run(ask())
+    assert len([one for one in caplog.records if one.exc_info]) == 1
+
+
+def test_names_that_are_not_unicode_are_answered(client: httpx.Client, folder: Path) -> None:
+    (folder / PROMOTED_FILE).write_text('{"denoiser": "\\ud800"}')
+    (folder / os.fsdecode(b"x\xff.safetensors")).write_bytes(b"")
+    assert problem(client.get("/labels"), 503, "no-model")["detail"].startswith("promoted.json: must be")
+    assert client.get("/models").json()["problems"].keys() == {PROMOTED_FILE, "x\\udcff.safetensors"}
