@@ -131,8 +131,8 @@ class Registry:
 
         It is the promoted one, or else the newest that knows them. So one storage holds models of several vocabularies.
         """
-        labels = set(info.vocabulary)
-        return self._preferred([one for one in self.of_kind("evaluator") if labels.issubset(one.vocabulary)])
+        labels, evaluators = set(info.vocabulary), self.of_kind("evaluator")
+        return self._preferred([one for one in evaluators if labels.issubset(one.vocabulary)])
 
     def usable(self) -> "Registry":
         """Return the registry of what a service can use: what lacks a part, or does not fit the others, is an error."""

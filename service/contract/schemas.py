@@ -246,7 +246,7 @@ class PictureSteps(BaseModel):
 
     index: Count
     step: Count
-    steps: Count = Field(ge=1)
+    steps: Annotated[int, Field(ge=1, le=2**53)]
     preview: str | None = Field(
         None, description="x0_hat as a data URL of a PNG, in the picture's proportions, at most 64 pixels a side"
     )
