@@ -110,13 +110,14 @@ def arguments(record: JobRecord, request: IdempotentRequest | None, limits: Mapp
         "digest": record.digest,
         "model": ModelName(name=record.model, digest=record.digest, is_evaluator=record.sent).model_dump_json(),
         "total": record.total,
+        "summary": record.summary,
         **limits,
     }
     if record.webhook:
         about["webhook_events"] = " ".join(record.webhook_events)
     if request is not None:
         about |= {"request_key": request.redis_key, "request_hash": _hash(request.request)}
-    return [json.dumps(about), record.model_dump_json(), record.summary]
+    return [json.dumps(about), record.model_dump_json()]
 
 
 def before(answer: Any, request: IdempotentRequest | None) -> str:
