@@ -290,9 +290,9 @@ end
 
 -- create(settings, record)
 --
--- Settings: id, owner, digest, model (JSON that tells workers what to load), total (pictures), webhook_events if there is
--- a webhook, request_key and request_hash if there is an Idempotency-Key, timeout_s, lifetime_s (timeout_s and how long a
--- job is kept), idempotent_s, most_queued, most_own, most_stored (0: no limit).
+-- Settings: id, owner, digest, model (JSON that tells workers what to load), total (pictures), summary (JSON, for lists),
+-- webhook_events if there is a webhook, request_key and request_hash if there is an Idempotency-Key, timeout_s, lifetime_s
+-- (timeout_s and how long a job is kept), idempotent_s, most_queued, most_own, most_stored (0: no limit).
 -- Reads the request's key, the model's queue and stream, and the owner's stored pictures. Writes the job, the open jobs,
 -- the models with work, the owner's list of jobs, the fair queue, the owner's stored pictures and the request's key.
 -- Returns nil; or what prevents it, then no job is written: {'request', job and request of before}, or {'queue',
@@ -306,7 +306,8 @@ local function create(args)
     return obstacle
   end
 
-  redis.call('HSET', job, 'record', args[2], 'status', 'queued', 'total', new.total, 'dispatched', 0)
+  redis.call('HSET', job, 'record', args[2], 'summary', new.summary)
+  redis.call('HSET', job, 'status', 'queued', 'total', new.total, 'dispatched', 0)
   redis.call('HSET', job, 'digest', new.digest, 'owner', new.owner)
   if new.webhook_events then
     redis.call('HSET', job, 'webhook_events', new.webhook_events)

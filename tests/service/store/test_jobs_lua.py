@@ -47,7 +47,7 @@ class Library:
 
     def create(self, job: str, pictures: int = 2, owner: str = "", digest: str = DIGEST, **more: Any) -> Any:
         """Create a job; `more`: other settings."""
-        about = {"id": job, "owner": owner, "digest": digest, "model": "{}", "total": pictures}
+        about = {"id": job, "owner": owner, "digest": digest, "model": "{}", "summary": "{}", "total": pictures}
         about |= {"webhook_events": "running finished", "timeout_s": 50, "lifetime_s": 150, "idempotent_s": 300}
         about |= {"most_queued": 10_000, "most_own": 0, "most_stored": 0, **more}
         return self("create", json.dumps(about), f"record of {job[-1]}")
