@@ -26,7 +26,6 @@ from service.telemetry import tracing
 from service.webhooks.sender import Sender
 
 STORAGE_EVERY_S = 2.0  # how old the API's view of storage may be
-SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
 MAX_CONNECTIONS = 2000
 CROSS_ORIGIN: dict[str, Any] = {  # what pages of the origins in `cors_origins` may send and read
     "allow_methods": ["GET", "POST", "DELETE"],
@@ -57,7 +56,7 @@ def create_app(settings: Settings) -> DocumentedAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         connection = connect(settings.redis_url)
-        reading = connect_async(settings.redis_url, timeout_s=SOCKET_TIMEOUT_S, max_connections=MAX_CONNECTIONS)
+        reading = connect_async(settings.redis_url, max_connections=MAX_CONNECTIONS)
         store = JobStore(connection, settings)
         async_jobs = AsyncJobs(reading, settings)
         app.state.service = Service(

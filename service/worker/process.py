@@ -27,7 +27,7 @@ from rq.worker import WorkerStatus
 from service.files import PictureFiles
 from service.settings import SettingError, Settings
 from service.start import read_to_serve
-from service.store import workers
+from service.store import functions, workers
 from service.store.connection import RetryUntilStopped, best_effort, connect
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import serve_worker
@@ -99,6 +99,7 @@ def build(settings: Settings, connection: Redis, name: str) -> Runner:
         raise SettingError("device", settings.device, f"{error}; auto takes what there is") from error
     except EngineError as error:
         raise SettingError("engine", settings.engine, str(error)) from error
+    functions.remove_former(connection)
     model = runner.models.load()
     log.info("worker ready", worker=runner.name, model=model.name, digest=model.digest, device=str(runner.device))
     return runner

@@ -151,7 +151,7 @@ def test_a_job_of_another_model_does_not_wait_for_a_long_one(
 def test_a_model_is_used_as_soon_as_it_is_loaded(runner: Runner, create: Create) -> None:
     job = create(model="other")
     run_until(runner, lambda: runner.models.get(job.digest))
-    assert not runner.idle  # else it would wait for the doorbell first
+    assert not runner.idle  # else it would wait for an RQ job first
 
 
 def test_a_job_that_an_idle_worker_may_take_is_left_to_it(
