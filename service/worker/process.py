@@ -196,6 +196,7 @@ class Worker(SimpleWorker):
             self.heartbeat()
             if self.runner.paused:
                 self.check_for_suspension(burst=timeout is None)
+                self.runner.paused = False
             if self._stop_requested:
                 raise StopRequested
             if self.should_run_maintenance_tasks:
