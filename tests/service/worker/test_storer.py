@@ -19,6 +19,7 @@ from service.worker import process, storer
 from service.worker.runner import Runner
 from shared.options import SamplingOptions
 from tests.service.api.answers import pixels
+from tests.service.processes import until
 from tests.service.store.helpers import done, done_count, record
 from tests.service.worker.conftest import (
     LISTS,
@@ -48,20 +49,20 @@ def store(connection: Redis, settings: Settings, tmp_path: Path) -> JobStore:
 
 @pytest.fixture
 def runner(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> Runner:
-    monkeypatch.setattr("service.worker.storer.RETRY_S", 0.01)
+    monkeypatch.setattr("service.worker.job_files.RETRY_S", 0.01)
     return started(store.connection, store.settings)
 
 
 @pytest.fixture
 def back(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Writes of `runner` to storage wait until this is set."""
-    free, write = threading.Event(), runner.storer.files.write
+    free, write = threading.Event(), runner.storage.files.write
 
     def late(*given: Any) -> None:
         free.wait()
         write(*given)
 
-    monkeypatch.setattr(runner.storer.files, "write", late)
+    monkeypatch.setattr(runner.storage.files, "write", late)
     return free
 
 
@@ -110,8 +111,8 @@ def test_while_storage_is_away_nothing_is_lost_and_a_job_past_its_deadline_fails
     runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
     hangs: bool,
 ) -> None:  # fmt: skip
-    write, is_back, batches = runner.storer.files.write, threading.Event(), batches_of(engine_of(runner))
-    runner.storer.patience_s = 0.05 if hangs else 60.0
+    write, is_back, batches = runner.storage.files.write, threading.Event(), batches_of(engine_of(runner))
+    runner.storage.patience_s = 0.05 if hangs else 60.0
 
     def late(*given: Any) -> None:
         if hangs:
@@ -120,9 +121,9 @@ def test_while_storage_is_away_nothing_is_lost_and_a_job_past_its_deadline_fails
             raise OSError("no space left")
         write(*given)
 
-    monkeypatch.setattr(runner.storer.files, "write", late)
+    monkeypatch.setattr(runner.storage.files, "write", late)
     overdue, waits = create(LISTS[:1], options=ONE_STEP), create(options=ONE_STEP)
-    run_until(runner, lambda: runner.storer.problem)
+    run_until(runner, lambda: runner.storage.problem)
     reason = "storage has not answered" if hangs else "no space left"
     process.beat(runner, born_at=0.0)
     assert [reason in one["storage_problem"] for one in workers.list_live(store.connection)] == [True]
@@ -137,7 +138,7 @@ def test_while_storage_is_away_nothing_is_lost_and_a_job_past_its_deadline_fails
     run(runner, waits.id, other.id)
     assert [status(store, job) for job in (waits, other)] == ["finished", "finished"]
     settle(runner)
-    assert (runner.storer.problem, batches) == ("", [4, 1])  # nothing was sampled again
+    assert (runner.storage.problem, batches) == ("", [4, 1])  # nothing was sampled again
     assert (done_count(store, overdue.id), len(pngs(store, waits.id, range(3)))) == (0, 3)
     assert "pictures cannot be stored; retrying" in caplog.messages
 
@@ -166,25 +167,34 @@ def test_a_draining_worker_leaves_what_is_not_stored_in_time_to_another(
     assert status(store, job) == "finished"
     made = pngs(store, job.id, range(3))
     back.set()
-    runner.storer._thread.submit(lambda: None).result()  # the late pictures change nothing
+    until(lambda: not any(thread.name == "storage" for thread in threading.enumerate()))  # they change nothing
     assert (status(store, job), pngs(store, job.id, range(3))) == ("finished", made)
 
 
-def test_pictures_that_could_not_be_stored_for_another_reason_are_let_go(
+def test_pictures_that_cannot_be_stored_for_a_reason_that_nobody_foresaw_fail_their_job_alone(
     runner: Runner, store: JobStore, monkeypatch: pytest.MonkeyPatch, create: Create
 ) -> None:
-    job = create(LISTS[:1], options=ONE_STEP)
+    write, commit = runner.storage.files.write, runner.store.commit
+    picture, verdict, good = (create(LISTS[:2], options=ONE_STEP) for _ in range(3))
 
-    def broken(*_: Any) -> None:
-        raise ValueError("a defect")
+    def broken_write(job_id: str, name: str, content: bytes) -> None:
+        if (job_id, name) == (picture.id, "1.png"):
+            raise ValueError("a defect")
+        write(job_id, name, content)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(runner.store, "commit", broken)
-        with pytest.raises(ValueError, match="a defect"):
-            run(runner, job.id)
-    runner.release_claims()  # as `work` does
-    assert not runner.busy
-    assert (status(store, job), leased(store, job)) == ("running", [0])
+    def broken_commit(stream: Any, finished: Any, results: Any) -> Any:
+        if finished[0][0].job == verdict.id:
+            raise KeyError("another")
+        return commit(stream, finished, results)
+
+    monkeypatch.setattr(runner.storage.files, "write", broken_write)
+    monkeypatch.setattr(runner.store, "commit", broken_commit)
+    run(runner, picture.id, verdict.id, good.id)
+    settle(runner)
+    assert error_of(store, picture) == "picture 1: ValueError: a defect"
+    assert error_of(store, verdict) == "KeyError: 'another'"
+    assert status(store, good) == "finished"
+    assert (leased(store, good), model_of(runner).stream.held) == ([], set())
 
 
 # Jobs that end, or are deleted, while they are stored.
@@ -194,7 +204,7 @@ def test_pictures_that_could_not_be_stored_for_another_reason_are_let_go(
 def test_a_job_that_is_deleted_while_a_file_of_it_is_written_leaves_none(
     runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch, pictures: int, name: str
 ) -> None:
-    files, write = runner.storer.files, runner.storer.files.write
+    files, write = runner.storage.files, runner.storage.files.write
 
     def deleting(job_id: str, written: str, content: bytes) -> None:
         if written == name and store.cancel(job_id):
@@ -280,9 +290,9 @@ def test_a_job_whose_grid_cannot_be_composed_fails_alone(
     while not done_count(store, job.id):
         runner.run_once()
     if broken == "no picture":
-        (runner.storer.files.folder(job.id) / picture_name(0)).unlink()
+        (runner.storage.files.folder(job.id) / picture_name(0)).unlink()
     elif broken == "no PNG":
-        runner.storer.files.write(job.id, picture_name(0), b"no PNG")
+        runner.storage.files.write(job.id, picture_name(0), b"no PNG")
     else:
         store.connection.hset(keys.verdicts(job.id), "0", b"no JSON")
     run(runner, job.id, other.id)
