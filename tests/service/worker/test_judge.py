@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from service.contract.records import FinishedPicture, Picture, Point, Verdict
+from service.contract.records import FinishedPicture, JobRecord, Picture, Point, Verdict
 from service.files import PictureFiles, picture_name
 from service.store import keys
 from service.store.jobs import JobStore
@@ -22,7 +22,18 @@ from shared.options import SamplingOptions
 from shared.pictures import marked_grid, read_png
 from shared.vocabulary import Vocabulary
 from tests.service.store.helpers import done_count
-from tests.service.worker.conftest import create_upload, grid_of, png, pngs, run, run_until, settle, status, verdicts_of
+from tests.service.worker.conftest import (
+    create_upload,
+    error_of,
+    grid_of,
+    png,
+    pngs,
+    run,
+    run_until,
+    settle,
+    status,
+    verdicts_of,
+)
 from tests.service.worker.test_engine import NAMES, ToyJudge, picture
 
 
@@ -124,6 +135,27 @@ def test_an_upload_that_cannot_be_read_for_now_is_read_again(
     run(runner, late.id, other.id)
     assert [status(store, job) for job in (late, other)] == ["finished", "finished"]
     settle(runner)
+
+
+def test_an_upload_that_alone_cannot_be_read_fails_and_others_are_judged_meanwhile(
+    runner: Runner, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, read, others = create_upload(runner, 2), runner.storage.files.read, list[JobRecord]()
+
+    def failing(job_id: str, name: str) -> bytes:
+        if (job_id, name) == (bad.id, "1.png"):
+            raise PermissionError(13, "Permission denied", name)
+        return read(job_id, name)
+
+    monkeypatch.setattr("service.worker.job_files.RETRY_S", 0.01)
+    monkeypatch.setattr(runner.storage.files, "read", failing)
+    while not store.ended([bad.id]):
+        others.append(create_upload(runner, 1))
+        runner.run_once()
+    run(runner, *(job.id for job in others))
+    assert error_of(store, bad) == "picture 1: PermissionError: Permission denied"
+    assert {status(store, job) for job in others} == {"finished"}
+    assert runner.storage.problem == ""
 
 
 THREE = ("red cube", "blue cube", "gray sphere")

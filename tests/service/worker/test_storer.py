@@ -197,6 +197,44 @@ def test_pictures_that_cannot_be_stored_for_a_reason_that_nobody_foresaw_fail_th
     assert (leased(store, good), model_of(runner).stream.held) == ([], set())
 
 
+@pytest.mark.parametrize("trouble", ["a file stands there", "hangs", "cancelled"])
+def test_a_job_whose_folder_cannot_be_written_keeps_no_other_from_being_stored(
+    runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """It fails after some attempts, and after its client has cancelled it nothing is tried any more."""
+    if trouble == "cancelled":
+        monkeypatch.setattr("service.worker.job_files.ATTEMPTS", -1)
+    bad, good = create(LISTS * 6, options=ONE_STEP), create()  # more than there are threads
+    folder, write, back = runner.storage.files.folder(bad.id), runner.storage.files.write, threading.Event()
+    if trouble == "hangs":
+        runner.storage.patience_s = 0.2
+
+        def hang(job_id: str, *rest: Any) -> None:
+            if job_id == bad.id:
+                back.wait()
+            write(job_id, *rest)
+
+        monkeypatch.setattr(runner.storage.files, "write", hang)
+    else:
+        folder.parent.mkdir(parents=True)
+        folder.touch()
+    run(runner, good.id)
+    assert status(store, good) == "finished"
+    if trouble == "cancelled":
+        assert runner.storer.held
+        store.cancel(bad.id)
+        settle(runner)
+    else:
+        run(runner, bad.id)
+        reason = {"hangs": "Stalled: storage has not answered within 0.2 s"}.get(trouble, "Error: ")
+        assert error_of(store, bad).startswith("picture ")
+        assert reason in error_of(store, bad)
+    assert runner.storage.problem == ""
+    settle(runner)
+    assert (leased(store, good), model_of(runner).stream.held) == ([], set())
+    back.set()
+
+
 # Jobs that end, or are deleted, while they are stored.
 
 
