@@ -76,8 +76,9 @@ class Storer:
                 with confined("job", fail_grid, concerns_all, job_id=work.job):
                     await self._complete(work, claim)
         finally:
-            work.stream.held.difference_update(work.entries)  # of what was not stored, the leases expire
-            self.held.pop(work, None)  # it may have been left to other workers
+            if work in self.held:  # else it was left to other workers
+                work.stream.held.difference_update(work.entries)  # of what was not stored, the leases expire
+                self.held.pop(work, None)
 
     async def _all(self, work: Work, calls: Mapping[str, Callable[[], object]], sample: bytes) -> None:
         await self.files.all(calls, lambda: work.is_wanted, sample)
