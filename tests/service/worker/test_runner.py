@@ -165,7 +165,7 @@ def test_if_the_device_fails_the_worker_ends_and_no_job_fails(
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
     monkeypatch.setattr(engine_of(runner).stepper, where, fail)
-    for module in ("judge", "runner"):
+    for module in ("judge", "models", "runner"):
         monkeypatch.setattr(f"service.worker.{module}.lost", lambda error, device: True)
     monkeypatch.setattr("service.worker.runner.end_process", ended.append)
     with pytest.raises(torch.AcceleratorError):
