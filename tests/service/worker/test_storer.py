@@ -317,8 +317,8 @@ def test_a_grid_of_several_batches_is_that_of_one(runner: Runner, store: JobStor
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [
-        ("no picture", "LookupError: a picture is no longer in storage"),
-        ("no PNG", "ValueError: a picture is damaged"),
+        ("no picture", "picture 0: LookupError: it is no longer in storage"),
+        ("no PNG", "picture 0: ValueError: it is damaged"),
         ("no verdict", "ValidationError"),
     ],
 )
