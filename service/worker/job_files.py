@@ -116,12 +116,9 @@ def _run(loop: asyncio.AbstractEventLoop) -> None:
 
 def _first_error(answers: Mapping[str, "asyncio.Future[Any]"], patience_s: float) -> tuple[Exception | None, str]:
     """Return what the first call raised, or that one is late, and its note."""
-    for note, answer in answers.items():
-        if not answer.done():
-            return Stalled(f"storage has not answered within {patience_s:g} s"), note
-        if isinstance(error := answer.exception(), Exception):
-            return error, note
-    return None, ""
+    late = Stalled(f"storage has not answered within {patience_s:g} s")
+    found = [(answer.exception() if answer.done() else late, note) for note, answer in answers.items()]
+    return next(((error, note) for error, note in found if isinstance(error, Exception)), (None, ""))
 
 
 def read_pixels(files: PictureFiles, job_id: str, index: int) -> NDArray[np.uint8]:
