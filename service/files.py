@@ -70,7 +70,7 @@ class PictureFiles:
     def remove_older(self, created_before: float) -> int:
         """Remove the files of all jobs of hours that ended before this time (Unix seconds). Returns how many hours.
 
-        Leaves what is not ours, and what may not be removed, such as a copy that another user has restored.
+        Leaves what is not ours, and what cannot be removed, such as a copy that another user has restored.
         """
         oldest = datetime.fromtimestamp(created_before - HOUR_S, UTC).strftime("%Y-%m-%dT%H")
         removed = 0
@@ -79,7 +79,7 @@ class PictureFiles:
                 try:
                     storage.remove_folder(self.root / hour)
                     removed += 1
-                except PermissionError as error:
+                except OSError as error:
                     log.warning("old pictures cannot be removed", reason=str(error))
         return removed
 

@@ -17,7 +17,7 @@ from redis.exceptions import RedisError
 from service import watchdog
 from service.files import PictureFiles
 from service.settings import SettingError, Settings
-from service.store import workers
+from service.store import functions, workers
 from service.store.connection import RetryUntilStopped, connect
 from service.telemetry.boundary import confined
 from service.telemetry.logs import get_logger
@@ -81,6 +81,7 @@ def build(settings: Settings, connection: Redis) -> Runner:
     except EngineError as error:
         raise SettingError("engine", settings.engine, str(error)) from error
     workers.forget_dead(connection)
+    functions.remove_former(connection)
     return runner
 
 

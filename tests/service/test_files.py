@@ -96,15 +96,16 @@ def test_of_a_link_to_an_old_hour_only_the_link_is_removed(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("refused", [0, 1])
-def test_an_hour_that_may_not_be_removed_keeps_no_other(
-    files: PictureFiles, monkeypatch: pytest.MonkeyPatch, refused: int
+@pytest.mark.parametrize("error", [PermissionError(13, "Permission denied"), OSError(40, "Too many levels of links")])
+def test_an_hour_that_cannot_be_removed_keeps_no_other(
+    files: PictureFiles, monkeypatch: pytest.MonkeyPatch, refused: int, error: OSError
 ) -> None:
     """As after a backup was restored by another user."""
     old, remove = [add(files, age_s) for age_s in (9 * DAY_S, 8 * DAY_S)], storage.remove_folder
 
     def refuse(folder: Location) -> None:
         if folder.name == hour_of(old[refused]):
-            raise PermissionError(13, "Permission denied", str(folder))
+            raise error
         remove(folder)
 
     monkeypatch.setattr(storage, "remove_folder", refuse)
