@@ -15,8 +15,10 @@ from service.contract.records import TERMINAL, FinishedPicture, JobRecord, JobRe
 from service.settings import Settings
 from service.store import keys
 from service.store.claims import BegunClaim, Claim, PictureStream
+from service.store.connection import concerns_all
 from service.store.functions import call
 from service.telemetry import tracing
+from service.telemetry.boundary import confined
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import JOBS_ENDED
 
@@ -92,12 +94,16 @@ class JobStore:
     def fail_overdue(self) -> None:
         """Fail the open jobs whose time is over. Redis's clock decides: those of API and workers may be wrong."""
         for job_id in call(self.connection, "overdue"):
-            self.fail(job_id, OVERDUE)
+            with confined("job", passes=concerns_all, job_id=job_id):
+                self.fail(job_id, OVERDUE)
 
     def wanted(self) -> list[ModelName]:
         """Return the models that have work which no live worker has taken."""
-        found = call(self.connection, "wanted", int(self.settings.lease_s * 1000))
-        return [ModelName.model_validate_json(about) for _, about in found]
+        found = list[ModelName]()
+        for digest, about in call(self.connection, "wanted", int(self.settings.lease_s * 1000)):
+            with confined("model", digest=digest):
+                found.append(ModelName.model_validate_json(about))
+        return found
 
     def of_model(self, digest: str) -> list[str]:
         """Return the open jobs of a model."""

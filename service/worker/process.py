@@ -29,6 +29,7 @@ from service.settings import SettingError, Settings
 from service.start import read_to_serve
 from service.store import functions, workers
 from service.store.connection import RetryUntilStopped, best_effort, connect
+from service.telemetry.boundary import confined
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import serve_worker
 from service.watchdog import Watchdog
@@ -43,6 +44,7 @@ PRUNE_EVERY_S = 3600.0
 WAIT_S = 1  # how long an idle worker waits for an RQ job before it looks by itself
 CLEAN_EVERY_S = 60  # how often one worker looks for RQ jobs whose workers died; `rq info` does, too
 CRASHED = 1  # exit status
+FORESEEN = RedisError, OSError  # while Redis or storage is away
 
 
 def repeat(what: str, work: Callable[[], None], every_s: float, ended: threading.Event) -> threading.Thread:
@@ -51,11 +53,10 @@ def repeat(what: str, work: Callable[[], None], every_s: float, ended: threading
     def run() -> None:
         while not ended.is_set():
             try:
-                work()
-            except (RedisError, OSError) as error:
+                with confined("periodic task", passes=lambda error: isinstance(error, FORESEEN), task=what):
+                    work()
+            except FORESEEN as error:
                 log.warning(f"{what} failed", reason=str(error))
-            except Exception:
-                log.exception(f"{what} failed")
             ended.wait(every_s)
 
     thread = threading.Thread(target=run, daemon=True)
@@ -73,7 +74,8 @@ def about(runner: Runner) -> dict[str, Any]:
         "pictures_per_s": round(runner.sampled / runner.worked_s, 3) if runner.worked_s else 0.0,
         "draining": runner.stopping,
         "stalled": runner.stalled,
-        "storage_problem": runner.storer.problem,
+        "loading": runner.loading,
+        "storage_problem": runner.storage.problem,
     }
 
 
@@ -87,10 +89,7 @@ def prune(settings: Settings, connection: Redis) -> None:
 
 
 def build(settings: Settings, connection: Redis, name: str) -> Runner:
-    """Return a runner with the promoted model loaded.
-
-    CheckpointError if storage has no usable model, SettingError if the machine does not have the device or engine.
-    """
+    """Return a runner without models. SettingError if the machine does not have the device or engine."""
     try:
         if uses_openvino(settings.engine, pick_device(settings.device)):
             torch.set_num_threads(TORCH_THREADS)  # all the time; a Stepper does so for its steps alone
@@ -100,9 +99,14 @@ def build(settings: Settings, connection: Redis, name: str) -> Runner:
     except EngineError as error:
         raise SettingError("engine", settings.engine, str(error)) from error
     functions.remove_former(connection)
-    model = runner.models.load()
-    log.info("worker ready", worker=runner.name, model=model.name, digest=model.digest, device=str(runner.device))
     return runner
+
+
+def load(runner: Runner) -> None:
+    """Load the promoted model. CheckpointError if storage has no usable one."""
+    model = runner.models.load()
+    runner.loading = False
+    log.info("worker ready", worker=runner.name, model=model.name, digest=model.digest, device=str(runner.device))
 
 
 def _serve_metrics(runner: Runner, settings: Settings) -> None:
@@ -154,14 +158,23 @@ class Worker(SimpleWorker):
         )
 
     def register_birth(self) -> None:
-        """Load the promoted model, and then list the worker, by its heartbeat. RQ's own way fails if Redis is full."""
+        """List the worker, by its heartbeat, and load the promoted model. RQ's own way fails if Redis is full.
+
+        Raises what `build` and `load` raise.
+        """
         connection = connect(self.settings.redis_url, retry=RetryUntilStopped(lambda: self._gives_up()))
         self.runner = build(self.settings, connection, self.name)
         _serve_metrics(self.runner, self.settings)  # a failure is seen before the worker is listed
+        self.birth_date = now()
+        # Before it loads: else others that load the same take it for dead.
+        self._heartbeats = repeat("heartbeat", self._beat, self.settings.heartbeat_s, self._ended)
+        try:
+            load(self.runner)
+        except BaseException:
+            self._withdraw()
+            raise
         self.runner.watchdog = Watchdog(self.settings.stalled_after_s)
         self.runner.moved()
-        self.birth_date = now()
-        self._heartbeats = repeat("heartbeat", self._beat, self.settings.heartbeat_s, self._ended)
         repeat("removing old pictures", partial(prune, self.settings, connection), PRUNE_EVERY_S, self._ended)
 
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
@@ -174,14 +187,20 @@ class Worker(SimpleWorker):
         """Leave the registry, and end with status 1 if nobody asked for an end: RQ swallows what a worker dies of."""
         assert self.runner is not None
         has_crashed = not self.runner.stopping
+        self._withdraw()
+        with contextlib.suppress(RedisError):
+            super().teardown()  # type: ignore[no-untyped-call]
+        if has_crashed:
+            raise SystemExit(CRASHED)
+
+    def _withdraw(self) -> None:
+        """End the heartbeat, and count as dead."""
+        assert self.runner is not None
         self.runner.stopping = True  # without further attempts to reach Redis
         self._ended.set()
         self._heartbeats.join(timeout=5)
         with contextlib.suppress(RedisError):  # then the worker counts as live until its lease expires
             workers.withdraw(self.runner.connection, self.name)
-            super().teardown()  # type: ignore[no-untyped-call]
-        if has_crashed:
-            raise SystemExit(CRASHED)
 
     def dequeue_job_and_maintain_ttl(
         self, timeout: int | None, max_idle_time: int | None = None
@@ -210,8 +229,9 @@ class Worker(SimpleWorker):
                     serializer=self.serializer,
                 )
             except DequeueTimeout:
-                if self.runner.look():
-                    workers.wake(self.runner.connection)
+                with self.runner.confined("periodic task", task="looking for work"):
+                    if self.runner.look():
+                        workers.wake(self.runner.connection)
                 continue
             if found is None:
                 self.request_stop(0, None)
@@ -270,5 +290,5 @@ class Worker(SimpleWorker):
 
 
 def main(settings: Settings) -> None:
-    """Work until SIGTERM or Ctrl-C. SettingError if the metrics' port cannot be used; others as `build`."""
+    """Work until SIGTERM or Ctrl-C. SettingError if the metrics' port cannot be used; others as `build` and `load`."""
     Worker(settings=settings).work(logging_level="WARNING")  # as for other libraries
