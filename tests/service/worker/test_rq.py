@@ -1,10 +1,8 @@
 """The worker as an RQ worker: what RQ's commands show and do, and each of its methods that `process.py` replaces."""
 
-import faulthandler
 import os
 import signal
 import threading
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -22,6 +20,7 @@ from rq.worker import WorkerStatus
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.jobs import JobStore
+from service.watchdog import Watchdog
 from service.worker import process, tasks
 from service.worker.process import Worker
 from service.worker.runner import Runner
@@ -49,11 +48,11 @@ def queue(connection: Redis) -> Queue:
 
 
 @pytest.fixture
-def worker(connection: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Iterator[Worker]:
-    """A worker in this process, which leaves the signals of the tests alone. It ends when its queue is empty."""
+def worker(connection: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Worker:
+    """A worker in this process, which leaves the tests' signals alone and does not end them if it hangs."""
     monkeypatch.setattr(Worker, "_install_signal_handlers", lambda _: None)
-    yield Worker(settings=settings)
-    faulthandler.cancel_dump_traceback_later()
+    monkeypatch.setattr(Watchdog, "moved", lambda _: None)
+    return Worker(settings=settings)
 
 
 def test_rq_lists_suspends_and_ends_a_worker(connection: Redis, settings: Settings, queue: Queue) -> None:
