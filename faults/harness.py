@@ -30,7 +30,7 @@ from service.store import keys
 from service.store.claims import GROUP
 from service.store.connection import connect
 from service.store.jobs import JobStore
-from service.store.workers import ABOUT, list_live, ready
+from service.store.workers import list_live, ready
 from shared.checkpoint import read_info
 from shared.registry import resolve
 from tests.toy_checkpoint import publish_toys
@@ -206,7 +206,7 @@ class Stack:
         with contextlib.suppress(ResponseError):  # no worker has created the stream's group yet
             for one in self.connection.xpending(keys.stream(self.digest), GROUP)["consumers"]:
                 consumer = one["name"]
-                if about := self.connection.hget(keys.worker(consumer), ABOUT):
+                if about := self.connection.get(keys.old_worker(consumer)):  # which both releases write
                     found[names.get(json.loads(about)["pid"], "a former worker")] = (consumer, int(one["pending"]))
         return found
 
