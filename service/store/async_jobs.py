@@ -159,10 +159,10 @@ class AsyncJobs:
 
     async def job(self, job_id: str) -> Job:
         """Return the job in its current state. UnknownJob, ExpiredJob; Unavailable if another version wrote it."""
-        pairs, done, shown = await self.redis.call("read", job_id)
-        if not pairs:
+        values, done, shown = await self.redis.call("read", job_id, *HEAD, "result")
+        fields = {name: value for name, value in zip((*HEAD, "result"), values, strict=True) if value is not None}
+        if not fields:
             raise await self._gone(job_id)
-        fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
         record = read_record(job_id, fields["record"], JobRecord.read)
         if record is None:
             raise _unreadable(job_id)

@@ -19,7 +19,7 @@ from service.contract.records import FinishedPicture, ModelName, created_at
 from service.files import PictureFiles
 from service.settings import Settings
 from service.store import keys, workers
-from service.store.claims import Claim, PictureStream
+from service.store.claims import BegunClaim, PictureStream
 from service.store.connection import best_effort
 from service.store.jobs import JobStore
 from service.telemetry.logs import get_logger
@@ -177,12 +177,9 @@ class Runner:
         room = 0 if self._holds_back else max(0, room)
         if not (room or loaded.stream.suspects):
             return
-        claims, hopeless = loaded.stream.claim_stale(room, may_be_alone=not self.busy)
+        claims = self.store.take_over(loaded.stream, room, may_be_alone=not self.busy)
         if room > len(claims) and not (loaded.stream.suspects or any(claim.alone for claim in claims)):
-            claims += loaded.stream.claim_new(room - len(claims))
-        for claim, reason in hopeless:
-            self.store.fail(claim.job, reason)
-            loaded.stream.discard([claim.entry])
+            claims += self.store.claim_new(loaded.stream, room - len(claims))
         if claims:
             self._admit(loaded, claims)
 
@@ -193,12 +190,11 @@ class Runner:
         claims += [claim for work in list(self.storer.held) for claim in list(work.complete)]
         return any(claim.alone for claim in claims) or any(loaded.stream.suspects for loaded in self.models)
 
-    def _admit(self, loaded: Loaded, claims: list[Claim]) -> None:
-        """Admit the pictures of open jobs that are not finished; compose grids."""
-        begun = self.store.begin(loaded.stream, claims)
-        if complete := [claim for claim in begun if claim.index is None]:
+    def _admit(self, loaded: Loaded, claims: list[BegunClaim]) -> None:
+        """Admit pictures; compose grids."""
+        if complete := [claim for claim in claims if claim.index is None]:
             self.storer.submit(Work(stream=loaded.stream, judged_by=loaded.judged_by, complete=complete))
-        wanted = [claim for claim in begun if claim.index is not None]
+        wanted = [claim for claim in claims if claim.index is not None]
         pictures = [claim.picture for claim in wanted]
         loaded.claims |= {picture.key: claim for picture, claim in zip(pictures, wanted, strict=True)}
         loaded.engine.admit(pictures)

@@ -136,15 +136,16 @@ class Storer:
 
     def _complete(self, work: Work) -> None:
         """Finish jobs that have all their pictures. Any worker may do it, and more than once."""
-        results = [(claim, self._result(claim.record, work)) for claim in work.complete]
+        results = [(claim, self._result(claim, work)) for claim in work.complete]
         gone = self.store.finish(work.stream, results)  # deleted, perhaps before the grid was written
         self._calls.all([partial(self.files.remove, job_id) for job_id in gone], self.patience_s)
         work.complete = []
 
-    def _result(self, record: JobRecord, work: Work) -> JobResult | None:
+    def _result(self, claim: BegunClaim, work: Work) -> JobResult | None:
         """Score a job and write its grid. None if it is not open or lacks pictures, or if it fails here."""
+        record = claim.record
         try:
-            verdicts = self.store.verdicts(record.id, record.total)
+            verdicts = claim.verdicts or self.store.verdicts(record.id, record.total)
             if verdicts is None:
                 return None
             with tracing.span("compose", record.traceparent, {"job_id": record.id}):

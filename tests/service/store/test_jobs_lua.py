@@ -54,7 +54,7 @@ class Library:
 
     def claim(self, most: int, worker: str = "w") -> dict[str, str]:
         """Claim pictures; return each one's entry, by job and index such as "a0"; of a grid, by "a grid"."""
-        return self.named(self("claim", DIGEST, worker, most))
+        return self.named(self("claim", DIGEST, worker, most)[0])
 
     @staticmethod
     def named(leased: Any) -> dict[str, str]:
@@ -66,17 +66,24 @@ class Library:
 
     def commit(self, entries: dict[str, str], verdict: str = "verdict", **results: str) -> Any:
         """Store pictures, each by job and index; `results`: of jobs without a grid. Return answers and grids."""
-        arguments = []
+        pictures = []
         for name, entry in entries.items():
-            arguments += [entry, job_id(name[0]), name[1], f"{verdict} {name[1]}", results.get(name[0], "")]
-        answers, leased = self("commit", KEEP_S, DIGEST, "w", *arguments)
+            about = {"entry": entry, "job": job_id(name[0]), "index": int(name[1]), "verdict": f"{verdict} {name[1]}"}
+            pictures.append(about | ({"fields": {"result": results[name[0]]}} if name[0] in results else {}))
+        answers, leased = self("commit", KEEP_S, DIGEST, "w", json.dumps(pictures))
         return answers, self.named(leased)
 
-    def finish(self, job: str, entry: str) -> Any:
-        return self("finish", KEEP_S, DIGEST, entry, job, RESULT)
+    def finish(self, job: str, entry: str, **fields: Any) -> Any:
+        """End a job with these fields, if any."""
+        grid = {"entry": entry, "job": job, **({"fields": fields} if fields else {})}
+        return self("finish", KEEP_S, DIGEST, json.dumps([grid]))
 
-    def end(self, job: str, status: str, *fields: Any) -> Any:
-        return self("end_early", KEEP_S, job, status, *fields)
+    def begin(self, **indices: list[int]) -> Any:
+        """Begin jobs, each by its letter."""
+        return self("begin", json.dumps([[job_id(letter), of_job] for letter, of_job in indices.items()]))
+
+    def end(self, job: str, status: str, **fields: Any) -> Any:
+        return self("end_early", KEEP_S, job, status, json.dumps(fields))
 
     def hash(self, key: str) -> dict[str, str]:
         return self.connection.hgetall(key)
@@ -135,11 +142,11 @@ def test_pictures_are_claimed_in_turn_stored_and_finished(library: Library) -> N
     first, second = library.claim(3), library.claim(9, "other")
     assert [list(first), list(second), list(library.claim(9))] == [["a0", "b0", "a1"], ["a2"], []]
     answers, leased = library.commit(first | second, b="{}")
-    assert (answers, list(leased)) == ([1, 2, 1, 1], ["a grid"])
+    assert (answers, list(leased)) == (["stored", "finished", "stored", "stored"], ["a grid"])
     assert library.in_stream() == (1, 1)
     assert library.hash(f"labelgrid:job:{A}:verdicts") == {index: f"verdict {index}" for index in "012"}
     assert library.connection.zrange("labelgrid:deadlines", 0, -1) == [A]
-    assert library.finish(A, leased["a grid"]) == [2]
+    assert library.finish(A, leased["a grid"], result=RESULT) == ["finished"]
     assert library.in_stream() == (0, 0)
     for job, told in ((A, ("finished", RESULT)), (B, ("finished", "{}"))):
         fields = library.hash(f"labelgrid:job:{job}")
@@ -159,10 +166,10 @@ def test_every_date_of_a_job_is_by_the_clock_of_redis(library: Library) -> None:
     begun_s = now_s()
     for job in (A, B):
         library.create(job, 1)
-    library("begin", A, 0, B, 0)
+    library.begin(a=[], b=[])
     between_s = now_s()
     library.commit(library.claim(1), a="{}")
-    library.end(B, "failed", "error", "why")
+    library.end(B, "failed", error="why")
     for job in (A, B):
         started_at, finished_at = library.connection.hmget(f"labelgrid:job:{job}", "started_at", "finished_at")
         assert begun_s <= float(started_at or "") <= between_s <= float(finished_at or "") <= now_s()
@@ -171,7 +178,8 @@ def test_every_date_of_a_job_is_by_the_clock_of_redis(library: Library) -> None:
 def test_of_a_picture_that_two_workers_sampled_the_first_verdict_counts(library: Library) -> None:
     library.create(A)
     entries = library.claim(1)
-    assert [library.commit(entries, verdict) for verdict in ("first", "second")] == [([1], {})] * 2
+    answers = [library.commit(entries, verdict) for verdict in ("first", "second")]
+    assert answers == [(["stored"], {}), (["duplicate"], {})]
     assert library.hash(f"labelgrid:job:{A}:verdicts") == {"0": "first 0"}
 
 
@@ -180,8 +188,8 @@ def test_a_job_whose_last_picture_came_after_its_worker_looked_does_not_finish_w
 ) -> None:
     library.create(A, 1)
     grids = library.commit(library.claim(1))[1]
-    assert library("finish", KEEP_S, DIGEST, grids["a grid"], A, "") == [0]
-    assert library.hash(f"labelgrid:job:{A}")["status"] == "queued"
+    assert library.finish(A, grids["a grid"]) == ["open"]
+    assert library.hash(f"labelgrid:job:{A}")["status"] == "running"
 
 
 def test_a_commit_makes_the_group_that_a_redis_has_lost(library: Library) -> None:
@@ -189,6 +197,25 @@ def test_a_commit_makes_the_group_that_a_redis_has_lost(library: Library) -> Non
     library.create(A, 1)
     assert library.commit({"a0": "1-1"})[1].keys() == {"a grid"}
     assert library.in_stream() == (1, 1)
+
+
+@pytest.mark.parametrize("shown", [{"shown": "[2, 3, 1]"}, {}], ids=["by this version", "by the release before"])
+def test_a_job_is_read_with_the_verdicts_that_its_result_shows(library: Library, shown: dict[str, str]) -> None:
+    library.create(A, 4)
+    assert library("read", A, "status", "absent") == [["queued", None], 0, []]
+    entries = library.claim(4)
+    grids = (
+        library.commit({name: entries[name] for name in ("a0", "a1", "a2")})[1]
+        | library.commit({"a3": entries["a3"]})[1]
+    )
+    assert library("read", A, "status") == [["running"], 4, []]
+    result = json.dumps({**json.loads(RESULT), "worst": [1]})
+    library.finish(A, grids["a grid"], result=result, **shown)
+    assert library("read", A, "status", "result") == [
+        ["finished", result],
+        0,
+        ["verdict 2", "verdict 3", "verdict 1"],
+    ]
 
 
 def test_an_attempt_of_a_webhook_that_took_longer_than_its_lease_ends_no_later_one(library: Library) -> None:
@@ -211,13 +238,13 @@ def test_an_attempt_of_a_webhook_that_took_longer_than_its_lease_ends_no_later_o
 
 CALLS: dict[str, Callable[[Library], Any]] = {
     "create": lambda library: library.create(B),
-    "begin": lambda library: library("begin", A, 0),
+    "begin": lambda library: library.begin(a=[]),
     "commit": lambda library: library.commit({"a0": "1-1"}),
     "finish": lambda library: library.finish(A, "1-1"),
-    "end_early": lambda library: library.end(A, "failed", "error", "why"),
+    "end_early": lambda library: library.end(A, "failed", error="why"),
     "delete": lambda library: library("delete", A),
     "overdue": lambda library: library("overdue"),
-    "read": lambda library: library("read", A),
+    "read": lambda library: library("read", A, "status"),
     "open_stream": lambda library: library("open_stream", DIGEST, 0),
     "claim": lambda library: library.claim(1),
     "wanted": lambda library: library("wanted", 0),

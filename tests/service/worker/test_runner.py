@@ -252,9 +252,9 @@ def test_a_suspect_has_its_worker_for_itself(
     other = load(runner, read_info(resolve(store.settings.storage, "other", "denoiser")))
     suspects, before = create(), create(model="other")
     dead = PictureStream(connection, store.settings, suspects.digest, "dead")
-    entries = [claim.entry for claim in dead.claim_new(5)]
+    entries = [claim.entry for claim in store.claim_new(dead, 5)]
     connection.xclaim(dead.key, GROUP, "dead", 0, entries, idle=10**6, retrycount=2, justid=True)
-    runner._admit(other, other.stream.claim_new(5))
+    runner._admit(other, store.claim_new(other.stream, 5))
     jobs = [suspects, before, *(create(model=model) for model in ("toy", "other"))]
     seen = list[int]()
     while store.ended(job.id for job in jobs) != {job.id for job in jobs}:
