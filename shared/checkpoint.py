@@ -42,9 +42,9 @@ class CheckpointError(ValueError):
     """
 
     def __init__(self, subject: str, reason: str) -> None:
-        super().__init__(f"{subject}: {reason}")
-        self.subject = subject
-        self.reason = reason
+        # A file's name may have bytes that are not Unicode, which could not be sent to a client.
+        self.subject, self.reason = (one.encode(errors="backslashreplace").decode() for one in (subject, reason))
+        super().__init__(f"{self.subject}: {self.reason}")
 
 
 class CheckpointInfo(BaseModel):
@@ -318,9 +318,11 @@ def _info_of(header: dict[str, Any], path: Location) -> CheckpointInfo:
     if version != FORMAT_VERSION:  # before the fields, which another version may have changed
         raise CheckpointError(path.name, f"format version {version!r}; this program reads version {FORMAT_VERSION}")
     try:
-        info = CheckpointInfo.model_validate_json(json.dumps({**description, "name": path.stem}))
+        info = CheckpointInfo.model_validate_json(json.dumps({**description, "name": path.stem}, allow_nan=False))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(path.name, f"damaged: its description's {field}: {first['msg']}") from error
+    except ValueError as error:  # Infinity and NaN, which Python reads
+        raise CheckpointError(path.name, f"damaged: its description is not JSON ({error})") from error
     return info.model_copy(update={"digest": digest_of(info.digest, info.config)})

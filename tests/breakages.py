@@ -112,7 +112,7 @@ BREAKAGES = [
     ),
     Breakage(
         "an adapter without its base is no model",
-        "service/api/catalog.py", 'if base := found.config.get("base"):', "if base := None:",
+        "shared/registry.py", "if name := base_of(info):", "if name := None:",
         "tests/service/api/test_catalog.py",
     ),
     Breakage(

@@ -54,14 +54,14 @@ def at_address(settings: Settings, storage: Location, cache: Path) -> Settings:
 
 
 def test_a_remote_checkpoint_equals_a_local_one(remote: Location, tmp_path: Path) -> None:
-    assert scan(remote) == ([], {})
+    assert (scan(remote).found, scan(remote).problems) == ({}, {})
     infos = [publish_toy_denoiser(storage, "a", 1) for storage in (remote, tmp_path)]
     assert infos[0].model_copy(update={"created_at": infos[1].created_at}) == infos[1]
     found, tensors = load(remote / "a.safetensors")
     assert found == infos[0] == verify(remote / "a.safetensors")
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in load(tmp_path / "a.safetensors")[1].items())
     files.write(remote / "b.safetensors", b"junk")
-    assert scan(remote) == ([found], {"b.safetensors": "not a safetensors file"})
+    assert (scan(remote).infos, scan(remote).problems) == ([found], {"b.safetensors": "not a safetensors file"})
     assert files.versions(remote).keys() == {"a.safetensors", "b.safetensors"}
 
 

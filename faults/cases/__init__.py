@@ -19,6 +19,7 @@ CASES = {
         Case(storage.storage_hangs, environment=storage.ENVIRONMENT, beside=storage.object_store),
         Case(storage.storage_is_slow, environment=storage.ENVIRONMENT, beside=storage.object_store),
         Case(storage.storage_full, beside=storage.small_pictures),
+        Case(storage.foreign_model),
         Case(processes.worker_paused),
         Case(processes.picture_claimed_twice),
         Case(processes.preempted_three_times),

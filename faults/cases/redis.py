@@ -222,7 +222,7 @@ def unreadable_record(trial: Trial) -> None:
     trial.strike(damage)
     one = httpx.get(f"{trial.stack.address}/jobs/{damaged[0]}", timeout=30)
     listed = httpx.get(f"{trial.stack.address}/jobs", timeout=30).raise_for_status().json()["jobs"]
-    if one.status_code != 503 or not listed or damaged[0] in [job["id"] for job in listed]:
+    if one.status_code != 503 or damaged[0] not in [job["id"] for job in listed]:
         raise RuntimeError(f"a damaged record: GET returned {one.text}; the list has {len(listed)} jobs")
     trial.recover()
     trial.wait(damaged)

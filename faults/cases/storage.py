@@ -1,6 +1,8 @@
 """An object store that hangs or is slow, behind a proxy."""
 
 import contextlib
+import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from faults.gate import Gate, gate
 from faults.harness import Stack, expect, start, until
 from faults.trial import BODIES, LARGE, SMALL, Trial
 from service.local.demo import free_port
+from shared.checkpoint import METADATA_KEY
 
 BUCKET = "models"
 KEY, REGION = "test", "us-east-1"
@@ -94,6 +97,39 @@ def storage_is_slow(trial: Trial) -> None:
     trial.strike(partial(setattr, trial.stack.beside, "delay_s", SLOW_S))
     trial.must_finish(trial.post({**BODIES[SMALL], "model": "other"})["id"])
     trial.recover()
+
+
+def foreign_model(trial: Trial) -> None:
+    """a checkpoint whose description has `Infinity`, which is no JSON, is put among the models: only requests that name
+    it are refused, and nothing is left of it once it is gone"""
+    storage = trial.stack.folder / "storage"
+    file = storage / "foreign.safetensors"
+
+    def listed() -> dict[str, str]:
+        answer = expect(httpx.get(f"{trial.stack.address}/models", timeout=30), 200)
+        found: dict[str, str] = answer.json()["problems"]
+        return found
+
+    def put() -> None:
+        content = (storage / "other.safetensors").read_bytes()
+        end = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:end])
+        description = json.loads(header["__metadata__"][METADATA_KEY])
+        description["config"]["timesteps"] = math.inf
+        header["__metadata__"][METADATA_KEY] = json.dumps(description)
+        encoded = json.dumps(header).encode()
+        file.write_bytes(len(encoded).to_bytes(8, "little") + encoded + content[end:])
+        until(listed, "the API to find the checkpoint")
+        for path in ("/readyz", "/labels", "/metrics"):
+            expect(httpx.get(trial.stack.address + path, timeout=30), 200)
+        foreign = {**BODIES[SMALL], "model": "foreign"}
+        expect(httpx.post(f"{trial.stack.address}/generate", json=foreign, timeout=30), 422)
+
+    trial.begin()
+    trial.strike(put)
+    trial.recover()
+    file.unlink()
+    until(lambda: not listed(), "the API to forget the checkpoint")
 
 
 @contextlib.contextmanager

@@ -67,7 +67,15 @@ class Pipeline:
         self._clock_began_at = 0.0  # when the monotonic clock was 0
 
     async def ask(self, *commands: Command) -> list[Any]:
-        """Return the answers to commands, of which some may be errors. Raises RedisError if there are no answers."""
+        """Return the answers to commands. Raises RedisError: the first error among the answers, or that of them all."""
+        answers = await self.ask_each(*commands)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    async def ask_each(self, *commands: Command) -> list[Any]:
+        """As `ask`, but an answer may be an error, for who goes on without it. Raises RedisError if there is none."""
         first, sending = len(self._unsent), self._sending
         self._unsent += commands
         if sending is None:
@@ -83,10 +91,8 @@ class Pipeline:
         return await pipe.execute(raise_on_error=False)
 
     async def __call__(self, *command: Any) -> Any:
-        """Return the answer to a command, or raise it if it is an error."""
+        """Return the answer to a command. Raises RedisError."""
         (answer,) = await self.ask(command)
-        if isinstance(answer, Exception):
-            raise answer
         return answer
 
     async def call(self, function: str, *arguments: Any) -> Any:

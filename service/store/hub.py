@@ -119,6 +119,13 @@ class Hub:
                 await messages.ping()
 
     def _hear(self, message: dict[str, Any]) -> None:
+        """Wake whom a message concerns. One that cannot be read is logged, and concerns nobody."""
+        try:
+            self._wake(message)
+        except Exception:
+            log.exception("a message of jobs cannot be read")
+
+    def _wake(self, message: dict[str, Any]) -> None:
         if message["type"] == "pong":
             return
         if message["type"] != "message":  # subscribed, perhaps again

@@ -288,17 +288,18 @@ local function add_to_list(new, now)
   redis.call('EXPIRE', index, new.lifetime_s)
 end
 
--- create(settings, record)
+-- create(settings, record, summary)
 --
--- Settings: id, owner, digest, model (JSON that tells workers what to load), total (pictures), webhook_events if there is
--- a webhook, request_key and request_hash if there is an Idempotency-Key, timeout_s, lifetime_s (timeout_s and how long a
--- job is kept), idempotent_s, most_queued, most_own, most_stored (0: no limit).
+-- Settings: owner, total (pictures), webhook_events if there is a webhook, request_key and request_hash if there is an
+-- Idempotency-Key, timeout_s, lifetime_s (timeout_s and how long a job is kept), idempotent_s, most_queued, most_own,
+-- most_stored (0: no limit). The record may be large and is not decoded; the summary is for lists.
 -- Reads the request's key, the model's queue and stream, and the owner's stored pictures. Writes the job, the open jobs,
 -- the models with work, the owner's list of jobs, the fair queue, the owner's stored pictures and the request's key.
 -- Returns nil; or what prevents it, then no job is written: {'request', job and request of before}, or {'queue',
 -- 'owner' or 'stored', how much is taken, the limit}.
 local function create(args)
-  local new = cjson.decode(args[1])
+  local new, summary = cjson.decode(args[1]), cjson.decode(args[3])
+  new.id, new.digest = summary.id, summary.digest
   local job = keys_of_job(new.id).job
   local now = now_s()
   local obstacle = find_request(new) or find_full_queue(new) or find_full_storage(new, now)
@@ -306,13 +307,14 @@ local function create(args)
     return obstacle
   end
 
-  redis.call('HSET', job, 'record', args[2], 'status', 'queued', 'total', new.total, 'dispatched', 0,
+  redis.call('HSET', job, 'record', args[2], 'summary', args[3], 'status', 'queued', 'total', new.total, 'dispatched', 0,
     'digest', new.digest, 'owner', new.owner)
   if new.webhook_events then
     redis.call('HSET', job, 'webhook_events', new.webhook_events)
   end
   redis.call('ZADD', OPEN, now + new.timeout_s, new.id)
-  redis.call('HSET', MODELS, new.digest, new.model)
+  local model = {name = summary.model, digest = summary.digest, is_evaluator = summary.sent} -- what workers load
+  redis.call('HSET', MODELS, new.digest, cjson.encode(model))
   enqueue(new.id, new.digest, new.owner, new.total)
   add_to_list(new, now)
   if new.most_stored > 0 then

@@ -47,10 +47,11 @@ class Library:
 
     def create(self, job: str, pictures: int = 2, owner: str = "", digest: str = DIGEST, **more: Any) -> Any:
         """Create a job; `more`: other settings."""
-        about = {"id": job, "owner": owner, "digest": digest, "model": "{}", "total": pictures}
+        about = {"owner": owner, "total": pictures}
         about |= {"webhook_events": "running finished", "timeout_s": 50, "lifetime_s": 150, "idempotent_s": 300}
         about |= {"most_queued": 10_000, "most_own": 0, "most_stored": 0, **more}
-        return self("create", json.dumps(about), f"record of {job[-1]}")
+        summary = {"id": job, "model": "toy", "digest": digest, "sent": False}
+        return self("create", json.dumps(about), f"record of {job[-1]}", json.dumps(summary))
 
     def claim(self, most: int, worker: str = "w") -> dict[str, str]:
         """Claim pictures; return each one's entry, by job and index such as "a0"; of a grid, by "a grid"."""

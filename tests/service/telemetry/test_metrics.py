@@ -68,6 +68,7 @@ def test_the_api_reports_requests_and_its_queue(client: httpx.Client, connection
     client.get(f"/jobs/{job['id']}")
     client.get("/jobs/nothing")
     client.get("/nowhere")
+    httpx.head(client.base_url.join("/labels"))
     after = read()
 
     def new(name: str, **labels: str) -> float:
@@ -77,6 +78,7 @@ def test_the_api_reports_requests_and_its_queue(client: httpx.Client, connection
     assert new("http_requests_total", method="GET", route="/jobs/{job_id}", status="200") == 1
     assert new("http_requests_total", method="GET", route="/jobs/{job_id}", status="404") == 1
     assert new("http_requests_total", method="GET", route="other", status="404") == 1
+    assert new("http_requests_total", method="HEAD", route="/labels", status="200") == 1
     assert new("http_request_seconds_count", method="POST", route="/generate") == 1
     assert new("pictures_accepted_total", kind="generate") == 3
     assert after("http_requests_in_work") == 1  # the one that reads it
