@@ -10,8 +10,8 @@ with a deadline: more never hang, and they do not keep the process.
 import asyncio
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
@@ -101,16 +101,6 @@ class StorageThreads:
         future: Future[Result] = Future()
         self._calls.put((future, work))
         return future
-
-    def all(self, works: Sequence[Callable[[], Result]], within_s: float) -> list[Result]:
-        """Return what all of `works` return. Stalled after `within_s`."""
-        futures = [self.submit(work) for work in works]
-        _, late = wait(futures, within_s)
-        for future in late:
-            future.cancel()  # unless a thread has begun it
-        if late:
-            raise Stalled(f"storage has not answered within {within_s:g} s")
-        return [future.result() for future in futures]
 
     async def one(self, work: Callable[[], Result], within_s: float) -> Result:
         """Return what `work` returns, without blocking the event loop. Stalled after `within_s`."""

@@ -32,6 +32,9 @@ SUFFIX: Final = ".safetensors"
 METADATA_KEY: Final = "labelgrid"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # one path component, not hidden, safe in a URL
 DIGEST: Final = "^[0-9a-f]{64}$"
+# The largest number in what describes networks and schedules: building them takes as long as these are large.
+MAX_SIZE: Final = 4096
+BUILT: Final = ("timesteps", "network", "layouts", "upsampler", "picture")  # fields of the configuration
 MAX_HEADER_BYTES: Final = 16 << 20  # ours have about 20 KB; the first bytes of a foreign file can claim any length
 
 
@@ -81,7 +84,8 @@ class CheckpointInfo(BaseModel):
     @property
     def max_steps(self) -> int:
         """The most steps that the denoiser can be sampled in: its number of timesteps."""
-        return int(self.config.get("timesteps", LIMITS.max_steps))
+        steps: int = self.config.get("timesteps", LIMITS.max_steps)
+        return steps
 
     @field_validator("vocabulary")
     @classmethod
@@ -98,12 +102,34 @@ class CheckpointInfo(BaseModel):
                 return value
         raise ValueError('base must be {"name": ..., "digest": ...} of the checkpoint it changes')
 
+    @field_validator("config")
+    @classmethod
+    def _check_sizes(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in BUILT:
+            if not _largest(value.get(name)) <= MAX_SIZE:
+                raise ValueError(f"{name} has a number beyond {MAX_SIZE}")
+        if type(steps := value.get("timesteps", 1)) is not int or steps < 1:
+            raise ValueError(f"timesteps must be a whole number from 1 to {MAX_SIZE}")
+        return value
+
     @field_validator("created_at")
     @classmethod
     def _check_time(cls, value: str) -> str:
         if datetime.fromisoformat(value).tzinfo is None:
             raise ValueError("a time needs its offset from UTC")
         return value
+
+
+def _largest(part: Any) -> float:
+    """Return the largest magnitude of the numbers in a part of a configuration."""
+    match part:
+        case int() | float():
+            return abs(part)
+        case dict():
+            return max(map(_largest, part.values()), default=0)
+        case list():
+            return max(map(_largest, part), default=0)
+    return 0
 
 
 def digest_of(tensors: str, config: Mapping[str, Any]) -> str:

@@ -104,7 +104,7 @@ def test_the_catalogue_notices_remote_changes(filled: Location) -> None:
     files.write(filled / "toy.safetensors", b"junk")
     with pytest.raises(BadRequest, match="not a safetensors file"):
         models.find("toy")
-    assert models().problems == {"toy.safetensors": "not a safetensors file"}
+    assert models().registry.problems == {"toy.safetensors": "not a safetensors file"}
     changed = publish_toy_denoiser(filled, "toy", 5)
     files.write(filled / "toy.md", b"# toy")
     assert models.find("toy") == changed != good
@@ -130,13 +130,13 @@ def test_the_catalogue_serves_while_storage_is_away(filled: Location, monkeypatc
         for name in ("ls", "cat_file", "open", "exists", "info"):
             patch.setattr(filled.fs, name, fail)
         assert models.find(None) == good
-        problems = models().problems
+        problems = models().registry.problems
         assert "cannot be read: DriverError: the network is down" in problems["promoted.json"]
         with pytest.raises(NoModel, match="the network is down"):
             Fresh(filled).find(None)
         with pytest.raises(CheckpointError, match=r"toy\.safetensors: cannot be read: DriverError"):
             load(filled / "toy.safetensors")
-    assert models().problems == {}
+    assert models().registry.problems == {}
 
 
 @ON_S3

@@ -314,4 +314,5 @@ class Ready(BaseModel):
     status: Literal["ready"] = "ready"
     model: str
     workers: int
+    storing: int = Field(0, description="workers that can store pictures; the others leave all work to these")
     devices: list[WorkerDevice] = Field([], description="the device of each worker")

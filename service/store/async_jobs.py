@@ -230,10 +230,10 @@ class AsyncJobs:
             log.warning("a job cannot be listed", job_id=job_id, reason=f"{type(error).__name__}: {error}")
             return None
 
-    async def wait(self, job_id: str, timeout_s: float, gone: asyncio.Future[None]) -> Job:
+    async def wait(self, job_id: str, timeout_s: float, gone: asyncio.Future[None]) -> bool:
         """Wait until the job ends, `timeout_s` pass, the client is gone or the shutdown's deadline comes.
 
-        Return the job.
+        Return whether it has ended.
         """
         deadline, away_since = time.monotonic() + timeout_s, math.inf
         with self.hub.watch(job_id) as watch:
@@ -242,7 +242,7 @@ class AsyncJobs:
                 try:
                     status = None if watch.has_ended else await self.redis("HGET", keys.job(job_id), "status")
                     if status is None or status in TERMINAL:
-                        break
+                        return True
                     away_since = math.inf
                 except RedisError:  # perhaps for a moment only
                     away_since = min(away_since, time.monotonic())
@@ -252,7 +252,23 @@ class AsyncJobs:
                 if left_s <= 0:
                     break
                 await watch.wait(min(left_s, LOOK_AGAIN_S))
-        return await self.job(job_id)
+        return False
+
+    async def grid(self, job_id: str) -> int | None:
+        """Return the index of the picture that is a finished job's grid; None if the grid has a file of its own.
+
+        NotReady until the job is finished; UnknownJob, ExpiredJob.
+        """
+        status, shown, picture = await self.redis("HMGET", keys.job(job_id), "status", "shown", "grid")
+        if status is None:
+            raise await self._gone(job_id)
+        if status != "finished":
+            raise NotReady.of("the grid", status)
+        if shown is None:  # the release before ended it
+            result = (job := await self.job(job_id)).result
+            alone = job.seed is not None and result is not None and len(result.pictures) == 1
+            return getattr(result, "best", 0) if alone else None
+        return None if picture is None else int(picture)
 
     async def check_picture(self, job_id: str, index: int) -> None:
         """Raise why a job has no such picture: UnknownPicture, NotReady, ExpiredJob if the job or its file is gone."""

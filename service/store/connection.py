@@ -66,6 +66,11 @@ def is_temporary(error: Exception) -> bool:
     return is_away or refuses_writes(error)
 
 
+def concerns_all(error: Exception) -> bool:
+    """Whether an error is of Redis as a whole, not of what was asked: it is away, refuses writes or the password."""
+    return is_temporary(error) or isinstance(error, AuthenticationError)
+
+
 @contextlib.contextmanager
 def best_effort() -> Iterator[None]:
     """Skip the writes inside, without retries, if Redis is away or refuses them."""

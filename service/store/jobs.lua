@@ -354,14 +354,22 @@ local function begin_job(answers, id, indices)
   table.insert(answers, {id, status == 'queued' and 'begun' or 'running', record, finished})
 end
 
+-- Does so for one job, whose damaged data must not keep the others: then adds its id, 'damaged' and why.
+local function try_to_begin(answers, id, indices)
+  local is_done, problem = pcall(begin_job, answers, id, indices)
+  if not is_done then
+    table.insert(answers, {id, 'damaged', type(problem) == 'table' and problem.err or problem, {}})
+  end
+end
+
 -- begin(JSON list: of each job its id and the indices of its pictures)
 --
 -- Marks queued jobs as running. Reads the jobs and their verdicts; writes the jobs, their events and the outbox of
--- webhooks. Returns for each open job what `begin_job` adds.
+-- webhooks. Returns for each open job what `try_to_begin` adds.
 local function begin(args)
   local answers = {}
   for _, one in ipairs(cjson.decode(args[1])) do
-    begin_job(answers, unpack(one))
+    try_to_begin(answers, unpack(one))
   end
   return answers
 end
@@ -606,7 +614,7 @@ local function claim(args)
   end
   local answers = {}
   for _, id in ipairs(ids) do
-    begin_job(answers, id, indices[id])
+    try_to_begin(answers, id, indices[id])
   end
   return {leased, answers}
 end

@@ -7,7 +7,7 @@ and no files; `keys.py` lists the keys.
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any
 
 from redis import Redis
@@ -16,9 +16,11 @@ from service.contract.records import TERMINAL, FinishedPicture, JobRecord, JobRe
 from service.settings import Settings
 from service.store import keys
 from service.store.claims import BegunClaim, Claim, PictureStream
+from service.store.connection import concerns_all
 from service.store.functions import call
 from service.store.workers import Doorbell
 from service.telemetry import tracing
+from service.telemetry.boundary import confined
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import JOBS_ENDED
 
@@ -45,8 +47,9 @@ class JobStore:
         """Take over up to `room` claims whose leases have expired; fail the jobs of hopeless ones. As `claim_stale`."""
         claims, hopeless = stream.claim_stale(room, may_be_alone=may_be_alone)
         for claim, reason in hopeless:
-            self.fail(claim.job, reason)
-            stream.discard([claim.entry])
+            with confined("job", passes=concerns_all, job_id=claim.job):
+                self.fail(claim.job, reason)
+                stream.discard([claim.entry])
         return self.begin(stream, claims)
 
     def begin(self, stream: PictureStream, claims: Sequence[Claim]) -> list[BegunClaim]:
@@ -67,14 +70,17 @@ class JobStore:
         """
         records, finished = dict[str, JobRecord](), set[tuple[str, int | None]]()
         for job_id, what, raw, stored in answers:
-            record = read_record(job_id, raw, _parse)
-            if what == "begun":
-                self._moved(job_id, "running", record)
-            if record is None:
-                self.fail(job_id, UNREADABLE)
-            else:
-                records[job_id] = record
-            finished |= {(job_id, int(index)) for index in stored}
+            with confined("job", partial(self.fail, job_id), concerns_all, job_id=job_id):
+                if what == "damaged":
+                    raise ValueError(raw)
+                record = read_record(job_id, raw, _parse)
+                if what == "begun":
+                    self._moved(job_id, "running", record)
+                if record is None:
+                    self.fail(job_id, UNREADABLE)
+                else:
+                    finished |= {(job_id, int(index)) for index in stored}
+                    records[job_id] = record
         wanted = [claim for claim in claims if claim.job in records and (claim.job, claim.index) not in finished]
         if unneeded := [claim.entry for claim in claims if claim not in wanted]:
             stream.discard(unneeded)
@@ -103,12 +109,16 @@ class JobStore:
     def fail_overdue(self) -> None:
         """Fail the open jobs whose time is over. Redis's clock decides: those of API and workers may be wrong."""
         for job_id in call(self.connection, "overdue"):
-            self.fail(job_id, OVERDUE)
+            with confined("job", passes=concerns_all, job_id=job_id):
+                self.fail(job_id, OVERDUE)
 
     def wanted(self) -> list[ModelName]:
         """Return the models that have work which no live worker has taken."""
-        found = call(self.connection, "wanted", int(self.settings.lease_s * 1000))
-        return [ModelName.model_validate_json(about) for _, about in found]
+        found = list[ModelName]()
+        for digest, about in call(self.connection, "wanted", int(self.settings.lease_s * 1000)):
+            with confined("model", digest=digest):
+                found.append(ModelName.model_validate_json(about))
+        return found
 
     def of_model(self, digest: str) -> list[str]:
         """Return the open jobs of a model."""

@@ -151,21 +151,18 @@ class Guard:
             await error_response(scope, error)(scope, receive, send)
             return
 
-        body = _Body(scope, headers, receive, self.settings, self._held)
-        is_head = scope["method"] == "HEAD"
-
-        async def answer(message: Message) -> None:
-            is_start = message["type"] == "http.response.start"
-            if is_start:
-                body.is_wanted = False
-            if is_start or not is_head:
+        async def send_headers(message: Message) -> None:
+            if message["type"] == "http.response.start":
                 await send(message)
-            if is_start and is_head:  # of which uvicorn sends no body: a stream ends with its headers
-                await send({"type": "http.response.body"})
+                await send({"type": "http.response.body"})  # a stream ends with its headers
 
+        is_head = scope["method"] == "HEAD"  # uvicorn sends no body
         asked = {**scope, "method": "GET"} if is_head else scope
+        body = _Body(scope, headers, receive, self.settings, self._held)
+        # Of safe methods no route reads a body, only whether the client leaves.
+        own_receive = receive if scope["method"] in SAFE_METHODS else body.receive
         try:
-            await self.app(asked, body.receive, answer)
+            await self.app(asked, own_receive, send_headers if is_head else send)
         finally:
             body.release()
             scope["route"] = asked.get("route")  # for metrics
@@ -207,8 +204,6 @@ class _Body:
     Forms may have `upload_limit_bytes`, because they contain pictures; others `body_limit_bytes`. What the requests in
     progress of one owner have sent, `held`, may be LARGE_BODIES times as much in all; beyond it there is a 429. The
     route passes the errors on, so that they become problems as any other error.
-
-    is_wanted: until the answer begins. Who receives later waits for the client to leave, and takes no body.
     """
 
     def __init__(
@@ -222,7 +217,7 @@ class _Body:
         self._most_held = LARGE_BODIES * settings.upload_limit_bytes
         self._announced = int(headers.get("content-length", 0))  # the HTTP server refuses other values
         self._parts = 0
-        self.is_wanted, self._is_whole = True, False
+        self._is_whole = False
 
     def release(self) -> None:
         """Count its bytes no more."""
@@ -233,8 +228,6 @@ class _Body:
         if self._is_form and self._is_whole:
             self.release()  # its files are read and closed, and the request waits for its job
         message = await self._receive()
-        if not self.is_wanted:
-            return message
         self._is_whole = not message.get("more_body", False)
         body = message.get("body", b"")
         self.received += len(body)

@@ -81,7 +81,7 @@ async def read_ready(models: ModelsDep, service: ServiceDep) -> Ready:
     workers = await service.jobs.workers()
     if not workers and not service.settings.accept_without_workers:
         raise NoWorker("no worker is running; start one", headers={"Retry-After": "2"})
-    problems = [about.get("storage_problem") for about in workers]
+    problems = [about.get("storage_problem", "") for about in workers]
     if problems and all(problems):
         raise Unavailable("no worker can store pictures; their logs say why", headers={"Retry-After": "5"})
     devices = [
@@ -89,4 +89,4 @@ async def read_ready(models: ModelsDep, service: ServiceDep) -> Ready:
         for about in workers
     ]
     devices.sort(key=lambda device: device.name)
-    return Ready(model=info.name, workers=len(workers), devices=devices)
+    return Ready(model=info.name, workers=len(workers), storing=problems.count(""), devices=devices)

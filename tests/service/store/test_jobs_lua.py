@@ -285,6 +285,16 @@ def test_a_full_redis_takes_all_but_new_jobs_and_a_replica_is_read(
     assert library.dump() == before
 
 
+def test_a_job_whose_data_is_damaged_keeps_no_other_from_beginning(library: Library) -> None:
+    library.create(A, 1)
+    library.create(B, 1)
+    library.connection.set(f"labelgrid:job:{A}:verdicts", "no hash")
+    leased, (damaged, begun) = library("claim", DIGEST, "w", 2)
+    assert library.named(leased).keys() == {"a0", "b0"}
+    assert (damaged[:2], damaged[2].startswith("WRONGTYPE")) == ([A, "damaged"], True)
+    assert begun == [B, "begun", "record of b", []]
+
+
 def test_an_error_in_the_middle_leaves_the_pictures_in_the_stream(library: Library) -> None:
     library.create(A, 1)
     library.create(B, 1)

@@ -270,6 +270,9 @@ def test_storage_that_fails_or_hangs_is_a_503_and_the_rest_is_served(
 def test_a_job_and_the_readiness_say_that_no_worker_can_store_pictures(client: httpx.Client, alive: JobStore) -> None:
     job_id = submitted(client)
     assert client.get(f"/jobs/{job_id}").json()["delay"] is None
+    workers.announce(alive.connection, "other", {"storage_problem": "disk full"}, lease_s=60)
+    ready = client.get("/readyz").json()
+    assert (ready["workers"], ready["storing"]) == (2, 1)
     workers.announce(alive.connection, "w", {"storage_problem": "disk full"}, lease_s=60)
     assert client.get(f"/jobs/{job_id}").json()["delay"] == "disk full"
     assert "disk full" not in problem(client.get("/readyz"), 503, "unavailable")["detail"]  # for callers without a key

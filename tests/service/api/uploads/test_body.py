@@ -145,7 +145,7 @@ def test_a_body_that_no_route_reads_is_no_error(
 ) -> None:
     head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 99999999\r\n\r\n"
     with socket.create_connection((client.base_url.host, client.base_url.port), timeout=60) as one:
-        one.sendall(head.encode())
+        one.sendall(head.encode() + bytes(100))
         assert one.recv(1 << 16).startswith(b"HTTP/1.1 200")
         one.shutdown(socket.SHUT_WR)
         while one.recv(1 << 16):
