@@ -1,0 +1,266 @@
+"""Fails each place in a trial of its own, and keeps what came of it: a sweep that was stopped goes on where it was."""
+
+import hashlib
+import json
+import queue
+import random
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from faults.anywhere.load import CANCELLED, Load, Outcome, SweptStack, running
+from faults.anywhere.orders import Kind, Order
+
+ROOT = Path(__file__).parents[2]
+STATE = ROOT / "runs" / "anywhere"
+PHASES = ("load", "start", "stop")  # a place that is reached in several is failed in the first of them
+KINDS: tuple[Kind, ...] = ("unforeseen", "os error", "time-out", "after")
+RETRIED: tuple[Kind, ...] = ("os error", "time-out", "lost")  # foreseen: work may wait until such an error is over
+PROCESSES = {"worker": "worker 0", "api": "api", "webhooks": "webhooks"}
+MAX_DEATHS = 4  # the default of `max_deliveries`
+MORE_THREADS = 4  # than after a run without a fault: pools grow when they are used first
+SEED = 58
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One place and how it fails: once, or `for_good` for the job `victim`. phase: when the place is reached."""
+
+    place: str
+    kind: Kind
+    for_good: bool
+    victim: str
+    phase: str
+
+    @property
+    def key(self) -> str:
+        whose = f" for {self.victim}" if self.victim else ""
+        return f"{self.place}, {self.kind}, {'always' if self.for_good else 'once'}{whose}"
+
+
+@dataclass
+class Result:
+    """What came of a trial. problems: what was not confined. deaths: of processes. reached: else it shows nothing."""
+
+    reached: bool
+    problems: list[str] = field(default_factory=list)
+    deaths: int = 0
+    seconds: float = 0.0
+    error: str = ""  # of the victim
+
+
+def trials_of(places: Iterable[Sequence[str]]) -> list[Trial]:
+    """Return the trials of places that were recorded, each with its phase and the victims that it concerned."""
+    phases: dict[str, set[str]] = {}
+    victims: dict[str, dict[str, None]] = {}
+    for phase, place, *concerned in places:
+        phases.setdefault(place, set()).add(phase)
+        victims.setdefault(place, {}).update(dict.fromkeys(concerned))
+    found = []
+    for place, seen in sorted(phases.items()):
+        phase = next(one for one in PHASES if one in seen)
+        victim = next(iter(victims[place]), "") if phase == "load" else ""
+        boundary = place.split(": ")[1].split()[0]
+        if boundary == "line":
+            found.append(Trial(place, "unforeseen", False, "", phase))
+            continue
+        kinds = (*KINDS, "lost") if boundary == "redis" else KINDS
+        found += [Trial(place, kind, False, victim, phase) for kind in kinds]
+        if victim:  # a Redis that is away is so for all jobs
+            kinds = ("unforeseen", "after") if boundary == "redis" else KINDS
+            found += [Trial(place, kind, True, victim, phase) for kind in kinds]
+    return found
+
+
+def check(trial: Trial, out: Outcome, clean: Outcome) -> list[str]:
+    """Return what was not confined, but for what is left over."""
+    problems = []
+    for problem in out.problems:
+        if not (trial.kind in RETRIED and problem.endswith("did not end before the fault did")):
+            problems.append(problem)
+    for name, wanted in clean.states.items():
+        if name == trial.victim:
+            state, error = out.states.get(name), out.errors.get(name, "")
+            if state == "failed" and not ("Unforeseen" in error or "injected" in error):
+                problems.append(f"{name} failed without the reason: {error!r}")
+            if state not in ("failed", wanted, None) or (state is None and not trial.for_good):
+                problems.append(f"{name} is {state}")
+        elif out.states.get(name) != wanted:
+            problems.append(f"{name} is {out.states.get(name)}, not {wanted}: {out.errors.get(name, '')}")
+    for part, content in clean.contents.items():
+        name = part.partition("/")[0]
+        if name != trial.victim and out.states.get(name) == "finished" and out.contents.get(part) != content:
+            problems.append(f"{part} differs")
+    return problems
+
+
+class Sweeper:
+    """Runs trials on one stack, which it replaces when one has left it broken."""
+
+    def __init__(self, folder: Path, name: str) -> None:
+        self.logs = folder / "logs" / name
+        self._cleanup = ExitStack()
+        self._stack: SweptStack | None = None
+        self.clean, self.threads = Outcome(), dict[str, int]()
+
+    def close(self) -> None:
+        self._cleanup.close()
+        self._stack = None
+
+    def stack(self) -> SweptStack:
+        """Return a stack that has run the load without a fault."""
+        if self._stack is None:
+            stack = self._cleanup.enter_context(running(self.logs))
+            stack.book.write(None)
+            self.clean = self._run_clean(stack)
+            self.threads = {name: count + MORE_THREADS for name, count in stack.threads().items()}
+            self._stack = stack
+        return self._stack
+
+    @staticmethod
+    def _run_clean(stack: SweptStack, restart: str = "") -> Outcome:
+        load = Load(stack)
+        out = load.run(restart)
+        problems = out.problems + load.check_states()
+        load.clear()
+        problems += load.wait_until_clear({})
+        load.close()
+        wrong = [name for name, state in out.states.items() if state != ("cancelled" if name == CANCELLED else "finished")]
+        if problems or wrong:
+            raise RuntimeError(f"without a fault: {problems} {wrong}")
+        return out
+
+    def record(self) -> list[list[str]]:
+        """Return the places that runs without a fault reach: while processes start, under the load, while they stop."""
+        with running(self.logs, phase="start") as stack:
+            stack.book.write(Order(phase="load", marks=stack.marks))
+            first = self._run_clean(stack)
+            second = self._run_clean(stack)
+            if first.contents != second.contents:
+                different = [name for name, content in first.contents.items() if second.contents[name] != content]
+                raise RuntimeError(f"two runs without a fault differ: {different}")
+            stack.book.write(Order(phase="stop", marks=stack.marks))
+            for process in PROCESSES.values():
+                self._run_clean(stack, process)
+            return stack.book.places()
+
+    def run(self, trial: Trial) -> Result:
+        """Run a trial. One that was not confined is run again on a new stack: the machine may have been busy."""
+        result = self._run(trial)
+        if result.problems:
+            again = self._run(trial)
+            if not again.problems:
+                return again
+            result.problems = again.problems
+        return result
+
+    def _run(self, trial: Trial) -> Result:
+        stack = self.stack()
+        begun, deaths = time.monotonic(), len(stack.deaths)
+        load = Load(stack, trial.victim, trial.for_good)
+        marks = {trial.victim: stack.marks[trial.victim]} if trial.victim else {}
+        stack.book.write(Order(trial.place, trial.kind, trial.for_good, marks))
+        restart = "" if trial.phase == "load" else PROCESSES[trial.place.partition(":")[0]]
+        try:
+            out = load.run(restart)
+            problems = check(trial, out, self.clean) + load.check_states()
+            reached = stack.book.has_failed
+            stack.book.write(None)
+            load.clear()
+            problems += load.wait_until_clear(self.threads)
+        except Exception as error:
+            out, reached, problems = load.out, True, [f"the trial ended with {type(error).__name__}: {error}"]
+        died = len(stack.deaths) - deaths - bool(restart)
+        if died > MAX_DEATHS:
+            problems.append(f"processes died {died} times")
+        load.close()
+        if problems:
+            self.close()
+        error = out.errors.get(trial.victim, "")
+        return Result(reached, problems, died, round(time.monotonic() - begun, 1), error)
+
+
+def fingerprint() -> str:
+    """Return what the results belong to: the source of the service and of the sweep."""
+    digest = hashlib.sha256()
+    for folder in ("service", "shared", "faults/anywhere"):
+        for path in sorted((ROOT / folder).rglob("*")):
+            if path.suffix in (".py", ".lua"):
+                digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]
+
+
+class State:
+    """The results so far, a line for each trial, in a folder of this source's own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        folder.mkdir(parents=True, exist_ok=True)
+        self._places, self._trials = folder / "places.json", folder / "trials.jsonl"
+        self.results: dict[str, Result] = {}
+        self._lock = threading.Lock()
+        if self._trials.exists():
+            for line in self._trials.read_text().splitlines():
+                key, result = json.loads(line)
+                self.results[key] = Result(**result)
+
+    def trials(self) -> list[Trial]:
+        """Return all trials in the order of the sweep, so that one that is stopped early is a sample of all places."""
+        if not self._places.exists():
+            sweeper = Sweeper(self.folder, "clean")
+            self._places.write_text(json.dumps(sweeper.record(), indent=1))
+        found = trials_of(json.loads(self._places.read_text()))
+        random.Random(SEED).shuffle(found)
+        return found
+
+    def keep(self, trial: Trial, result: Result) -> None:
+        with self._lock:
+            self.results[trial.key] = result
+            with self._trials.open("a") as file:
+                file.write(json.dumps([trial.key, asdict(result)]) + "\n")
+
+
+def sweep(state: State, trials: Sequence[Trial], stacks: int, minutes: float) -> Iterator[tuple[Trial, Result]]:
+    """Run the trials that have no result yet, on `stacks` services at once, for so long. Yields each as it is done."""
+    deadline = time.monotonic() + 60 * minutes
+    todo: queue.SimpleQueue[Trial] = queue.SimpleQueue()
+    for trial in trials:
+        if trial.key not in state.results:
+            todo.put(trial)
+    done: queue.SimpleQueue[tuple[Trial, Result] | None] = queue.SimpleQueue()
+
+    def work(number: int) -> None:
+        sweeper = Sweeper(state.folder, str(number))
+        try:
+            while time.monotonic() < deadline:
+                trial = todo.get_nowait()
+                done.put((trial, sweeper.run(trial)))
+        except queue.Empty:
+            pass
+        finally:
+            sweeper.close()
+            done.put(None)
+
+    for number in range(stacks):
+        threading.Thread(target=work, args=(number,), daemon=True).start()
+    left = stacks
+    while left:
+        one = done.get()
+        if one is None:
+            left -= 1
+            continue
+        state.keep(*one)
+        yield one
+
+
+def table(trials: Sequence[Trial], results: Mapping[str, Result]) -> list[tuple[str, str]]:
+    """Return the trials that were not confined, each with its reason."""
+    rows = []
+    for trial in sorted(trials, key=lambda one: one.key):
+        result = results.get(trial.key)
+        if result is not None and result.problems:
+            rows.append((trial.key, "; ".join(result.problems)))
+    return rows
