@@ -22,6 +22,9 @@ from faults.anywhere.orders import Kind, OrderBook, Unforeseen
 
 ROOT = Path(__file__).parents[2]
 OURS = tuple(f"{ROOT / name}/" for name in ("service", "shared"))
+# They only pass calls on: a place is the line before them.
+PASSING = ("service/store/connection.py", "service/store/functions.py", "service/files.py", "shared/storage.py")
+STORAGE = str(ROOT / "shared/storage.py")
 DIGITS = re.compile(r"\d+(?=\.)")
 
 Describe = Callable[..., str]  # a call's arguments -> text
@@ -30,14 +33,17 @@ _submitted = threading.local()  # `place`: where the work that this thread does 
 
 
 def where() -> str:
-    """Return the line of ours that makes the call, and the first line in another file that led to it."""
+    """Return the line of ours that makes the call, and the first line in another file that led to it.
+
+    Work for a thread was led to by what submitted it.
+    """
     found: list[tuple[str, int]] = []
     frame = sys._getframe(1)
     while frame is not None and len(found) < 2:  # type: ignore[redundant-expr]
         file = frame.f_code.co_filename
         if file.startswith(OURS):
             name = file[len(str(ROOT)) + 1 :]
-            if not found or found[0][0] != name:
+            if name not in PASSING and (not found or found[0][0] != name):
                 found.append((name, frame.f_lineno))
         frame = frame.f_back  # type: ignore[assignment]
     lines = [f"{name}:{line}" for name, line in found]
@@ -50,32 +56,41 @@ def error_of(boundary: str, kind: Kind) -> Exception:
     if kind in ("unforeseen", "after"):
         return Unforeseen()
     if boundary == "redis":  # redis-py makes these of the socket's
-        return redis.exceptions.TimeoutError("injected") if kind == "time-out" else redis.exceptions.ConnectionError(
-            "injected"
+        return (
+            redis.exceptions.TimeoutError("injected")
+            if kind == "time-out"
+            else redis.exceptions.ConnectionError("injected")
         )
     return TimeoutError("injected") if kind == "time-out" else OSError(errno.EIO, "injected")
 
 
 class Boundaries:
-    """Wraps functions of this process, whose `role` is part of each place."""
+    """Wraps functions of this process, which fail once it obeys an order book. Its `role` is part of each place."""
 
-    def __init__(self, book: OrderBook, role: str) -> None:
+    def __init__(self) -> None:
+        self.book: OrderBook | None = None
+        self.role = ""
+
+    def obey(self, book: OrderBook, role: str) -> None:
         self.book, self.role = book, role
-        self.undo: list[Callable[[], None]] = []
 
     def place(self, boundary: str, what: str) -> str:
         return f"{self.role}: {boundary} {what} at {where()}"
 
     def line(self, file: str, number: int) -> None:
         """Fail a line, as `lines.watch` calls it."""
-        if self.book.kind_at(f"{self.role}: line {file}:{number}", str) is not None:
+        if self.book and self.book.kind_at(f"{self.role}: line {file}:{number}", str) is not None:
             raise Unforeseen
 
     def wrapped(self, function: Callable[..., Any], boundary: str, what: Describe, about: Describe) -> Any:
-        """Return a function that fails as it is ordered. what, about: functions of its arguments, for the place and
-        for the victims."""
+        """Return a function that fails as it is ordered.
+
+        what, about: functions of its arguments, for the place and for the victims.
+        """
 
         def kind_at(*arguments: Any, **named: Any) -> Kind | None:
+            if self.book is None or sys._getframe(2).f_code.co_filename == STORAGE:  # which calls itself
+                return None
             place = self.place(boundary, what(*arguments, **named))
             return self.book.kind_at(place, lambda: about(*arguments, **named))
 
@@ -109,19 +124,16 @@ class Boundaries:
         """Wrap the function `name` of a module or class."""
         before = owner.__dict__[name]
         setattr(owner, name, self.wrapped(before, boundary, what or (lambda *_, **__: name), about))
-        self.undo.append(lambda: setattr(owner, name, before))
 
     def wrap_all(self) -> None:
-        """Wrap the boundaries of this process's role."""
+        """Wrap all boundaries."""
         self._wrap_redis()
         self._wrap_storage()
         self._wrap_records()
-        if self.role == "worker":
-            self._wrap_worker()
-        if self.role == "webhooks":
-            sender = importlib.import_module("service.webhooks.worker")
-            self.wrap(sender, "post", "webhook", about=lambda *call: " ".join(map(str, call)))
-            self.wrap(sender, "resolve", "webhook")
+        self._wrap_worker()
+        sender = importlib.import_module("service.webhooks.worker")
+        self.wrap(sender, "post", "webhook", about=lambda *call: " ".join(map(str, call)))
+        self.wrap(sender, "resolve", "webhook")
 
     def _wrap_redis(self) -> None:
         from redis import asyncio as aio
@@ -134,6 +146,8 @@ class Boundaries:
             return _name(rest)
 
         def commands(pipeline: Any, conn: Any, stack: Sequence[Any], *_: Any) -> str:
+            if isinstance(pipeline, aio.Redis):  # which commands go together is chance
+                return "what one turn of the event loop asks for"
             return " + ".join(dict.fromkeys(_name(_args(one)) for one in stack))
 
         def of_pipeline(pipeline: Any, conn: Any, stack: Sequence[Any], *_: Any) -> str:
@@ -180,7 +194,6 @@ class Boundaries:
             return submit(own, placed)
 
         threads.submit = submit_from_here
-        self.undo.append(lambda: setattr(threads, "submit", submit))
         checkpoint = importlib.import_module("shared.checkpoint")
         for name in ("read_info", "verify", "load"):
             self.wrap(checkpoint, name, "loading", about=lambda path, *_, **__: str(path))
@@ -190,7 +203,6 @@ class Boundaries:
         parse = stored.model_validate_json.__func__
         wrapped = self.wrapped(parse, "parsing", lambda kind, *_, **__: kind.__name__, lambda _, raw, **__: str(raw))
         stored.model_validate_json = classmethod(wrapped)
-        self.undo.append(lambda: delattr(stored, "model_validate_json"))
 
     def _wrap_worker(self) -> None:
         pictures = importlib.import_module("shared.pictures")
@@ -213,7 +225,6 @@ class Boundaries:
             repeat(what, self.wrapped(work, "periodic task", lambda: what, lambda: ""), *rest)
 
         process.repeat = failing
-        self.undo.append(lambda: setattr(process, "repeat", repeat))
 
 
 def _path(path: Any, *_: Any, **__: Any) -> str:

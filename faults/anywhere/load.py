@@ -1,4 +1,4 @@
-"""The service that the sweep runs, and the fixed load of each trial: what must end, and how it ended without a fault."""
+"""The service that the sweep runs, and the fixed load of each trial, whose jobs must all end."""
 
 import contextlib
 import http.server
@@ -8,6 +8,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -18,16 +19,17 @@ import httpx
 
 from faults import checks, history
 from faults.anywhere.orders import Order, OrderBook
-from faults.anywhere.process import FOLDER, VICTIMS
+from faults.anywhere.process import FOLDER, VICTIMS, ForkServer
 from faults.harness import NotInTime, Stack, until
 from service.api.access.keys import hash_of, new_key
 from service.contract.records import TERMINAL
+from service.local.supervisor import Child
 from service.store import keys
 from shared.checkpoint import read_info
 from shared.registry import resolve
 from tests.service.api.uploads.zips import png, zipped
 
-WITHIN_S = 15.0  # for everything but the victim, and for a new job
+WITHIN_S = 15.0  # for everything but the victim, and for a new job; a busy machine needs more
 WORKERS = 1  # with more, which one reaches a place would be chance
 OWNERS = {name: new_key() for name in ("owner-a", "owner-b")}
 ENVIRONMENT = {
@@ -37,12 +39,12 @@ ENVIRONMENT = {
     "LABELGRID_WEBHOOK_ALLOW_PRIVATE": "1",
     "LABELGRID_WEBHOOK_BACKOFF_S": "0.2",
     "LABELGRID_WEBHOOK_TIMEOUT_S": "2",
-    "LABELGRID_HEARTBEAT_S": "0.5",
-    "LABELGRID_LEASE_S": "2",
+    "LABELGRID_HEARTBEAT_S": "0.75",
+    "LABELGRID_LEASE_S": "3",
     "LABELGRID_JOB_TIMEOUT_S": "120",
     "LABELGRID_DRAIN_S": "4",
     "LABELGRID_IDLE_MODEL_S": "0.3",  # so that each trial loads the other model and the evaluator
-    "LABELGRID_LIVE_EVERY_S": "0",
+    "LABELGRID_LIVE_EVERY_S": "0.02",
     "LABELGRID_STORAGE_EVERY_S": "0",
     "LABELGRID_ENGINE": "torch",
 }
@@ -50,11 +52,11 @@ VICTIM, BYSTANDER, OTHER_OWNER, OTHER_MODEL, UPLOAD, CANCELLED = (
     "victim", "bystander", "other owner", "other model", "upload", "cancelled",
 )  # fmt: skip
 BODIES: dict[str, dict[str, Any]] = {
-    VICTIM: {"labels": [["purple cube"], ["purple cube", "red cube"]], "steps": 30, "seed": 1, "trajectory": 2},
-    BYSTANDER: {"labels": [["red cube"], ["blue sphere", "gray cube"]], "steps": 20, "seed": 2, "sampler": "ddim"},
+    VICTIM: {"labels": [["purple cube"], ["purple cube", "red cube"]], "steps": 20, "seed": 1, "trajectory": 2},
+    BYSTANDER: {"labels": [["red cube"], ["blue sphere", "gray cube"]], "steps": 15, "seed": 2, "sampler": "ddim"},
     OTHER_OWNER: {"labels": [["cyan cylinder"]], "steps": 10, "seed": 3},
     OTHER_MODEL: {"labels": [["green cube"], ["red sphere"]], "steps": 5, "seed": 4, "model": "other"},
-    CANCELLED: {"labels": [["gray sphere"]] * 8, "steps": 400, "seed": 5},
+    CANCELLED: {"labels": [["gray sphere"]] * 2, "steps": 900, "seed": 5},
 }
 UPLOADED = zipped({"0.png": png(0), "1.png": png(1)})
 UPLOADED_LISTS = json.dumps([["red cube"], ["blue sphere"]])
@@ -92,9 +94,9 @@ class Receiver(http.server.ThreadingHTTPServer):
 class SweptStack(Stack):
     """A service whose boundaries fail as `book` orders."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, forks: ForkServer) -> None:
         super().__init__(folder, ENVIRONMENT, clocks=False)
-        self.book, self.receiver = OrderBook(folder), Receiver()
+        self.forks, self.book, self.receiver = forks, OrderBook(folder), Receiver()
         self.environment[FOLDER] = str(folder)
         other = read_info(resolve(folder / "storage", "other", "denoiser"))
         self.digests = [self.digest, other.digest]
@@ -107,7 +109,8 @@ class SweptStack(Stack):
         }
 
     def run(self, name: str, command: str, **environment: str) -> None:
-        super().run(name, command.replace("service ", "faults.anywhere.process ", 1), **environment)
+        arguments, log = command.removeprefix("service ").split(), self.folder / f"{name}.log"
+        self.children[name] = Child(name, lambda: self.forks.start(arguments, {**self.environment, **environment}, log))
 
     def start(self, workers: int = WORKERS, worker_command: str = "service worker") -> None:
         super().start(workers, worker_command)
@@ -159,10 +162,10 @@ class SweptStack(Stack):
 
 
 @contextlib.contextmanager
-def running(keep_logs: Path, phase: str = "") -> Iterator[SweptStack]:
+def running(forks: ForkServer, keep_logs: Path, phase: str = "") -> Iterator[SweptStack]:
     """Run a service, of whose folder only the logs are kept. With `phase` it records the places of its start."""
     with TemporaryDirectory(prefix="lg-anywhere-") as folder:
-        stack = SweptStack(Path(folder))
+        stack = SweptStack(Path(folder), forks)
         if phase:
             stack.book.write(Order(phase=phase, marks=stack.marks))
         try:
@@ -190,12 +193,13 @@ class Outcome:
 class Load:
     """Runs the fixed load once. `spared`: the name of the job that may fail, if any."""
 
-    def __init__(self, stack: SweptStack, spared: str = "", for_good: bool = False) -> None:
-        self.stack, self.spared, self.for_good = stack, spared, for_good
+    def __init__(self, stack: SweptStack, spared: str = "", for_good: bool = False, within_s: float = WITHIN_S) -> None:
+        self.stack, self.spared, self.for_good, self.within_s = stack, spared, for_good, within_s
         self.out = Outcome()
-        self.deadline = time.monotonic() + WITHIN_S
+        self.deadline = time.monotonic() + within_s
         self._log_at = sum(path.stat().st_size for path in history.files(stack.redis.folder))
         self._client = httpx.Client(base_url=stack.address, timeout=10)
+        self._threads = ThreadPoolExecutor(8)
         self._done = threading.Event()
 
     def _request(self, method: str, path: str, owner: str = "owner-a", tries: int = 1000, **options: Any) -> Any:
@@ -222,11 +226,13 @@ class Load:
             self.out.problems.append(problem)
 
     def submit(self) -> None:
+        files = {"file": ("test.json", UPLOADED_LISTS), "pictures": ("pictures.zip", UPLOADED)}
+        sent = [self._threads.submit(self._submit, UPLOAD, "/score", files=files)]
         for name, body in BODIES.items():
             more = {"webhook": self.stack.receiver.address} if name in NOTIFIED else {}
-            self._submit(name, "/generate", json={**body, **more})
-        files = {"file": ("test.json", UPLOADED_LISTS), "pictures": ("pictures.zip", UPLOADED)}
-        self._submit(UPLOAD, "/score", files=files)
+            sent.append(self._threads.submit(self._submit, name, "/generate", json={**body, **more}))
+        for one in sent:
+            one.result()
 
     def _submit(self, name: str, path: str, **options: Any) -> None:
         headers = {"Prefer": "respond-async", "Idempotency-Key": uuid4().hex, "X-Request-ID": name}
@@ -303,26 +309,26 @@ class Load:
         while left := [name for name in names if self._status(self.out.ids[name]) not in TERMINAL]:
             if time.monotonic() > deadline:
                 break
-            time.sleep(0.02)
+            time.sleep(0.05)
         return left
 
     def _wait_for_bystanders(self) -> None:
         for name in self._wait([name for name in self.out.ids if name != self.spared], self.deadline):
-            self.out.problems.append(f"{name} is {self._status(self.out.ids[name])} after {WITHIN_S:.0f} s")
+            self.out.problems.append(f"{name} is {self._status(self.out.ids[name])} after {self.within_s:.0f} s")
 
     def _wait_for_victim(self) -> None:
         """Wait until the victim ends; if it waits for its storage, the fault ends first."""
         names = [name for name in self.out.ids if name == self.spared]
-        if left := self._wait(names, time.monotonic() + 5.0):
+        if left := self._wait(names, time.monotonic() + self.within_s / 3):
             self.out.problems += [f"{name} did not end before the fault did" for name in left]
             self.stack.book.write(None)
-            for name in self._wait(left, time.monotonic() + WITHIN_S):
-                self.out.problems.append(f"{name} is {self._status(self.out.ids[name])} {WITHIN_S:.0f} s after it")
+            for name in self._wait(left, time.monotonic() + self.within_s):
+                self.out.problems.append(f"{name} is {self._status(self.out.ids[name])} {self.within_s:.0f} s after it")
 
     def _later(self) -> None:
         """Send a new job, which must succeed."""
         begun = time.monotonic()
-        self.deadline = begun + WITHIN_S
+        self.deadline = begun + self.within_s
         while time.monotonic() < self.deadline:
             answer = self._request("POST", "/generate", json=LATER, headers={"Prefer": "wait=5"})
             if answer is not None and answer.status_code == 200:
@@ -337,35 +343,21 @@ class Load:
             elif answer is not None:
                 self.out.problems.append(f"a new job: {answer.status_code} {answer.text[:200]}")
                 return
-        self.out.problems.append(f"a new job had not finished after {WITHIN_S:.0f} s")
+        self.out.problems.append(f"a new job had not finished after {self.within_s:.0f} s")
 
     def _read(self) -> None:
-        """Read what each job came to, and the lists that hold several jobs."""
-        self.deadline = time.monotonic() + WITHIN_S
+        """Read what each job came to, and what concerns several jobs."""
+        self.deadline = time.monotonic() + self.within_s
         for name, job_id in self.out.ids.items():
-            owner = "owner-b" if name == OTHER_OWNER else "owner-a"
             self.out.states[name] = self._status(job_id)
             self.out.errors[name] = str(self.stack.connection.hget(keys.job(job_id), "error") or "")
-            if self.out.states[name] != "finished":
-                continue
-            tries = 3 if name == self.spared else 1000
-            for part in ("", "/grid.png", "/pictures.zip", "/trajectories/0.png" if name == VICTIM else ""):
-                answer = self._request("GET", f"/jobs/{job_id}{part}", owner, tries)
-                if answer is not None and answer.status_code == 200:
-                    self.out.contents[f"{name}{part}"] = _comparable(answer, job_id) if part == "" else answer.content
-                elif answer is not None:
-                    self._note(f"GET {part or 'job'} of {name}: {answer.status_code}", name)
-        for owner in OWNERS:
-            answer = self._request("GET", "/jobs?limit=100", owner)
-            if answer is not None:
-                listed = {job["id"] for job in answer.json()["jobs"]} if answer.status_code == 200 else set()
-                for name, job_id in self.out.ids.items():
-                    if job_id not in listed and (name == OTHER_OWNER) == (owner == "owner-b"):
-                        self._note(f"{name} is not in the list of jobs", name)
-        for path in ("/readyz", "/models", "/labels", "/metrics"):
-            answer = self._request("GET", path)
-            if answer is not None and answer.status_code != 200:
-                self.out.problems.append(f"{path}: {answer.status_code} {answer.text[:200]}")
+        finished = [name for name, state in self.out.states.items() if state == "finished"]
+        reads = [(self._read_part, name, part) for name in finished for part in ("", "/grid.png", "/pictures.zip")]
+        reads += [(self._read_part, VICTIM, "/trajectories/0.png")] if VICTIM in finished else []
+        reads += [(self._read_list, owner, "") for owner in OWNERS]
+        reads += [(self._read_path, path, "") for path in ("/readyz", "/models", "/labels", "/metrics")]
+        for one in [self._threads.submit(*read) for read in reads]:
+            one.result()
         for name in NOTIFIED:
             wanted = f"{self.out.ids.get(name)}.finished"
             if self.out.states.get(name) == "finished" and name != self.spared:
@@ -374,13 +366,39 @@ class Load:
                 if wanted not in self.stack.receiver.got:
                     self.out.problems.append(f"the webhook of {name} was not sent")
 
+    def _read_part(self, name: str, part: str) -> None:
+        job_id, owner = self.out.ids[name], "owner-b" if name == OTHER_OWNER else "owner-a"
+        answer = self._request("GET", f"/jobs/{job_id}{part}", owner, 3 if name == self.spared else 1000)
+        if answer is not None and answer.status_code == 200:
+            self.out.contents[f"{name}{part}"] = answer.content if part else _comparable(answer, job_id)
+        elif answer is not None:
+            self._note(f"GET {part or 'job'} of {name}: {answer.status_code}", name)
+
+    def _read_list(self, owner: str, _: str) -> None:
+        answer = self._request("GET", "/jobs?limit=100", owner)
+        if answer is not None:
+            listed = {job["id"] for job in answer.json()["jobs"]} if answer.status_code == 200 else set()
+            for name, job_id in self.out.ids.items():
+                if job_id not in listed and (name == OTHER_OWNER) == (owner == "owner-b"):
+                    self._note(f"{name} is not in the list of jobs", name)
+
+    def _read_path(self, path: str, _: str) -> None:
+        answer = self._request("GET", path)
+        if answer is not None and answer.status_code != 200:
+            self.out.problems.append(f"{path}: {answer.status_code} {answer.text[:200]}")
+
     def _left_s(self) -> float:
         return max(0.1, self.deadline - time.monotonic())
 
     def histories(self) -> dict[str, history.History]:
         """Return the histories of the jobs since this load began."""
-        log = b"".join(path.read_bytes() for path in history.files(self.stack.redis.folder))
-        return history.histories(log[self._log_at :])
+        log, before = b"", self._log_at
+        for path in history.files(self.stack.redis.folder):
+            with path.open("rb") as file:
+                file.seek(before)
+                log += file.read()
+            before = max(0, before - path.stat().st_size)
+        return history.histories(log)
 
     def check_states(self) -> list[str]:
         """Return which jobs did not have exactly one end, or had a picture twice."""
@@ -396,14 +414,19 @@ class Load:
         return problems
 
     def clear(self) -> None:
-        """Delete all jobs, also those that nobody was told of, and wait until nothing is left."""
-        self.deadline = time.monotonic() + WITHIN_S
-        for owner in OWNERS:
-            for member in self.stack.connection.zrange(keys.index(owner), 0, -1):
-                job_id = member.partition("-")[2]
-                self._request("DELETE", f"/jobs/{job_id}", owner)
-                if self.stack.connection.exists(keys.job(job_id)):  # it had not ended, and was cancelled
-                    self._request("DELETE", f"/jobs/{job_id}", owner)
+        """Delete all jobs, also those that nobody was told of."""
+        self.deadline = time.monotonic() + self.within_s
+        jobs = [
+            (owner, member) for owner in OWNERS for member in self.stack.connection.zrange(keys.index(owner), 0, -1)
+        ]
+        for one in [self._threads.submit(self._delete, owner, member.partition("-")[2]) for owner, member in jobs]:
+            one.result()
+
+    def _delete(self, owner: str, job_id: str) -> None:
+        for _ in range(2):  # one that has not ended is cancelled first
+            if self.stack.connection.exists(keys.job(job_id)):
+                tries = 3 if job_id == self.out.ids.get(self.spared) else 1000
+                self._request("DELETE", f"/jobs/{job_id}", owner, tries)
 
     def wait_until_clear(self, threads: Mapping[str, int]) -> list[str]:
         """Return what is left over. `threads`: how many each process may have."""
@@ -417,7 +440,7 @@ class Load:
             lambda: [f"{name} has {count} open files" for name, count in self.stack.open_files().items() if count],
         ]
         problems = []
-        deadline = time.monotonic() + WITHIN_S
+        deadline = time.monotonic() + self.within_s
         for look in looks:
             while (found := look()) and time.monotonic() < deadline:
                 time.sleep(0.1)
@@ -425,6 +448,7 @@ class Load:
         return problems
 
     def close(self) -> None:
+        self._threads.shutdown()
         self._client.close()
 
 

@@ -47,7 +47,7 @@ class OrderBook:
     """
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self._number = folder, b""
+        self.folder, self._number, self._written = folder, b"", b""
         self._order: Order | None = None
         self._reported = set[str]()
         path = folder / "order"
@@ -62,11 +62,13 @@ class OrderBook:
         text = json.dumps(order and asdict(order)).encode() + b"\0"
         self._map[NUMBER : NUMBER + len(text)] = text
         self._map[:NUMBER] = number.to_bytes(NUMBER, "big")
+        if order is not None:
+            self._written = self._map[:NUMBER]
 
     @property
     def has_failed(self) -> bool:
-        """Whether the order in force has failed a call."""
-        return self._mark(self._map[:NUMBER]).exists()
+        """Whether the last order that this process wrote has failed a call."""
+        return self._mark(self._written).exists()
 
     def _mark(self, number: bytes) -> Path:
         return self.folder / f"failed-{int.from_bytes(number, 'big')}"

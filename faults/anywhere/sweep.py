@@ -13,6 +13,7 @@ from pathlib import Path
 
 from faults.anywhere.load import CANCELLED, Load, Outcome, SweptStack, running
 from faults.anywhere.orders import Kind, Order
+from faults.anywhere.process import ForkServer
 
 ROOT = Path(__file__).parents[2]
 STATE = ROOT / "runs" / "anywhere"
@@ -100,8 +101,8 @@ def check(trial: Trial, out: Outcome, clean: Outcome) -> list[str]:
 class Sweeper:
     """Runs trials on one stack, which it replaces when one has left it broken."""
 
-    def __init__(self, folder: Path, name: str) -> None:
-        self.logs = folder / "logs" / name
+    def __init__(self, forks: ForkServer, logs: Path, within_s: float) -> None:
+        self.forks, self.logs, self.within_s = forks, logs, within_s
         self._cleanup = ExitStack()
         self._stack: SweptStack | None = None
         self.clean, self.threads = Outcome(), dict[str, int]()
@@ -113,29 +114,30 @@ class Sweeper:
     def stack(self) -> SweptStack:
         """Return a stack that has run the load without a fault."""
         if self._stack is None:
-            stack = self._cleanup.enter_context(running(self.logs))
+            stack = self._cleanup.enter_context(running(self.forks, self.logs))
             stack.book.write(None)
             self.clean = self._run_clean(stack)
             self.threads = {name: count + MORE_THREADS for name, count in stack.threads().items()}
             self._stack = stack
         return self._stack
 
-    @staticmethod
-    def _run_clean(stack: SweptStack, restart: str = "") -> Outcome:
-        load = Load(stack)
+    def _run_clean(self, stack: SweptStack, restart: str = "") -> Outcome:
+        load = Load(stack, within_s=self.within_s)
         out = load.run(restart)
         problems = out.problems + load.check_states()
         load.clear()
         problems += load.wait_until_clear({})
         load.close()
-        wrong = [name for name, state in out.states.items() if state != ("cancelled" if name == CANCELLED else "finished")]
+        wrong = [
+            name for name, state in out.states.items() if state != ("cancelled" if name == CANCELLED else "finished")
+        ]
         if problems or wrong:
             raise RuntimeError(f"without a fault: {problems} {wrong}")
         return out
 
     def record(self) -> list[list[str]]:
         """Return the places that runs without a fault reach: while processes start, under the load, while they stop."""
-        with running(self.logs, phase="start") as stack:
+        with running(self.forks, self.logs, phase="start") as stack:
             stack.book.write(Order(phase="load", marks=stack.marks))
             first = self._run_clean(stack)
             second = self._run_clean(stack)
@@ -160,13 +162,14 @@ class Sweeper:
     def _run(self, trial: Trial) -> Result:
         stack = self.stack()
         begun, deaths = time.monotonic(), len(stack.deaths)
-        load = Load(stack, trial.victim, trial.for_good)
+        load = Load(stack, trial.victim, trial.for_good, self.within_s)
         marks = {trial.victim: stack.marks[trial.victim]} if trial.victim else {}
         stack.book.write(Order(trial.place, trial.kind, trial.for_good, marks))
         restart = "" if trial.phase == "load" else PROCESSES[trial.place.partition(":")[0]]
         try:
             out = load.run(restart)
             problems = check(trial, out, self.clean) + load.check_states()
+            load.clear()
             reached = stack.book.has_failed
             stack.book.write(None)
             load.clear()
@@ -207,10 +210,10 @@ class State:
                 key, result = json.loads(line)
                 self.results[key] = Result(**result)
 
-    def trials(self) -> list[Trial]:
+    def trials(self, forks: ForkServer, within_s: float) -> list[Trial]:
         """Return all trials in the order of the sweep, so that one that is stopped early is a sample of all places."""
         if not self._places.exists():
-            sweeper = Sweeper(self.folder, "clean")
+            sweeper = Sweeper(forks, self.folder / "logs" / "clean", within_s)
             self._places.write_text(json.dumps(sweeper.record(), indent=1))
         found = trials_of(json.loads(self._places.read_text()))
         random.Random(SEED).shuffle(found)
@@ -223,7 +226,9 @@ class State:
                 file.write(json.dumps([trial.key, asdict(result)]) + "\n")
 
 
-def sweep(state: State, trials: Sequence[Trial], stacks: int, minutes: float) -> Iterator[tuple[Trial, Result]]:
+def sweep(
+    forks: ForkServer, state: State, trials: Sequence[Trial], stacks: int, minutes: float, within_s: float
+) -> Iterator[tuple[Trial, Result]]:
     """Run the trials that have no result yet, on `stacks` services at once, for so long. Yields each as it is done."""
     deadline = time.monotonic() + 60 * minutes
     todo: queue.SimpleQueue[Trial] = queue.SimpleQueue()
@@ -233,7 +238,7 @@ def sweep(state: State, trials: Sequence[Trial], stacks: int, minutes: float) ->
     done: queue.SimpleQueue[tuple[Trial, Result] | None] = queue.SimpleQueue()
 
     def work(number: int) -> None:
-        sweeper = Sweeper(state.folder, str(number))
+        sweeper = Sweeper(forks, state.folder / "logs" / str(number), within_s)
         try:
             while time.monotonic() < deadline:
                 trial = todo.get_nowait()
