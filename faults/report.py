@@ -12,6 +12,7 @@ from faults.cases import CASES
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "faults" / "results.json"
 SOAK = ROOT / "soak" / "results.json"
+SWEPT = ROOT / "faults" / "anywhere" / "results.json"
 DOCUMENT = ROOT / "docs" / "reliability.md"
 WITHIN_S = 15.0  # the longest recovery allowed
 
@@ -47,6 +48,22 @@ TAIL = """
 Tests in `tests/` show that a picture is the same alone and in any batch, on any CPU; that simultaneous requests cannot
 pass a limit together; that dead workers' pictures come before new ones; and that a model whose workers die while they
 load it fails its jobs.
+"""
+SWEEP = """
+## Every place
+
+`python -m faults.anywhere` looks for what no list of faults names. It wraps what the service calls: commands to Redis,
+calls of storage, the network, the evaluator, PNG, previews, loading and parsing, webhooks and periodic tasks. A run
+without a fault records every line that calls one of them, a *place*. Then each place fails in trials of its own: with
+an exception that nobody foresaw, an `OSError`, a time-out, and an exception after the call had its effect; once, and
+for good for one job, file, model or owner. Each statement of the worker's loop, its storing and start, and of the hub
+fails once, too. Meanwhile real processes have a fixed load: seven jobs of two owners and two models, with uploads, a
+cancellation, webhooks and a client that follows.
+
+Confined means: every job ends once; at most the job that the failure concerns fails, with the exception in its error;
+all other answers and PNGs are byte by byte those of a run without a fault; queues, leases, files and threads are as
+before; and a new job finishes within 15 s.
+
 """
 SOAKED = """
 ## Soak
@@ -85,6 +102,13 @@ def keep_soak(result: dict[str, Any]) -> None:
     DOCUMENT.write_text(document(read()))
 
 
+def keep_sweep(result: dict[str, Any]) -> None:
+    """Save what a sweep came to and write the document."""
+    about = {"date": datetime.now(UTC).date().isoformat(), "commit": commit(), "machine": machine()}
+    SWEPT.write_text(json.dumps({**about, **result}, indent=1) + "\n")
+    DOCUMENT.write_text(document(read()))
+
+
 def _write(results: dict[str, Any]) -> None:
     RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
     DOCUMENT.write_text(document(results))
@@ -100,12 +124,32 @@ def document(results: dict[str, Any]) -> str:
     rows = "".join(_row(name, result) for name, result in shown.items())
     if missing := [f"`{name}`" for name in CASES if name not in results]:
         rows += f"\nNot measured since they were last changed: {', '.join(missing)}.\n"
-    return HEAD + rows + TAIL + SOAKED + _soaked(json.loads(SOAK.read_text()))
+    return (
+        HEAD
+        + rows
+        + TAIL
+        + SWEEP
+        + _swept(json.loads(SWEPT.read_text()))
+        + SOAKED
+        + _soaked(json.loads(SOAK.read_text()))
+    )
 
 
 def _row(name: str, result: dict[str, Any]) -> str:
     figures = f"{result['recovery_s']:.1f} | {result['longest_wait_s']:.1f}"
     return f"| {CASES[name].description} | `{name}` | {figures} |\n"
+
+
+def _swept(result: dict[str, Any]) -> str:
+    """Return what the last sweep came to."""
+    text = (
+        f"{result['date']}, commit {result['commit']}, {result['machine']}: {result['swept']:,} of {result['trials']:,} "
+        f"trials at {result['places']:,} places, {len(result['rows'])} not confined.\n"
+    )
+    if result["rows"]:
+        text += "\n| not confined | reason |\n| --- | --- |\n"
+        text += "".join(f"| {trial} | {reason} |\n" for trial, reason in result["rows"])
+    return text
 
 
 def _soaked(result: dict[str, Any]) -> str:

@@ -52,10 +52,10 @@ VICTIM, BYSTANDER, OTHER_OWNER, OTHER_MODEL, UPLOAD, CANCELLED = (
     "victim", "bystander", "other owner", "other model", "upload", "cancelled",
 )  # fmt: skip
 BODIES: dict[str, dict[str, Any]] = {
-    VICTIM: {"labels": [["purple cube"], ["purple cube", "red cube"]], "steps": 20, "seed": 1, "trajectory": 2},
-    BYSTANDER: {"labels": [["red cube"], ["blue sphere", "gray cube"]], "steps": 15, "seed": 2, "sampler": "ddim"},
-    OTHER_OWNER: {"labels": [["cyan cylinder"]], "steps": 10, "seed": 3},
-    OTHER_MODEL: {"labels": [["green cube"], ["red sphere"]], "steps": 5, "seed": 4, "model": "other"},
+    VICTIM: {"labels": [["purple cube"], ["purple cube", "red cube"]], "steps": 8, "seed": 1, "trajectory": 2},
+    BYSTANDER: {"labels": [["red cube"], ["blue sphere", "gray cube"]], "steps": 6, "seed": 2, "sampler": "ddim"},
+    OTHER_OWNER: {"labels": [["cyan cylinder"]], "steps": 4, "seed": 3},
+    OTHER_MODEL: {"labels": [["green cube"], ["red sphere"]], "steps": 3, "seed": 4, "model": "other"},
     CANCELLED: {"labels": [["gray sphere"]] * 2, "steps": 900, "seed": 5},
 }
 UPLOADED = zipped({"0.png": png(0), "1.png": png(1)})

@@ -11,6 +11,8 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import httpx
+
 from faults.anywhere.load import CANCELLED, Load, Outcome, SweptStack, running
 from faults.anywhere.orders import Kind, Order
 from faults.anywhere.process import ForkServer
@@ -112,14 +114,23 @@ class Sweeper:
         self._stack = None
 
     def stack(self) -> SweptStack:
-        """Return a stack that has run the load without a fault."""
-        if self._stack is None:
-            stack = self._cleanup.enter_context(running(self.forks, self.logs))
-            stack.book.write(None)
-            self.clean = self._run_clean(stack)
-            self.threads = {name: count + MORE_THREADS for name, count in stack.threads().items()}
-            self._stack = stack
-        return self._stack
+        """Return a stack that has run the load without a fault. RuntimeError if that fails three times."""
+        for last in (False, False, True):
+            try:
+                return self._stack or self._start()
+            except (RuntimeError, httpx.HTTPError):  # the machine is busy
+                self.close()
+                if last:
+                    raise
+        raise AssertionError
+
+    def _start(self) -> SweptStack:
+        stack = self._cleanup.enter_context(running(self.forks, self.logs))
+        stack.book.write(None)
+        self.clean = self._run_clean(stack)
+        self.threads = {name: count + MORE_THREADS for name, count in stack.threads().items()}
+        self._stack = stack
+        return stack
 
     def _run_clean(self, stack: SweptStack, restart: str = "") -> Outcome:
         load = Load(stack, within_s=self.within_s)
