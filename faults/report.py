@@ -143,8 +143,8 @@ def _row(name: str, result: dict[str, Any]) -> str:
 def _swept(result: dict[str, Any]) -> str:
     """Return what the last sweep came to."""
     text = (
-        f"{result['date']}, commit {result['commit']}, {result['machine']}: {result['swept']:,} of {result['trials']:,} "
-        f"trials at {result['places']:,} places, {len(result['rows'])} not confined.\n"
+        f"{result['date']}, commit {result['commit']}, {result['machine']}: {result['swept']:,} of "
+        f"{result['trials']:,} trials at {result['places']:,} places, {len(result['rows'])} not confined.\n"
     )
     if result["rows"]:
         text += "\n| not confined | reason |\n| --- | --- |\n"

@@ -146,7 +146,7 @@ class Sweeper:
             raise RuntimeError(f"without a fault: {problems} {wrong}")
         return out
 
-    def record(self) -> list[list[str]]:
+    def record(self, phases: Sequence[str] = PHASES) -> list[list[str]]:
         """Return the places that runs without a fault reach: while processes start, under the load, while they stop."""
         with running(self.forks, self.logs, phase="start") as stack:
             stack.book.write(Order(phase="load", marks=stack.marks))
@@ -156,7 +156,7 @@ class Sweeper:
                 different = [name for name, content in first.contents.items() if second.contents[name] != content]
                 raise RuntimeError(f"two runs without a fault differ: {different}")
             stack.book.write(Order(phase="stop", marks=stack.marks))
-            for process in PROCESSES.values():
+            for process in PROCESSES.values() if "stop" in phases else ():
                 self._run_clean(stack, process)
             return stack.book.places()
 
@@ -221,11 +221,11 @@ class State:
                 key, result = json.loads(line)
                 self.results[key] = Result(**result)
 
-    def trials(self, forks: ForkServer, within_s: float) -> list[Trial]:
+    def trials(self, forks: ForkServer, within_s: float, phases: Sequence[str] = PHASES) -> list[Trial]:
         """Return all trials in the order of the sweep, so that one that is stopped early is a sample of all places."""
         if not self._places.exists():
             sweeper = Sweeper(forks, self.folder / "logs" / "clean", within_s)
-            self._places.write_text(json.dumps(sweeper.record(), indent=1))
+            self._places.write_text(json.dumps(sweeper.record(phases), indent=1))
         found = trials_of(json.loads(self._places.read_text()))
         random.Random(SEED).shuffle(found)
         return found

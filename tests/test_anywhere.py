@@ -1,0 +1,171 @@
+"""The sweep finds its places by itself, fails them as ordered, and sees what is not confined. Thirty places are failed."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from faults.anywhere import lines
+from faults.anywhere.boundaries import Boundaries
+from faults.anywhere.load import Outcome
+from faults.anywhere.orders import Order, OrderBook, Unforeseen
+from faults.anywhere.process import ForkServer
+from faults.anywhere.sweep import PHASES, State, Trial, check, sweep, trials_of
+
+SOURCE = b'''
+def outer(x):
+    """Documented."""
+    if x:
+        y = 1
+    else:
+        y = 2
+    try:
+        return [
+            y,
+        ]
+    except ValueError:
+        pass
+    finally:
+        y = 3
+    for _ in ():
+        class Inner:
+            z = 4
+'''
+
+
+def test_each_statement_of_a_function_is_a_place() -> None:
+    reached: list[int] = []
+    names = {lines.CALL: lambda file, line: reached.append(line)}
+    exec(lines.marked(SOURCE, "m.py", "m.py"), names)
+    assert names["outer"](0) == [2]
+    assert names["outer"](1) == [1]
+    assert reached == [4, 7, 8, 9, 15] + [4, 5, 8, 9, 15]
+    statements = [node.lineno for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.stmt)]
+    assert set(reached) <= set(statements)
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> OrderBook:
+    return OrderBook(tmp_path)
+
+
+MARKS = {"victim": ["job-1"]}
+
+
+def test_an_order_fails_one_call_or_all_calls_of_the_victim(book: OrderBook, tmp_path: Path) -> None:
+    process = OrderBook(tmp_path)  # another one, with the same file
+
+    def kinds(place: str, *about: str) -> list[str | None]:
+        return [process.kind_at(place, lambda one=one: one) for one in about]
+
+    assert kinds("p", "job-1") == [None]
+    book.write(Order("p", "after", marks=MARKS))
+    assert not book.has_failed
+    assert kinds("q", "job-1") == [None]
+    assert kinds("p", "job-2", "job-1", "job-1") == [None, "after", None]
+    book.write(Order("p", "os error", for_good=True, marks=MARKS))
+    assert kinds("p", "job-1", "job-2", "job-1") == ["os error", None, "os error"]
+    assert book.has_failed
+    book.write(Order("p"))
+    assert kinds("p", "job-2", "job-1") == ["unforeseen", None]
+    book.write(None)
+    assert kinds("p", "job-1") == [None]
+    assert book.has_failed  # the last order
+
+
+def test_places_are_recorded_with_phase_and_victims(book: OrderBook, tmp_path: Path) -> None:
+    process = OrderBook(tmp_path)
+    for phase in ("start", "load"):
+        book.write(Order(phase=phase, marks=MARKS))
+        for about in ("", "job-1", "job-1"):
+            assert process.kind_at("worker: storage read at f.py:1", lambda about=about: about) is None
+    place = "worker: storage read at f.py:1"
+    assert book.places() == [["start", place], ["start", place, "victim"], ["load", place], ["load", place, "victim"]]
+    found = trials_of(book.places())
+    assert [(one.kind, one.for_good) for one in found] == [
+        (kind, for_good) for for_good in (False, True) for kind in ("unforeseen", "os error", "time-out", "after")
+    ]
+    assert {(one.place, one.victim, one.phase) for one in found} == {(place, "victim", "load")}
+
+
+def test_a_place_is_the_line_of_ours_that_makes_the_call(book: OrderBook) -> None:
+    from service.worker import process
+
+    boundaries, done = Boundaries(), list[str]()
+    work = boundaries.wrapped(lambda: done.append("done"), "periodic task", lambda: "pruning", lambda: "")
+    boundaries.obey(book, "worker")
+    book.write(Order(phase="load"))
+
+    class Ended:
+        """Ends a task after one turn."""
+
+        ended = False
+
+        def is_set(self) -> bool:
+            return self.ended
+
+        def wait(self, seconds: float) -> None:
+            self.ended = True
+
+    process.repeat("pruning", work, 1.0, Ended())  # type: ignore[arg-type]
+    ((phase, place),) = book.places()
+    source = Path(process.__file__).read_text().splitlines()
+    name, _, line = place.rpartition(":")
+    assert (phase, name) == ("load", "worker: periodic task pruning at service/worker/process.py")
+    assert source[int(line) - 1].strip() == "work()"
+    for kind, effects in (("unforeseen", 1), ("after", 2)):
+        book.write(Order(place, kind))  # type: ignore[arg-type]
+        process.repeat("pruning", work, 1.0, Ended())  # type: ignore[arg-type]  # it lives on
+        assert book.has_failed
+        assert len(done) == effects
+    book.write(Order("worker: line f.py:3"))
+    with pytest.raises(Unforeseen):
+        boundaries.line("f.py", 3)
+
+
+CLEAN = Outcome(
+    states={"victim": "finished", "bystander": "finished", "cancelled": "cancelled"},
+    contents={"victim/grid.png": b"1", "bystander/grid.png": b"2"},
+)
+
+
+@pytest.mark.parametrize(
+    ("out", "problem"),
+    [
+        ({}, ""),
+        ({"victim": "failed"}, ""),
+        ({"victim": "failed", "error": "picture 1: workers died 4 times"}, "failed without the reason"),
+        ({"victim": "running"}, "victim is running"),
+        ({"bystander": "failed"}, "bystander is failed"),
+        ({"cancelled": "finished"}, "cancelled is finished"),
+        ({"content": b"3"}, "bystander/grid.png differs"),
+    ],
+)
+def test_what_is_not_confined_is_found(out: dict[str, str], problem: str) -> None:
+    trial = Trial("worker: png png_bytes at f.py:1", "unforeseen", True, "victim", "load")
+    states = {**CLEAN.states, **{name: state for name, state in out.items() if name in CLEAN.states}}
+    errors = {"victim": out.get("error", "picture 1: Unforeseen: injected")}
+    found = check(trial, Outcome(states=states, errors=errors, contents={
+        "victim/grid.png": b"damaged", "bystander/grid.png": out.get("content", b"2"),  # type: ignore[dict-item]
+    }), CLEAN)  # fmt: skip
+    assert problem in "; ".join(found)
+    assert bool(found) == bool(problem)
+
+
+PLACES = 30
+
+
+@pytest.mark.timeout(600)
+def test_thirty_places_are_confined(tmp_path: Path) -> None:
+    """Real processes; which places they are changes with the source."""
+    forks = ForkServer()
+    state = State(tmp_path)
+    try:
+        trials = [one for one in state.trials(forks, 60.0, phases=PHASES[:1]) if one.phase == "load"]
+        chosen = list({one.place: one for one in trials}.values())[:PLACES]
+        results = list(sweep(forks, state, chosen, stacks=2, minutes=10.0, within_s=60.0))
+    finally:
+        forks.close()
+    assert len(results) == PLACES
+    assert {trial.key: result.problems for trial, result in results if result.problems} == {}
+    assert sum(result.reached for _, result in results) >= PLACES - 3  # some are reached by chance
