@@ -25,15 +25,20 @@ from service.local.redis_server import die_with_parent
 
 ROOT = Path(__file__).parents[2]
 FOLDER = "ANYWHERE"  # the variable with the folder of orders
-LINES = ("service.worker.runner", "service.worker.storer", "service.worker.process", "service.store.hub")
+LINES = (
+    "service.worker.runner",
+    "service.worker.storer",
+    "service.worker.job_files",
+    "service.worker.process",
+    "service.store.hub",
+)
 SHORTENED = {
     "service.store.claims": {"UNREADABLE_S": 2.0},
     "service.store.hub": {"RECONNECT_S": 0.2},
     "service.webhooks.worker": {"LEASE_S": 3.0, "LOOK_S": 0.2},
-    "service.worker.judge": {"READ_AGAIN_S": 0.2},
+    "service.worker.job_files": {"RETRY_S": 0.2},
     "service.worker.process": {"PRUNE_EVERY_S": 1.0},
     "service.worker.runner": {"CHECK_EVERY_S": 0.2, "OTHERS_FIRST_S": 0.1, "RETRY_S": 1.0},
-    "service.worker.storer": {"RETRY_S": 0.2},
 }
 VICTIMS = {"victim": "beefbeef", "upload": "feedfeed"}  # request id -> the end of the job's id
 

@@ -222,13 +222,16 @@ class State:
                 self.results[key] = Result(**result)
 
     def trials(self, forks: ForkServer, within_s: float, phases: Sequence[str] = PHASES) -> list[Trial]:
-        """Return all trials in the order of the sweep, so that one that is stopped early is a sample of all places."""
+        """Return all trials in the order of the sweep, of which one that is stopped early is a sample of all places.
+
+        What nobody foresaw comes first.
+        """
         if not self._places.exists():
             sweeper = Sweeper(forks, self.folder / "logs" / "clean", within_s)
             self._places.write_text(json.dumps(sweeper.record(phases), indent=1))
         found = trials_of(json.loads(self._places.read_text()))
         random.Random(SEED).shuffle(found)
-        return found
+        return sorted(found, key=lambda trial: trial.kind in RETRIED)
 
     def keep(self, trial: Trial, result: Result) -> None:
         with self._lock:
