@@ -8,9 +8,9 @@ import pytest
 from faults.anywhere import lines
 from faults.anywhere.boundaries import Boundaries
 from faults.anywhere.load import Outcome
-from faults.anywhere.orders import Order, OrderBook, Unforeseen
+from faults.anywhere.orders import Fault, OrderBook, Recording, Unforeseen
 from faults.anywhere.process import ForkServer
-from faults.anywhere.sweep import PHASES, State, Trial, check, sweep, trials_of
+from faults.anywhere.sweep import PHASES, State, Trial, check, groups_of, sweep, trials_of
 
 SOURCE = b'''
 def outer(x):
@@ -59,24 +59,25 @@ def test_an_order_fails_one_call_or_all_calls_of_the_victim(book: OrderBook, tmp
         return [process.kind_at(place, lambda one=one: one) for one in about]
 
     assert kinds("p", "job-1") == [None]
-    book.write(Order("p", "after", marks=MARKS))
-    assert not book.has_failed
+    book.fail(Fault("p", "after", marks=MARKS), Fault("r"))
+    assert not book.has_struck("p")
     assert kinds("q", "job-1") == [None]
     assert kinds("p", "job-2", "job-1", "job-1") == [None, "after", None]
-    book.write(Order("p", "os error", for_good=True, marks=MARKS))
+    assert book.has_struck("p")
+    assert not book.has_struck("r")
+    book.fail(Fault("p", "os error", for_good=True, marks=MARKS))
     assert kinds("p", "job-1", "job-2", "job-1") == ["os error", None, "os error"]
-    assert book.has_failed
-    book.write(Order("p"))
+    book.fail(Fault("p"))
     assert kinds("p", "job-2", "job-1") == ["unforeseen", None]
-    book.write(None)
+    book.fail()
     assert kinds("p", "job-1") == [None]
-    assert book.has_failed  # the last order
+    assert book.has_struck("p")  # before
 
 
 def test_places_are_recorded_with_phase_and_victims(book: OrderBook, tmp_path: Path) -> None:
     process = OrderBook(tmp_path)
     for phase in ("start", "load"):
-        book.write(Order(phase=phase, marks=MARKS))
+        book.record(Recording(phase, MARKS))
         for about in ("", "job-1", "job-1"):
             assert process.kind_at("worker: storage read at f.py:1", lambda about=about: about) is None
     place = "worker: storage read at f.py:1"
@@ -94,7 +95,7 @@ def test_a_place_is_the_line_of_ours_that_makes_the_call(book: OrderBook) -> Non
     boundaries, done = Boundaries(), list[str]()
     work = boundaries.wrapped(lambda: done.append("done"), "periodic task", lambda: "pruning", lambda: "")
     boundaries.obey(book, "worker")
-    book.write(Order(phase="load"))
+    book.record(Recording("load"))
 
     class Ended:
         """Ends a task after one turn."""
@@ -114,13 +115,31 @@ def test_a_place_is_the_line_of_ours_that_makes_the_call(book: OrderBook) -> Non
     assert (phase, name) == ("load", "worker: periodic task pruning at service/worker/process.py")
     assert source[int(line) - 1].strip() == "work()"
     for kind, effects in (("unforeseen", 1), ("after", 2)):
-        book.write(Order(place, kind))  # type: ignore[arg-type]
+        book.fail(Fault(place, kind))  # type: ignore[arg-type]
         process.repeat("pruning", work, 1.0, Ended())  # type: ignore[arg-type]  # it lives on
-        assert book.has_failed
+        assert book.has_struck(place)
         assert len(done) == effects
-    book.write(Order("worker: line f.py:3"))
+    book.fail(Fault("worker: line f.py:3"))
     with pytest.raises(Unforeseen):
         boundaries.line("f.py", 3)
+
+
+def test_trials_run_together_if_they_spare_the_same_victim_and_at_most_one_may_end_it() -> None:
+    own = [Trial(f"worker: png png_bytes at f.py:{i}", "after", False, "victim", "load") for i in range(3)]
+    api = [Trial(f"api: redis GET at g.py:{i}", "after", False, "victim", "load") for i in range(7)]
+    none = [Trial(f"worker: line f.py:{i}", "unforeseen", False, "", "load") for i in range(2)]
+    ends = [Trial(f"worker: line h.py:{i}", "unforeseen", False, "", "stop") for i in range(4)]
+    good = [Trial(own[0].place, "after", True, "victim", "load")]
+    foreseen = [Trial(api[0].place, "lost", False, "victim", "load")]
+    trials = [*own, *api, *none, *ends, *good, *foreseen]
+    groups = groups_of(trials)
+    assert sorted(one.key for group in groups for one in group) == sorted(one.key for one in trials)
+    assert sorted(len(group) for group in groups) == [1, 1, 1, 1, 2, 3, 3, 6]
+    assert groups[-1] == foreseen
+    for group in groups:
+        assert len({(one.victim, one.phase, one.for_good) for one in group}) == 1
+        assert sum(one in own for one in group) <= 1
+        assert len({one.place for one in group}) == len(group)
 
 
 CLEAN = Outcome(

@@ -4,6 +4,7 @@ import argparse
 import sys
 import time
 
+from faults import report
 from faults.anywhere.load import WITHIN_S
 from faults.anywhere.process import ForkServer
 from faults.anywhere.sweep import STATE, State, fingerprint, sweep, table
@@ -40,6 +41,9 @@ def main() -> int:
     swept = sum(state.results[trial.key].reached for trial in trials if trial.key in state.results)
     lines = [f"swept {swept} of {len(trials)}; {len(rows)} not confined", *(f"- {key}: {why}" for key, why in rows)]
     (state.folder / "table.txt").write_text("\n".join(lines) + "\n")
+    if not options.only:
+        places = len({trial.place for trial in trials})
+        report.keep_sweep({"places": places, "trials": len(trials), "swept": swept, "rows": rows})
     print("\n".join(lines))
     return 1 if rows else 0
 

@@ -4,6 +4,7 @@ import contextlib
 import http.server
 import json
 import os
+import shutil
 import signal
 import threading
 import time
@@ -18,7 +19,7 @@ from uuid import uuid4
 import httpx
 
 from faults import checks, history
-from faults.anywhere.orders import Order, OrderBook
+from faults.anywhere.orders import OrderBook, Recording
 from faults.anywhere.process import FOLDER, VICTIMS, ForkServer
 from faults.harness import NotInTime, Stack, until
 from service.api.access.keys import hash_of, new_key
@@ -99,7 +100,7 @@ class SweptStack(Stack):
         self.forks, self.book, self.receiver = forks, OrderBook(folder), Receiver()
         self.environment[FOLDER] = str(folder)
         other = read_info(resolve(folder / "storage", "other", "denoiser"))
-        self.digests = [self.digest, other.digest]
+        self.other_digest = other.digest
         # Of a call that concerns several, the first one is failed for good.
         self.marks = {
             VICTIM: [VICTIMS["victim"], "purple cube"],
@@ -167,7 +168,7 @@ def running(forks: ForkServer, keep_logs: Path, phase: str = "") -> Iterator[Swe
     with TemporaryDirectory(prefix="lg-anywhere-") as folder:
         stack = SweptStack(Path(folder), forks)
         if phase:
-            stack.book.write(Order(phase=phase, marks=stack.marks))
+            stack.book.record(Recording(phase, stack.marks))
         try:
             stack.start()
             yield stack
@@ -249,6 +250,7 @@ class Load:
 
         restart: a process that is told to end as soon as the jobs are there, as in a rolling restart.
         """
+        shutil.rmtree(self.stack.folder / "cache" / self.stack.other_digest, ignore_errors=True)  # it is copied anew
         self.submit()
         if restart:
             self.stack.signal(restart, signal.SIGTERM)
@@ -321,7 +323,7 @@ class Load:
         names = [name for name in self.out.ids if name == self.spared]
         if left := self._wait(names, time.monotonic() + self.within_s / 3):
             self.out.problems += [f"{name} did not end before the fault did" for name in left]
-            self.stack.book.write(None)
+            self.stack.book.fail()
             for name in self._wait(left, time.monotonic() + self.within_s):
                 self.out.problems.append(f"{name} is {self._status(self.out.ids[name])} {self.within_s:.0f} s after it")
 

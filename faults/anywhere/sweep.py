@@ -8,13 +8,13 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import httpx
 
 from faults.anywhere.load import CANCELLED, Load, Outcome, SweptStack, running
-from faults.anywhere.orders import Kind, Order
+from faults.anywhere.orders import Fault, Kind, Recording
 from faults.anywhere.process import ForkServer
 
 ROOT = Path(__file__).parents[2]
@@ -25,6 +25,7 @@ RETRIED: tuple[Kind, ...] = ("os error", "time-out", "lost")  # foreseen: work m
 PROCESSES = {"worker": "worker 0", "api": "api", "webhooks": "webhooks"}
 MAX_DEATHS = 4  # the default of `max_deliveries`
 MORE_THREADS = 4  # than after a run without a fault: pools grow when they are used first
+TOGETHER, RESTARTS_TOGETHER = 6, 3
 SEED = 58
 
 
@@ -37,6 +38,10 @@ class Trial:
     for_good: bool
     victim: str
     phase: str
+
+    @property
+    def process(self) -> str:
+        return self.place.partition(":")[0]
 
     @property
     def key(self) -> str:
@@ -76,6 +81,34 @@ def trials_of(places: Iterable[Sequence[str]]) -> list[Trial]:
             kinds = ("unforeseen", "after") if boundary == "redis" else KINDS
             found += [Trial(place, kind, True, victim, phase) for kind in kinds]
     return found
+
+
+def groups_of(trials: Iterable[Trial]) -> list[list[Trial]]:
+    """Return the trials in groups that run at once, as most are confined.
+
+    Those of a group spare the same victim. One that may end it has no second one beside it, and one that fails for good
+    runs alone. Those of start and end need a restart each.
+    """
+    pools: dict[tuple[object, ...], list[list[Trial]]] = {}
+    for trial in trials:
+        is_foreseen, phase = trial.kind in RETRIED, "load" if trial.phase == "load" else trial.process
+        groups = pools.setdefault((is_foreseen, phase, trial.victim, trial.key if trial.for_good else ""), [])
+        most = TOGETHER if phase == "load" else RESTARTS_TOGETHER
+        ends = trial.victim and trial.process == "worker"
+        for group in groups:
+            places = {one.place for one in group}
+            if len(group) < most and trial.place not in places and not (ends and _ends_victim(group)):
+                group.append(trial)
+                break
+        else:
+            groups.append([trial])
+    found = [group for groups in pools.values() for group in groups]
+    random.Random(SEED).shuffle(found)
+    return sorted(found, key=lambda group: group[0].kind in RETRIED)  # what nobody foresaw comes first
+
+
+def _ends_victim(group: Iterable[Trial]) -> bool:
+    return any(trial.victim and trial.process == "worker" for trial in group)
 
 
 def check(trial: Trial, out: Outcome, clean: Outcome) -> list[str]:
@@ -126,7 +159,7 @@ class Sweeper:
 
     def _start(self) -> SweptStack:
         stack = self._cleanup.enter_context(running(self.forks, self.logs))
-        stack.book.write(None)
+        stack.book.fail()
         self.clean = self._run_clean(stack)
         self.threads = {name: count + MORE_THREADS for name, count in stack.threads().items()}
         self._stack = stack
@@ -149,58 +182,63 @@ class Sweeper:
     def record(self, phases: Sequence[str] = PHASES) -> list[list[str]]:
         """Return the places that runs without a fault reach: while processes start, under the load, while they stop."""
         with running(self.forks, self.logs, phase="start") as stack:
-            stack.book.write(Order(phase="load", marks=stack.marks))
+            stack.book.record(Recording("load", stack.marks))
             first = self._run_clean(stack)
             second = self._run_clean(stack)
             if first.contents != second.contents:
                 different = [name for name, content in first.contents.items() if second.contents[name] != content]
                 raise RuntimeError(f"two runs without a fault differ: {different}")
-            stack.book.write(Order(phase="stop", marks=stack.marks))
+            stack.book.record(Recording("stop", stack.marks))
             for process in PROCESSES.values() if "stop" in phases else ():
                 self._run_clean(stack, process)
             return stack.book.places()
 
-    def run(self, trial: Trial) -> Result:
-        """Run a trial. One that was not confined is run again on a new stack: the machine may have been busy."""
-        result = self._run(trial)
-        if result.problems:
-            again = self._run(trial)
-            if not again.problems:
-                return again
-            result.problems = again.problems
-        return result
+    def run(self, group: Sequence[Trial]) -> Iterator[tuple[Trial, Result]]:
+        """Run trials together, and each alone of a group that was not confined, or whose place was not reached.
 
-    def _run(self, trial: Trial) -> Result:
-        stack = self.stack()
+        One that was not confined alone is run again on a new stack: the machine may have been busy.
+        """
+        results = self._run(group)
+        for trial, result in zip(group, results, strict=True):
+            if len(group) > 1 and (result.problems or not result.reached):
+                (result,) = self._run([trial])
+            if result.problems:
+                (again,) = self._run([trial])
+                result = again if not again.problems else replace(result, problems=again.problems)
+            yield trial, result
+
+    def _run(self, group: Sequence[Trial]) -> list[Result]:
+        stack, first = self.stack(), group[0]
         begun, deaths = time.monotonic(), len(stack.deaths)
-        load = Load(stack, trial.victim, trial.for_good, self.within_s)
-        marks = {trial.victim: stack.marks[trial.victim]} if trial.victim else {}
-        stack.book.write(Order(trial.place, trial.kind, trial.for_good, marks))
-        restart = "" if trial.phase == "load" else PROCESSES[trial.place.partition(":")[0]]
+        load = Load(stack, first.victim, first.for_good, self.within_s)
+        marks = {first.victim: stack.marks[first.victim]} if first.victim else {}
+        stack.book.fail(*(Fault(trial.place, trial.kind, trial.for_good, marks) for trial in group))
+        restart = "" if first.phase == "load" else PROCESSES[first.process]
         try:
             out = load.run(restart)
-            problems = check(trial, out, self.clean) + load.check_states()
+            problems = check(first, out, self.clean) + load.check_states()
             load.clear()
-            reached = stack.book.has_failed
-            stack.book.write(None)
+            reached = [stack.book.has_struck(trial.place) for trial in group]
+            stack.book.fail()
             load.clear()
             problems += load.wait_until_clear(self.threads)
         except Exception as error:
-            out, reached, problems = load.out, True, [f"the trial ended with {type(error).__name__}: {error}"]
+            out, reached = load.out, [True for _ in group]
+            problems = [f"the trial ended with {type(error).__name__}: {error}"]
         died = len(stack.deaths) - deaths - bool(restart)
         if died > MAX_DEATHS:
             problems.append(f"processes died {died} times")
         load.close()
         if problems:
             self.close()
-        error = out.errors.get(trial.victim, "")
-        return Result(reached, problems, died, round(time.monotonic() - begun, 1), error)
+        error, seconds = out.errors.get(first.victim, ""), round((time.monotonic() - begun) / len(group), 1)
+        return [Result(one, problems, died, seconds, error) for one in reached]
 
 
 def fingerprint() -> str:
-    """Return what the results belong to: the source of the service and of the sweep."""
+    """Return what the results belong to: the source of the service."""
     digest = hashlib.sha256()
-    for folder in ("service", "shared", "faults/anywhere"):
+    for folder in ("service", "shared"):
         for path in sorted((ROOT / folder).rglob("*")):
             if path.suffix in (".py", ".lua"):
                 digest.update(path.read_bytes())
@@ -222,16 +260,13 @@ class State:
                 self.results[key] = Result(**result)
 
     def trials(self, forks: ForkServer, within_s: float, phases: Sequence[str] = PHASES) -> list[Trial]:
-        """Return all trials in the order of the sweep, of which one that is stopped early is a sample of all places.
-
-        What nobody foresaw comes first.
-        """
+        """Return all trials, of places that are recorded the first time."""
         if not self._places.exists():
             sweeper = Sweeper(forks, self.folder / "logs" / "clean", within_s)
             self._places.write_text(json.dumps(sweeper.record(phases), indent=1))
         found = trials_of(json.loads(self._places.read_text()))
         random.Random(SEED).shuffle(found)
-        return sorted(found, key=lambda trial: trial.kind in RETRIED)
+        return found
 
     def keep(self, trial: Trial, result: Result) -> None:
         with self._lock:
@@ -245,18 +280,17 @@ def sweep(
 ) -> Iterator[tuple[Trial, Result]]:
     """Run the trials that have no result yet, on `stacks` services at once, for so long. Yields each as it is done."""
     deadline = time.monotonic() + 60 * minutes
-    todo: queue.SimpleQueue[Trial] = queue.SimpleQueue()
-    for trial in trials:
-        if trial.key not in state.results:
-            todo.put(trial)
+    todo: queue.SimpleQueue[list[Trial]] = queue.SimpleQueue()
+    for group in groups_of(trial for trial in trials if trial.key not in state.results):
+        todo.put(group)
     done: queue.SimpleQueue[tuple[Trial, Result] | None] = queue.SimpleQueue()
 
     def work(number: int) -> None:
         sweeper = Sweeper(forks, state.folder / "logs" / str(number), within_s)
         try:
             while time.monotonic() < deadline:
-                trial = todo.get_nowait()
-                done.put((trial, sweeper.run(trial)))
+                for one in sweeper.run(todo.get_nowait()):
+                    done.put(one)
         except queue.Empty:
             pass
         finally:
