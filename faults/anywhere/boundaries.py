@@ -39,7 +39,7 @@ def where() -> str:
     """
     found: list[tuple[str, int]] = []
     frame = sys._getframe(1)
-    while frame is not None and len(found) < 2:  # type: ignore[redundant-expr]
+    while frame is not None and len(found) < 2:
         file = frame.f_code.co_filename
         if file.startswith(OURS):
             name = file[len(str(ROOT)) + 1 :]
@@ -224,7 +224,7 @@ class Boundaries:
         def failing(what: str, work: Callable[[], None], *rest: Any) -> None:
             repeat(what, self.wrapped(work, "periodic task", lambda: what, lambda: ""), *rest)
 
-        process.repeat = failing
+        process.repeat = failing  # type: ignore[attr-defined]
 
 
 def _path(path: Any, *_: Any, **__: Any) -> str:
