@@ -53,7 +53,7 @@ class Runner:
     def __init__(self, connection: Redis, settings: Settings, name: str) -> None:
         self.connection, self.settings, self.name = connection, settings, name
         self.store = JobStore(connection, settings)
-        self.storage = JobFiles(PictureFiles(settings.pictures), patience_s=settings.lease_s / 2)
+        self.storage = JobFiles(PictureFiles(settings.pictures), patience_s=settings.lease_s)
         self.storer = Storer(self.store, self.storage)
         self.device = pick_device(settings.device)
         cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes)

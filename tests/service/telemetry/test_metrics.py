@@ -27,7 +27,7 @@ from shared.vocabulary import Vocabulary
 from tests.conftest import serving
 from tests.paths import ROOT
 from tests.service.store.helpers import add_job, record
-from tests.service.worker.conftest import model_of, run, started
+from tests.service.worker.conftest import model_of, run, settle, started
 from tests.toy_checkpoint import publish_toy_evaluator
 
 MONITORING = ROOT / "deploy/monitoring"
@@ -130,6 +130,7 @@ def test_a_worker_reports_its_pictures_and_steps(client: httpx.Client, connectio
     body = {"labels": [["red cube"]] * 3, "steps": 4, "guidance": 2.0}
     job = client.post("/generate", json=body, headers={"prefer": "respond-async"}).json()
     run(runner, job["id"])
+    settle(runner)
     after = worker_reading()
 
     def new(name: str, **labels: str) -> float:

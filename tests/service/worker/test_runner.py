@@ -420,6 +420,7 @@ def test_while_storage_fails_a_worker_claims_nothing_and_leaves_its_pictures_to_
     quick = settings.model_copy(update={"lease_s": 0.2})
     monkeypatch.setattr("service.worker.job_files.RETRY_S", 0.01)
     broken, able = started(connection, quick), started(connection, quick, "w2")
+    broken.storage.patience_s = able.storage.patience_s = 60.0
 
     def fail(*_: object) -> None:
         raise OSError(30, "Read-only file system")
