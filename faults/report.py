@@ -52,17 +52,14 @@ load it fails its jobs.
 SWEEP = """
 ## Every place
 
-`python -m faults.anywhere` looks for what no list of faults names. It wraps what the service calls: commands to Redis,
-calls of storage, the network, the evaluator, PNG, previews, loading and parsing, webhooks and periodic tasks. A run
-without a fault records every line that calls one of them, a *place*. Then each place fails in trials of its own: with
-an exception that nobody foresaw, an `OSError`, a time-out, and an exception after the call had its effect; once, and
-for good for one job, file, model or owner. Each statement of the worker's loop, its storing and start, and of the hub
-fails once, too. Meanwhile real processes have a fixed load: seven jobs of two owners and two models, with uploads, a
-cancellation, webhooks and a client that follows.
+`make anywhere` fails every line that calls Redis, storage, the network, the evaluator, PNG, previews, loading, parsing,
+webhooks or a periodic task; a run without a fault finds these places. Each fails with an exception that nobody foresaw,
+an `OSError`, a time-out, and after the call had its effect; once, and for good for one job, upload, model or owner
+(errors of Redis's connection only once: it is away for all). Each statement of the worker's loop and storing and of the
+hub fails once. Real processes have a load of seven jobs meanwhile.
 
-Confined means: every job ends once; at most the job that the failure concerns fails, with the exception in its error;
-all other answers and PNGs are byte by byte those of a run without a fault; queues, leases, files and threads are as
-before; and a new job finishes within 15 s.
+Confined means: at most the job that it concerns fails, with the exception in its error; every job ends once; all else
+is byte by byte as without a fault; queues, leases, files and threads are as before; a new job finishes within 15 s.
 
 """
 SOAKED = """
@@ -129,7 +126,7 @@ def document(results: dict[str, Any]) -> str:
         + rows
         + TAIL
         + SWEEP
-        + _swept(json.loads(SWEPT.read_text()))
+        + _swept(json.loads(SWEPT.read_text()) if SWEPT.exists() else None)
         + SOAKED
         + _soaked(json.loads(SOAK.read_text()))
     )
@@ -140,8 +137,10 @@ def _row(name: str, result: dict[str, Any]) -> str:
     return f"| {CASES[name].description} | `{name}` | {figures} |\n"
 
 
-def _swept(result: dict[str, Any]) -> str:
+def _swept(result: dict[str, Any] | None) -> str:
     """Return what the last sweep came to."""
+    if result is None:
+        return "Not run since it was last changed.\n"
     text = (
         f"{result['date']}, commit {result['commit']}, {result['machine']}: {result['swept']:,} of "
         f"{result['trials']:,} trials at {result['places']:,} places, {len(result['rows'])} not confined.\n"
