@@ -207,13 +207,13 @@ def silent_connections(trial: Trial) -> None:
 
 
 def unreadable_record(trial: Trial) -> None:
-    """the record of a job is damaged: reading it is a 503, and it fails once no worker could read it for two minutes"""
+    """the record of a job is damaged: reading it is a 503, and it fails as a worker claims its pictures"""
     trial.begin()
     damaged: list[str] = []
 
     def damage() -> None:
         # More pictures than two workers take at once: they read the record again for the others.
-        damaged.append(trial.submit_failing(LABELS * 32, "no running worker can read the job", steps=500))
+        damaged.append(trial.submit_failing(LABELS * 32, "a worker cannot read the job", steps=500))
         trial.stack.connection.hset(keys.job(damaged[0]), "record", '{"id": 1}')
 
     trial.strike(damage)

@@ -20,7 +20,7 @@ from service.contract.records import FinishedPicture, ModelName, created_at
 from service.files import PictureFiles
 from service.settings import Settings
 from service.store import keys, workers
-from service.store.claims import Claim, PictureStream
+from service.store.claims import BegunClaim, PictureStream
 from service.store.connection import best_effort
 from service.store.jobs import JobStore
 from service.telemetry.boundary import attempt, confined
@@ -222,13 +222,9 @@ class Runner:
         room = 0 if self._holds_back else max(0, room)
         if not (room or loaded.stream.suspects):
             return
-        claims, hopeless = loaded.stream.claim_stale(room, may_be_alone=not self.busy)
+        claims = self.store.take_over(loaded.stream, room, may_be_alone=not self.busy)
         if room > len(claims) and not (loaded.stream.suspects or any(claim.alone for claim in claims)):
-            claims += loaded.stream.claim_new(room - len(claims))
-        for claim, reason in hopeless:
-            with self.confined("job", job_id=claim.job):
-                self.store.fail(claim.job, reason)
-                loaded.stream.discard([claim.entry])
+            claims += self.store.claim_new(loaded.stream, room - len(claims))
         attempt(partial(self._admit, loaded), claims, partial(self._refuse, loaded), about, self.models.passes)
 
     @property
@@ -238,21 +234,20 @@ class Runner:
         claims += [claim for work in list(self.storer.held) for claim in list(work.complete)]
         return any(claim.alone for claim in claims) or any(loaded.stream.suspects for loaded in self.models)
 
-    def _admit(self, loaded: Loaded, claims: Sequence[Claim]) -> None:
-        """Admit the pictures of open jobs that are not finished; compose grids."""
-        begun = self.store.begin(loaded.stream, claims)
-        wanted = [claim for claim in begun if claim.index is not None]
+    def _admit(self, loaded: Loaded, claims: Sequence[BegunClaim]) -> None:
+        """Admit pictures; compose grids."""
+        wanted = [claim for claim in claims if claim.index is not None]
         pictures = [claim.picture for claim in wanted]
-        loaded.claims |= {picture.key: claim for picture, claim in zip(pictures, wanted, strict=True)}
         loaded.engine.admit(pictures)
-        for claim in begun:
+        loaded.claims |= {picture.key: claim for picture, claim in zip(pictures, wanted, strict=True)}
+        for claim in claims:
             if claim.index is None:
                 work = Work(job=claim.job, stream=loaded.stream, judged_by=loaded.judged_by, complete=[claim])
                 self.storer.submit(work)
             else:
                 WAIT_SECONDS.labels(loaded.name).observe(max(0.0, time.time() - created_at(claim.job)))
 
-    def _refuse(self, loaded: Loaded, claim: Claim, reason: str) -> None:
+    def _refuse(self, loaded: Loaded, claim: BegunClaim, reason: str) -> None:
         """Fail the job of a picture or grid that cannot be had."""
         self.store.fail(claim.job, reason if claim.index is None else f"picture {claim.index}: {reason}")
         loaded.stream.discard([claim.entry])
@@ -321,7 +316,7 @@ class Runner:
         self.storer.held.clear()
 
 
-def about(claim: Claim) -> dict[str, Any]:
+def about(claim: BegunClaim) -> dict[str, Any]:
     return {"job_id": claim.job, "picture": claim.index}
 
 

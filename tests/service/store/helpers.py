@@ -74,7 +74,7 @@ def done(claim: BegunClaim, png: bytes = b"png") -> tuple[BegunClaim, FinishedPi
 
 def commit_all(store: JobStore, stream: PictureStream) -> list[BegunClaim]:
     """Commit all pending pictures, and return the grids that are then to be composed."""
-    return store.commit(stream, [done(claim) for claim in store.begin(stream, stream.claim_new(10_000))], {})[0]
+    return store.commit(stream, [done(claim) for claim in store.claim_new(stream, 1000)], {})[0]
 
 
 def commands(connection: Redis, act: Callable[[], object]) -> list[str]:
