@@ -249,7 +249,7 @@ class Submitter:
         """
         same = None
         if self.idempotency_key is not None:
-            given = fields.model_dump(mode="json", exclude={"labels", "conditions"}, exclude_defaults=True)
+            given = fields.model_dump(mode="json", exclude={"labels"}, exclude_defaults=True)
             same = self._same_as([kind, labels, given, [one.digest for one in pictures]])
             if job_id := await self.service.jobs.existing(same):
                 return job_id

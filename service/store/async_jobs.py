@@ -42,7 +42,7 @@ from service.store import keys
 from service.store.functions import Pipeline
 from service.store.hub import Hub
 from service.store.jobs import read_record
-from service.store.workers import Doorbell, ReadyWorkers
+from service.store.workers import ReadyWorkers, new_task
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
@@ -50,6 +50,7 @@ log = get_logger(__name__)
 HEAD = "summary", "status", "total", "started_at", "finished_at", "error"  # of a job in a list: only small fields
 WHOLE = "record", *HEAD[1:], "result"
 LOOK_AGAIN_S = 5.0  # how often one who waits looks at the job itself, in case its end was not heard
+IDEMPOTENT_S = 86_400  # how long an Idempotency-Key counts, at most as long as its job; about 300 bytes each
 DIGITS = 6  # of scores and distances
 
 
@@ -95,7 +96,7 @@ def limits_of(settings: Settings) -> dict[str, int]:
     return {
         "timeout_s": settings.job_timeout_s,
         "lifetime_s": settings.job_timeout_s + settings.keep_s,
-        "idempotent_s": settings.idempotent_s,
+        "idempotent_s": min(IDEMPOTENT_S, settings.keep_s),
         "most_queued": settings.max_queued_pictures,
         "most_own": settings.max_queued_pictures_per_owner if own else 0,
         "most_stored": settings.max_stored_pictures_per_owner if own else 0,
@@ -109,7 +110,7 @@ def arguments(record: JobRecord, request: IdempotentRequest | None, limits: Mapp
         about["webhook_events"] = " ".join(record.webhook_events)
     if request is not None:
         about |= {"request_key": request.redis_key, "request_hash": _hash(request.request)}
-    return [json.dumps(about), record.model_dump_json(), record.summary]
+    return [json.dumps(about), record.model_dump_json(), record.summary, *new_task()]
 
 
 def before(answer: Any, request: IdempotentRequest | None) -> str:
@@ -127,12 +128,10 @@ def before(answer: Any, request: IdempotentRequest | None) -> str:
 class AsyncJobs:
     """The jobs of one Redis, with its queue and workers, for the event loop."""
 
-    def __init__(self, connection: Redis, settings: Settings, doorbell: Doorbell | None = None) -> None:
-        """`doorbell`: needed to create jobs."""
+    def __init__(self, connection: Redis, settings: Settings) -> None:
         self.redis, self.hub, self.settings = Pipeline(connection), Hub(connection), settings
         self.workers = ReadyWorkers(self.redis)
         self._limits = limits_of(settings)
-        self._doorbell, self._unrung = doorbell, set[str]()  # digests
 
     async def existing(self, request: IdempotentRequest) -> str | None:
         """Return the job that the same request created before, if it still exists.
@@ -145,23 +144,14 @@ class AsyncJobs:
         return request.job_of(raw)
 
     async def create(self, record: JobRecord, request: IdempotentRequest | None = None) -> str:
-        """Write a job and put it into the queue in one command, wake a worker, and return the job's id.
+        """Write a job, put it into the queue and wake a worker, in one command. Return the job's id.
 
         If the same request created a job before, write nothing and return that job's id. KeyReuse, NoRoom as `before`.
         """
         answer = await self.redis.call("create", *arguments(record, request, self._limits))
         if answer is not None:
             return before(answer, request)
-        if not self._unrung:
-            asyncio.get_running_loop().call_soon(self._ring)
-        self._unrung.add(record.digest)
         return record.id
-
-    def _ring(self) -> None:
-        """Wake workers for new jobs. Nobody waits for it: a worker that is not woken looks a second later."""
-        assert self._doorbell is not None
-        digests, self._unrung = self._unrung, set()
-        asyncio.get_running_loop().run_in_executor(None, self._doorbell.ring, digests)
 
     async def job(self, job_id: str) -> Job:
         """Return the job in its current state. UnknownJob, ExpiredJob; Unavailable if another version wrote it."""

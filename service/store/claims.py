@@ -22,6 +22,7 @@ from service.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 GROUP = "workers"  # as in `jobs.lua`
+MAX_DELIVERIES = 4  # of a picture whose workers died, before its job fails; also of a model that they loaded
 IN_BATCHES = 2  # deaths before a picture is suspected; until then it is sampled in a batch
 MOST_SEEN = 100  # expired leases
 
@@ -110,10 +111,9 @@ class PictureStream:
             late: Any = self.connection.xpending_range(self.key, GROUP, "-", "+", count=MOST_SEEN, idle=self.lease_ms)
         except ResponseError:  # NOGROUP: somebody emptied Redis
             late = []
-        most = self.settings.max_deliveries
         pending = [(one["message_id"], one["times_delivered"]) for one in late if one["message_id"] not in self.held]
-        found = triage(pending, most)
-        reason = f"workers died {most} times while "
+        found = triage(pending, MAX_DELIVERIES)
+        reason = f"workers died {MAX_DELIVERIES} times while "
         hopeless = [(claim, reason + claim.what) for claim in self._take_over(found.hopeless)]
         if not (found.alone and self._keeps_suspects()):
             self.suspects = 0

@@ -19,7 +19,10 @@ local CHANGES = 'labelgrid:changes'
 local WEBHOOKS = 'labelgrid:webhooks'
 local MODELS = 'labelgrid:models'
 local ATTEMPTS = 'labelgrid:webhook-attempts'
-local WORKERS = 'labelgrid:workers'
+local RQ_QUEUE = 'rq:queue:labelgrid'
+local RQ_QUEUES = 'rq:queues'
+local RQ_WORKERS = 'rq:workers'
+local OLD_WORKERS = 'labelgrid:workers' -- of the release before this one; so is what is called old below
 
 local function keys_of_job(id)
   local job = 'labelgrid:job:' .. id
@@ -105,6 +108,19 @@ local function end_webhook(args)
     redis.call('HDEL', ATTEMPTS, message)
   else
     redis.call('ZADD', WEBHOOKS, 'XX', now_s() + wait_s, message)
+  end
+end
+
+-- RQ's queue
+
+-- wake(id, then fields of an RQ job and their values)
+--
+-- Puts an RQ job into RQ's queue, for which idle workers wait. One that waits is enough: it stands for all work that
+-- there is. Returns nothing.
+local function wake(args)
+  if redis.call('LLEN', RQ_QUEUE) == 0 then
+    redis.call('HSET', 'rq:job:' .. args[1], unpack(args, 2))
+    redis.call('RPUSH', RQ_QUEUE, args[1])
   end
 end
 
@@ -288,13 +304,14 @@ local function add_to_list(new, now)
   redis.call('EXPIRE', index, new.lifetime_s)
 end
 
--- create(settings, record, summary)
+-- create(settings, record, summary, then an RQ job as for `wake`)
 --
 -- Settings: owner, total (pictures), webhook_events if there is a webhook, request_key and request_hash if there is an
 -- Idempotency-Key, timeout_s, lifetime_s (timeout_s and how long a job is kept), idempotent_s, most_queued, most_own,
 -- most_stored (0: no limit). The record may be large and is not decoded; the summary is for lists.
 -- Reads the request's key, the model's queue and stream, and the owner's stored pictures. Writes the job, the open jobs,
--- the models with work, the owner's list of jobs, the fair queue, the owner's stored pictures and the request's key.
+-- the models with work, the owner's list of jobs, the fair queue, the owner's stored pictures, the request's key and RQ's
+-- queue.
 -- Returns nil; or what prevents it, then no job is written: {'request', job and request of before}, or {'queue',
 -- 'owner' or 'stored', how much is taken, the limit}.
 local function create(args)
@@ -325,6 +342,7 @@ local function create(args)
     redis.call('HSET', job, 'request_key', new.request_key)
     redis.call('SET', new.request_key, new.id .. ' ' .. new.request_hash, 'EX', new.idempotent_s)
   end
+  wake({unpack(args, 4)})
   return nil
 end
 
@@ -647,6 +665,7 @@ local function wanted(args)
     if not is_free and redis.call('XLEN', model.stream) > 0 then
       local late = redis.pcall('XPENDING', model.stream, GROUP, 'IDLE', args[1], '-', '+', 1)
       is_free = late.err ~= nil or #late > 0 -- an error: no worker has ever claimed one
+        or redis.call('XPENDING', model.stream, GROUP)[1] < redis.call('XLEN', model.stream)
     elseif not is_free then
       redis.call('HDEL', MODELS, models[i])
     end
@@ -657,28 +676,36 @@ local function wanted(args)
   return found
 end
 
--- Workers
+-- Workers, in RQ's registry
 
-local function key_of_worker(name)
-  return 'labelgrid:worker:' .. name
-end
-
--- announce(name, description as JSON, milliseconds)
+-- announce(name, description as JSON, milliseconds, then fields of RQ's worker and their values)
 --
--- Lists a worker as live for so long. Writes the worker's key and the set of workers. Returns nothing.
+-- Lists a worker as live for so long. Writes RQ's worker and sets of workers and queues. Returns 1 if `rq suspend` was called, else 0.
 local function announce(args)
-  local name, description, lease_ms = unpack(args)
-  redis.call('SADD', WORKERS, name)
-  redis.call('SET', key_of_worker(name), description, 'PX', lease_ms)
+  local name, about, lease_ms = unpack(args, 1, 3)
+  local worker = 'rq:worker:' .. name
+  redis.call('HSET', worker, 'about', about, unpack(args, 4))
+  redis.call('PEXPIRE', worker, lease_ms)
+  redis.call('SADD', RQ_WORKERS, worker)
+  redis.call('SADD', RQ_WORKERS .. ':labelgrid', worker)
+  redis.call('SADD', RQ_QUEUES, RQ_QUEUE)
+  redis.call('SADD', OLD_WORKERS, name)
+  redis.call('SET', 'labelgrid:worker:' .. name, about, 'PX', lease_ms)
+  return redis.call('EXISTS', 'rq:suspended')
 end
 
 -- live_workers()
 --
--- Reads the set of workers and their keys. Returns the descriptions of those that live.
+-- Reads RQ's workers. Returns the descriptions of those that live: RQ itself keeps one for a minute after its end.
 local function live_workers()
   local live = {}
-  for _, name in ipairs(redis.call('SMEMBERS', WORKERS)) do
-    table.insert(live, redis.call('GET', key_of_worker(name)) or nil)
+  for _, worker in ipairs(redis.call('SMEMBERS', RQ_WORKERS)) do
+    table.insert(live, redis.call('HGET', worker, 'about') or nil)
+  end
+  for _, name in ipairs(redis.call('SMEMBERS', OLD_WORKERS)) do
+    if redis.call('HEXISTS', 'rq:worker:' .. name, 'about') == 0 then
+      table.insert(live, redis.call('GET', 'labelgrid:worker:' .. name) or nil)
+    end
   end
   return live
 end
@@ -709,6 +736,7 @@ register('open_stream', open_stream, {'allow-oom'})
 register('claim', claim, {'allow-oom'})
 register('overdue', overdue, {'no-writes'})
 register('wanted', wanted, {'allow-oom'})
+register('wake', wake, {})
 register('announce', announce, {'allow-oom'})
 register('live_workers', live_workers, {'no-writes'})
 register('take_webhook', take_webhook, {'allow-oom'})

@@ -1,6 +1,6 @@
 """Jobs as workers see them: move their status, store their pictures, read their records.
 
-The moves themselves are in `jobs.lua`. The status in Redis is the truth; RQ only wakes workers. Knows no HTTP, no torch
+The moves themselves are in `jobs.lua`. The status in Redis is the truth; RQ runs the workers. Knows no HTTP, no torch
 and no files; `keys.py` lists the keys.
 """
 
@@ -18,7 +18,6 @@ from service.store import keys
 from service.store.claims import BegunClaim, Claim, PictureStream
 from service.store.connection import concerns_all
 from service.store.functions import call
-from service.store.workers import Doorbell
 from service.telemetry import tracing
 from service.telemetry.boundary import confined
 from service.telemetry.logs import get_logger
@@ -36,7 +35,6 @@ class JobStore:
 
     def __init__(self, connection: Redis, settings: Settings) -> None:
         self.connection, self.settings, self.keep_s = connection, settings, settings.keep_s
-        self.doorbell = Doorbell(connection, settings.queue)
 
     def claim_new(self, stream: PictureStream, room: int) -> list[BegunClaim]:
         """Claim up to `room` pending pictures, in the fair queue's order, and begin their jobs. Return the claims."""

@@ -25,6 +25,7 @@ STREAM = f"labelgrid:pictures:{DIGEST}"
 KEEP_S = 100
 RESULT = json.dumps({"repeats": [{}, {}], "best": 1})
 CREATED_S = 1764355000.125
+TASK = "an RQ job", "status", "queued"
 
 
 def job_id(letter: str, created_s: float = CREATED_S) -> str:
@@ -51,7 +52,7 @@ class Library:
         about |= {"webhook_events": "running finished", "timeout_s": 50, "lifetime_s": 150, "idempotent_s": 300}
         about |= {"most_queued": 10_000, "most_own": 0, "most_stored": 0, **more}
         summary = {"id": job, "model": "toy", "digest": digest, "sent": False}
-        return self("create", json.dumps(about), f"record of {job[-1]}", json.dumps(summary))
+        return self("create", json.dumps(about), f"record of {job[-1]}", json.dumps(summary), *TASK)
 
     def claim(self, most: int, worker: str = "w") -> dict[str, str]:
         """Claim pictures; return each one's entry, by job and index such as "a0"; of a grid, by "a grid"."""
@@ -249,6 +250,7 @@ CALLS: dict[str, Callable[[Library], Any]] = {
     "open_stream": lambda library: library("open_stream", DIGEST, 0),
     "claim": lambda library: library.claim(1),
     "wanted": lambda library: library("wanted", 0),
+    "wake": lambda library: library("wake", *TASK),
     "announce": lambda library: library("announce", "w", "{}", 1000),
     "live_workers": lambda library: library("live_workers"),
     "take_webhook": lambda library: library("take_webhook", "a running", 60),
@@ -267,7 +269,7 @@ def test_every_function_is_called_here(library: Library) -> None:
 @pytest.mark.parametrize("function", CALLS)
 @pytest.mark.parametrize(
     ("state", "takes", "error"),
-    [(full, CALLS.keys() - {"create"}, OutOfMemoryError), (read_only, READING, ReadOnlyError)],
+    [(full, CALLS.keys() - {"create", "wake"}, OutOfMemoryError), (read_only, READING, ReadOnlyError)],
     ids=["full", "replica"],
 )
 def test_a_full_redis_takes_all_but_new_jobs_and_a_replica_is_read(
@@ -305,6 +307,24 @@ def test_an_error_in_the_middle_leaves_the_pictures_in_the_stream(library: Libra
     library.connection.delete(f"labelgrid:job:{B}:verdicts")
     assert library.commit(entries)[1].keys() == {"a grid", "b grid"}
     assert library.in_stream() == (2, 2)
+
+
+def test_one_rq_job_waits_however_many_jobs_are_created(library: Library) -> None:
+    for job in (A, B):
+        library.create(job)
+    library("wake", "another", "status", "queued")
+    assert library.connection.lrange("rq:queue:labelgrid", 0, -1) == [TASK[0]]
+    assert library.hash(f"rq:job:{TASK[0]}") == {"status": "queued"}
+    assert not library.connection.exists("rq:job:another")
+
+
+def test_a_model_is_wanted_whose_leased_pictures_are_late_or_that_has_others_besides(library: Library) -> None:
+    library.create(A, 2)
+    library.claim(2)
+    assert library("wanted", 50_000) == []
+    assert library("wanted", 0) == [[DIGEST, "{}"]]
+    library.connection.xadd(STREAM, {"job": A})
+    assert library("wanted", 50_000) == [[DIGEST, "{}"]]
 
 
 def test_a_model_is_wanted_whose_pictures_no_worker_has_ever_claimed(library: Library) -> None:

@@ -27,7 +27,7 @@ from shared.vocabulary import Vocabulary
 from tests.conftest import serving
 from tests.paths import ROOT
 from tests.service.store.helpers import add_job, record
-from tests.service.worker.conftest import model_of, run, started
+from tests.service.worker.conftest import model_of, run, settle, started
 from tests.toy_checkpoint import publish_toy_evaluator
 
 MONITORING = ROOT / "deploy/monitoring"
@@ -89,7 +89,7 @@ def test_the_api_reports_requests_and_its_queue(client: httpx.Client, connection
     begun = read()
     assert begun("waiting_pictures", model="toy") == begun("oldest_wait_seconds", model="toy") == 0
     assert begun("open_pictures") == 3
-    client.delete(f"/jobs/{job['id']}")
+    client.post(f"/jobs/{job['id']}/cancel")
     assert read()("jobs_ended_total", status="cancelled") - after("jobs_ended_total", status="cancelled") == 1
 
 
@@ -130,6 +130,7 @@ def test_a_worker_reports_its_pictures_and_steps(client: httpx.Client, connectio
     body = {"labels": [["red cube"]] * 3, "steps": 4, "guidance": 2.0}
     job = client.post("/generate", json=body, headers={"prefer": "respond-async"}).json()
     run(runner, job["id"])
+    settle(runner)
     after = worker_reading()
 
     def new(name: str, **labels: str) -> float:

@@ -21,7 +21,6 @@ from service.worker.runner import Runner
 from shared.options import SamplingOptions
 from shared.pictures import marked_grid, read_png
 from shared.vocabulary import Vocabulary
-from tests.service.store.helpers import done_count
 from tests.service.worker.conftest import (
     create_upload,
     error_of,
@@ -112,28 +111,27 @@ def test_a_single_upload_has_a_grid_that_marks_it(runner: Runner, store: JobStor
     assert np.array_equal(read_png(grid_of(store, job.id)), grid)
 
 
-def test_an_upload_that_cannot_be_read_for_now_is_read_again(
+def test_while_storage_cannot_be_read_uploads_wait_but_those_of_a_cancelled_job(
     runner: Runner, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other pictures are judged meanwhile, and those of a cancelled job are not waited for."""
-    late, cancelled, other = (create_upload(runner, 2) for _ in range(3))
-    files, read, is_back, failed = runner.storage.files, runner.storage.files.read, list[int](), list[str]()
+    late, cancelled = (create_upload(runner, 2) for _ in range(2))
+    read, is_back = runner.storage.files.read, list[int]()
 
     def failing(job_id: str, name: str) -> bytes:
-        if job_id != other.id and not is_back:
-            failed.append(job_id)
+        if not is_back:
             raise OSError("storage is away")
         return read(job_id, name)
 
     monkeypatch.setattr("service.worker.job_files.RETRY_S", 0.01)
-    monkeypatch.setattr(files, "read", failing)
-    run_until(runner, lambda: min(failed.count(late.id), failed.count(cancelled.id)) > 2)
+    monkeypatch.setattr(runner.storage.files, "read", failing)
+    run_until(runner, lambda: runner.storage.problem)
+    assert runner.storage.problem == "OSError: storage is away"
     store.cancel(cancelled.id)
-    run_until(runner, lambda: done_count(store, other.id) == 2)
-    assert status(store, late) == "running"
+    runner.run_once()
+    assert {job for loaded in runner.models for job, _ in loaded.claims} == {late.id}
     is_back.append(1)
-    run(runner, late.id, other.id)
-    assert [status(store, job) for job in (late, other)] == ["finished", "finished"]
+    run(runner, late.id)
+    assert status(store, late) == "finished"
     settle(runner)
 
 

@@ -106,7 +106,7 @@ def test_idle_time_does_not_count_in_a_workers_rate(runner: Runner, create: Crea
     busy_s = time.monotonic() - begun
     time.sleep(busy_s)
     runner.run_once()  # finds no pictures
-    process.beat(runner, born_at=0.0)
+    workers.announce(runner.connection, runner.name, process.about(runner), lease_s=60)
     (about,) = workers.list_live(connection)
     assert about["pictures_per_s"] >= 3 / busy_s
 
@@ -359,7 +359,7 @@ def test_a_picture_that_cannot_be_admitted_fails_only_its_job(
 
 
 @pytest.mark.parametrize(
-    "task", ["runner.Runner._drop_ended", "runner.Runner._look", "runner.Previews.publish", "models.Models.follow"]
+    "task", ["runner.Runner._drop_ended", "runner.Runner.look", "runner.Previews.publish", "models.Models.follow"]
 )
 def test_a_periodic_task_that_fails_stops_nothing_else(
     runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch, task: str
@@ -421,6 +421,7 @@ def test_while_storage_fails_a_worker_claims_nothing_and_leaves_its_pictures_to_
     quick = settings.model_copy(update={"lease_s": 0.2})
     monkeypatch.setattr("service.worker.job_files.RETRY_S", 0.01)
     broken, able = started(connection, quick), started(connection, quick, "w2")
+    broken.storage.patience_s = able.storage.patience_s = 60.0
 
     def fail(*_: object) -> None:
         raise OSError(30, "Read-only file system")
@@ -429,7 +430,7 @@ def test_while_storage_fails_a_worker_claims_nothing_and_leaves_its_pictures_to_
     job = create()
     run_until(broken, lambda: broken.storage.problem)
     assert broken.storage.problem == "OSError: Read-only file system"
-    process.beat(broken, born_at=0.0)
+    workers.announce(connection, broken.name, process.about(broken), lease_s=60)
     time.sleep(quick.lease_s)
     for _ in range(3):
         broken.run_once()
