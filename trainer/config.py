@@ -34,6 +34,7 @@ class RunConfig(NoOtherFields):
     ema_start: Natural = 2000  # and the step at which it starts
     ema_power: Positive = 12.0  # of the long average: decay (1 - 1/n)^(power + 1) (Karras et al. 2024, eq. 127)
     publish: Literal["long", "short", "raw"] = "long"  # which weights become the checkpoint
+    evaluate_every: Count = 500  # steps; in steps, so that a run that is repeated evaluates, and ends, at the same ones
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
 
 

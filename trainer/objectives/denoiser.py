@@ -43,7 +43,7 @@ class Denoising:
         watch: Callable[[nn.Module, Run], dict[str, float]] | None = None, layouts: LayoutDrawer | None = None,
     ) -> None:  # fmt: skip
         self.dataset, self.config, self.watch, self.layouts = dataset, config, watch, layouts
-        self.source = {"data set": dataset.digest}
+        self.source: dict[str, Any] = {"data set": dataset.digest}
         self.positions, self.rotations = positions_of(config, dataset), rotations_of(config, dataset)
         schedule = make_alpha_bar(config.schedule, config.timesteps)
         self.levels = noise_level_weights(config, schedule)  # stays on the CPU, where t is drawn

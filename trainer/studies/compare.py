@@ -33,7 +33,7 @@ from trainer.train import train
 # average starts early, because the runs are short.
 BASE: Final = TrainConfig(
     schedule="sigmoid", prediction="eps", loss_weight="none", noise_levels="uniform", positions=False, batch=32,
-    warmup_steps=100, ema_start=200,
+    warmup_steps=100, ema_start=200, evaluate_every=10**9,  # but by shares of the budget
 )  # fmt: skip
 RECIPE: Final = {"schedule": "cosine", "prediction": "v", "loss_weight": "sqrt_snr", "noise_levels": "normal"}
 # Name -> what it changes; `network` is merged, all else replaced.
@@ -134,8 +134,7 @@ def run_variant(
     )  # fmt: skip
     training = train(
         Denoising(dataset, config, device, watcher), make_network(config, dataset), config, folder, budget,
-        device=device, on_step=show_progress(progress, name), evaluate_every_s=float("inf"),
-        evaluations=CURVE_POINTS,
+        device=device, on_step=show_progress(progress, name), evaluations=CURVE_POINTS,
     )  # fmt: skip
     curve = read_log(folder / "log.jsonl")
     (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))

@@ -43,7 +43,7 @@ def test_the_denoiser_is_scored_while_it_trains_and_resumes_by_the_same_command(
 
 def test_the_best_weights_are_published_beside_the_last_and_patience_ends_a_run(command: Command, data: Path) -> None:
     """With a rate that undoes what is learnt, the first evaluation is the best."""
-    train = ["train", "denoiser", "--data", data, "--held-out", data, "--name", "tiny", "--evaluate-minutes", "0"]
+    train = ["train", "denoiser", "--data", data, "--held-out", data, "--name", "tiny", "--set", "evaluate_every=1"]
     train += [*TINY, "--set", "publish=raw", "--set", "warmup_steps=0"]
     succeeded(command(*train, "--steps", 1))
     assert not Path("models/tiny-best.safetensors").exists()
