@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -31,6 +29,7 @@ from trainer.config import Fit, Share, TrainConfig
 from trainer.data_folder import pictures_folder, read_picture
 from trainer.errors import TrainerError
 
+DECODED_AT_ONCE = 1024  # pictures
 MEASURED = 2048  # pictures whose deviation stands for all
 Size = tuple[FiniteFloat, FiniteFloat]
 Position = tuple[Share, Share]
@@ -76,20 +75,35 @@ def to_square(picture: Image.Image, size: int, fit: Fit) -> Image.Image:
     return picture.resize((size, size), Image.Resampling.BILINEAR)
 
 
-def _decode(folder: Path, names: list[str], size: int, fit: Fit, advance: Callable[[int], None]) -> NDArray[np.uint8]:
-    images, aspects = np.empty((len(names), 3, size, size), np.uint8), set[float]()
+class _Decoder:
+    """Decodes pictures of a folder to (N, 3, S, S) uint8."""
 
-    def one(i: int) -> None:
-        picture = read_picture(folder / names[i])
-        aspects.add(picture.width / picture.height)
-        images[i] = np.asarray(to_square(picture, size, fit)).transpose(2, 0, 1)
-        advance(1)
+    def __init__(self, folder: Path, names: list[str], size: int, fit: Fit, advance: Callable[[int], None]) -> None:
+        self.folder, self.names, self.size, self.fit, self.advance = folder, names, size, fit, advance
+        self.aspects = set[float]()
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(one, range(len(names))))
-    if fit == "pad" and len(aspects) > 1:
-        raise TrainerError(f"{folder}: pictures {UNLIKE}")
-    return images
+    def _one(self, name: str) -> NDArray[np.uint8]:
+        picture = read_picture(self.folder / name)
+        self.aspects.add(picture.width / picture.height)
+        self.advance(1)
+        return np.asarray(to_square(picture, self.size, self.fit)).transpose(2, 0, 1)
+
+    def chunks(self) -> Iterator[NDArray[np.uint8]]:
+        """Yield the pictures in order, some at a time. TrainerError if they cannot be padded alike."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(self.names), DECODED_AT_ONCE):
+                yield np.stack(list(pool.map(self._one, self.names[start : start + DECODED_AT_ONCE])))
+                if self.fit == "pad" and len(self.aspects) > 1:
+                    raise TrainerError(f"{self.folder}: pictures {UNLIKE}")
+
+
+def _write_cache(path: Path, decoder: _Decoder) -> None:
+    """Decode pictures into a file of NumPy's, without ever holding all of them in memory."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(decoder.names), 3, decoder.size, decoder.size)}
+    with files.replacing(path) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for chunk in decoder.chunks():
+            file.write(chunk.tobytes())
 
 
 def _key(folder: Path, names: list[str]) -> str:
@@ -123,16 +137,19 @@ def load_dataset(
         raise TrainerError(f"{folder / 'train.json'} names no pictures")
     names, pictures = list(train), pictures_folder(folder, next(iter(train)))
     cache = folder / ".cache" / f"{size}-{fit}-{_key(pictures, names)}.npy"
+    decoder = _Decoder(pictures, names, size, fit, advance)
+    # mapped, not read: processes share the pages, and pictures that do not fit into memory come from the disk
+    read = partial(np.load, cache, mmap_mode="c")
     try:
-        images = np.load(cache)
+        images = read()
     except (OSError, ValueError, EOFError):  # there is none, or it is damaged
-        images = _decode(pictures, names, size, fit, advance)
-        with suppress(OSError):  # a read-only folder or a full disk only means that pictures are decoded again
-            content = io.BytesIO()
-            np.save(content, images)
-            files.write(cache, content.getbuffer())
+        try:
+            _write_cache(cache, decoder)
             for former in set(cache.parent.glob(f"{size}-{fit}-*.npy")) - {cache}:
                 former.unlink()
+            images = read()
+        except OSError:  # a read-only folder or a full disk: they are kept in memory, and decoded again next time
+            images = np.concatenate(list(decoder.chunks()))
     labels = torch.tensor([vocabulary.multi_hot(train[name]) for name in names], dtype=torch.float32)
     positions = read_positions(folder / "positions.json", train, vocabulary)
     rotations = read_rotations(folder / "rotations.json", train, vocabulary)
@@ -266,6 +283,8 @@ def merge(datasets: list[Dataset]) -> Dataset:
     The layouts of n objects are learnt from the first folder that has pictures of n objects. So further folders widen
     what may be asked for, and do not change what is drawn where nothing more is asked.
     """
+    if len(datasets) == 1:
+        return datasets[0]
     own = datasets[0].vocabulary
     datasets = [in_vocabulary(dataset, own, "the first folder's objects.json") for dataset in datasets]
     check_alike(datasets)
@@ -324,11 +343,13 @@ def settled(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     """Return `config` with the fields that follow from the data, unless they are set.
 
     The noise levels that decide what a picture shows are those where the noise is about as strong as the pictures
-    differ, so log_snr_mean falls with the logarithm of their variance. A batch is an eighth of the pictures, 8 to 64.
+    differ, so log_snr_mean falls with the logarithm of their variance. In a picture of more pixels the same noise hides
+    less, since neighbours repeat each other: log_snr_mean also falls by 2 log(size / 64) (Hoogeboom et al. 2023, eq.
+    8). A batch is an eighth of the pictures, 8 to 64.
     """
     deviation = max(pixel_deviation(dataset.images), 1e-3)
     usual = TrainConfig()
-    shift = 2 * math.log(deviation / usual.sigma_data)
+    shift = 2 * math.log(deviation / usual.sigma_data) + 2 * math.log(config.image_size / usual.image_size)
     found = {"sigma_data": round(deviation, 3), "log_snr_mean": round(usual.log_snr_mean - shift, 1)}
     found["batch"] = min(usual.batch, max(8, len(dataset) // 8))
     return config.model_copy(update={key: value for key, value in found.items() if key not in config.model_fields_set})

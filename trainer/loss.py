@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -57,3 +59,16 @@ def loss_weights(config: TrainConfig, alpha_bar: Tensor) -> Tensor:
         weights = on_x0 * amplified.clamp(max=MOST_AMPLIFIED).square()
         return weights / (weights * noise_level_weights(config, alpha_bar)).sum()
     return torch.ones_like(snr)
+
+
+def draw_noise(seeds: Tensor, shape: Sequence[int], device: torch.device) -> Tensor:
+    """Draw normal noise (B, *shape) on the device, each example's from its own seed: seeds (B,) int64 on the CPU.
+
+    So a process draws its own share of a batch alone, and nothing has to be copied to a GPU or waited for. Another kind
+    of device draws other noise from the same seeds.
+    """
+    generator = torch.Generator(device)
+    noise = torch.empty(len(seeds), *shape, device=device)
+    for one, seed in zip(noise, seeds.tolist(), strict=True):
+        one.normal_(generator=generator.manual_seed(seed))
+    return noise

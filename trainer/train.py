@@ -52,7 +52,7 @@ class Objective(Protocol):
         """Return the number of examples in an epoch."""
 
     def draw(self, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
-        """Return the `share` of the examples `index`, a whole batch, as tensors on the CPU.
+        """Return the `share` of the examples `index`, a whole batch, as tensors on the CPU or already on the device.
 
         All randomness comes from `generator`, so that the shares are those of one batch.
         """
@@ -147,21 +147,23 @@ class Training:
 def make_optimizers(network: nn.Module, config: RunConfig) -> list[torch.optim.Optimizer]:
     """Return AdamW for all parameters, or Muon for the inner matrices and AdamW for all else.
 
-    All else is the first and last layer, embeddings and vectors. `match_rms_adamw` gives Muon's update the size of
-    AdamW's (Liu et al. 2025, sec. 2.2), so both share one learning rate.
+    All else is the network's first and last layers, which its `edges` name, embeddings and vectors. `match_rms_adamw`
+    gives Muon's update the size of AdamW's (Liu et al. 2025, sec. 2.2), so both share one learning rate.
     """
     if config.optimizer == "adamw":
         parameters, decay = network.parameters(), config.weight_decay
         return [torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=decay, fused=True)]
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
+    edges: tuple[str, ...] = getattr(network, "edges", ())
+    tables = {one.weight for one in network.modules() if isinstance(one, nn.Embedding)}
     for name, parameter in network.named_parameters():
-        inside = parameter.ndim == 2 and not name.startswith(("stem", "head", "conditioning", "time"))
+        inside = parameter.ndim == 2 and not name.startswith(edges) and parameter not in tables
         (matrices if inside else others).append(parameter)
-    return [
-        torch.optim.Muon(matrices, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, config.lr, config.betas, weight_decay=0.0, fused=True),
-    ]
+    adamw = torch.optim.AdamW(others, config.lr, config.betas, weight_decay=0.0, fused=True)
+    if not matrices:
+        return [adamw]
+    return [torch.optim.Muon(matrices, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw"), adamw]
 
 
 def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:

@@ -148,6 +148,11 @@ def timesteps(spacing: SpacingName, steps: int, alpha_bar: Tensor) -> Tensor:
     return _distinct(SPACINGS[spacing](steps, alpha_bar), len(alpha_bar))
 
 
-def make_table(options: SamplingOptions, alpha_bar: Tensor) -> Table:
-    """Return the table of these options on a schedule, alpha_bar (T,) float64. ValueError for more steps than T."""
-    return SAMPLERS[options.sampler](timesteps(options.spacing, options.steps, alpha_bar), alpha_bar, options)
+def make_table(options: SamplingOptions, alpha_bar: Tensor, t: Tensor | None = None) -> Table:
+    """Return the table of these options on a schedule, alpha_bar (T,) float64. ValueError for more steps than T.
+
+    `t`: other timesteps than those of the options' spacing, descending.
+    """
+    if t is None:
+        t = timesteps(options.spacing, options.steps, alpha_bar)
+    return SAMPLERS[options.sampler](t, alpha_bar, options)

@@ -5,7 +5,7 @@ than group norm, channels last throughout, few channels at the finest resolution
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Final
 
 import torch
 from pydantic import ConfigDict, Field
@@ -182,6 +182,8 @@ class UNet(nn.Module):
     one with rotations also (B, K, 5), multi-hot, position, cosine and sine of the rotation. t: timesteps (B,), or their
     `time_features` (B, embedding).
     """
+
+    edges: Final = ("stem", "head", "conditioning", "time")  # first and last layers, which Muon leaves to AdamW
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from shared.options import PredictionName, ScheduleName
 from shared.vocabulary import Vocabulary
 from trainer.config import REPORT, TrainConfig
 from trainer.data import Dataset, settled
-from trainer.loss import draw_timesteps, loss_weights, noise_level_weights
+from trainer.loss import draw_noise, draw_timesteps, loss_weights, noise_level_weights
 from trainer.objectives.denoiser import Denoising, fixed_loss
 
 AB = alpha_bar("cosine", 1000)
@@ -115,6 +115,8 @@ def test_noise_levels_and_batch_follow_from_the_data_unless_they_are_set() -> No
     found = settled(TrainConfig(), dataset)
     assert (found.sigma_data, found.batch) == (1.0, 8)
     assert found.log_snr_mean == pytest.approx(-0.5 + 2 * math.log(0.15), abs=0.05)
+    larger = settled(TrainConfig(image_size=256), dataset)  # Hoogeboom et al. 2023, eq. 8
+    assert larger.log_snr_mean == pytest.approx(found.log_snr_mean - 2 * math.log(4), abs=0.1)
     own = settled(TrainConfig(batch=7, log_snr_mean=0.5), dataset)
     assert (own.batch, own.log_snr_mean, own.sigma_data) == (7, 0.5, 1.0)
 
@@ -165,3 +167,16 @@ def test_the_fixed_loss_is_the_mean_over_the_same_draws_of_all_batches() -> None
         squares += float(objective.draw(index, slice(0, len(index)), generator)[3].square().sum())
     assert fixed_loss(Zero(), objective, batch=20) == pytest.approx(squares / 50 / 48, rel=1e-6)
     assert fixed_loss(Zero(), objective, batch=20, most=7) == fixed_loss(Zero(), objective, batch=20, most=7)
+
+
+def test_noise_is_drawn_for_each_example_alone() -> None:
+    """So a process draws only its own share, on its own device (here torch's meta device, which has no values)."""
+    seeds = torch.tensor([3, 5, 2**62 - 1])
+    noise = draw_noise(seeds, (3, 32, 32), CPU)
+    assert torch.equal(draw_noise(seeds[1:], (3, 32, 32), CPU), noise[1:])
+    assert float(noise.std()) == pytest.approx(1, abs=0.05)
+    assert float((noise[0] * noise[1]).mean()) == pytest.approx(0, abs=0.05)
+    on_device = Denoising(DATASET, _config(), CPU)
+    on_device.device = torch.device("meta")
+    drawn = on_device.draw(torch.arange(50), slice(10, 20), torch.Generator().manual_seed(0))
+    assert (drawn[3].device.type, drawn[3].shape) == ("meta", (10, 3, 4, 4))

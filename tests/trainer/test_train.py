@@ -19,7 +19,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shared.diffusion.layouts import LayoutConfig, LayoutNetwork
 from shared.diffusion.model import load_denoiser
+from shared.evaluator import Evaluator
+from shared.vocabulary import Vocabulary
 from tests.paths import ROOT
 from tests.trainer.test_positions import rendered
 from tests.trainer_fixtures import TINY
@@ -318,9 +321,20 @@ def test_muon_takes_the_inner_matrices_and_adamw_all_else(tmp_path: Path) -> Non
     assert adamw == set(names.values()) - muon
 
 
+def test_muon_leaves_tables_and_last_layers_to_adamw_in_any_network() -> None:
+    layouts = LayoutNetwork(LayoutConfig(num_labels=2, most=2, cells=4, width=8, heads=1))
+    evaluator = Evaluator(Vocabulary(("a", "b")), locates=True)
+    for network, others in ((layouts, ("label.", "count.")), (evaluator, ("resnet.fc", "locator"))):
+        names = {parameter: name for name, parameter in network.named_parameters()}
+        *muon, adamw = make_optimizers(network, RunConfig(optimizer="muon"))
+        for_adamw = {names[one] for group in adamw.param_groups for one in group["params"]}
+        assert {name for name in names.values() if name.startswith(others)} <= for_adamw
+        assert len(muon) == (network is layouts)
+
+
 def test_an_update_of_muon_has_the_size_of_one_of_adamw() -> None:
     config = RunConfig(optimizer="muon", lr=1e-3, weight_decay=0.0)
-    network = nn.ModuleDict({"up": nn.Linear(40, 60, bias=False), "stem": nn.Linear(3, 3)})
+    network = nn.ModuleDict({"up": nn.Linear(40, 60, bias=False)})
     muon, before = make_optimizers(network, config)[0], network["up"].weight.detach().clone()
     network["up"].weight.grad = torch.randn(before.shape, generator=torch.Generator().manual_seed(0))
     muon.step()
@@ -340,7 +354,7 @@ def test_processes_that_would_resume_from_different_states_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on two hosts whose folders of one name are not shared. Each would go on with a network of its own."""
-    monkeypatch.setattr(Processes, "agreed", lambda _, value: value + 2)
+    monkeypatch.setattr(Processes, "agreed", lambda _, *values: [value + 2 for value in values])
     with pytest.raises(TrainerError, match="is at step 0 here, and at step 2 for the first process"):
         fit(tmp_path, 1)
 

@@ -25,7 +25,7 @@ from shared.support import Support
 from trainer.config import TrainConfig
 from trainer.data import Dataset, positions_of, rotations_of, to_float
 from trainer.errors import TrainerError
-from trainer.loss import draw_timesteps, loss_weights, noise_level_weights
+from trainer.loss import draw_noise, draw_timesteps, loss_weights, noise_level_weights
 from trainer.runs import Run
 
 
@@ -43,6 +43,7 @@ class Denoising:
         watch: Callable[[nn.Module, Run], dict[str, float]] | None = None, layouts: LayoutDrawer | None = None,
     ) -> None:  # fmt: skip
         self.dataset, self.config, self.watch, self.layouts = dataset, config, watch, layouts
+        self.device = device
         self.source: dict[str, Any] = {"data set": dataset.digest}
         self.positions, self.rotations = positions_of(config, dataset), rotations_of(config, dataset)
         schedule = make_alpha_bar(config.schedule, config.timesteps)
@@ -58,7 +59,7 @@ class Denoising:
         """Draw x_0, labels, t, eps, and whether labels are kept."""
         B, images = len(index), self.dataset.images[index[share]]
         t = draw_timesteps(self.config, self.levels, B, generator)
-        eps = torch.randn(B, *images.shape[1:], generator=generator)
+        seeds = torch.randint(2**62, (B,), generator=generator)[share]
         drawn = torch.rand(B if self.config.label_dropout_by == "picture" else 1, generator=generator)
         labels = self.dataset.labels[index[share]]
         keep = (drawn >= self.config.label_dropout).expand(B)[share] & labels.any(1)  # not those of unknown labels
@@ -67,7 +68,7 @@ class Denoising:
             rotations = None if self.rotations is None else self.rotations[index[share]] * known
             positions = self.positions[index[share]].where(known, torch.tensor(OUTSIDE))
             labels = with_positions(labels, positions, rotations)
-        return [to_float(images), labels, t[share], eps[share], keep]
+        return [to_float(images), labels, t[share], draw_noise(seeds, images.shape[1:], self.device), keep]
 
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
         """Return the mean weighted squared error."""
