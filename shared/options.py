@@ -21,11 +21,9 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-ScheduleName = Literal["linear", "quadratic", "cosine", "sigmoid"]
 SamplerName = Literal["ddpm", "ddpm_small", "ddim", "euler", "dpmpp_1", "dpmpp_2m", "sde_dpmpp_2m"]
 SpacingName = Literal["uniform", "logsnr", "trailing"]
 ConditioningName = Literal["embedding", "channels"]
-PredictionName = Literal["eps", "v"]
 EngineName = Literal["auto", "openvino", "torch"]  # what computes the networks on a CPU
 
 

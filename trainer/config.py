@@ -4,10 +4,12 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
+from shared.diffusion.predictions import OWN_SCHEDULES, PredictionName
+from shared.diffusion.schedules import ScheduleName
 from shared.diffusion.unet import NetworkConfig
-from shared.options import MAX_SEED, Count, Natural, NoOtherFields, PredictionName, SamplingOptions, ScheduleName
+from shared.options import MAX_SEED, Count, Natural, NoOtherFields, SamplingOptions
 from trainer.errors import TrainerError
 
 Positive = Annotated[float, Field(gt=0)]
@@ -48,7 +50,7 @@ class TrainConfig(RunConfig):
     network: dict[str, Any] = Field(default_factory=dict)
     image_size: Count = 64
     fit: Fit = "squeeze"
-    schedule: ScheduleName = "cosine"
+    schedule: ScheduleName = "cosine"  # or the prediction's own (`OWN_SCHEDULES`)
     positions: bool = True  # give the network the objects' positions, where the data set has a positions.json
     rotations: bool = True  # and the objects' rotations, where it has a rotations.json too
     position_dropout: Share = 0.1  # share of pictures trained without positions and rotations
@@ -71,6 +73,12 @@ class TrainConfig(RunConfig):
     optimizer: Literal["auto", "adamw", "muon"] = "auto"
     label_dropout: Share = 0.1  # share of pictures trained without labels, for guidance
     label_dropout_by: Literal["picture", "batch"] = "picture"  # drop labels picture by picture, or all of a batch's
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_schedule(cls, given: Any) -> Any:
+        own = OWN_SCHEDULES.get(given.get("prediction")) if isinstance(given, dict) else None
+        return {"schedule": own, **given} if own else given
 
 
 # The report's hyperparameters: 32x32 padded pictures, every pixel a position, sigmoid betas, unweighted noise

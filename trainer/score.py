@@ -22,10 +22,11 @@ from shared.device import autocast_dtype
 from shared.diffusion.candidates import sample_best
 from shared.diffusion.denoise import Row, Stepper, sample
 from shared.diffusion.layouts import Layouts
-from shared.diffusion.model import Denoiser
+from shared.diffusion.model import Denoiser, make_stepper
+from shared.diffusion.path import NoisePath
 from shared.diffusion.unet import UNet
 from shared.evaluator import Evaluator, Judge, SetScore, cropping_judge, load_evaluator, score_set
-from shared.options import SAMPLING_PRESETS, PredictionName, SamplingOptions, picture_seed
+from shared.options import SAMPLING_PRESETS, SamplingOptions, picture_seed
 from shared.pictures import grid, png_bytes
 from shared.registry import resolve, resolve_evaluator
 from shared.storage import Location
@@ -181,8 +182,7 @@ class Watcher:
     training pictures: the network remembers what it has seen where the first is much higher.
     """
 
-    alpha_bar: Tensor
-    prediction: PredictionName
+    path: NoisePath
     vocabulary: Vocabulary
     aspect: float  # width over height of the pictures before padding
     folder: Path
@@ -196,10 +196,9 @@ class Watcher:
     def stepper(self, network: nn.Module) -> Stepper:
         """Return the sampling loop of `network`, which is put into evaluation mode."""
         unet = cast(UNet, network.eval())  # or a distillation's network, which has the same attributes
-        return Stepper(
-            unet, self.alpha_bar, self.prediction, device=self.device, dtype=autocast_dtype(self.device),
-            layouts=self.layouts, rotations=unet.config.rotations,
-        )  # fmt: skip
+        return make_stepper(
+            unet, unet.config, self.path, self.layouts, device=self.device, dtype=autocast_dtype(self.device)
+        )
 
     def __call__(self, network: nn.Module, run: Run) -> dict[str, float]:
         stepper = self.stepper(network)

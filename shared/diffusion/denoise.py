@@ -3,7 +3,6 @@
 Knows no solver (a sampler is a table), no schedule by name, no jobs and no files. Trainer and service both use it.
 """
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -14,9 +13,9 @@ from torch import Tensor
 
 from shared.device import torch_threads
 from shared.diffusion.layouts import Layouts, as_rotations, with_positions
-from shared.diffusion.predictions import to_x0
+from shared.diffusion.path import NoisePath
 from shared.diffusion.samplers import Table, make_table
-from shared.options import PredictionName, SamplingOptions, network_rows
+from shared.options import SamplingOptions, network_rows
 
 
 class Network(Protocol):
@@ -80,7 +79,7 @@ class _Pack:
 class Stepper:
     """Advances each row by one step of its own table, with as few network rows as its guidance allows.
 
-    `network`: see `Network`; in eval mode and on `device`. `alpha_bar`: (T,) float64. `prediction`: what the network
+    `network`: see `Network`; in eval mode and on `device`. `path`: from pictures to noise, with what the network
     predicts. `dtype`: autocast to it, or None for float32. `max_rows`: the largest batch of a network call.
     `layouts`: draws the positions for a network that takes them; `rotations`: whether it takes those too.
     `upsampler`: enlarges finished pictures. `threads`: of torch during a step, if the networks run in another library:
@@ -90,8 +89,7 @@ class Stepper:
     def __init__(
         self,
         network: Network,
-        alpha_bar: Tensor,
-        prediction: PredictionName,
+        path: NoisePath,
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
@@ -106,9 +104,9 @@ class Stepper:
         self.network, self.device, self.dtype, self.max_rows = network, torch.device(device), dtype, max_rows
         self.layouts, self.rotations, self.upsampler = layouts, rotations, upsampler
         self.network_rows, self.threads = 0, threads
-        self._alpha_bar, self._to_x0 = alpha_bar, to_x0(alpha_bar, prediction).rows()
+        self.path, self._to_x0 = path, path.to_x0.rows()
         self._plan: Callable[[SamplingOptions], tuple[Table, Sequence[float]]] = lru_cache(128)(
-            lambda options: _plan(options, alpha_bar)
+            lambda options: _plan(options, path.alpha_bar)
         )
 
     @property
@@ -150,7 +148,9 @@ class Stepper:
         before, that is x. The noise that some samplers add at each step has a fixed seed.
         """
         table, w = self._plan(options)
-        return Row(self._noised(x, noise, table.rows[step][0]), labels, options, table, w, torch.Generator(), step, x)
+        return Row(
+            self.path.noised(x, noise, table.rows[step][0]), labels, options, table, w, torch.Generator(), step, x
+        )
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> None:
@@ -198,16 +198,11 @@ class Stepper:
 
         labels: (N, K), (N, K, 3) or (N, K, 5), as the network takes them; guidance `w`, 0 drops them.
         """
-        t = int((self._alpha_bar.logit() - log_snr).abs().argmin())
+        t = self.path.nearest(log_snr)
         p, q, limit = self._to_x0[t]
-        x_t = self._noised(x, noise, t)
+        x_t = self.path.noised(x, noise, t)
         x0_hat: Tensor = p * x_t + q * self._predict(x_t, [t] * len(x), labels, [w] * len(x))
         return x0_hat.clamp(-limit, limit)
-
-    def _noised(self, x: Tensor, noise: Tensor, t: int) -> Tensor:
-        """Return x with noise of timestep t (Ho et al. 2020, eq. 4)."""
-        alpha_bar = self._alpha_bar[t].item()
-        return math.sqrt(alpha_bar) * x + math.sqrt(1 - alpha_bar) * noise
 
     def _enlarge(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, C, H, W) float32."""

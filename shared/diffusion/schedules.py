@@ -5,12 +5,12 @@ Knows neither samplers nor networks.
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from shared.options import ScheduleName
-
+ScheduleName = Literal["linear", "quadratic", "cosine", "sigmoid", "flow"]
 BETA_MIN, BETA_MAX = 1e-4, 0.02  # Ho et al. 2020, section 4; the course report uses them for all but cosine
 BETAS_OF = 1000  # the number of timesteps that these are for
 COSINE_OFFSET = 0.008  # s of Nichol & Dhariwal 2021, eq. 17: keeps beta_0 above zero
@@ -58,11 +58,23 @@ def _cosine(T: int) -> Tensor:
     return (1 - f[1:] / f[:-1]).clamp(max=BETA_CLIP)
 
 
+def _flow(T: int) -> Tensor:
+    """Return beta_t of the straight path (1 - u) x_0 + u eps, u = (t + 1/2) / T (Liu et al. 2022; Lipman et al. 2023).
+
+    Divided by sqrt((1 - u)^2 + u^2), which `path.py` explains, so alpha_bar = (1 - u)^2 / ((1 - u)^2 + u^2). DDIM's step
+    on the divided path is Euler's on the straight one.
+    """
+    u = (torch.arange(T, dtype=torch.float64) + 0.5) / T
+    alpha_bar = (1 - u) ** 2 / ((1 - u) ** 2 + u**2)
+    return 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
+
+
 SCHEDULES: dict[ScheduleName, Callable[[int], Tensor]] = {
     "linear": _linear,
     "quadratic": _quadratic,
     "cosine": _cosine,
     "sigmoid": _sigmoid,
+    "flow": _flow,
 }
 
 

@@ -156,7 +156,7 @@ def test_the_example_draws_the_services_picture(exported: Path, tmp_path: Path, 
         assert json.loads(done.stdout) == points.tolist()
         positions = positions_at(chosen, points.tolist(), len(ICLEVR))
     stepper = Stepper(
-        loaded.network, loaded.alpha_bar, loaded.prediction, layouts=loaded.layouts,
+        loaded.network, loaded.path, layouts=loaded.layouts,
         rotations=loaded.network.config.rotations, upsampler=loaded.upsampler,
     )  # fmt: skip
     row = stepper.new_row(ICLEVR.multi_hot(["red cube", "blue sphere"]), loaded.options, 0, positions)

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from shared.diffusion.schedules import alpha_bar
-from shared.options import PredictionName, ScheduleName
+from shared.diffusion.predictions import PredictionName
+from shared.diffusion.schedules import ScheduleName, alpha_bar
 from shared.vocabulary import Vocabulary
 from trainer.config import REPORT, TrainConfig
 from trainer.data import Dataset, settled

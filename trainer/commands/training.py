@@ -210,7 +210,6 @@ def denoiser(
     ] = None,
 ) -> None:
     """Train the denoiser and publish its averaged weights. Repeat --data for several folders."""
-    from shared.diffusion.schedules import alpha_bar
     from trainer.config import REPORT_EPOCHS, make_config
     from trainer.data import check_alike, check_labelled, in_vocabulary, read_folders, settled
     from trainer.objectives import denoiser as objectives
@@ -249,7 +248,7 @@ def denoiser(
             )  # fmt: skip
             compared = {"held_out_loss": unseen, "seen_loss": dataset} if unseen else {}
             watcher = Watcher(
-                alpha_bar(config.schedule, config.timesteps), config.prediction, vocabulary, dataset.aspect, plan.run,
+                objectives.path_of(config), vocabulary, dataset.aspect, plan.run,
                 lists, judge, where, WITH_POSITIONS if layouts else SAMPLING, layouts,
                 {key: objectives.Denoising(part, config, where) for key, part in compared.items()},
             )  # fmt: skip
@@ -353,7 +352,7 @@ def distilled(
                 plan.run / "pool", source, sets, count, sampling_steps, path, lambda n: progress.advance(task, n)
             )
         watcher = Watcher(
-            source.alpha_bar, source.prediction, source.vocabulary, dataset.aspect, plan.run, lists, judge, where,
+            source.path, source.vocabulary, dataset.aspect, plan.run, lists, judge, where,
             sampling, source.layouts,
         )  # fmt: skip
         objective = objectives.Distilling(pool, source, sampling, where, watcher)

@@ -15,8 +15,7 @@ from shared.checkpoint import load, publish
 from shared.device import autocast_dtype
 from shared.diffusion.layout_draws import LayoutDrawer
 from shared.diffusion.layouts import LAYOUTS, OUTSIDE, nearest_pair, with_positions
-from shared.diffusion.predictions import shares
-from shared.diffusion.schedules import alpha_bar as make_alpha_bar
+from shared.diffusion.path import NoisePath
 from shared.diffusion.unet import NetworkConfig, UNet
 from shared.options import WITH_POSITIONS
 from shared.registry import resolve
@@ -46,10 +45,9 @@ class Denoising:
         self.device = device
         self.source: dict[str, Any] = {"data set": dataset.digest}
         self.positions, self.rotations = positions_of(config, dataset), rotations_of(config, dataset)
-        schedule = make_alpha_bar(config.schedule, config.timesteps)
-        self.levels = noise_level_weights(config, schedule)  # stays on the CPU, where t is drawn
-        of_x_0, of_eps = shares(schedule, config.prediction)
-        columns = schedule.sqrt(), (1 - schedule).sqrt(), of_x_0, of_eps, loss_weights(config, schedule)
+        path = path_of(config)
+        self.levels = noise_level_weights(config, path.alpha_bar)  # stays on the CPU, where t is drawn
+        columns = path.signal, path.noise, *path.target, loss_weights(config, path.alpha_bar)
         self.columns = torch.stack(columns, 1).float().to(device)  # (T, 5)
 
     def __len__(self) -> int:
@@ -112,6 +110,10 @@ def fixed_loss(network: nn.Module, objective: Denoising, *, batch: int, most: in
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             total += len(index) * float(objective(network, *inputs))
     return total / count
+
+
+def path_of(config: TrainConfig) -> NoisePath:
+    return NoisePath.of(config.schedule, config.timesteps, config.prediction)
 
 
 def make_network(config: TrainConfig, dataset: Dataset) -> UNet:

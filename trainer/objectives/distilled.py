@@ -21,7 +21,6 @@ from shared import storage as files
 from shared.checkpoint import CheckpointInfo, base_of, load, publish
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser, adapt
-from shared.diffusion.predictions import to_x0
 from shared.diffusion.samplers import make_table, timesteps
 from shared.diffusion.unet import UNet
 from shared.options import SamplingOptions, picture_seed
@@ -132,7 +131,7 @@ class Distilling:
     ) -> None:  # fmt: skip
         self.pool, self.base, self.sampling, self.watch = pool, teacher.info, sampling, watch
         self.source = {"teacher": teacher.info.digest}
-        self.to_x0 = to_x0(teacher.alpha_bar, teacher.prediction).to(device)
+        self.to_x0 = teacher.path.to_x0.to(device)
         weights = torch.zeros(len(teacher.alpha_bar))
         for t in torch.unique(pool["t"]):
             weights[t] = 1 / pool["error"][pool["t"] == t].mean().clamp(min=1e-6)
@@ -168,7 +167,7 @@ def trajectories(
     Returns x (N * steps, C, H, W) in float16 with its t, labels and target x0; `error` is the squared error of the
     teacher's first x0_hat against x0. `options.steps` must be a multiple of `steps`, and the sampler deterministic.
     """
-    alpha_bar, limits = teacher.alpha_bar, to_x0(teacher.alpha_bar, teacher.prediction).limit
+    alpha_bar, limits = teacher.alpha_bar, teacher.path.to_x0.limit
     rows = [stepper.new_row(one, options, seed) for one, seed in zip(labels, seeds, strict=True)]
     conditions, each = torch.stack([row.labels for row in rows]), options.steps // steps
     # the teacher passes through the student's own timesteps: rounded to whole ones, its own may be one off

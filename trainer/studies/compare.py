@@ -16,13 +16,12 @@ import torch
 from rich.progress import Progress
 
 from shared import storage as files
-from shared.diffusion.schedules import alpha_bar
 from shared.evaluator import Evaluator, cropping_judge
 from shared.options import SAMPLING_PRESETS, SamplingOptions
 from trainer.config import REPORT, TrainConfig, check_config
 from trainer.data import Dataset, read_folders, settled
 from trainer.errors import TrainerError
-from trainer.objectives.denoiser import Denoising, make_network
+from trainer.objectives.denoiser import Denoising, make_network, path_of
 from trainer.objectives.layouts import fit_layouts_of
 from trainer.runs import Budget, keep_setup, read_log, show_progress
 from trainer.score import Watcher, save_grid, score_runs
@@ -127,9 +126,8 @@ def run_variant(
     config = settled(config, dataset)
     budget = Budget(setup.minutes, setup.steps)
     layouts = fit_layouts_of(dataset, config, folder / "layouts", budget, show_progress(progress, f"{name}, layouts"))
-    schedule = alpha_bar(config.schedule, config.timesteps)
     watcher = Watcher(
-        schedule, config.prediction, dataset.vocabulary, dataset.aspect, folder, setup.tests, evaluator, device,
+        path_of(config), dataset.vocabulary, dataset.aspect, folder, setup.tests, evaluator, device,
         layouts=layouts,
     )  # fmt: skip
     training = train(

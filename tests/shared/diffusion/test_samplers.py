@@ -13,14 +13,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from shared.diffusion.denoise import Stepper
+from shared.diffusion.path import NoisePath
+from shared.diffusion.predictions import PredictionName
 from shared.diffusion.samplers import Table, ddpm, make_table, timesteps
-from shared.diffusion.schedules import alpha_bar, betas
-from shared.options import SAMPLING_PRESETS, PredictionName, SamplerName, SamplingOptions, ScheduleName, SpacingName
+from shared.diffusion.schedules import ScheduleName, alpha_bar, betas
+from shared.options import SAMPLING_PRESETS, SamplerName, SamplingOptions, SpacingName
 from tests.shared.test_options import sampling_options
 from tests.toy import ToyNetwork
 
 T = 1000
-LINEAR, COSINE = alpha_bar("linear"), alpha_bar("cosine")
+LINEAR, COSINE, FLOW = alpha_bar("linear"), alpha_bar("cosine"), alpha_bar("flow")
 LABELS = [1.0, 0.0, 1.0, 0.0]
 
 
@@ -87,7 +89,7 @@ def ours(
     make: Callable[[Tensor], Table], t: Tensor, prediction: PredictionName, ab: Tensor, seed: int
 ) -> tuple[Tensor, int]:
     """Run the stepping loop on the same denoiser, with the table `make(t)`: (1, C, H, W), steps."""
-    stepper = Stepper(ToyNetwork(ab, prediction), ab, prediction)
+    stepper = Stepper(ToyNetwork(ab, prediction), NoisePath(ab, prediction))
     row = stepper.new_row(LABELS, SamplingOptions(guidance=1.0), seed)
     row.table = make(t)
     row.w = [1.0] * len(row.table)
@@ -181,12 +183,25 @@ def test_the_report_preset_is_algorithm_2_in_the_reports_loop() -> None:
         noise = torch.randn((1, *network.image_shape), generator=generator) if i > 1 else torch.zeros_like(x)
         mean = (x - (1 - alpha[i]) / torch.sqrt(1 - alpha_hat[i]) * predicted_noise) / torch.sqrt(alpha[i])
         x = mean + torch.sqrt(beta[i]) * noise
-    stepper = Stepper(ToyNetwork(LINEAR, "eps"), LINEAR, "eps")
+    stepper = Stepper(ToyNetwork(LINEAR, "eps"), NoisePath(LINEAR, "eps"))
     row = stepper.new_row(LABELS, options, seed)
     assert row.table.t.tolist() == list(range(999, 0, -1))
     while not row.done:
         stepper.step([row])
     torch.testing.assert_close(row.x[None], x, rtol=0, atol=1e-4)
+
+
+def test_ddim_is_eulers_method_on_the_straight_path() -> None:
+    """Liu et al. 2022: x_u' = x_u + (u' - u) velocity, from u = 1 - 1/2T to 0, on the path itself."""
+    table = make_table(SamplingOptions(sampler="ddim", steps=10), FLOW)
+    actual, _ = ours(lambda _: table, table.t, "flow", FLOW, 8)
+    network = ToyNetwork(FLOW, "flow")
+    u = [(t + 0.5) / T for t in table.t.tolist()] + [0.0]
+    norm = [math.hypot(1 - one, one) for one in u]
+    x = torch.randn((1, *network.image_shape), generator=torch.Generator().manual_seed(8)) * norm[0]
+    for i, t in enumerate(table.t):
+        x = x + (u[i + 1] - u[i]) * network(x / norm[i], t[None], torch.tensor([LABELS]), torch.tensor([True]))
+    torch.testing.assert_close(actual, x, rtol=0, atol=1e-4)
 
 
 # Against a Gaussian whose denoiser is known: x_0 ~ N(MU, S^2)
@@ -229,7 +244,7 @@ def moments(table: Table, ab: Tensor) -> tuple[float, float]:
         ("sde_dpmpp_2m", 100, 0.0),
     ],
 )
-@pytest.mark.parametrize("ab", [LINEAR, COSINE], ids=["linear", "cosine"])
+@pytest.mark.parametrize("ab", [LINEAR, COSINE, FLOW], ids=["linear", "cosine", "flow"])
 def test_every_sampler_recovers_a_gaussian_exactly(sampler: SamplerName, steps: int, eta: float, ab: Tensor) -> None:
     """The remaining discretisation error is at most 1.9 % of the variance (ddpm_small)."""
     mean, variance = moments(

@@ -6,8 +6,7 @@ from typing import get_args
 import pytest
 import torch
 
-from shared.diffusion.schedules import alpha_bar, betas
-from shared.options import ScheduleName
+from shared.diffusion.schedules import ScheduleName, alpha_bar, betas
 
 
 def closed_form(name: str, i: int, T: int) -> float:
@@ -19,6 +18,9 @@ def closed_form(name: str, i: int, T: int) -> float:
         return min(scale * (0.01 + u * (math.sqrt(0.02) - 0.01)) ** 2, 0.999)
     if name == "sigmoid":
         return min(scale * (1e-4 + (0.02 - 1e-4) / (1 + math.exp(-(-6 + 12 * u)))), 0.999)
+    if name == "flow":
+        alpha = [(1 - (j + 0.5) / T) ** 2 / ((1 - (j + 0.5) / T) ** 2 + ((j + 0.5) / T) ** 2) for j in (i - 1, i)]
+        return 1 - alpha[1] / (alpha[0] if i else 1)
     f = [math.cos((j / T + 0.008) / 1.008 * math.pi / 2) ** 2 for j in (i, i + 1)]
     return min(1 - f[1] / f[0], 0.999)
 
