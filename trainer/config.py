@@ -77,7 +77,7 @@ class TrainConfig(RunConfig):
     @model_validator(mode="before")
     @classmethod
     def _choose_schedule(cls, given: Any) -> Any:
-        own = OWN_SCHEDULES.get(given.get("prediction")) if isinstance(given, dict) else None
+        own = OWN_SCHEDULES.get(given.get("prediction", "v")) if isinstance(given, dict) else None
         return {"schedule": own, **given} if own else given
 
 

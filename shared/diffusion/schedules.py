@@ -61,8 +61,8 @@ def _cosine(T: int) -> Tensor:
 def _flow(T: int) -> Tensor:
     """Return beta_t of the straight path (1 - u) x_0 + u eps, u = (t + 1/2) / T (Liu et al. 2022; Lipman et al. 2023).
 
-    Divided by sqrt((1 - u)^2 + u^2), which `path.py` explains, so alpha_bar = (1 - u)^2 / ((1 - u)^2 + u^2). DDIM's step
-    on the divided path is Euler's on the straight one.
+    Divided by sqrt((1 - u)^2 + u^2), which `path.py` explains, so alpha_bar = (1 - u)^2 / ((1 - u)^2 + u^2). DDIM's
+    step on the divided path is Euler's on the straight one.
     """
     u = (torch.arange(T, dtype=torch.float64) + 0.5) / T
     alpha_bar = (1 - u) ** 2 / ((1 - u) ** 2 + u**2)
