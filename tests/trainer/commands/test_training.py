@@ -60,7 +60,7 @@ def test_the_best_weights_are_published_beside_the_last_and_patience_ends_a_run(
     train += [*TINY, "--set", "publish=raw", "--set", "warmup_steps=0"]
     succeeded(command(*train, "--steps", 1))
     assert not Path("models/tiny-best.safetensors").exists()
-    spoiling = [*train, "--set", "lr=1.0", "--run", "spoilt", "--steps", 50]
+    spoiling = [*train, "--set", "lr=3.0", "--run", "spoilt", "--steps", 50]
     assert "best, at step 1 " in command(*spoiling, "--patience", 2)[2]
     last, best = (read_info(Path(f"models/{name}.safetensors")).training for name in ("tiny", "tiny-best"))
     assert (last["steps"], best["steps"]) == (3, 1)
@@ -125,7 +125,7 @@ def test_the_loss_on_held_out_pictures_is_logged(command: Command, data: Path, t
     for label in ("red cube", "cat"):
         (unseen / "objects.json").write_text(json.dumps({label: 0}))
         (unseen / "train.json").write_text(json.dumps({"CLEVR_train_000000_0.png": [label]}))
-        again = command(*train, "--steps", 3)
+        again = command(*train, "--steps", 3, "--run", label.split()[0])
     refused(again, "does not know labels of the folder: cat")
     assert read_info(Path("models/tiny.safetensors")).training["steps"] == 3
 
