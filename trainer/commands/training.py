@@ -216,7 +216,7 @@ def denoiser(
     from trainer.objectives.layouts import fit_layouts_of
     from trainer.processes import processes
     from trainer.runs import Budget, show_progress
-    from trainer.score import SAMPLING, Watcher, load_judge, tests_of
+    from trainer.score import SAMPLING, Watcher, load_judge, some_lists, tests_of
 
     config = make_config(preset, plan.set_ or [])
     if plan.patience and not held_out:
@@ -251,6 +251,7 @@ def denoiser(
                 objectives.path_of(config), vocabulary, dataset.aspect, plan.run,
                 lists, judge, where, WITH_POSITIONS if layouts else SAMPLING, layouts,
                 {key: objectives.Denoising(part, config, where) for key, part in compared.items()},
+                some_lists(dataset),
             )  # fmt: skip
             objective = objectives.Denoising(dataset, config, where, watcher, layouts)
             objective.source["held out"] = unseen and unseen.digest  # by which the best weights are chosen
