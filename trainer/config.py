@@ -53,7 +53,7 @@ class TrainConfig(RunConfig):
     schedule: ScheduleName = "cosine"  # or the prediction's own (`OWN_SCHEDULES`)
     positions: bool = True  # give the network the objects' positions, where the data set has a positions.json
     rotations: bool = True  # and the objects' rotations, where it has a rotations.json too
-    position_dropout: Share = 0.1  # share of pictures trained without positions and rotations
+    position_dropout: Share = 0.1  # share of pictures trained without positions and rotations, and without inputs
     layout_steps: Count = 2000  # at most, of the layout network, which draws the positions of a picture's objects
     timesteps: Annotated[int, Field(ge=SamplingOptions().steps)] = 1000  # T; the default sampling takes 16 of them
     prediction: PredictionName = "v"
@@ -114,7 +114,7 @@ PRESETS: Final[dict[str, TrainConfig]] = {"default": TrainConfig(), "report": RE
 REPORT_EPOCHS = 300
 Config = TypeVar("Config", bound=RunConfig)
 # fields of NetworkConfig
-FROM_DATA: Final = {"num_labels", "image_size", "image_channels", "positions", "rotations", "spread"}
+FROM_DATA: Final = {"num_labels", "image_size", "image_channels", "positions", "rotations", "spread", "inputs"}
 
 
 def make_config(preset: str, changes: Sequence[str]) -> TrainConfig:

@@ -8,7 +8,7 @@ import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from shared import storage as files
+from shared.diffusion.inputs import INPUTS, unknown, with_inputs
 from shared.diffusion.layouts import OUTSIDE, as_rotations, with_positions
 from shared.diffusion.model import Denoiser
 from shared.vocabulary import Vocabulary, read_train_file
@@ -47,6 +48,7 @@ class Dataset:
     aspect: float = 1.0  # width over height of the pictures before they were padded to squares; 1 where squeezed
     object_size: float | None = None  # median side of an object as a fraction of the picture's, if the folder says it
     typical: Tensor | None = None  # (N,) bool: the pictures whose layouts the layout network learns; None for all
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)  # picture-wide ones: (N, numbers) float32, NaN unknown
 
     def __len__(self) -> int:
         return len(self.images)
@@ -55,7 +57,7 @@ class Dataset:
     def digest(self) -> str:
         """A hash of all data that a run learns from, so that it is not resumed with other data."""
         found = hashlib.sha256(f"{self.vocabulary.names} {self.aspect}".encode())
-        for tensor in (self.images, self.labels, self.positions, self.rotations):
+        for tensor in (self.images, self.labels, self.positions, self.rotations, *self.inputs.values()):
             if tensor is not None:
                 found.update(tensor.contiguous().numpy().data)
         return found.hexdigest()
@@ -153,7 +155,8 @@ def load_dataset(
     labels = torch.tensor([vocabulary.multi_hot(train[name]) for name in names], dtype=torch.float32)
     positions = read_positions(folder / "positions.json", train, vocabulary)
     rotations = read_rotations(folder / "rotations.json", train, vocabulary)
-    dataset = Dataset(vocabulary, torch.from_numpy(images), labels, positions, rotations)
+    inputs = {name: read_input(path, name, train) for name in INPUTS if (path := folder / f"{name}.json").exists()}
+    dataset = Dataset(vocabulary, torch.from_numpy(images), labels, positions, rotations, inputs=inputs)
     if fit == "squeeze":
         return replace(dataset, object_size=read_object_size(folder))
     width, height = read_picture(pictures / names[0]).size
@@ -200,6 +203,27 @@ def read_rotations(path: Path, train: Mapping[str, Sequence[str]], vocabulary: V
     for i, label, turn in _entries(path, Rotation, "rotation, a fraction of a turn or null", train, vocabulary):
         turns[i, label] = math.nan if turn is None else turn
     return as_rotations(turns)
+
+
+def read_input(path: Path, name: str, train: Mapping[str, Sequence[str]]) -> Tensor:
+    """Read the file of a picture-wide input, which maps each picture to its numbers, or to a single one.
+
+    Returns (N, numbers) float32, NaN for a picture that is missing or null. TrainerError for a file that is no such.
+    """
+    numbers = INPUTS[name].numbers
+    try:
+        content = TypeAdapter(dict[str, list[FiniteFloat] | FiniteFloat | None]).validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TrainerError(f"{path}: {first['msg']} (at {', '.join(map(str, first['loc']))})") from error
+    values = torch.full((len(train), numbers), math.nan)
+    for i, picture in enumerate(train):
+        if (given := content.get(picture)) is not None:
+            row = torch.tensor(given if isinstance(given, list) else [given])
+            if len(row) != numbers:
+                raise TrainerError(f'{path}: picture "{picture}" has {len(row)} numbers; {name} takes {numbers}')
+            values[i] = row
+    return values
 
 
 def _entries(
@@ -295,8 +319,14 @@ def merge(datasets: list[Dataset]) -> Dataset:
     return Dataset(
         first.vocabulary, torch.cat([d.images for d in datasets]), torch.cat([d.labels for d in datasets]),
         torch.cat(positions) if positions else None, torch.cat(rotations) if turned else None, first.aspect,
-        first.object_size, typical,
+        first.object_size, typical, _merged_inputs(datasets),
     )  # fmt: skip
+
+
+def _merged_inputs(datasets: Sequence[Dataset]) -> dict[str, Tensor]:
+    """Return the inputs that any of the data sets has; they are unknown for the pictures of the others."""
+    names = dict.fromkeys(name for dataset in datasets for name in dataset.inputs)
+    return {name: torch.cat([d.inputs.get(name, unknown([name], len(d))[name]) for d in datasets]) for name in names}
 
 
 def named(labels: Sequence[str], most: int = 3) -> str:
@@ -335,7 +365,7 @@ def labelled(dataset: Dataset) -> Dataset:
     positions, rotations, typical = (None if part is None else part[known] for part in maybe)
     return replace(
         dataset, images=dataset.images[known], labels=dataset.labels[known], positions=positions, rotations=rotations,
-        typical=typical,
+        typical=typical, inputs={name: values[known] for name, values in dataset.inputs.items()},
     )  # fmt: skip
 
 
@@ -389,12 +419,15 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def layouts_of(dataset: Dataset, base: Denoiser) -> Tensor:
-    """Return the data set's labels as the denoiser takes them: with positions and rotations, or without."""
+    """Return the data set's labels as the denoiser takes them: with positions, rotations and inputs, or without."""
+    names = base.network.config.inputs
+    inputs = unknown(names, len(dataset)) | {name: dataset.inputs[name] for name in names if name in dataset.inputs}
     if base.layouts is None:
-        return dataset.labels
+        return with_inputs(dataset.labels, inputs, names)
     if dataset.positions is None:
         raise TrainerError(f"{base.info.name} takes positions; write the data set's with `trainer import`")
     rotations = dataset.rotations
     if rotations is None and base.network.config.rotations:
         rotations = torch.zeros_like(dataset.positions)  # unknown
-    return with_positions(dataset.labels, dataset.positions, rotations if base.network.config.rotations else None)
+    rotations = rotations if base.network.config.rotations else None
+    return with_inputs(with_positions(dataset.labels, dataset.positions, rotations), inputs, names)

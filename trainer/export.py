@@ -114,6 +114,8 @@ def _write_evaluator(evaluator: Evaluator, out: Path) -> None:
 
 def _write_denoiser(denoiser: Denoiser, out: Path) -> None:
     """Write the network and what sampling needs: alpha_bar, the prediction, the default options and their table."""
+    if inputs_of := denoiser.network.config.inputs:
+        raise TrainerError(f"{denoiser.info.name} takes {inputs_of[0]}; networks with inputs are not exported")
     K, T, shape = len(denoiser.vocabulary), len(denoiser.alpha_bar), denoiser.image_shape
     picture = f"float32 (batch, {', '.join(map(str, shape))})"
     inputs = {

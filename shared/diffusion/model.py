@@ -17,6 +17,7 @@ from torch import Tensor
 from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, base_problem, load
 from shared.device import autocast_dtype
 from shared.diffusion.denoise import Network, Stepper, Upsampler
+from shared.diffusion.inputs import INPUTS, with_inputs
 from shared.diffusion.layout_draws import LayoutDrawer
 from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, Layouts, with_positions
 from shared.diffusion.path import NoisePath
@@ -43,6 +44,8 @@ class CompiledDenoiser:
         if network.config.positions:
             places = torch.rand(1, network.num_labels, 2)
             labels = with_positions(labels, places, places if network.config.rotations else None)
+        names = network.config.inputs
+        labels = with_inputs(labels, {name: torch.rand(1, INPUTS[name].numbers) for name in names}, names)
         t, keep = torch.tensor([500]), torch.tensor([True])
         example = torch.randn(1, *network.image_shape), self._features(t), labels, keep
         self._compiled = CompiledNetwork(network, example, kept)
@@ -136,7 +139,7 @@ def make_stepper(
     The one place that builds a loop, for finished checkpoints and for networks that are still trained. `options`: those
     of `Stepper`.
     """
-    return Stepper(network, path, layouts=layouts, rotations=config.rotations, **options)
+    return Stepper(network, path, layouts=layouts, rotations=config.rotations, inputs=config.inputs, **options)
 
 
 def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Denoiser:

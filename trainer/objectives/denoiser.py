@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from shared.checkpoint import load, publish
 from shared.device import autocast_dtype
+from shared.diffusion.inputs import with_inputs
 from shared.diffusion.layout_draws import LayoutDrawer
 from shared.diffusion.layouts import LAYOUTS, OUTSIDE, nearest_pair, with_positions
 from shared.diffusion.path import NoisePath
@@ -66,6 +67,12 @@ class Denoising:
             rotations = None if self.rotations is None else self.rotations[index[share]] * known
             positions = self.positions[index[share]].where(known, torch.tensor(OUTSIDE))
             labels = with_positions(labels, positions, rotations)
+        if self.dataset.inputs:
+            given = torch.rand(B, 1, generator=generator)[share] >= self.config.position_dropout
+            inputs = {
+                name: values[index[share]].where(given, torch.nan) for name, values in self.dataset.inputs.items()
+            }
+            labels = with_inputs(labels, inputs, tuple(inputs))
         return [to_float(images), labels, t[share], draw_noise(seeds, images.shape[1:], self.device), keep]
 
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
@@ -121,6 +128,7 @@ def make_network(config: TrainConfig, dataset: Dataset) -> UNet:
     network = NetworkConfig(
         num_labels=len(dataset.vocabulary), image_size=config.image_size,
         positions=positions_of(config, dataset) is not None, rotations=rotations_of(config, dataset) is not None,
+        inputs=tuple(dataset.inputs),
         **own, **config.network,
     )  # fmt: skip
     torch.manual_seed(config.seed)
@@ -165,9 +173,9 @@ def convex_hull(points: Tensor) -> list[tuple[float, float]]:
 def start_from(network: UNet, storage: Location, name: str, config: TrainConfig, dataset: Dataset) -> None:
     """Give the run's network the weights of a published denoiser.
 
-    The network may also take positions and rotations, and may have more blocks in each level; what the published one
-    lacks stays random. A new block starts as the identity (Chen et al. 2016, "Net2Net", sec. 2.3), since its last
-    convolution is zero.
+    The network may also take positions, rotations and inputs, and may have more blocks in each level; what the
+    published one lacks stays random. A new block starts as the identity (Chen et al. 2016, "Net2Net", sec. 2.3), since
+    its last convolution is zero.
     """
     info, weights = load(resolve(storage, name, "denoiser"))
     if base := info.config.get("base"):
@@ -176,7 +184,8 @@ def start_from(network: UNet, storage: Location, name: str, config: TrainConfig,
         raise TrainerError(f"{name} has another vocabulary than the data set; it cannot be started from")
     wanted = checkpoint_config(config, network, dataset.aspect)
     former = NetworkConfig.model_validate(info.config["network"])
-    former = former.model_copy(update={key: True for key in ("positions", "rotations") if wanted["network"].get(key)})
+    more = ("positions", "rotations", "inputs")
+    former = former.model_copy(update={key: getattr(network.config, key) for key in more if wanted["network"].get(key)})
     former = former.model_copy(update=_more_blocks(former, network.config))
     found = {"aspect": dataset.aspect, **info.config, "network": former.model_dump(mode="json")}
     if different := [key for key in wanted if wanted[key] != found.get(key)]:
