@@ -103,7 +103,7 @@ def arguments(record: JobRecord, request: IdempotentRequest | None, limits: Mapp
         about["webhook_events"] = " ".join(record.webhook_events)
     if request is not None:
         about |= {"request_key": request.redis_key, "request_hash": _hash(request.request)}
-    return [json.dumps(about), record.model_dump_json()]
+    return [json.dumps(about), record.model_dump_json(exclude_none=True)]
 
 
 def before(answer: Any, request: IdempotentRequest | None) -> str:

@@ -31,6 +31,7 @@ if TYPE_CHECKING:  # these import torch, and make `--help` slow
 
     from trainer.config import RunConfig
     from trainer.data import Dataset
+    from trainer.runs import Run
     from trainer.train import Objective, Training
 
 app = typer.Typer(help="Train a network and publish it. To resume, run the same command again.", no_args_is_help=False)
@@ -89,8 +90,15 @@ class Plan:
         device: torch.device, **details: Any,
     ) -> Training:  # fmt: skip
         """Train as the options say, and publish while it goes on. `details`: see `publish`."""
-        from trainer.runs import Budget, Every, show_progress
+        from trainer.runs import Budget, Every, say_when, show_progress
         from trainer.train import train
+
+        show, say = show_progress(progress, what, config.batch), say_when(objective.name, terminal.note)
+
+        def on_step(run: Run) -> None:
+            show(run)
+            if terminal.MAIN_PROCESS:
+                say(run)
 
         def publish(training: Training) -> None:
             try:
@@ -100,7 +108,7 @@ class Plan:
 
         return train(
             objective, network, config, self.run, Budget(self.minutes, self.steps), device=device,
-            start_from=self.start_from, on_step=show_progress(progress, what, config.batch), patience=self.patience,
+            start_from=self.start_from, on_step=on_step, patience=self.patience,
             grad_accumulation=self.grad_accumulation, publish=publish, publish_every=Every.parse(self.publish_every),
         )  # fmt: skip
 
