@@ -207,7 +207,7 @@ def train(
     instead. The first process evaluates (`objective.show`) every `config.evaluate_every` steps, and at `evaluations`
     equal shares of the budget, the last of which is its end. `patience`: stop after so many evaluations in a row that
     are worse than the best. `grad_accumulation`: backward passes in a step, each of its part of the batch. The first
-    process calls `publish` every `publish_every`, and when a signal stops the run. `group`: the processes that share
+    process calls `publish` every `publish_every`, and when a signal stops the run after its warm-up. `group`: the processes that share
     the work, by default all that torchrun started.
 
     Where loss or gradient diverges, the run goes back to its last saved state and goes on with half the rate, which the
@@ -324,9 +324,11 @@ def train(
                 ends, shares = progress >= 1, int(progress * evaluations + 1e-9)
                 regular = run.step > 0 and (run.step % config.evaluate_every == 0 or shares > shares_shown)
                 evaluate_due = (regular and run.step != training.evaluated_at) or (ends and run.step != shown_step)
-                publish_due = (publish_due or stop) and not ends
+                # a stopped run that has only begun must not replace a good checkpoint of its name
+                worth_it = run.step > max(run.resumed_at, config.warmup_steps)
+                publish_due = (publish_due or (stop and worth_it)) and not ends
                 try:
-                    if (save_due or evaluate_due or publish_due or ends) and run.step != saved_step:
+                    if (save_due or evaluate_due or publish_due or ends or stop) and run.step != saved_step:
                         save()  # first, since what follows may take long
                     if evaluate_due and (ends or not stop):
                         evaluate()
@@ -337,18 +339,18 @@ def train(
                             publish(training)
                         published_at = last = time.monotonic()
                         published_step = run.step
-                    if ends:
+                    if ends or stop:
                         break
-                    if stop:
-                        raise StoppedError(int(stop), f"at step {run.step}")
                     take_step()
                 except DivergedError as problem:
                     go_back(problem)
-            if run.progress < 1 and run.step > run.resumed_at:  # patience has ended
+            if ends and run.progress < 1 and run.step > run.resumed_at:  # patience has ended
                 run.progress = 1.0
                 on_step(run)
         # Delete the wrapper before the processes part: otherwise its destructor ends their group while it holds
         # Python's lock, for which gloo's own threads may wait, and the process hangs.
         wrapper = None
+    if stop and not ends:
+        raise StoppedError(int(stop), f"at step {run.step}")
     training.averaged.eval()
     return training

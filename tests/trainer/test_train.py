@@ -261,6 +261,10 @@ def test_a_signal_saves_and_publishes_and_the_same_command_goes_on(tmp_path: Pat
     with pytest.raises(StoppedError, match=f"stopped by {number.name} at step 3; the same command goes on from there"):
         fit(tmp_path / "run", 6, on_step=on_step, publish=lambda training: published.append(training.run.step))
     assert (published, signal.getsignal(number)) == ([3], before)
+    warming_up = CONFIG.model_copy(update={"warmup_steps": 3})
+    with pytest.raises(StoppedError):  # nothing that is worth a former checkpoint of its name
+        fit(tmp_path / "new", 6, warming_up, on_step=on_step, publish=lambda _: published.append(0))
+    assert published == [3]
     again = fit(tmp_path / "run", 6)
     assert again.run.resumed_at == 3
     weights = whole.network.state_dict()
@@ -378,18 +382,18 @@ sys.exit(main())
 """
 
 
-def test_two_processes_train_the_same_networks_as_one(tmp_path: Path) -> None:
+def test_three_processes_train_the_same_networks_as_one(tmp_path: Path) -> None:
     """Both the layout network and the denoiser, and in two parts."""
-    recipe = {"optimizer": "adamw", "lr": 1e-3, "warmup_steps": 0, "cooldown": 0.0}
+    recipe = {"batch": 12, "optimizer": "adamw", "lr": 1e-3, "warmup_steps": 0, "cooldown": 0.0}
     dataset, config = rendered(tmp_path / "data"), TINY.model_copy(update=recipe)
     start, network = make_network(config, dataset).state_dict(), make_network(config, dataset)
     one = train(Denoising(dataset, config, CPU), network, config, tmp_path / "one", Budget(steps=3), device=CPU)
     (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run(
         [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-            "script.py", "train", "denoiser", "--device", "cpu", "--data", "data", "--run-folder", "two",
-            "--storage", ".", "--name", "two", "--steps", "3", "--grad-accumulation", "2",
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3",
+            "script.py", "train", "denoiser", "--device", "cpu", "--data", "data", "--run-folder", "three",
+            "--storage", ".", "--name", "three", "--steps", "3", "--grad-accumulation", "2",
             *(f"--set={key}={json.dumps(value)}" for key, value in config.model_dump(mode="json").items()),
         ],
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
@@ -397,13 +401,13 @@ def test_two_processes_train_the_same_networks_as_one(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    two = torch.load(tmp_path / "two" / "state.pt", weights_only=True)
+    three = torch.load(tmp_path / "three" / "state.pt", weights_only=True)
     for key, wanted in one.network.state_dict().items():
-        torch.testing.assert_close(two["network"][key], wanted, rtol=0, atol=2e-4)
-    moved = max(float((two["network"][key] - start[key]).abs().max()) for key in start)
+        torch.testing.assert_close(three["network"][key], wanted, rtol=0, atol=2e-4)
+    moved = max(float((three["network"][key] - start[key]).abs().max()) for key in start)
     assert moved > 1e-3  # ten times the tolerance, so that the comparison can fail
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)  # of the whole batch
-    published = load_denoiser(tmp_path / "two.safetensors")
+    assert losses(tmp_path / "three") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)  # of the whole batch
+    published = load_denoiser(tmp_path / "three.safetensors")
     assert published.info.training["steps"] == 3
     assert published.layouts is not None
-    assert len(losses(tmp_path / "two" / "layouts")) == 2  # TINY's layout_steps
+    assert len(losses(tmp_path / "three" / "layouts")) == 2  # TINY's layout_steps

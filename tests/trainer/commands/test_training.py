@@ -99,7 +99,7 @@ def test_a_run_is_published_and_promoted_while_it_goes_on_and_after_a_signal(
         return original(self, index, share, generator)
 
     monkeypatch.setattr(Denoising, "draw", draw)
-    train = ["train", "denoiser", "--data", data, "--name", "tiny", *TINY, "--steps", 9]
+    train = ["train", "denoiser", "--data", data, "--name", "tiny", *TINY, "--steps", 9, "--set", "warmup_steps=2"]
     refused(
         command(*train, "--publish-every", 2, "--promote"),
         "stopped by SIGTERM at step 4; the same command goes on from there", code=128 + signal.SIGTERM,
