@@ -160,10 +160,12 @@ def make_optimizers(network: nn.Module, config: RunConfig) -> list[torch.optim.O
     for name, parameter in network.named_parameters():
         inside = parameter.ndim == 2 and not name.startswith(edges) and parameter not in tables
         (matrices if inside else others).append(parameter)
-    adamw = torch.optim.AdamW(others, config.lr, config.betas, weight_decay=0.0, fused=True)
-    if not matrices:
-        return [adamw]
-    return [torch.optim.Muon(matrices, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw"), adamw]
+    optimizers = list[torch.optim.Optimizer]()  # torch takes none without parameters
+    if matrices:
+        optimizers.append(torch.optim.Muon(matrices, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw"))
+    if others:
+        optimizers.append(torch.optim.AdamW(others, config.lr, config.betas, weight_decay=0.0, fused=True))
+    return optimizers
 
 
 def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
