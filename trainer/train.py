@@ -209,8 +209,8 @@ def train(
     instead. The first process evaluates (`objective.show`) every `config.evaluate_every` steps, and at `evaluations`
     equal shares of the budget, the last of which is its end. `patience`: stop after so many evaluations in a row that
     are worse than the best. `grad_accumulation`: backward passes in a step, each of its part of the batch. The first
-    process calls `publish` every `publish_every`, and when a signal stops the run after its warm-up. `group`: the processes that share
-    the work, by default all that torchrun started.
+    process calls `publish` every `publish_every`, and when a signal stops the run after its warm-up. `group`: the
+    processes that share the work, by default all that torchrun started.
 
     Where loss or gradient diverges, the run goes back to its last saved state and goes on with half the rate, which the
     log says. Raises FloatingPointError where that has not helped MOST_FALLS times, StoppedError after a signal, and
