@@ -150,7 +150,7 @@ BREAKAGES = [
     ),
     Breakage(
         "cosine keeps a signal at its last timestep",
-        "shared/diffusion/schedules.py", "COSINE_BETA_CLIP = 0.999 ", "COSINE_BETA_CLIP = 0.9999 ",
+        "shared/diffusion/schedules.py", "BETA_CLIP = 0.999 ", "BETA_CLIP = 0.9999 ",
         "tests/shared/diffusion/test_schedules.py",
     ),
     Breakage(
