@@ -9,6 +9,7 @@ import pytest
 import yaml
 from redis import Redis
 
+from deploy.prometheus_rule import document
 from service.settings import Settings
 from service.webhooks.addresses import is_public
 from tests.paths import ROOT
@@ -49,6 +50,13 @@ def test_no_policy_of_kubernetes_lets_a_webhook_reach_a_private_network() -> Non
     assert not any(is_public(network[0]) or is_public(network[-1]) for network in closed)
     for network in map(ipaddress.IPv4Network, PRIVATE):
         assert any(network.version == one.version and network.subnet_of(one) for one in closed), network  # type: ignore[arg-type]
+
+
+def test_kubernetes_has_the_alerts() -> None:
+    rules = ROOT / "deploy/kubernetes/components/prometheus/rules.yaml"
+    assert rules.read_text() == document()
+    groups = yaml.safe_load((ROOT / "deploy/monitoring/alerts.yml").read_text())["groups"]
+    assert yaml.safe_load(document())["spec"] == {"groups": groups}
 
 
 def test_redis_keeps_jobs_alike_wherever_we_start_it(connection: Redis) -> None:

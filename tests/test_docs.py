@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from deploy.docs_site import FENCED, links, pages
 from tests.paths import ROOT
@@ -47,6 +48,14 @@ def test_modules_that_texts_name_exist(folder: str) -> None:
     for path in [*(ROOT / folder).rglob("*.md"), *(ROOT / folder).rglob("*.py")]:
         for name in re.findall(r"`([\w/]+\.py)`", path.read_text()):
             assert any(module.endswith("/" + name) for module in modules), f"{path} names {name}"
+
+
+def test_every_alert_leads_to_a_section_of_its_name() -> None:
+    (group,) = yaml.safe_load((ROOT / "deploy/monitoring/alerts.yml").read_text())["groups"]
+    for rule in group["rules"]:
+        file, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+        assert anchor == rule["alert"].lower()
+        assert anchor in anchors((ROOT / file).read_text())
 
 
 def test_links_are_seen() -> None:
