@@ -123,9 +123,8 @@ class Drill:
 
     def quiet(self) -> list[str]:
         """Return which alerts fire while ten more scrapes of the API are made."""
-        before = time.time()
-        until(lambda: self.ask(f'count_over_time(up{{job="labelgrid-api"}}[{int(time.time() - before) + 1}s])') >= [10.0],
-              "ten scrapes", PATIENCE_S)  # fmt: skip
+        scrapes, before = 'count_over_time(up{job="labelgrid-api"}[%ds])', time.time()
+        until(lambda: self.ask(scrapes % (time.time() - before + 1)) >= [10.0], "ten scrapes", PATIENCE_S)
         return self.firing()
 
     def firing(self) -> list[str]:

@@ -1,4 +1,4 @@
-"""Prints the alerts of deploy/monitoring/alerts.yml as the Prometheus operator's object: python -m deploy.prometheus_rule"""
+"""`python -m deploy.prometheus_rule` prints the alerts of deploy/monitoring as the Prometheus operator's object."""
 
 from pathlib import Path
 
