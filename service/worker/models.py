@@ -38,7 +38,7 @@ TURN_S = 5.0  # if more models are wanted than may be loaded: how long one keeps
 FETCHES_AT_ONCE = 8
 
 
-# Rows/s hardly grow beyond 8 rows, so that larger batches only make each step longer (docs/decisions.md).
+# Rows/s hardly grow beyond 8 rows, so that larger batches only make each step longer (docs/dev/decisions.md).
 ON_CPU: Final = BatchSizes(pictures=16, rows=64, efficient_rows=8, late_pictures=16)
 ON_GPU: Final = BatchSizes(pictures=64, rows=256, efficient_rows=64, late_pictures=64)  # not measured
 
