@@ -10,7 +10,6 @@ import contextlib
 import json
 import re
 import subprocess
-import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -40,8 +39,8 @@ INSTEAD = {
     # no internet
     r"^(sudo )?apt-get .*": ":",
     r"^export TORCH_INDEX=.*": ":",
-    r"git clone --depth 1 REPOSITORY labelgrid && cd labelgrid": f"{CLONE} labelgrid && cd labelgrid && ln -s {VENV} .venv "
-    "&& export PYTHONPATH=$PWD && . .venv/bin/activate",
+    r"git clone --depth 1 REPOSITORY labelgrid && cd labelgrid": f"{CLONE} labelgrid && cd labelgrid "
+    f"&& ln -s {VENV} .venv && export PYTHONPATH=$PWD && . .venv/bin/activate",
     r"git clone --depth 1 REPOSITORY /opt/labelgrid": f"{CLONE} /opt/labelgrid",
     r"^make \.venv/\S+( \.venv/\S+)* && ": "",
     r"python3 -m venv \.venv && sh lock/install\.sh .*": f"ln -s {VENV} .venv",
@@ -84,10 +83,14 @@ def blocks(page: str) -> list[Block]:
     found = []
     text = (ROOT / page).read_text()
     for match in re.finditer(r"(?:^ {4}.*\n(?:\n(?= {4}))?)+|^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
-        shell = re.sub("^ {4}", "", match[0], flags=re.MULTILINE)
-        hosts = re.findall(r"host-\w", shell.partition("\n")[0]) if shell.startswith("# host") else ["host-a"]
         number = text.count("\n", 0, match.start()) + 1
-        found.append(Block(page, number, "python" if match[1] else "shell", match[1] or shell, tuple(hosts)))
+        if match[1]:
+            found.append(Block(page, number, "python", match[1], ("host-a",)))
+            continue
+        for part in re.split(r"(?m)^(?=# host)", re.sub("(?m)^ {4}", "", match[0])):
+            if part.strip():
+                hosts = re.findall(r"host-\w", part.partition("\n")[0]) if part.startswith("# host") else ["host-a"]
+                found.append(Block(page, number, "shell", part, tuple(hosts)))
     return found
 
 
@@ -163,11 +166,15 @@ def machine(name: str, address: str) -> Iterator[Machine]:
             subprocess.run(command.split(), check=True)
         systemctl = f'#!/bin/sh\nexec {VENV}/bin/python /opt/labelgrid/deploy/systemctl.py "$@"\n'
         one.run("sh", "-c", "mkdir -p /run/bin; cat > /run/bin/systemctl; chmod +x /run/bin/systemctl", input=systemctl)
-        state = (
-            f"export PATH=/run/bin:{Path(sys.executable).parent}:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root OMP_NUM_THREADS=1 "
-            "PYTHONPATH=/opt/labelgrid LABELGRID_DEVICE=cpu GIT_CONFIG_COUNT=1 GIT_CONFIG_KEY_0=safe.directory "
-            "GIT_CONFIG_VALUE_0='*'; cd /root"
-        )
+        variables = {
+            "PATH": "/run/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": "/root",
+            "PYTHONPATH": "/opt/labelgrid",  # our packages are those of the clone, not those of .venv
+            "OMP_NUM_THREADS": "1",
+            "LABELGRID_DEVICE": "cpu",
+            **{"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"},
+        }
+        state = "".join(f"export {name}='{value}'; " for name, value in variables.items()) + "cd /root"
         one.run("sh", "-c", "cat > /run/state", input=state)
         try:
             yield one
@@ -291,7 +298,7 @@ def test_two_hosts(machines: dict[str, Machine]) -> None:
             assert file(machines["host-b"], "/root/grid.png").startswith(PNG)
             for block, status in ((stop, "firing"), (start, "resolved")):
                 machines["host-b"].type(block)
-                until(lambda: ("LabelgridProcessDown", "host-b:9464", status) in told, timeout_s=240)
+                until(lambda wanted=status: ("LabelgridProcessDown", "host-b:9464", wanted) in told, timeout_s=240)
         finally:
             server.shutdown()
             storage.kill()
