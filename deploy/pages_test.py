@@ -82,7 +82,7 @@ def blocks(page: str) -> list[Block]:
     """
     found = []
     text = (ROOT / page).read_text()
-    for match in re.finditer(r"(?:^ {4}.*\n(?:\n(?= {4}))?)+|^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+    for match in re.finditer(r"(?:^ {4}[^\n]*\n(?:\n(?= {4}))?)+|^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
         number = text.count("\n", 0, match.start()) + 1
         if match[1]:
             found.append(Block(page, number, "python", match[1], ("host-a",)))

@@ -58,6 +58,42 @@ def test_every_alert_leads_to_a_section_of_its_name() -> None:
         assert anchor in anchors((ROOT / file).read_text())
 
 
+OTHERS_SAY = {  # pip, Python, the kernel, Redis and OpenSSL
+    "No module named 'typer'",
+    "No space left on device",
+    "invalid username-password pair",
+    "WRONGPASS",
+    "NOAUTH",
+    "certificate verify failed",
+    "out of memory",
+}
+
+
+def messages() -> list[str]:
+    """Return the messages in troubleshooting.md, without what varies in them."""
+    lines = [line for line in (ROOT / "docs/troubleshooting.md").read_text().splitlines() if line.startswith("| ")]
+    quoted = [message for line in lines for message in re.findall(r"`([^`]+)`", line.split(" | ")[0])]
+    return [part.strip(" :,;") for message in quoted for part in message.split("...") if len(part.strip(" :,;")) > 3]
+
+
+def sources() -> str:
+    """Return the code, in which a text of several lines is one line."""
+    files = [path for name in ("labelgrid", "service", "shared", "trainer") for path in (ROOT / name).rglob("*.py")]
+    return re.sub(r'"\s*\n\s*f?"', "", "".join(path.read_text() for path in [*files, ROOT / "Makefile"]))
+
+
+def test_messages_of_troubleshooting_are_those_of_the_code() -> None:
+    code = sources()
+    assert len(messages()) > 50
+    assert [part for part in messages() if part not in code and part not in OTHERS_SAY] == []
+
+
+def test_every_message_of_a_service_that_does_not_start_and_of_the_client_is_in_troubleshooting() -> None:
+    raised = re.findall(r'raise (?:StartError|ClientError|Unreachable)\(\s*f?"(.*?)"\)?[,) ]', sources())
+    assert len(raised) > 15
+    assert [message for message in raised if not any(part in message for part in messages())] == []
+
+
 def test_links_are_seen() -> None:
     found = dict(links(Path("README.md")))
     assert Path("docs/api.md") in found
