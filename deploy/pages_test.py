@@ -53,6 +53,7 @@ INSTEAD = {
     # processes that serve until Ctrl-C
     r"^(make serve|labelgrid serve|python -m service)\b.*": SERVE,
     # hours become seconds
+    r"train denoiser": "train denoiser --set layout_steps=2",
     r"--minutes \d+": "--steps 2 --set batch=8",
     r"--scenes \d+": "--scenes 8",
     r"--train lab/train\.json": "--train lab/few.json",
@@ -66,11 +67,10 @@ INSTEAD = {
 
 @dataclass(frozen=True)
 class Block:
-    """Commands of a page, as they stand there."""
+    """Commands of a page, as they are there."""
 
     page: str
     line: int
-    language: str  # shell or python
     text: str
     hosts: tuple[str, ...]
 
@@ -81,17 +81,25 @@ def blocks(page: str) -> list[Block]:
     A first line such as `# host-a and host-b` says where they are run.
     """
     found = []
-    text = (ROOT / page).read_text()
-    for match in re.finditer(r"(?:^ {4}[^\n]*\n(?:\n(?= {4}))?)+|^```python\n(.*?)^```", text, re.MULTILINE | re.DOTALL):
+    text = re.sub(r"^```(\w*)\n(.*?)^```$", _indented, (ROOT / page).read_text(), flags=re.MULTILINE | re.DOTALL)
+    for match in re.finditer(r"(?:^ {4}[^\n]*\n(?:\n(?= {4}))?)+", text, re.MULTILINE):
         number = text.count("\n", 0, match.start()) + 1
-        if match[1]:
-            found.append(Block(page, number, "python", match[1], ("host-a",)))
-            continue
-        for part in re.split(r"(?m)^(?=# host)", re.sub("(?m)^ {4}", "", match[0])):
+        for part in re.split(rf"(?m)^(?=# host|{PYTHON})", re.sub("(?m)^ {4}", "", match[0])):
             if part.strip():
                 hosts = re.findall(r"host-\w", part.partition("\n")[0]) if part.startswith("# host") else ["host-a"]
-                found.append(Block(page, number, "shell", part, tuple(hosts)))
+                found.append(Block(page, number, part, tuple(hosts)))
     return found
+
+
+PYTHON = "python - <<'END_OF_BLOCK'"
+
+
+def _indented(fence: "re.Match[str]") -> str:
+    """Write a fenced block of Python as one of shell that runs it; empty others, of which only the lines are left."""
+    language, text = fence.groups()
+    if language != "python":
+        return "\n" * (text.count("\n") + 1)
+    return re.sub("(?m)^", "    ", f"{PYTHON}\n{text}END_OF_BLOCK")
 
 
 def replaced(text: str) -> str:
@@ -112,8 +120,6 @@ class Machine:
     def type(self, block: Block) -> str:
         """Run a block where and with the variables with which the last one ended. Return its output."""
         script = replaced(block.text)
-        if block.language == "python":
-            script = f"python - <<'END_OF_BLOCK'\n{script}END_OF_BLOCK\n"
         script = f". /run/state\nset -e -a\n{script}\nset -a\n{{ export -p; echo cd \"'$PWD'\"; }} > /run/state\n"
         done = self.run("sh", "-c", script, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
         where = f"{block.page}:{block.line} on {self.name}"
@@ -172,7 +178,9 @@ def machine(name: str, address: str) -> Iterator[Machine]:
             "PYTHONPATH": "/opt/labelgrid",  # our packages are those of the clone, not those of .venv
             "OMP_NUM_THREADS": "1",
             "LABELGRID_DEVICE": "cpu",
-            **{"GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"},
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": "safe.directory",
+            "GIT_CONFIG_VALUE_0": "*",
         }
         state = "".join(f"export {name}='{value}'; " for name, value in variables.items()) + "cd /root"
         one.run("sh", "-c", "cat > /run/state", input=state)
@@ -253,7 +261,7 @@ def test_the_lab(machines: dict[str, Machine]) -> None:
     clone, *others = [block for block in blocks("docs/lab.md") if "apt-get" not in block.text]
     one.type(clone)
     export = "mv ../labelgrid-lab lab; python -m trainer export iclevr-resnet18 lab/checkpoint.pth\n"
-    one.type(Block("lab", 0, "shell", export, ("host-a",)))
+    one.type(Block("lab", 0, export, ("host-a",)))
     for block in others:
         one.type(block)
     for grid in ("test.png", "new_test.png", "mine.png"):
