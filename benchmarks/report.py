@@ -1,6 +1,6 @@
-"""Writes docs/performance.md from `results.json`, without measuring: `python -m benchmarks.report`.
+"""`python -m benchmarks.report` writes docs/performance.md and docs/dev/goals.md from `results.json`. Measures nothing.
 
-With --quick, writes that of the last quick run to runs/bench-quick, beside its results.
+With --quick, writes those of the last quick run to runs/bench-quick, beside its results.
 """
 
 import argparse
@@ -29,7 +29,6 @@ TITLES = {
 OTHERS = 20.0  # percent of the machine's cores; more is said in the page
 OVERHEAD = "service.single_overhead_ms"  # its goal depends on the loop's time
 Goal = tuple[str, str, float | None, bool]
-SUMMARY = 10  # goals at the top of the page; the others are at its end
 # figure, description, goal (None: it depends on the machine), and whether a good figure is above the goal
 GOALS: list[Goal] = [
     ("sampling.speedup_vs_report", "sampling 32 pictures, speed-up over the report's sampler", 1000.0, True),
@@ -114,12 +113,11 @@ def performance(content: Data) -> list[Piece]:
         "# Performance",
         "How fast sampling, serving and training are, beside other ways to do the same. To size a deployment, see "
         "[capacity](#capacity).",
-        goals(content, GOALS[:SUMMARY]),
         "What is compared takes turns on the same machine. Figures are medians over rounds, ratios are computed round "
         "by round; intervals are of the ratio's geometric mean (Student's t of the logarithms). A ratio of p95s is "
         "that of all rounds together, which may lie outside the interval of the rounds' own. *The report* is a "
         "[student's report](results.md#terms) whose code is a baseline. `make bench` writes this page, `benchmarks/"
-        "results.json` has all figures and versions. [Further goals](#further-goals) are at the end.",
+        "results.json` has all figures and versions, and [goals](dev/goals.md) says which goals are met.",
         machine_line(content),
     ]
     for name, title in TITLES.items():
@@ -129,7 +127,17 @@ def performance(content: Data) -> list[Piece]:
             continue
         pieces.append(measured_line(name, section, latest(content)["machine"]))
         pieces += import_module(f"benchmarks.sections.{name}").report(section)
-    return [*pieces, *capacity_model.capacity(content), "## Further goals", goals(content, GOALS[SUMMARY:])]
+    return [*pieces, *capacity_model.capacity(content)]
+
+
+def goals_page(content: Data) -> list[Piece]:
+    """Return docs/dev/goals.md."""
+    return [
+        "# Goals of performance",
+        "What each figure should be, for those who change the code. How it is measured is on the page "
+        "[Performance](../performance.md); `python -m benchmarks.report` writes both.",
+        goals(content),
+    ]
 
 
 def main() -> int:
@@ -142,6 +150,8 @@ def main() -> int:
     if not content:
         say(f"{kept.path} has no results: run `make bench{'-quick' if quick else ''}` first")
         return 1
+    goals_of = folder if quick else folder / "dev"
+    (goals_of / "goals.md").write_text(markdown(goals_page(content)))
     (folder / "performance.md").write_text(markdown(performance(content)))
     say(f"written: {folder / 'performance.md'}")
     return 0

@@ -1,8 +1,8 @@
 """Runs every block of shell in README.md and the tracks of docs/, as a reader would on empty machines.
 
 `make pages-test`. A machine is a set of Linux namespaces: its network, name, processes, and its own layer over /etc,
-/home and the like, so that nothing stays. There is no internet in there: INSTEAD lists what is replaced for that reason, and
-what would take hours. Packages are those of this machine; `deploy/any_machine.sh` and `make wheel-test` install them
+/root and the like, so that nothing stays. There is no internet in there: INSTEAD lists what is replaced for that
+reason, and what would take hours. Packages are those of this machine; `deploy/any_machine.sh` and `make wheel-test` install them
 into empty ones. Needs root, and Debian's redis-server, nginx, prometheus, prometheus-alertmanager, openssl and curl.
 """
 
@@ -44,6 +44,7 @@ INSTEAD = {
     r"git clone --depth 1 REPOSITORY /opt/labelgrid": f"{CLONE} /opt/labelgrid",
     r"^make \.venv/\S+( \.venv/\S+)* && ": "",
     r"python3 -m venv \.venv && sh lock/install\.sh .*": f"ln -s {VENV} .venv",
+    r"trainer import SOURCE mydata": "trainer import emoji mydata",
     r"python examples/emoji_set\.py emoji\b.*": "cp -r /mnt/emoji emoji",
     r"https://s3\.example\.org": f"http://{ROUTER}:{S3_PORT}",
     r"(AWS_\w+)=\.\.\.": r"\1=test",
@@ -239,6 +240,21 @@ def file(machine: Machine, path: str) -> bytes:
 
 
 PNG = b"\x89PNG"
+DRAW_EMOJI = """\
+mkdir -p /mnt/emoji
+python - <<END
+import itertools, json, pathlib
+from PIL import Image
+folder = pathlib.Path("/mnt/emoji")
+skins, people, doing = ["medium skin", "light skin"], ["man", "woman"], ["surfing", "cook", "judge"]
+lines = []
+for i, labels in enumerate(itertools.product(skins, people, doing)):
+    Image.new("RGB", (64, 64), (20 * i, 255 - 20 * i, 99)).save(folder / f"{i}.png")
+    lines.append(json.dumps({"file_name": f"{i}.png", "labels": labels}))
+(folder / "metadata.jsonl").write_text("\\n".join(lines))
+(folder / "held-out.txt").write_text("0.png\\n7.png\\n")
+END
+"""
 
 
 def test_the_readme(machines: dict[str, Machine]) -> None:
@@ -266,6 +282,17 @@ def test_the_lab(machines: dict[str, Machine]) -> None:
         one.type(block)
     for grid in ("test.png", "new_test.png", "mine.png"):
         assert file(one, f"/root/labelgrid/{grid}").startswith(PNG)
+
+
+def test_your_own_pictures(machines: dict[str, Machine], tmp_path: Path) -> None:
+    """With twelve drawn squares instead of the emoji, which are on the internet."""
+    one = machines["host-a"]
+    one.type(blocks("README.md")[0])
+    one.type(Block("own-data", 0, f"kill $SERVER\n{DRAW_EMOJI}", ("host-a",)))
+    for block in blocks("docs/own-data.md"):
+        one.type(block)
+    for picture in ("surfing.png", "grid.png"):
+        assert file(one, f"/root/labelgrid/{picture}").startswith(PNG)
 
 
 def test_two_hosts(machines: dict[str, Machine]) -> None:
