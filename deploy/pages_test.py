@@ -2,8 +2,9 @@
 
 `make pages-test`. A machine is a set of Linux namespaces: its network, name, processes, and its own layer over /etc,
 /root and the like, so that nothing stays. There is no internet in there: INSTEAD lists what is replaced for that
-reason, and what would take hours. Packages are those of this machine; `deploy/any_machine.sh` and `make wheel-test` install them
-into empty ones. Needs root, and Debian's redis-server, nginx, prometheus, prometheus-alertmanager, openssl and curl.
+reason, and what would take hours. Packages are those of this machine; `deploy/any_machine.sh` and
+`make wheel-test` install them into empty ones. Needs root, and Debian's redis-server, nginx, prometheus,
+prometheus-alertmanager, openssl and curl.
 """
 
 import contextlib

@@ -39,9 +39,9 @@ after a worker died, that worker's pictures wait for as long as the jump.
 checks all of the above for every accepted job. `python -m faults NAME` repeats one; `disk-full` needs root. A fault has
 a row only if it passed. Checkpoints are toys; settings are the defaults unless a row names them.
 
-*Recovery* lasts from the fault, its end or the last of several, until a new request has its picture and all jobs open
-at the fault have ended, less the time that they take without one. *Wait* is the longest time until a request was
-accepted, of a client that sends and retries one every quarter of a second. `faults/results.json` has dates, commits and
+*Recovery* begins when the fault occurs or, if it lasts, ends. It ends when a new request has its picture and all jobs
+that were open have ended; the time that these jobs take without a fault is subtracted. *Wait* is the longest time until
+a request was accepted, of a client that sends and retries one every quarter of a second. `faults/results.json` has dates, commits and
 machines.
 
 | fault | name | recovery, s | wait, s |
