@@ -41,8 +41,8 @@ a row only if it passed. Checkpoints are toys; settings are the defaults unless 
 
 *Recovery* begins when the fault occurs or, if it lasts, ends. It ends when a new request has its picture and all jobs
 that were open have ended; the time that these jobs take without a fault is subtracted. *Wait* is the longest time until
-a request was accepted, of a client that sends and retries one every quarter of a second. `faults/results.json` has dates, commits and
-machines.
+a request was accepted, of a client that sends and retries one every quarter of a second. `faults/results.json` has
+dates, commits and machines.
 
 | fault | name | recovery, s | wait, s |
 | --- | --- | --- | --- |
