@@ -30,7 +30,7 @@ from service.store import keys
 from service.store.claims import GROUP
 from service.store.connection import connect
 from service.store.jobs import JobStore
-from service.store.workers import list_live
+from service.store.workers import list_live, ready
 from shared.checkpoint import read_info
 from shared.registry import resolve
 from tests.toy_checkpoint import publish_toys
@@ -138,7 +138,7 @@ class Stack:
             self.run(f"worker {number}", worker_command, LABELGRID_ALIVE_FILE=str(self.folder / f"alive-{number}"))
         self._watcher.start()
         until(self._is_ready, "the service to be ready")
-        until(lambda: len(list_live(self.store.connection)) == workers, f"{workers} workers")
+        until(lambda: len(ready(list_live(self.store.connection))) == workers, f"{workers} workers")
 
     def stop(self) -> None:
         self._ended.set()

@@ -10,8 +10,8 @@ with a deadline: more never hang, and they do not keep the process.
 import asyncio
 import threading
 import weakref
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future, wait
+from collections.abc import Callable
+from concurrent.futures import Future
 from datetime import UTC, datetime
 from pathlib import Path
 from queue import SimpleQueue
@@ -70,7 +70,7 @@ class PictureFiles:
     def remove_older(self, created_before: float) -> int:
         """Remove the files of all jobs of hours that ended before this time (Unix seconds). Returns how many hours.
 
-        Leaves what is not ours, and what may not be removed, such as a copy that another user has restored.
+        Leaves what is not ours, and what cannot be removed, such as a copy that another user has restored.
         """
         oldest = datetime.fromtimestamp(created_before - HOUR_S, UTC).strftime("%Y-%m-%dT%H")
         removed = 0
@@ -79,7 +79,7 @@ class PictureFiles:
                 try:
                     storage.remove_folder(self.root / hour)
                     removed += 1
-                except PermissionError as error:
+                except OSError as error:
                     log.warning("old pictures cannot be removed", reason=str(error))
         return removed
 
@@ -101,16 +101,6 @@ class StorageThreads:
         future: Future[Result] = Future()
         self._calls.put((future, work))
         return future
-
-    def all(self, works: Sequence[Callable[[], Result]], within_s: float) -> list[Result]:
-        """Return what all of `works` return. Stalled after `within_s`."""
-        futures = [self.submit(work) for work in works]
-        _, late = wait(futures, within_s)
-        for future in late:
-            future.cancel()  # unless a thread has begun it
-        if late:
-            raise Stalled(f"storage has not answered within {within_s:g} s")
-        return [future.result() for future in futures]
 
     async def one(self, work: Callable[[], Result], within_s: float) -> Result:
         """Return what `work` returns, without blocking the event loop. Stalled after `within_s`."""

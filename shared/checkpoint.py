@@ -32,6 +32,9 @@ SUFFIX: Final = ".safetensors"
 METADATA_KEY: Final = "labelgrid"
 NAME: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")  # one path component, not hidden, safe in a URL
 DIGEST: Final = "^[0-9a-f]{64}$"
+# The largest number in what describes networks and schedules: building them takes as long as these are large.
+MAX_SIZE: Final = 4096
+BUILT: Final = ("timesteps", "network", "layouts", "upsampler", "picture")  # fields of the configuration
 MAX_HEADER_BYTES: Final = 16 << 20  # ours have about 20 KB; the first bytes of a foreign file can claim any length
 
 
@@ -42,9 +45,9 @@ class CheckpointError(ValueError):
     """
 
     def __init__(self, subject: str, reason: str) -> None:
-        super().__init__(f"{subject}: {reason}")
-        self.subject = subject
-        self.reason = reason
+        # A file's name may have bytes that are not Unicode, which could not be sent to a client.
+        self.subject, self.reason = (one.encode(errors="backslashreplace").decode() for one in (subject, reason))
+        super().__init__(f"{self.subject}: {self.reason}")
 
 
 class CheckpointInfo(BaseModel):
@@ -81,7 +84,8 @@ class CheckpointInfo(BaseModel):
     @property
     def max_steps(self) -> int:
         """The most steps that the denoiser can be sampled in: its number of timesteps."""
-        return int(self.config.get("timesteps", LIMITS.max_steps))
+        steps: int = self.config.get("timesteps", LIMITS.max_steps)
+        return steps
 
     @field_validator("vocabulary")
     @classmethod
@@ -98,12 +102,34 @@ class CheckpointInfo(BaseModel):
                 return value
         raise ValueError('base must be {"name": ..., "digest": ...} of the checkpoint it changes')
 
+    @field_validator("config")
+    @classmethod
+    def _check_sizes(cls, value: dict[str, Any]) -> dict[str, Any]:
+        for name in BUILT:
+            if not _largest(value.get(name)) <= MAX_SIZE:
+                raise ValueError(f"{name} has a number beyond {MAX_SIZE}")
+        if type(steps := value.get("timesteps", 1)) is not int or steps < 1:
+            raise ValueError(f"timesteps must be a whole number from 1 to {MAX_SIZE}")
+        return value
+
     @field_validator("created_at")
     @classmethod
     def _check_time(cls, value: str) -> str:
         if datetime.fromisoformat(value).tzinfo is None:
             raise ValueError("a time needs its offset from UTC")
         return value
+
+
+def _largest(part: Any) -> float:
+    """Return the largest magnitude of the numbers in a part of a configuration."""
+    match part:
+        case int() | float():
+            return abs(part)
+        case dict():
+            return max(map(_largest, part.values()), default=0)
+        case list():
+            return max(map(_largest, part), default=0)
+    return 0
 
 
 def digest_of(tensors: str, config: Mapping[str, Any]) -> str:
@@ -318,9 +344,11 @@ def _info_of(header: dict[str, Any], path: Location) -> CheckpointInfo:
     if version != FORMAT_VERSION:  # before the fields, which another version may have changed
         raise CheckpointError(path.name, f"format version {version!r}; this program reads version {FORMAT_VERSION}")
     try:
-        info = CheckpointInfo.model_validate_json(json.dumps({**description, "name": path.stem}))
+        info = CheckpointInfo.model_validate_json(json.dumps({**description, "name": path.stem}, allow_nan=False))
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(str(part) for part in first["loc"])
         raise CheckpointError(path.name, f"damaged: its description's {field}: {first['msg']}") from error
+    except ValueError as error:  # Infinity and NaN, which Python reads
+        raise CheckpointError(path.name, f"damaged: its description is not JSON ({error})") from error
     return info.model_copy(update={"digest": digest_of(info.digest, info.config)})

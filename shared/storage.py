@@ -9,7 +9,7 @@ import fcntl
 import os
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeAlias, cast
@@ -55,7 +55,7 @@ def versions(folder: Location) -> dict[str, str]:
     with _errors():
         try:
             if isinstance(folder, Path):
-                seen = [(entry.name, _status(entry)) for entry in os.scandir(folder)]
+                seen = [(entry.name, _status(entry, stat.S_ISREG)) for entry in os.scandir(folder)]
                 return {name: f"{s.st_mtime_ns}-{s.st_size}-{s.st_ino}" for name, s in seen if s is not None}
             found = [entry for entry in folder.fs.ls(folder.path, detail=True) if entry["type"] == "file"]
         except FileNotFoundError:
@@ -63,12 +63,16 @@ def versions(folder: Location) -> dict[str, str]:
         return {entry["name"].rpartition("/")[2]: str(sorted(entry.items(), key=str)) for entry in found}
 
 
-def _status(path: "os.DirEntry[str]") -> os.stat_result | None:
-    """Return a file's status. None for anything else, and for a file that has just been renamed or removed."""
+def _status(path: "os.DirEntry[str]", is_kind: Callable[[int], bool]) -> os.stat_result | None:
+    """Return the status of an entry of this kind, such as `stat.S_ISREG`.
+
+    None for anything else, and for what has no status: it has just been removed, or is a link that leads to itself.
+    """
     try:
-        return path.stat() if path.is_file() else None
-    except FileNotFoundError:
+        found = path.stat()
+    except OSError:
         return None
+    return found if is_kind(found.st_mode) else None
 
 
 def folders(folder: Location) -> list[str]:
@@ -76,7 +80,7 @@ def folders(folder: Location) -> list[str]:
     with _errors():
         try:
             if isinstance(folder, Path):
-                return [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+                return [entry.name for entry in os.scandir(folder) if _status(entry, stat.S_ISDIR) is not None]
             found = folder.fs.ls(folder.path, detail=True)
         except FileNotFoundError:
             return []

@@ -30,6 +30,7 @@ from service.contract.recipe import KEYWORD, example
 from service.local.demo import free_port
 from shared.options import LIMITS
 from shared.pictures import png_bytes
+from shared.vocabulary import ICLEVR
 from tests.service.api.uploads.zips import chunk
 
 MOST_MIB: Final = {"api": 400, "worker": 3584}
@@ -48,6 +49,12 @@ ENVIRONMENT: Final = {
     "LABELGRID_RATE_LIMIT": "none",
     "LABELGRID_MAX_QUEUED_PICTURES": "1000000",
     "LABELGRID_MAX_QUEUED_PICTURES_PER_OWNER": "1000000",
+    "LABELGRID_MAX_STORED_PICTURES_PER_OWNER": "1000000",
+}
+LISTED: Final = 100  # large jobs in the list of jobs, which is as long as a page
+PLACED: Final = {
+    "labels": [ICLEVR.names[:10]] * LIMITS.max_pictures_per_request,
+    "layouts": [[{"x": 0.15 + 0.08 * i, "y": 0.45} for i in range(10)]] * LIMITS.max_pictures_per_request,
 }
 
 Request = Callable[[httpx.AsyncClient], Awaitable[str]]
@@ -145,7 +152,7 @@ def requests(job: str, models: list[str]) -> dict[str, tuple[int, Request]]:
         f"{JOBS} trajectories": (4, patient("/generate", json={"labels": LISTS[:32], "steps": 31, "trajectory": 32})),
         f"{JOBS} a long zip": (12, patient("/score", **scored(noise, count))),
         f"{JOBS} a zip of many pixels": (12, patient("/score", **scored(unpacked, many))),
-        "/jobs": (40, get("/jobs?limit=100")),
+        "/jobs": (80, get("/jobs?limit=100")),
         "/jobs/ID": (40, get(f"/jobs/{job}")),
         "/jobs/ID/events, unread": (100, unread(f"GET /jobs/{job}/events")),
         "/jobs/ID/grid.png, unread": (100, unread(f"GET /jobs/{job}/grid.png")),
@@ -195,6 +202,13 @@ async def ready(client: httpx.AsyncClient) -> str:
     return str(answer.raise_for_status().json()["id"])
 
 
+async def fill_list(client: httpx.AsyncClient) -> None:
+    """Create a page of the largest jobs, and cancel each: no worker shall take them."""
+    for _ in range(LISTED):
+        answer = (await client.post("/generate", json=PLACED, headers=ASYNC)).raise_for_status()
+        (await client.delete(f"/jobs/{answer.json()['id']}?cancel_only=true")).raise_for_status()
+
+
 @contextlib.asynccontextmanager
 async def local_client(port: int) -> AsyncIterator[httpx.AsyncClient]:
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
@@ -218,6 +232,7 @@ async def flood(process: subprocess.Popen[bytes], port: int, only: str) -> tuple
     """Send everything at once, print how each was answered, and return the peaks of memory, and what went wrong."""
     async with local_client(port) as client:
         job = await ready(client)
+        await fill_list(client)
         before = peaks(process.pid)
         print("before, MiB:", before)
         answers: dict[str, Counter[str]] = {}

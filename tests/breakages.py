@@ -78,16 +78,24 @@ BREAKAGES = [
     Breakage(
         "a picture's file is there before its verdict",
         "service/worker/storer.py",
-        "        self._calls.all(writes, self.patience_s)\n        for work in new:\n            self._commit(work)\n",
-        "        for work in new:\n            self._commit(work)\n        self._calls.all(writes, self.patience_s)\n"
-        "        for work in new:\n",
+        "        await self._all(work, writes, largest)\n", "        self._all(work, writes, largest).close()\n",
         f"{WORKER}/test_storer.py",
     ),
     Breakage(
         "files of deleted jobs go",
         "service/worker/storer.py",
-        "            self._calls.all([partial(self.files.remove, job_id) for job_id in gone], self.patience_s)\n", "",
+        "            await self._remove(gone, work)\n", "",
         f"{WORKER}/test_storer.py",
+    ),
+    Breakage(
+        "a death counts", "service/worker/runner.py",
+        "        except RedisError:\n            if not self.stopping:\n                raise\n",
+        "        finally:\n            self.release_claims()\n", f"{WORKER}/test_runner.py",
+    ),
+    Breakage(
+        "a worker whose storage fails claims nothing", "service/worker/runner.py",
+        "in self.models.claiming() if not self.storage.problem else ():", "in self.models.claiming():",
+        f"{WORKER}/test_runner.py",
     ),
     Breakage(
         "few models stay loaded",
@@ -112,7 +120,7 @@ BREAKAGES = [
     ),
     Breakage(
         "an adapter without its base is no model",
-        "service/api/catalog.py", 'if base := found.config.get("base"):', "if base := None:",
+        "shared/registry.py", "if name := base_of(info):", "if name := None:",
         "tests/service/api/test_catalog.py",
     ),
     Breakage(

@@ -54,14 +54,14 @@ def at_address(settings: Settings, storage: Location, cache: Path) -> Settings:
 
 
 def test_a_remote_checkpoint_equals_a_local_one(remote: Location, tmp_path: Path) -> None:
-    assert scan(remote) == ([], {})
+    assert (scan(remote).found, scan(remote).problems) == ({}, {})
     infos = [publish_toy_denoiser(storage, "a", 1) for storage in (remote, tmp_path)]
     assert infos[0].model_copy(update={"created_at": infos[1].created_at}) == infos[1]
     found, tensors = load(remote / "a.safetensors")
     assert found == infos[0] == verify(remote / "a.safetensors")
     assert all(torch.equal(tensor, tensors[name]) for name, tensor in load(tmp_path / "a.safetensors")[1].items())
     files.write(remote / "b.safetensors", b"junk")
-    assert scan(remote) == ([found], {"b.safetensors": "not a safetensors file"})
+    assert (scan(remote).infos, scan(remote).problems) == ([found], {"b.safetensors": "not a safetensors file"})
     assert files.versions(remote).keys() == {"a.safetensors", "b.safetensors"}
 
 
@@ -104,7 +104,7 @@ def test_the_catalogue_notices_remote_changes(filled: Location) -> None:
     files.write(filled / "toy.safetensors", b"junk")
     with pytest.raises(BadRequest, match="not a safetensors file"):
         models.find("toy")
-    assert models().problems == {"toy.safetensors": "not a safetensors file"}
+    assert models().registry.problems == {"toy.safetensors": "not a safetensors file"}
     changed = publish_toy_denoiser(filled, "toy", 5)
     files.write(filled / "toy.md", b"# toy")
     assert models.find("toy") == changed != good
@@ -130,13 +130,13 @@ def test_the_catalogue_serves_while_storage_is_away(filled: Location, monkeypatc
         for name in ("ls", "cat_file", "open", "exists", "info"):
             patch.setattr(filled.fs, name, fail)
         assert models.find(None) == good
-        problems = models().problems
+        problems = models().registry.problems
         assert "cannot be read: DriverError: the network is down" in problems["promoted.json"]
         with pytest.raises(NoModel, match="the network is down"):
             Fresh(filled).find(None)
         with pytest.raises(CheckpointError, match=r"toy\.safetensors: cannot be read: DriverError"):
             load(filled / "toy.safetensors")
-    assert models().problems == {}
+    assert models().registry.problems == {}
 
 
 @ON_S3

@@ -29,14 +29,15 @@ def evaluator() -> Evaluator:
 
 
 def test_every_file_is_intact_and_small_enough_to_ship() -> None:
-    found, problems = scan(MODELS)
-    assert not problems
-    assert {info.name for info in found} >= {promoted(MODELS), promoted(MODELS, "evaluator")}
+    found = scan(MODELS)
+    assert not found.problems
+    assert found.usable().found == found.found
+    assert {info.name for info in found.infos} >= {promoted(MODELS), promoted(MODELS, "evaluator")}
     assert sum(path.stat().st_size for path in MODELS.glob("*.safetensors")) < 96_000_000
 
 
 def test_squeezed_pictures_are_shown_in_the_proportions_of_the_data() -> None:
-    found = [info for info in scan(MODELS)[0] if info.kind == "denoiser" and info.vocabulary == ICLEVR.names]
+    found = [info for info in scan(MODELS).of_kind("denoiser") if info.vocabulary == ICLEVR.names]
     assert {info.name for info in found} >= {"iclevr-64", "iclevr-64-1step", "iclevr-64-labels"}
     assert {tuple(info.config["proportions"]) for info in found} == {(4, 3)}
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Final, Literal, TypeVar
 
 from pydantic import ConfigDict, Field
 
+from shared.checkpoint import MAX_SIZE
 from shared.diffusion.unet import NetworkConfig
 from shared.options import MAX_SEED, Count, Natural, NoOtherFields, PredictionName, SamplingOptions, ScheduleName
 from trainer.errors import TrainerError
@@ -52,7 +53,7 @@ class TrainConfig(RunConfig):
     rotations: bool = True  # and the objects' rotations, where it has a rotations.json too
     position_dropout: Share = 0.1  # share of pictures trained without positions and rotations
     layout_steps: Count = 2000  # at most, of the layout network, which draws the positions of a picture's objects
-    timesteps: Annotated[int, Field(ge=SamplingOptions().steps)] = 1000  # T; the default sampling takes 16 of them
+    timesteps: Annotated[int, Field(ge=SamplingOptions().steps, le=MAX_SIZE)] = 1000  # T
     prediction: PredictionName = "v"
     # Weight of the squared error of what is predicted: none, min-SNR (Hang et al. 2023), EDM's (Karras et al. 2022), or
     # the weight that amounts to sqrt(SNR) on x_0

@@ -15,6 +15,7 @@ from redis.exceptions import OutOfMemoryError
 
 from faults import history
 from faults.disk import fill_up, small_file_system
+from faults.gate import Gate, gate
 from faults.harness import Stack, expect, until
 from faults.trial import BODIES, LABELS, LARGE, SMALL, Trial
 from service.local.demo import free_port
@@ -193,6 +194,21 @@ def _offset(connection: Redis) -> int:
     return int(about["slave_repl_offset" if about["role"] == "slave" else "master_repl_offset"])
 
 
+@contextlib.contextmanager
+def network(stack: Stack) -> Iterator[Gate]:
+    """Put a gate between Redis and API and workers."""
+    with gate(stack.redis.socket) as one:
+        stack.environment["LABELGRID_REDIS_URL"] = f"redis://:{stack.redis.password}@127.0.0.1:{one.port}/0"
+        yield one
+
+
+def silent_connections(trial: Trial) -> None:
+    """all connections to Redis fall silent without being closed, as behind a NAT that forgot them; new ones work"""
+    trial.begin()
+    trial.strike(trial.stack.beside.freeze)
+    trial.recover()
+
+
 def unreadable_record(trial: Trial) -> None:
     """the record of a job is damaged: reading it is a 503, and it fails once no worker could read it for two minutes"""
     trial.begin()
@@ -206,7 +222,7 @@ def unreadable_record(trial: Trial) -> None:
     trial.strike(damage)
     one = httpx.get(f"{trial.stack.address}/jobs/{damaged[0]}", timeout=30)
     listed = httpx.get(f"{trial.stack.address}/jobs", timeout=30).raise_for_status().json()["jobs"]
-    if one.status_code != 503 or not listed or damaged[0] in [job["id"] for job in listed]:
+    if one.status_code != 503 or damaged[0] not in [job["id"] for job in listed]:
         raise RuntimeError(f"a damaged record: GET returned {one.text}; the list has {len(listed)} jobs")
     trial.recover()
     trial.wait(damaged)

@@ -1,6 +1,8 @@
 """An object store that hangs or is slow, behind a proxy."""
 
 import contextlib
+import json
+import math
 import os
 import time
 from collections.abc import Iterator
@@ -13,7 +15,9 @@ from faults.disk import fill_up, small_file_system
 from faults.gate import Gate, gate
 from faults.harness import Stack, expect, start, until
 from faults.trial import BODIES, LARGE, SMALL, Trial
+from service.files import PictureFiles
 from service.local.demo import free_port
+from shared.checkpoint import METADATA_KEY
 
 BUCKET = "models"
 KEY, REGION = "test", "us-east-1"
@@ -96,6 +100,39 @@ def storage_is_slow(trial: Trial) -> None:
     trial.recover()
 
 
+def foreign_model(trial: Trial) -> None:
+    """a checkpoint whose description has `Infinity`, which is no JSON, is put among the models: only requests that name
+    it are refused, and nothing is left of it once it is gone"""
+    storage = trial.stack.folder / "storage"
+    file = storage / "foreign.safetensors"
+
+    def listed() -> dict[str, str]:
+        answer = expect(httpx.get(f"{trial.stack.address}/models", timeout=30), 200)
+        found: dict[str, str] = answer.json()["problems"]
+        return found
+
+    def put() -> None:
+        content = (storage / "other.safetensors").read_bytes()
+        end = 8 + int.from_bytes(content[:8], "little")
+        header = json.loads(content[8:end])
+        description = json.loads(header["__metadata__"][METADATA_KEY])
+        description["config"]["timesteps"] = math.inf
+        header["__metadata__"][METADATA_KEY] = json.dumps(description)
+        encoded = json.dumps(header).encode()
+        file.write_bytes(len(encoded).to_bytes(8, "little") + encoded + content[end:])
+        until(listed, "the API to find the checkpoint")
+        for path in ("/readyz", "/labels", "/metrics"):
+            expect(httpx.get(trial.stack.address + path, timeout=30), 200)
+        foreign = {**BODIES[SMALL], "model": "foreign"}
+        expect(httpx.post(f"{trial.stack.address}/generate", json=foreign, timeout=30), 422)
+
+    trial.begin()
+    trial.strike(put)
+    trial.recover()
+    file.unlink()
+    until(lambda: not listed(), "the API to forget the checkpoint")
+
+
 @contextlib.contextmanager
 def small_pictures(stack: Stack) -> Iterator[Path]:
     """Give the pictures a file system of their own."""
@@ -121,3 +158,64 @@ def _delay(trial: Trial, job_id: str) -> str | None:
     answer = httpx.get(f"{trial.stack.address}/jobs/{job_id}", timeout=30).raise_for_status()
     found: str | None = answer.json()["delay"]
     return found
+
+
+@contextlib.contextmanager
+def breakable(stack: Stack) -> Iterator[Path]:
+    """Let a file name whose storage is broken."""
+    named = stack.folder / "broken"
+    named.touch()
+    stack.environment["BREAKS_STORAGE"] = str(named)
+    yield named
+
+
+def unforeseen_while_stored(trial: Trial) -> None:
+    """a picture that cannot be stored for a reason that nobody foresaw, beside good ones: only its job fails, and no
+    worker dies"""
+    trial.begin()
+
+    def poison() -> None:
+        trial.stack.beside.write_text(trial.submit_failing([["red cube"]], "picture 0: ValueError: poison", steps=300))
+
+    trial.strike(poison)
+    trial.recover()
+    if trial.stack.deaths:
+        raise RuntimeError(f"workers died: {trial.stack.deaths}")
+
+
+def job_folder_is_a_file(trial: Trial) -> None:
+    """a file stands where the folder of a job belongs, beside good ones: only its job fails"""
+    trial.begin()
+    files = PictureFiles(trial.stack.folder / "pictures")
+    failing: list[str] = []
+
+    def stand() -> None:
+        failing.append(trial.submit_failing([["red cube"]], "picture 0: FileExistsError", steps=300))
+        folder = files.folder(failing[0])
+        assert isinstance(folder, Path)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        folder.touch()
+
+    trial.strike(stand)
+    trial.recover()
+    trial.wait(failing)
+
+
+def one_storage_broken(trial: Trial) -> None:
+    """one of two workers can no longer write pictures: it claims nothing more, and the other one does its work"""
+    victim = trial.begin()
+
+    def break_storage() -> None:
+        trial.stack.beside.write_text(str(trial.stack.children[victim].process.pid))
+
+    trial.strike(break_storage)
+    until(lambda: _ready(trial) == (2, 1), "readiness to say so")
+    trial.recover()
+    trial.stack.beside.write_text("")
+    until(lambda: _ready(trial) == (2, 2), "its storage to work again")
+
+
+def _ready(trial: Trial) -> tuple[int, int]:
+    """Return how many workers there are, and how many can store pictures."""
+    found = httpx.get(f"{trial.stack.address}/readyz", timeout=30).raise_for_status().json()
+    return found["workers"], found["storing"]

@@ -24,7 +24,6 @@ from service.store.connection import connect, connect_async
 from service.store.jobs import JobStore
 from service.telemetry import tracing
 
-SOCKET_TIMEOUT_S = 15.0  # longer than any blocking read
 MAX_CONNECTIONS = 2000
 CROSS_ORIGIN: dict[str, Any] = {  # what pages of the origins in `cors_origins` may send and read
     "allow_methods": ["GET", "POST", "DELETE"],
@@ -55,7 +54,7 @@ def create_app(settings: Settings) -> DocumentedAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         connection = connect(settings.redis_url)
-        reading = connect_async(settings.redis_url, timeout_s=SOCKET_TIMEOUT_S, max_connections=MAX_CONNECTIONS)
+        reading = connect_async(settings.redis_url, max_connections=MAX_CONNECTIONS)
         store = JobStore(connection, settings)
         async_jobs = AsyncJobs(reading, settings, store.doorbell)
         app.state.service = Service(

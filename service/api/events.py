@@ -44,7 +44,7 @@ async def job_events(jobs: AsyncJobs, job: Job, after: str) -> AsyncIterator[byt
         while not jobs.hub.stopping:
             if is_due := time.monotonic() - looked_at >= LOOK_AGAIN_S:
                 looked_at = time.monotonic()
-                _, status = await jobs.redis.ask(watched, status_of)  # without the key there are no previews only
+                _, status = await jobs.redis.ask_each(watched, status_of)  # without the key there are no previews only
                 if isinstance(status, RedisError):
                     raise status
             steps = watch.take_previews()  # before events are read, so that no step follows its finished picture

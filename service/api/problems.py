@@ -111,8 +111,9 @@ async def _drop_connections(app: FastAPI) -> None:
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    # Starlette sends this answer outside of all middleware, so the request's id is added here.
-    headers = {REQUEST_ID: request_id()}
+    # Starlette sends this answer outside of all middleware, so the request's id is added here. It then raises the error
+    # again, for the log, upon which uvicorn closes the connection.
+    headers = {REQUEST_ID: request_id(), "Connection": "close"}
     return await _service_error(request, ServiceError(ServiceError.example, headers=headers))
 
 

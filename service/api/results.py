@@ -7,7 +7,7 @@ import asyncio
 import io
 import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import Any, TypeVar
 from weakref import WeakValueDictionary
@@ -121,15 +121,16 @@ class ResultReader:
     async def zipped(self, job_id: str, owner: str) -> AsyncIterator[bytes]:
         """Return the parts of a zip of a finished job's pictures: 0.png, 1.png, ..., as /score takes them.
 
-        A few of them are in memory at any time. NotReady, UnknownJob, ExpiredJob; the last one also between two parts,
-        if the job is deleted meanwhile.
+        A few of them are in memory at any time, the first ones already on return. NotReady, UnknownJob, ExpiredJob; the
+        last one also between two parts, if the job is deleted meanwhile.
         """
         job = await self.jobs.job(job_id)
         if job.result is None:
             raise NotReady.of("the zip of all pictures", job.status)
         n = len(job.result.pictures)
         first = getattr(job.result, "best", 0) * n
-        return zip_stream(partial(self.image, job_id, owner), range(first, first + n))
+        parts = zip_stream(partial(self.image, job_id, owner), range(first, first + n))
+        return _from(await anext(parts), parts)
 
     def uploaded(self, job_id: str, total: int) -> Reads:
         """Return how to read each picture that was uploaded for a job."""
@@ -166,6 +167,14 @@ class ResultReader:
             ) from error
 
 
+async def _from(first: bytes, others: AsyncGenerator[bytes]) -> AsyncIterator[bytes]:
+    """Yield a part that was read before the answer began, to know that it can, and then the others."""
+    async with aclosing(others):
+        yield first
+        async for part in others:
+            yield part
+
+
 class _Written(io.RawIOBase):
     """What `zipfile` has written and nobody has taken yet. It cannot seek, so sizes stand behind the pictures."""
 
@@ -182,7 +191,7 @@ class _Written(io.RawIOBase):
         return taken
 
 
-async def zip_stream(read: Callable[[int], Any], indices: range) -> AsyncIterator[bytes]:
+async def zip_stream(read: Callable[[int], Any], indices: range) -> AsyncGenerator[bytes]:
     """Yield the parts of a zip of the PNGs that `read` awaits, named from 0.png. Equal pictures, equal bytes."""
     written = _Written()
     with zipfile.ZipFile(written, "w", zipfile.ZIP_STORED) as archive:  # a PNG is compressed already

@@ -102,22 +102,36 @@ class ModelName(Stored):
     is_evaluator: bool = False
 
 
-class JobRecord(Stored):
+class JobSummary(Stored):
+    """What a list shows of a job: some hundred bytes beside its record, which may have hundreds of kilobytes."""
+
+    id: str
+    kind: JobKind
+    created_at: float  # seconds since 1970
+    model: str
+    digest: str
+    seed: int
+    options: SamplingOptions
+    # Whether the pictures were uploaded to be judged: `model` and `digest` are then the evaluator's, and seed and
+    # options have no effect.
+    sent: bool = False
+
+    @classmethod
+    def read(cls, raw: str) -> Self:
+        """Parse it to show it. It may lack options of a later version, which `model_validate_json` refuses."""
+        return cls.model_validate_json(raw, context=IGNORE_UNKNOWN)
+
+
+class JobRecord(JobSummary):
     """A job as requested. It never changes: its checkpoint stays, even if another one is promoted later.
 
     What decides the pixels of a picture and is added in a later version belongs into `options` or a Point: a worker
     does not sample pictures with fields of these that it does not know.
     """
 
-    id: str
     owner: str = ""  # name of the API key; "" without keys
-    kind: JobKind
-    created_at: float  # seconds since 1970
-    model: str
-    digest: str
     labels: list[list[str]]
     layouts: list[list[Point] | None] | None = None  # of each label list; the request's bounds may have changed
-    seed: int
     first: int = 0  # position of the first picture, for its seed; not 0 if a recipe says so
     webhook: str | None = None  # URL
     webhook_events: tuple[WebhookEvent, ...] = ()
@@ -126,10 +140,11 @@ class JobRecord(Stored):
     repeats: int = 1
     trajectory: int | None = None  # stages of each picture's trajectory, if requested
     columns: int
-    options: SamplingOptions
-    # Whether the pictures were uploaded to be judged: `model` and `digest` are then the evaluator's, and seed and
-    # options have no effect.
-    sent: bool = False
+
+    @property
+    def summary(self) -> str:
+        """Its JobSummary, as JSON."""
+        return self.model_dump_json(include=set(JobSummary.model_fields))
 
     @property
     def log_ids(self) -> dict[str, str]:
@@ -145,11 +160,6 @@ class JobRecord(Stored):
     def has_grid(self) -> bool:
         """Whether the job has a grid of its own; otherwise its only picture is the grid."""
         return len(self.labels) > 1 or self.sent
-
-    @classmethod
-    def read(cls, raw: str) -> Self:
-        """Parse a record to show it. It may lack options of a later version, which `model_validate_json` refuses."""
-        return cls.model_validate_json(raw, context=IGNORE_UNKNOWN)
 
     def picture(self, index: int) -> Picture:
         """Return a picture. Repeat r of n lists has the indices r n to r n + n - 1 and the seeds of `seed` + r."""

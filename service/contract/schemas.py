@@ -3,7 +3,7 @@
 Imports pydantic only, because clients read them too. The routes check labels against a model's vocabulary.
 """
 
-from typing import Annotated, Any, Final, Literal, get_args
+from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
@@ -125,9 +125,12 @@ class ScoreRequest(ScoreFields):
     conditions: LabelLists
 
 
+Count = Annotated[int, Field(ge=0, le=2**53)]  # which every reader of JSON has exactly
+
+
 class Progress(BaseModel):
-    done: int
-    total: int
+    done: Count
+    total: Count
 
 
 class PictureResult(BaseModel):
@@ -143,8 +146,14 @@ class PictureResult(BaseModel):
         "order of `labels`; null for an object that was not found. Null without a layout, or if the evaluator finds "
         "no places",
     )
-    url: str
+    url: str = Field(pattern=r"^/jobs/[^/]+/images/[0-9]{1,10}\.png$")
     trajectory_url: str | None = Field(None, description="its trajectory from noise to picture, if requested")
+
+    @model_validator(mode="after")
+    def _check_distances(self) -> Self:
+        if self.distances is not None and len(self.distances) != len(self.labels):
+            raise ValueError("wanted a distance, or null, for each label")
+        return self
 
     @property
     def extra(self) -> dict[str, float]:
@@ -168,7 +177,7 @@ class Summary(BaseModel):
 
 
 class ScoreResult(BaseModel):
-    repeats: list[Repeat]
+    repeats: list[Repeat] = Field(min_length=1)
     accuracy: Summary
     exact_match: Summary
     f1: Summary
@@ -228,16 +237,16 @@ class StatusEvent(BaseModel):
 class PictureEvent(BaseModel):
     """Event `picture`: it is finished and can be fetched."""
 
-    index: int
+    index: Count
     url: str
 
 
 class PictureSteps(BaseModel):
     """The progress of one picture: `step` of `steps` are done."""
 
-    index: int
-    step: int
-    steps: int
+    index: Count
+    step: Count
+    steps: Annotated[int, Field(ge=1, le=2**53)]
     preview: str | None = Field(
         None, description="x0_hat as a data URL of a PNG, in the picture's proportions, at most 64 pixels a side"
     )
@@ -305,4 +314,5 @@ class Ready(BaseModel):
     status: Literal["ready"] = "ready"
     model: str
     workers: int
+    storing: int = Field(0, description="workers that can store pictures; the others leave all work to these")
     devices: list[WorkerDevice] = Field([], description="the device of each worker")

@@ -1,6 +1,7 @@
-"""Jobs as clients see them: created, read and awaited without blocking the event loop. Knows no HTTP.
+"""Jobs as clients see them: created, read and awaited without blocking the event loop.
 
-`jobs.py` has what workers do with jobs.
+Builds the content of answers, URLs of pictures included, and raises the service's errors; knows no requests and no
+routes. `jobs.py` has what workers do with jobs.
 """
 
 import asyncio
@@ -26,7 +27,16 @@ from service.contract.errors import (
     UnknownJob,
     UnknownPicture,
 )
-from service.contract.records import JOB_ID, TERMINAL, JobRecord, JobResult, ModelName, Verdict, created_at
+from service.contract.records import (
+    JOB_ID,
+    TERMINAL,
+    JobRecord,
+    JobResult,
+    JobSummary,
+    ModelName,
+    Verdict,
+    created_at,
+)
 from service.contract.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Repeat, ScoreResult, Summary
 from service.settings import Settings
 from service.store import keys
@@ -34,8 +44,11 @@ from service.store.functions import Pipeline
 from service.store.hub import Hub
 from service.store.jobs import read_record
 from service.store.workers import Doorbell, ReadyWorkers
+from service.telemetry.logs import get_logger
 
-HEAD = "record", "status", "started_at", "finished_at", "error"  # of a job in a list; its result may be large
+log = get_logger(__name__)
+
+HEAD = "summary", "status", "total", "started_at", "finished_at", "error"  # of a job in a list: only small fields
 LOOK_AGAIN_S = 5.0  # how often one who waits looks at the job itself, in case its end was not heard
 DIGITS = 6  # of scores and distances
 
@@ -97,6 +110,7 @@ def arguments(record: JobRecord, request: IdempotentRequest | None, limits: Mapp
         "digest": record.digest,
         "model": ModelName(name=record.model, digest=record.digest, is_evaluator=record.sent).model_dump_json(),
         "total": record.total,
+        "summary": record.summary,
         **limits,
     }
     if record.webhook:
@@ -167,7 +181,7 @@ class AsyncJobs:
         if record is None:
             raise _unreadable(job_id)
         if "result" in fields:
-            about = _head(record, fields, record.total)
+            about = _head(record, fields, int(fields["total"]))
             result = JobResult.model_validate_json(fields["result"])
             about["result"] = _result(record, result, [Verdict.model_validate_json(raw) for raw in shown if raw])
         else:
@@ -200,13 +214,29 @@ class AsyncJobs:
         ids = [member.partition("-")[2] for member in members[:limit]]
         stored = await self.redis.ask(*(("HMGET", keys.job(job_id), *HEAD) for job_id in ids))
         counts = await self.redis.ask(*(("HLEN", keys.verdicts(job_id)) for job_id in ids))
-        heads = []
-        for job_id, values, done in zip(ids, stored, counts, strict=True):
-            fields = {name: value for name, value in zip(HEAD, values, strict=True) if value is not None}
-            record = read_record(job_id, fields["record"], JobRecord.read) if fields else None
-            if record is not None:  # otherwise the job has expired, or another version wrote it
-                heads.append(JobHead.model_validate(_head(record, fields, done)))
-        return JobPage(jobs=heads, next=members[limit - 1] if len(members) > limit else None)
+        heads = [
+            await self._listed(job_id, dict(zip(HEAD, values, strict=True)), done)
+            for job_id, values, done in zip(ids, stored, counts, strict=True)
+        ]
+        return JobPage(jobs=[*filter(None, heads)], next=members[limit - 1] if len(members) > limit else None)
+
+    async def _listed(self, job_id: str, fields: Mapping[str, str | None], done: int) -> JobHead | None:
+        """Return a job of a list; None for one that has expired or cannot be read, which hides no others.
+
+        Versions that know no summaries may have created the job: its record, one at a time and not on the event loop,
+        has the same fields.
+        """
+        given = {name: value for name, value in fields.items() if value is not None}
+        if (raw := given.get("summary")) is None and given:
+            raw = await self.redis("HGET", keys.job(job_id), "record")
+        if raw is None:
+            return None
+        try:
+            summary = await asyncio.to_thread(JobSummary.read, raw) if "summary" not in given else JobSummary.read(raw)
+            return JobHead.model_validate(_head(summary, given, done))
+        except Exception as error:
+            log.warning("a job cannot be listed", job_id=job_id, reason=f"{type(error).__name__}: {error}")
+            return None
 
     async def wait(self, job_id: str, timeout_s: float, gone: asyncio.Future[None]) -> Job:
         """Wait until the job ends, `timeout_s` pass, the client is gone or the shutdown's deadline comes.
@@ -267,20 +297,20 @@ def _unreadable(job_id: str) -> Unavailable:
     return Unavailable(detail, headers={"Retry-After": "2"})
 
 
-def _head(record: JobRecord, fields: Mapping[str, str], done: int) -> dict[str, Any]:
-    """Return what clients see of a job, but its result. What its record has under the same name is shown as it is."""
-    times = {"created_at": record.created_at}
+def _head(about: JobSummary, fields: Mapping[str, str], done: int) -> dict[str, Any]:
+    """Return what clients see of a job, but its result. `about`: its summary, or the whole record."""
+    times = {"created_at": about.created_at}
     times |= {name: float(fields[name]) for name in ("started_at", "finished_at") if name in fields}
-    uploaded = {"seed": None, "options": None} if record.sent else {}
+    uploaded = {"seed": None, "options": None} if about.sent else {}
     return {
-        **vars(record),
+        **vars(about),
         "status": fields["status"],
         "error": fields.get("error"),
         "started_at": None,
         "finished_at": None,
         **{name: datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds") for name, at in times.items()},
         **uploaded,
-        "progress": {"done": done, "total": record.total},
+        "progress": {"done": done, "total": int(fields["total"])},
         "result": None,
     }
 

@@ -2,13 +2,14 @@
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextvars import ContextVar
 from typing import Any
 
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
-from redis.backoff import DecorrelatedJitterBackoff
+from redis.asyncio.retry import Retry as AsyncRetry
+from redis.backoff import DecorrelatedJitterBackoff, NoBackoff
 from redis.exceptions import (
     AuthenticationError,
     ConnectionError,
@@ -27,6 +28,8 @@ from service.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 OLDEST = 7  # version of Redis: the first one with functions
+# A connection without an answer for so long is dead: a NAT or a balancer has forgotten it. Blocking reads take less.
+SILENT_S = 5.0
 FIRST_WAIT_S, LONGEST_WAIT_S = 0.02, 1.0  # between two attempts; random in between
 WARN_EVERY_S = 10.0
 OPTIONS: Any = {  # of every connection
@@ -63,6 +66,11 @@ def is_temporary(error: Exception) -> bool:
     return is_away or refuses_writes(error)
 
 
+def concerns_all(error: Exception) -> bool:
+    """Whether an error is of Redis as a whole, not of what was asked: it is away, refuses writes or the password."""
+    return is_temporary(error) or isinstance(error, AuthenticationError)
+
+
 @contextlib.contextmanager
 def best_effort() -> Iterator[None]:
     """Skip the writes inside, without retries, if Redis is away or refuses them."""
@@ -76,15 +84,59 @@ def best_effort() -> Iterator[None]:
         _best_effort.reset(token)
 
 
-class RetryUntilStopped(Retry):
+class Once(Retry):
+    """Makes one attempt. A time-out also closes the idle connections of the pool, which then are silent as well.
+
+    `drop_idle` is a plain function, because redis-py makes deep copies.
+    """
+
+    drop_idle: Callable[[], Any]  # set by `connect`
+
+    def __init__(self) -> None:
+        super().__init__(NoBackoff(), retries=0)
+
+    def call_with_retry(self, do: Any, fail: Any, is_retryable: Any = None, with_failure_count: bool = False) -> Any:
+        def attempt() -> Any:
+            try:
+                return do()
+            except TimeoutError:
+                self.drop_idle()
+                raise
+
+        return super().call_with_retry(attempt, fail, is_retryable, with_failure_count)
+
+
+class AsyncOnce(AsyncRetry):
+    """`Once` for the event loop."""
+
+    drop_idle: Callable[[], Awaitable[Any]]  # set by `connect_async`
+
+    def __init__(self) -> None:
+        super().__init__(NoBackoff(), retries=0)
+
+    async def call_with_retry(
+        self, do: Any, fail: Any, is_retryable: Any = None, with_failure_count: bool = False
+    ) -> Any:
+        async def attempt() -> Any:
+            try:
+                return await do()
+            except TimeoutError:
+                await self.drop_idle()
+                raise
+
+        return await super().call_with_retry(attempt, fail, is_retryable, with_failure_count)
+
+
+class RetryUntilStopped(Once):
     """Retries a command until Redis takes it or `stopping` is true. A wrong password is never retried.
 
-    Redis may then carry out a command twice. `stopping` is a plain function, because redis-py makes deep copies.
+    Redis may then carry out a command twice. `stopping` is a plain function, as `drop_idle` is.
     """
 
     def __init__(self, stopping: Callable[[], bool]) -> None:
-        backoff = DecorrelatedJitterBackoff(cap=LONGEST_WAIT_S, base=FIRST_WAIT_S)
-        super().__init__(backoff, retries=-1, supported_errors=(ConnectionError, TimeoutError, ResponseError))
+        super().__init__()
+        self._backoff, self._retries = DecorrelatedJitterBackoff(cap=LONGEST_WAIT_S, base=FIRST_WAIT_S), -1
+        self._supported_errors = ConnectionError, TimeoutError, ResponseError
         self.stopping = stopping
         self._warned_at = -WARN_EVERY_S
 
@@ -115,14 +167,17 @@ def check_version(url: str) -> None:
             )
 
 
-def connect(url: str, *, timeout_s: float = 15.0, retry: Retry | None = None) -> Redis:
-    """Open a connection pool whose socket timeout leaves room for blocking reads of up to 10 s.
+def connect(url: str, *, timeout_s: float = SILENT_S, retry: Once | None = None) -> Redis:
+    """Open a connection pool. Without `retry` a command fails at once when Redis does not answer."""
+    retry = retry or Once()
+    client = Redis.from_url(url, socket_timeout=timeout_s, retry=retry, **OPTIONS)
+    retry.drop_idle = lambda: client.connection_pool.disconnect(inuse_connections=False)
+    return client
 
-    Without `retry` a command fails at once when Redis does not answer.
-    """
-    return Redis.from_url(url, socket_timeout=timeout_s, health_check_interval=30, retry=retry, **OPTIONS)
 
-
-def connect_async(url: str, *, timeout_s: float, max_connections: int) -> AsyncRedis:
+def connect_async(url: str, *, timeout_s: float = SILENT_S, max_connections: int) -> AsyncRedis:
     """Open a pool for the event loop. A command fails at once when Redis does not answer."""
-    return AsyncRedis.from_url(url, socket_timeout=timeout_s, max_connections=max_connections, **OPTIONS)
+    retry = AsyncOnce()
+    client = AsyncRedis.from_url(url, socket_timeout=timeout_s, max_connections=max_connections, retry=retry, **OPTIONS)
+    retry.drop_idle = lambda: client.connection_pool.disconnect(inuse_connections=False)
+    return client

@@ -3,6 +3,7 @@
 """
 
 import asyncio
+import contextlib
 import hashlib
 import math
 import time
@@ -12,6 +13,8 @@ from typing import Any
 from redis import Redis
 from redis.asyncio import Redis as AsyncRedis
 from redis.exceptions import ResponseError
+
+from service.store.connection import best_effort
 
 _FILE = Path(__file__).with_name("jobs.lua").read_text()
 # Two versions of the service, side by side in one Redis, each call their own functions.
@@ -39,6 +42,20 @@ def is_missing(error: ResponseError) -> bool:
     return "Function not found" in str(error)
 
 
+def remove_former(connection: Redis) -> None:
+    """Remove the libraries of other versions of the service, each less than 0.1 MB, which would stay for ever.
+
+    A process of another version that still runs loads its own again with its next call. A full Redis would refuse that,
+    so nothing is removed unless it takes ours.
+    """
+    with best_effort():
+        connection.function_load(SOURCE, replace=True)
+        found: Any = connection.function_list("labelgrid_*")
+        for name in {str(library[1]) for library in found} - {LIBRARY}:
+            with contextlib.suppress(ResponseError):  # another worker, which starts as well, was faster
+                connection.function_delete(name)
+
+
 class Pipeline:
     """Sends the commands that one turn of the event loop asks for together (auto-pipelining)."""
 
@@ -50,7 +67,15 @@ class Pipeline:
         self._clock_began_at = 0.0  # when the monotonic clock was 0
 
     async def ask(self, *commands: Command) -> list[Any]:
-        """Return the answers to commands, of which some may be errors. Raises RedisError if there are no answers."""
+        """Return the answers to commands. Raises RedisError: the first error among the answers, or that of them all."""
+        answers = await self.ask_each(*commands)
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
+
+    async def ask_each(self, *commands: Command) -> list[Any]:
+        """As `ask`, but an answer may be an error, for who goes on without it. Raises RedisError if there is none."""
         first, sending = len(self._unsent), self._sending
         self._unsent += commands
         if sending is None:
@@ -66,10 +91,8 @@ class Pipeline:
         return await pipe.execute(raise_on_error=False)
 
     async def __call__(self, *command: Any) -> Any:
-        """Return the answer to a command, or raise it if it is an error."""
+        """Return the answer to a command. Raises RedisError."""
         (answer,) = await self.ask(command)
-        if isinstance(answer, Exception):
-            raise answer
         return answer
 
     async def call(self, function: str, *arguments: Any) -> Any:

@@ -15,15 +15,18 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from redis.asyncio import Redis
+from redis.asyncio.client import PubSub
 from redis.exceptions import RedisError
 
 from service.store import keys
+from service.store.connection import SILENT_S
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
 KEPT = 4  # previews for a slow client: only the newest matter, but several workers may share a job
 RECONNECT_S = 1.0
+PING_AFTER_S = SILENT_S  # without a message; twice as long, and the connection is dead
 
 
 @dataclass(eq=False)
@@ -93,15 +96,38 @@ class Hub:
             try:
                 async with self.connection.pubsub() as messages:
                     await messages.subscribe(keys.CHANGES, keys.PREVIEWS)
-                    async for message in messages.listen():
-                        self._hear(message)
+                    await self._hear_all(messages)
             except RedisError:  # those who wait see for themselves whether it is away
                 pass
             except Exception:
                 log.exception("a message of jobs cannot be read")
             await asyncio.sleep(RECONNECT_S)
 
+    async def _hear_all(self, messages: PubSub) -> None:
+        """Hear messages until the connection is lost, or silent also after a ping."""
+        pinged = False
+        while True:
+            message = await messages.get_message(timeout=PING_AFTER_S)
+            if message is not None:
+                pinged = False
+                self._hear(message)
+            elif pinged:
+                await self.connection.connection_pool.disconnect(inuse_connections=False)
+                return
+            else:
+                pinged = True
+                await messages.ping()
+
     def _hear(self, message: dict[str, Any]) -> None:
+        """Wake whom a message concerns. One that cannot be read is logged, and concerns nobody."""
+        try:
+            self._wake(message)
+        except Exception:
+            log.exception("a message of jobs cannot be read")
+
+    def _wake(self, message: dict[str, Any]) -> None:
+        if message["type"] == "pong":
+            return
         if message["type"] != "message":  # subscribed, perhaps again
             self._wake_all()
         elif message["channel"] == keys.PREVIEWS:

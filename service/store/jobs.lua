@@ -290,9 +290,9 @@ end
 
 -- create(settings, record)
 --
--- Settings: id, owner, digest, model (JSON that tells workers what to load), total (pictures), webhook_events if there is
--- a webhook, request_key and request_hash if there is an Idempotency-Key, timeout_s, lifetime_s (timeout_s and how long a
--- job is kept), idempotent_s, most_queued, most_own, most_stored (0: no limit).
+-- Settings: id, owner, digest, model (JSON that tells workers what to load), total (pictures), summary (JSON, for lists),
+-- webhook_events if there is a webhook, request_key and request_hash if there is an Idempotency-Key, timeout_s, lifetime_s
+-- (timeout_s and how long a job is kept), idempotent_s, most_queued, most_own, most_stored (0: no limit).
 -- Reads the request's key, the model's queue and stream, and the owner's stored pictures. Writes the job, the open jobs,
 -- the models with work, the owner's list of jobs, the fair queue, the owner's stored pictures and the request's key.
 -- Returns nil; or what prevents it, then no job is written: {'request', job and request of before}, or {'queue',
@@ -306,7 +306,8 @@ local function create(args)
     return obstacle
   end
 
-  redis.call('HSET', job, 'record', args[2], 'status', 'queued', 'total', new.total, 'dispatched', 0)
+  redis.call('HSET', job, 'record', args[2], 'summary', new.summary)
+  redis.call('HSET', job, 'status', 'queued', 'total', new.total, 'dispatched', 0)
   redis.call('HSET', job, 'digest', new.digest, 'owner', new.owner)
   if new.webhook_events then
     redis.call('HSET', job, 'webhook_events', new.webhook_events)
@@ -326,16 +327,15 @@ local function create(args)
   return nil
 end
 
--- begin(time, then for each job: id, number of indices, indices of pictures)
+-- begin(for each job: id, number of indices, indices of pictures)
 --
 -- Marks queued jobs as running. Reads the jobs and their verdicts; writes the jobs, their events and the outbox of
 -- webhooks.
 -- Returns for each job: whether it moved, its record, and those of the indices whose pictures are finished; nil for a
 -- job that is not open.
 local function begin(args)
-  local time = args[1]
   local answers = {}
-  local used = 1
+  local used = 0
   while used < #args do
     local id = args[used + 1]
     local indices = {unpack(args, used + 3, used + 2 + args[used + 2])}
@@ -345,7 +345,7 @@ local function begin(args)
     local moved = 0
     if status == 'queued' then
       moved = 1
-      redis.call('HSET', keys.job, 'status', 'running', 'started_at', time)
+      redis.call('HSET', keys.job, 'status', 'running', 'started_at', now_s())
       add_event(id, 'status', 'running')
       add_webhook(id, 'running', wanted)
     end
@@ -386,7 +386,7 @@ end
 local function move_to_end(keep_s, id, state, status, fields, event)
   local keys = keys_of_job(id)
   redis.call('ZREM', OPEN, id)
-  redis.call('HSET', keys.job, 'status', status, unpack(fields))
+  redis.call('HSET', keys.job, 'status', status, 'finished_at', now_s(), unpack(fields))
   add_event(id, 'status', status, unpack(event))
   changed[id] = true
   for _, key in ipairs({keys.job, keys.verdicts, keys.events}) do
@@ -401,7 +401,7 @@ end
 -- stream, for its grid.
 --
 -- Returns 1; 0 if the job is not open, -1 if it is gone, 2 if it ended now.
-local function commit_picture(keep_s, stream, time, id, index, verdict, result)
+local function commit_picture(keep_s, stream, id, index, verdict, result)
   local keys = keys_of_job(id)
   local state, exists = read_open(keys.job)
   if not state then
@@ -411,8 +411,7 @@ local function commit_picture(keep_s, stream, time, id, index, verdict, result)
     return 1
   end
   if result ~= '' then
-    local fields = {'finished_at', time, 'result', result}
-    move_to_end(keep_s, id, state, 'finished', fields, {'last_picture', index})
+    move_to_end(keep_s, id, state, 'finished', {'result', result}, {'last_picture', index})
     return 2
   end
   add_event(id, 'picture', index)
@@ -439,21 +438,21 @@ local function lease(digest, worker, most)
   return found and found[1][2] or {}
 end
 
--- commit(seconds to keep a job, digest, worker, time, then for each picture: entry, job, index, verdict, result)
+-- commit(seconds to keep a job, digest, worker, then for each picture: entry, job, index, verdict, result)
 --
 -- Stores pictures as `commit_picture` says. Removes all of them from the stream, at the end, so that an error leaves them
 -- there. Leases the grids of jobs that are now complete to the worker, as `claim` does.
 -- Reads and writes the jobs, their verdicts and events, and the stream; for those that end, what `finish` does.
 -- Returns for each picture what `commit_picture` does, and the leased entries.
 local function commit(args)
-  local keep_s, digest, worker, time = unpack(args, 1, 4)
+  local keep_s, digest, worker = unpack(args, 1, 3)
   local stream = keys_of_model(digest).stream
   local before = redis.call('XLEN', stream)
   local entries = {}
   local answers = {}
-  for first = 5, #args, 5 do
+  for first = 4, #args, 5 do
     table.insert(entries, args[first])
-    table.insert(answers, commit_picture(keep_s, stream, time, unpack(args, first + 1, first + 4)))
+    table.insert(answers, commit_picture(keep_s, stream, unpack(args, first + 1, first + 4)))
   end
   local now = redis.call('XLEN', stream)
   local leased = now > before and lease(digest, worker, now) or {}
@@ -462,7 +461,7 @@ local function commit(args)
   return {answers, leased}
 end
 
--- finish(seconds to keep a job, digest, time, then for each job: entry, id, result)
+-- finish(seconds to keep a job, digest, then for each job: entry, id, result)
 --
 -- Ends jobs with their results, once their grids are in storage, and removes the grids' entries from the stream. A job
 -- whose result is empty does not finish, nor one without all of its pictures: a Redis that came back from a crash, or a
@@ -471,16 +470,16 @@ end
 -- the outbox of webhooks.
 -- Returns for each job 2 if it ended now, -1 if it is gone, else 0.
 local function finish(args)
-  local keep_s, digest, time = unpack(args, 1, 3)
+  local keep_s, digest = unpack(args, 1, 2)
   local stream = keys_of_model(digest).stream
   local answers = {}
-  for first = 4, #args, 3 do
+  for first = 3, #args, 3 do
     local entry, id, result = unpack(args, first, first + 2)
     local keys = keys_of_job(id)
     local state, exists = read_open(keys.job)
     local answer = exists and 0 or -1
     if state and result ~= '' and redis.call('HLEN', keys.verdicts) >= tonumber(state.total) then
-      move_to_end(keep_s, id, state, 'finished', {'finished_at', time, 'result', result}, {})
+      move_to_end(keep_s, id, state, 'finished', {'result', result}, {})
       answer = 2
     end
     redis.call('XACK', stream, GROUP, entry)

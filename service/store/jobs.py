@@ -15,9 +15,11 @@ from service.contract.records import TERMINAL, FinishedPicture, JobRecord, JobRe
 from service.settings import Settings
 from service.store import keys
 from service.store.claims import BegunClaim, Claim, PictureStream
+from service.store.connection import concerns_all
 from service.store.functions import call
 from service.store.workers import Doorbell
 from service.telemetry import tracing
+from service.telemetry.boundary import confined
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import JOBS_ENDED
 
@@ -47,7 +49,7 @@ class JobStore:
             if claim.index is not None:
                 indices[claim.job].append(claim.index)
         arguments = [part for job_id, of_job in indices.items() for part in (job_id, len(of_job), *of_job)]
-        answers = call(self.connection, "begin", time.time(), *arguments)
+        answers = call(self.connection, "begin", *arguments)
         records = dict[str, JobRecord | None]()  # of open jobs; None for one that cannot be read
         finished = set[tuple[str, int | None]]()
         for job_id, answer in zip(indices, answers, strict=True):
@@ -80,7 +82,7 @@ class JobStore:
         return self._end_early(job_id, "cancelled")
 
     def _end_early(self, job_id: str, status: JobStatus, reason: str = "") -> bool:
-        fields = ["finished_at", time.time(), *(["error", reason] if reason else [])]
+        fields = ["error", reason] if reason else []
         raw = call(self.connection, "end_early", self.keep_s, job_id, status, *fields)
         if raw is None:
             return False
@@ -94,12 +96,16 @@ class JobStore:
     def fail_overdue(self) -> None:
         """Fail the open jobs whose time is over. Redis's clock decides: those of API and workers may be wrong."""
         for job_id in call(self.connection, "overdue"):
-            self.fail(job_id, OVERDUE)
+            with confined("job", passes=concerns_all, job_id=job_id):
+                self.fail(job_id, OVERDUE)
 
     def wanted(self) -> list[ModelName]:
         """Return the models that have work which no live worker has taken."""
-        found = call(self.connection, "wanted", int(self.settings.lease_s * 1000))
-        return [ModelName.model_validate_json(about) for _, about in found]
+        found = list[ModelName]()
+        for digest, about in call(self.connection, "wanted", int(self.settings.lease_s * 1000)):
+            with confined("model", digest=digest):
+                found.append(ModelName.model_validate_json(about))
+        return found
 
     def of_model(self, digest: str) -> list[str]:
         """Return the open jobs of a model."""
@@ -125,7 +131,7 @@ class JobStore:
         for claim, one in finished:
             result = results[claim.job].model_dump_json() if claim.job in results else ""
             arguments += [claim.entry, *one.picture.key, one.verdict.model_dump_json(), result]
-        about = (self.keep_s, stream.digest, stream.consumer, time.time())
+        about = self.keep_s, stream.digest, stream.consumer
         answers, leased = call(self.connection, "commit", *about, *arguments)
         gone = self._gone(stream, [claim for claim, _ in finished], answers)
         records = {claim.job: claim.record for claim, _ in finished}
@@ -143,7 +149,7 @@ class JobStore:
         arguments: list[Any] = []
         for claim, result in results:
             arguments += [claim.entry, claim.job, result.model_dump_json() if result else ""]
-        answers = call(self.connection, "finish", self.keep_s, stream.digest, time.time(), *arguments)
+        answers = call(self.connection, "finish", self.keep_s, stream.digest, *arguments)
         return self._gone(stream, [claim for claim, _ in results], answers)
 
     def _gone(self, stream: PictureStream, claims: Sequence[BegunClaim], answers: Sequence[int]) -> set[str]:

@@ -1,8 +1,9 @@
 """The name of every key in Redis. All begin with `labelgrid:`. A job's keys get a time to live at its end.
 
-job:ID                hash        record (JSON, never changes), status, started_at, finished_at, result, error,
-                                  webhook_events; dispatched: number of its pictures that are not pending any more; and,
-                                  as in the record, total, digest and owner
+job:ID                hash        record (JSON, never changes); summary (JSON): the small part of it that lists show;
+                                  status, started_at, finished_at, result, error, webhook_events; dispatched: number of
+                                  its pictures that are not pending any more; request_key: name of its key:HASH, if it
+                                  has one; and, as in the record, total, digest and owner
 job:ID:verdicts       hash        index -> verdict (JSON); a picture is finished once it has one
 job:ID:events         stream      status changes and finished pictures, for clients that follow the job
 job:ID:watched        string      exists while somebody watches; expires seconds later

@@ -51,8 +51,8 @@ def list_live(connection: Redis) -> list[dict[str, Any]]:
 
 
 def ready(live: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Leave out workers that are shutting down or hang."""
-    return [about for about in live if not (about.get("draining") or about.get("stalled"))]
+    """Leave out workers that load their first model, are shutting down or hang."""
+    return [about for about in live if not any(about.get(state) for state in ("loading", "draining", "stalled"))]
 
 
 def have_loaded(connection: Redis, digest: str) -> bool:

@@ -33,10 +33,12 @@ OPEN_PICTURES = Gauge("labelgrid_open_pictures", "Pictures of all models, pendin
 WAITING = Gauge("labelgrid_waiting_pictures", "Pending pictures, which no worker has claimed", ["model"], registry=API)
 OLDEST_WAIT = Gauge("labelgrid_oldest_wait_seconds", "Age of the oldest job next in turn", ["model"], registry=API)
 
-# Both, because either can end a job.
+# Both, because either can end a job, or meet what nobody foresaw.
 JOBS_ENDED = Counter("labelgrid_jobs_ended", "Jobs that this process ended", ["status"], registry=None)
-API.register(JOBS_ENDED)
-WORKER.register(JOBS_ENDED)
+UNFORESEEN = Counter("labelgrid_unforeseen_errors", "Units of work that such an error ended", ["unit"], registry=None)
+for metric in (JOBS_ENDED, UNFORESEEN):
+    API.register(metric)
+    WORKER.register(metric)
 for status in ("finished", "failed", "cancelled"):
     JOBS_ENDED.labels(status)  # starts the series at 0, so that an alert sees its first increase
 
@@ -69,7 +71,7 @@ class WorkerState(Collector):
         limit = GaugeMetricFamily("labelgrid_batch_limit_pictures", "Largest batch, in pictures", labels=["model"])
         stores = GaugeMetricFamily("labelgrid_storage_up", "0 if the worker cannot store pictures")
         up.add_metric([str(self.runner.device)], 0.0 if self.runner.stalled else 1.0)
-        stores.add_metric([], 0.0 if self.runner.storer.problem else 1.0)
+        stores.add_metric([], 0.0 if self.runner.storage.problem else 1.0)
         models = list(self.runner.models)
         for model in models:
             loaded.add_metric([model.name, model.digest], 1.0)

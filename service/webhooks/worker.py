@@ -28,6 +28,7 @@ from structlog.contextvars import bind_contextvars
 from service import watchdog
 from service.contract.errors import ServiceError
 from service.contract.records import JobRecord
+from service.contract.schemas import Job
 from service.settings import Settings
 from service.store import keys
 from service.store.async_jobs import AsyncJobs
@@ -160,9 +161,10 @@ class Sender:
         for member, raw in zip(new, found, strict=True):
             try:
                 record = None if raw is None else JobRecord.read(raw)
-            except ValueError:  # another version wrote it, and will send it
+                url = httpx.URL(record.webhook or "") if record else httpx.URL()
+            except Exception as error:  # such as of a record that another version wrote, which then sends it
+                log.debug("webhook left to others", member=member, reason=f"{type(error).__name__}: {error}")
                 continue
-            url = httpx.URL(record.webhook or "") if record else httpx.URL()
             lane = (record.owner if record else "", url.netloc.decode())
             if self._held[lane] < MOST_HELD:
                 self._held[lane] += 1
@@ -188,21 +190,29 @@ class Sender:
     async def attempt(self, job_id: str, event: str) -> None:
         """Send the message unless another process has taken it; put it off if that fails."""
         member = f"{job_id} {event}"
+        job = await self._read(job_id)  # before the attempt counts: Redis may be away
         taken = await self.reader.redis.call("take_webhook", member, LEASE_S)
         if taken is None:
             return
         number, raw = taken
         record = None if raw is None else JobRecord.read(raw)
         bind_contextvars(**(record.log_ids if record else {"job_id": job_id}), webhook_event=event, attempt=number)
-        wait_s = await self._wait_after(record, event, number)
+        wait_s = await self._wait_after(record, job, event, number)
         await self.reader.redis.call("end_webhook", member, number, wait_s)
 
-    async def _wait_after(self, record: JobRecord | None, event: str, number: int) -> float:
+    async def _read(self, job_id: str) -> Job | ServiceError:
+        """Return the job, or why there is none to send."""
+        try:
+            return await self.reader.job(job_id)
+        except ServiceError as error:
+            return error
+
+    async def _wait_after(self, record: JobRecord | None, job: Job | ServiceError, event: str, number: int) -> float:
         """Make an attempt. Return the seconds until the next one, or -1 if there is none."""
         try:
             parent, job_id = (record.traceparent, record.id) if record else ("", "")
             with tracing.span("webhook", parent, {"job_id": job_id, "event": event, "attempt": number}):
-                await self._send(record, event)
+                await self._send(record, job, event)
         except (ValueError, Undeliverable, ServiceError) as error:  # ValueError: also of a name that no resolver takes
             log.warning("webhook cannot be sent", reason=str(error))
         except Exception as error:  # the network's, or what a library makes of it
@@ -218,15 +228,16 @@ class Sender:
             log.info("webhook delivered")
         return -1.0
 
-    async def _send(self, record: JobRecord | None, event: str) -> None:
+    async def _send(self, record: JobRecord | None, job: Job | ServiceError, event: str) -> None:
         """Send one message.
 
         ValueError, Undeliverable or ServiceError if it can never be sent; another error if it can be retried.
         """
         if record is None or record.webhook is None or self.settings.webhook_secret is None:
             raise Undeliverable("the job has expired, or LABELGRID_WEBHOOK_SECRET is not set")
+        if isinstance(job, ServiceError):
+            raise job
         async with asyncio.timeout(self.settings.webhook_timeout_s):
-            job = await self.reader.job(record.id)
             now = datetime.now(UTC).isoformat(timespec="milliseconds")
             body = json.dumps({"type": f"job.{event}", "timestamp": now, "data": job.model_dump(mode="json")}).encode()
             message_id, timestamp = f"{record.id}.{event}", int(time.time())
@@ -246,7 +257,7 @@ class Sender:
 async def _run(settings: Settings) -> None:
     loop = asyncio.get_running_loop()
     loop.set_default_executor(ThreadPoolExecutor(LOOKUPS))
-    connection = connect_async(settings.redis_url, timeout_s=15.0, max_connections=2 * PLACES)
+    connection = connect_async(settings.redis_url, max_connections=2 * PLACES)
     sender = Sender(connection, settings)
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, sender.stopping.set)

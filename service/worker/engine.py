@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from service.contract.recipe import Recipe
 from service.contract.records import FinishedPicture, Picture, Verdict
-from service.worker.judge import Failed, Key, Outcome, attempt, judge_pictures
+from service.worker.judge import Failed, Key, Outcome, end_pictures, judge_pictures
 from service.worker.step_order import Workload, jobs_to_step, room
 from shared.device import THREADS
 from shared.diffusion.denoise import Row, Stepper
@@ -95,7 +95,7 @@ class Engine:
 
     def admit(self, pictures: Sequence[Picture]) -> None:
         """Add pictures to the batch; their first step is its next one."""
-        self._failed += attempt(self._join, pictures, lambda picture: picture, self.stepper.device)
+        self._failed += end_pictures(self._join, pictures, lambda picture: picture, self.stepper.device)
 
     def _join(self, pictures: Sequence[Picture]) -> None:
         for picture in pictures:
@@ -120,8 +120,9 @@ class Engine:
         ended += self._attempt(lambda members: self.stepper.step([member.row for member in members]), chosen)
         stepped = [member for member in chosen if member.picture.key in self.batch]
         for member in stepped:
-            member.record()
-        ended += self._attempt(self._finish, [member for member in stepped if member.row.done])
+            ended += self._attempt(lambda alone: alone[0].record(), [member])
+        done = [member for member in stepped if member.row.done and member.picture.key in self.batch]
+        ended += self._attempt(self._finish, done)
         return ended
 
     def _choose(self) -> list[Member]:
@@ -141,7 +142,7 @@ class Engine:
         self, work: Callable[[Sequence[Member]], list[Outcome] | None], members: Sequence[Member]
     ) -> list[Outcome]:
         """Do `work` for the members; the pictures that end leave the batch."""
-        ended = attempt(work, members, lambda member: member.picture, self.stepper.device)
+        ended = end_pictures(work, members, lambda member: member.picture, self.stepper.device)
         for outcome in ended:
             del self.batch[outcome.picture.key]
         return ended

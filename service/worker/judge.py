@@ -9,7 +9,7 @@ from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, wait
 from dataclasses import dataclass
 from functools import partial
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,18 +17,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from service.contract.records import FinishedPicture, Picture, Verdict
-from service.files import PictureFiles, StorageThreads, picture_name
-from service.telemetry.logs import get_logger
+from service.telemetry.boundary import attempt
+from service.worker.job_files import JobFiles, read_pixels
 from shared.device import lost
 from shared.evaluator import Judge, as_input, score_pictures
 from shared.options import THRESHOLD
-from shared.pictures import read_png, to_images
+from shared.pictures import to_images
 
-log = get_logger(__name__)
+T = TypeVar("T")
 
 JUDGED_TOGETHER = 32  # uploaded pictures of any jobs
 READ_WAIT_S = 0.02  # for uploaded pictures, before others get their turn
-READ_AGAIN_S = 1.0  # an uploaded picture, while storage fails
 
 
 @dataclass(frozen=True)
@@ -42,36 +41,27 @@ class Failed:
 Outcome = FinishedPicture | Failed
 Key = tuple[str, int]
 Read = tuple[Picture, "Future[NDArray[np.uint8]]"]
-T = TypeVar("T")
 Distances = tuple[float | None, ...]
 
 
-def attempt(
-    work: Callable[[Sequence[T]], list[Outcome] | None],
+def end_pictures(
+    work: Callable[[Sequence[T]], Sequence[Outcome] | None],
     items: Sequence[T],
     picture_of: Callable[[T], Picture],
     device: torch.device,
 ) -> list[Outcome]:
-    """Do `work`, which returns the pictures that it ends; if it raises, do it for each half of the pictures.
+    """Do `work`, which returns the pictures that it ends, as `attempt` does; one that fails alone is given up.
 
-    One that fails alone is given up. `work` must leave every picture as it was if it raises. Raises an error only if
-    the device itself has failed.
+    Raises an error only if the device itself has failed.
     """
-    if not items:
-        return []
-    try:
-        return work(items) or []
-    except Exception as error:
-        if lost(error, device):
-            raise
-        if len(items) > 1:
-            jobs = sorted({picture_of(item).job for item in items})
-            log.warning("step failed; it is repeated for each half of its pictures", jobs=jobs, exc_info=error)
-            half = len(items) // 2
-            return [one for part in (items[:half], items[half:]) for one in attempt(work, part, picture_of, device)]
-        picture = picture_of(items[0])
-        log.error("picture failed alone", job_id=picture.job, picture=picture.index, exc_info=error)
-        return [Failed(picture, f"{type(error).__name__}: {error}")]
+
+    def about(item: T) -> dict[str, Any]:
+        return {"job_id": picture_of(item).job, "picture": picture_of(item).index}
+
+    def give_up(item: T, reason: str) -> Outcome:
+        return Failed(picture_of(item), reason)
+
+    return attempt(work, items, give_up, about, partial(lost, device=device))
 
 
 def judge_pictures(judge: Judge, pictures: Sequence[Picture], images: Tensor) -> list[Verdict]:
@@ -127,47 +117,35 @@ class Uploads:
 
     max_pictures = JUDGED_TOGETHER
 
-    def __init__(self, judge: Judge, files: PictureFiles, device: torch.device) -> None:
+    def __init__(self, judge: Judge, files: JobFiles, device: torch.device) -> None:
         self.judge, self.files, self.device = judge, files, device
         self.judged_at = 0.0, 0.0  # begin and end of the last judging, in seconds since 1970
-        self._threads = StorageThreads()
         self._reads: dict[Key, Read] = {}
 
     @property
     def room(self) -> int:
-        return 0 if self._reads else self.max_pictures
+        return self.max_pictures - len(self._reads)
 
     def admit(self, pictures: Sequence[Picture]) -> None:
+        self._reads |= {picture.key: (picture, Future()) for picture in pictures}  # from now on they are wanted
         for picture in pictures:
-            self._reads[picture.key] = picture, self._threads.submit(partial(self._read, picture))
+            self._reads[picture.key] = picture, self.files.start(self._read(picture))
 
     def drop(self, keys: Container[Key]) -> None:
         self._reads = {key: read for key, read in self._reads.items() if key not in keys}
 
-    def _read(self, picture: Picture) -> NDArray[np.uint8]:
-        """Return a picture's pixels (H, W, 3). Tries again while storage fails and somebody waits for it.
-
-        No torch here: a thread that is in torch while Python ends would abort the process.
-        """
-        while True:
-            try:
-                png = self.files.read(picture.job, picture_name(picture.index))
-            except FileNotFoundError as error:
-                raise LookupError("the uploaded picture is no longer stored") from error
-            except OSError as error:
-                log.warning("uploaded picture cannot be read; retrying", job_id=picture.job, reason=str(error))
-                time.sleep(READ_AGAIN_S)
-                if picture.key not in self._reads:
-                    raise
-            else:
-                return read_png(png)
+    async def _read(self, picture: Picture) -> NDArray[np.uint8]:
+        """Return a picture's pixels (H, W, 3). No torch: a thread in it while Python ends is an abort."""
+        call = partial(read_pixels, self.files.files, *picture.key)
+        (pixels,) = await self.files.all({"": call}, lambda: picture.key in self._reads)
+        return pixels
 
     def step(self) -> list[Outcome]:
         """Judge the pictures that have been read. Raises an error only if the device itself has failed."""
         wait([read for _, read in self._reads.values()], READ_WAIT_S)
         done = [one for one in self._reads.values() if one[1].done()]
         begun_at = time.time()
-        outcomes = attempt(self._judge, done, lambda one: one[0], self.device)
+        outcomes = end_pictures(self._judge, done, lambda one: one[0], self.device)
         self.judged_at = begun_at, time.time()
         for picture, _ in done:
             del self._reads[picture.key]

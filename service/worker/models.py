@@ -4,7 +4,7 @@ Knows no jobs.
 """
 
 import time
-from collections.abc import Container, Iterator
+from collections.abc import Callable, Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -17,13 +17,16 @@ from redis import Redis
 from service.contract import recipe
 from service.contract.recipe import MadeWith
 from service.contract.records import ModelName
-from service.files import PictureFiles, StorageThreads
+from service.files import StorageThreads
 from service.settings import Settings
 from service.store import workers
 from service.store.claims import BegunClaim, PictureStream
+from service.store.connection import concerns_all
+from service.telemetry.boundary import confined
 from service.telemetry.logs import get_logger
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.engine import BatchSizes, Engine
+from service.worker.job_files import JobFiles
 from service.worker.judge import Key, Uploads
 from shared.checkpoint import CheckpointError, CheckpointInfo, read_info
 from shared.device import lost
@@ -90,7 +93,7 @@ class Models:
         settings: Settings,
         device: torch.device,
         cache: CheckpointCache,
-        files: PictureFiles,
+        files: JobFiles,
         consumer: str,
     ) -> None:
         self.connection, self.settings, self.consumer = connection, settings, consumer
@@ -166,26 +169,33 @@ class Models:
         other = self.cache.evaluator_for(info)
         return self.cache.fetch(other.name, other.digest, "evaluator")
 
-    def follow(self) -> tuple[ModelName, Exception, float] | None:
+    def follow(self, give_up: Callable[[ModelName, float, str], object]) -> None:
         """Build a fetched model: one at a time, because pictures in progress wait for it.
 
-        If it cannot be used, return it, why, and how long it was awaited.
+        If it cannot be used, call `give_up` with it, how long it was awaited, and why. RedisError if Redis is away.
         """
         for model, (fetch, begun_at) in self.fetches.items():
             awaited_s = time.monotonic() - begun_at
             if fetch.done() or awaited_s >= self.settings.storage_timeout_s:
                 del self.fetches[model]
-                try:
-                    if not fetch.done():
-                        fetch.cancel()  # if no thread was free for it
-                        raise self._no_answer()
-                    self._build(model, fetch.result())
-                except Exception as error:
-                    if lost(error, self.device):
-                        raise
-                    return model, error, awaited_s
+                end = partial(give_up, model, awaited_s)
+                with confined("model", end, self.passes, model=model.name, digest=model.digest):
+                    try:
+                        if not fetch.done():
+                            fetch.cancel()  # if no thread was free for it
+                            raise self._no_answer()
+                        self._build(model, fetch.result())
+                    except CheckpointError as error:
+                        end(str(error))
                 break
-        return None
+
+    def passes(self, error: Exception) -> bool:
+        """Whether an error concerns all models: the device or Redis has failed."""
+        return concerns_all(error) or lost(error, self.device)
+
+    def forget(self, loaded: Loaded) -> None:
+        """Drop a model, also with pictures in progress."""
+        self._by_digest.pop(loaded.digest, None)
 
     def _build(self, model: ModelName, fetched: Fetched) -> Loaded:
         """Build a network. CheckpointError if that seems to kill the workers that do, as one too large for memory."""

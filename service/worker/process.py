@@ -17,8 +17,9 @@ from redis.exceptions import RedisError
 from service import watchdog
 from service.files import PictureFiles
 from service.settings import SettingError, Settings
-from service.store import workers
+from service.store import functions, workers
 from service.store.connection import RetryUntilStopped, connect
+from service.telemetry.boundary import confined
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import serve_worker
 from service.worker.runner import Runner
@@ -28,17 +29,17 @@ from shared.openvino import TORCH_THREADS, EngineError, uses_openvino
 log = get_logger(__name__)
 
 PRUNE_EVERY_S = 3600.0
+FORESEEN = RedisError, OSError  # while Redis or storage is away
 
 
 def repeat(what: str, work: Callable[[], None], every_s: float, ended: threading.Event) -> None:
     """Do something now and every so often, in a thread of its own, which lives on whatever fails."""
     while not ended.is_set():
         try:
-            work()
-        except (RedisError, OSError) as error:
+            with confined("periodic task", passes=lambda error: isinstance(error, FORESEEN), task=what):
+                work()
+        except FORESEEN as error:
             log.warning(f"{what} failed", reason=str(error))
-        except Exception:
-            log.exception(f"{what} failed")
         ended.wait(every_s)
 
 
@@ -53,7 +54,8 @@ def beat(runner: Runner, born_at: float) -> None:
         "pictures_per_s": round(runner.sampled / runner.worked_s, 3) if runner.worked_s else 0.0,
         "draining": runner.stopping,
         "stalled": runner.stalled,
-        "storage_problem": runner.storer.problem,
+        "loading": runner.loading,
+        "storage_problem": runner.storage.problem,
     }
     workers.announce(runner.connection, runner.name, about, runner.settings.lease_s)
     runner.renew_claims()
@@ -69,10 +71,7 @@ def prune(settings: Settings, connection: Redis) -> None:
 
 
 def build(settings: Settings, connection: Redis) -> Runner:
-    """Return a runner with the promoted model loaded.
-
-    CheckpointError if storage has no usable model, SettingError if the machine does not have the device or engine.
-    """
+    """Return a runner without models. SettingError if the machine does not have the device or engine."""
     try:
         if uses_openvino(settings.engine, pick_device(settings.device)):
             torch.set_num_threads(TORCH_THREADS)  # all the time; a Stepper does so for its steps alone
@@ -82,9 +81,15 @@ def build(settings: Settings, connection: Redis) -> Runner:
     except EngineError as error:
         raise SettingError("engine", settings.engine, str(error)) from error
     workers.forget_dead(connection)
-    model = runner.models.load()
-    log.info("worker ready", worker=runner.name, model=model.name, digest=model.digest, device=str(runner.device))
+    functions.remove_former(connection)
     return runner
+
+
+def load(runner: Runner) -> None:
+    """Load the promoted model. CheckpointError if storage has no usable one."""
+    model = runner.models.load()
+    runner.loading = False
+    log.info("worker ready", worker=runner.name, model=model.name, digest=model.digest, device=str(runner.device))
 
 
 def gives_up(runner: Runner) -> bool:
@@ -106,7 +111,7 @@ def _serve_metrics(runner: Runner, settings: Settings) -> None:
 
 
 def main(settings: Settings) -> None:
-    """Work until SIGTERM or Ctrl-C. SettingError if the metrics' port or the alive file cannot be used."""
+    """Work until SIGTERM or Ctrl-C. CheckpointError as `load`; SettingError if the machine lacks what is set."""
     watchdog.reset(settings)
     built: list[Runner] = []
     connection = connect(settings.redis_url, retry=RetryUntilStopped(lambda: any(map(gives_up, built))))
@@ -114,20 +119,22 @@ def main(settings: Settings) -> None:
     built.append(runner)
     _serve_metrics(runner, settings)  # before the first heartbeat, so that a failure is seen before "ready"
 
-    def stop(*_: object) -> None:
-        runner.stop(0.0 if runner.stopping else settings.drain_s)  # at once after a second signal
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, stop)
-    runner.watchdog = watchdog.Watchdog(settings)
-    runner.moved()
     ended = threading.Event()
     beating = ("heartbeat", partial(beat, runner, time.time()), settings.heartbeat_s, ended)
     heartbeats = threading.Thread(target=repeat, args=beating, daemon=True)
-    heartbeats.start()
-    pruning = ("removing old pictures", partial(prune, settings, connection), PRUNE_EVERY_S, ended)
-    threading.Thread(target=repeat, args=pruning, daemon=True).start()
+    heartbeats.start()  # before it loads: else others that load the same take it for dead
     try:
+        load(runner)
+
+        def stop(*_: object) -> None:
+            runner.stop(0.0 if runner.stopping else settings.drain_s)  # at once after a second signal
+
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, stop)
+        runner.watchdog = watchdog.Watchdog(settings)
+        runner.moved()
+        pruning = ("removing old pictures", partial(prune, settings, connection), PRUNE_EVERY_S, ended)
+        threading.Thread(target=repeat, args=pruning, daemon=True).start()
         runner.work()
     finally:
         runner.stopping = True  # without further attempts to reach Redis

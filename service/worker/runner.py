@@ -3,13 +3,14 @@
 The one place where engine and Redis meet. A test can drive it, an iteration at a time.
 """
 
-import contextlib
 import json
 import math
 import os
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from functools import partial
 from typing import Any
 
 from redis import Redis
@@ -22,14 +23,15 @@ from service.store import keys, workers
 from service.store.claims import Claim, PictureStream
 from service.store.connection import best_effort
 from service.store.jobs import JobStore
+from service.telemetry.boundary import attempt, confined
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import NETWORK_ROWS, PICTURES, STEP_PICTURES, STEP_SECONDS, WAIT_SECONDS
 from service.watchdog import Watchdog
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.engine import Engine, Member
+from service.worker.job_files import JobFiles
 from service.worker.models import Loaded, Models
 from service.worker.storer import Storer, Work
-from shared.checkpoint import CheckpointError
 from shared.device import lost, pick_device
 
 log = get_logger(__name__)
@@ -41,6 +43,7 @@ OTHERS_FIRST_S = 1.0  # in which an idle worker would load a model
 RETRY_S = 60.0  # before a model is tried again that could not be loaded
 PREVIEWS_AT_ONCE = 16  # of all jobs together; the rest of a larger batch follows the next time
 EXIT_DEVICE_LOST = 70  # EX_SOFTWARE of sysexits.h
+Confined = Callable[..., AbstractContextManager[None]]
 end_process = os._exit  # nothing may catch it
 
 
@@ -50,13 +53,15 @@ class Runner:
     def __init__(self, connection: Redis, settings: Settings, name: str) -> None:
         self.connection, self.settings, self.name = connection, settings, name
         self.store = JobStore(connection, settings)
-        files = PictureFiles(settings.pictures)
-        self.storer = Storer(self.store, files, patience_s=settings.lease_s)
+        self.storage = JobFiles(PictureFiles(settings.pictures), patience_s=settings.lease_s)
+        self.storer = Storer(self.store, self.storage)
         self.device = pick_device(settings.device)
         cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes)
-        self.models = Models(connection, settings, self.device, cache, files, name)
-        self.previews = Previews(connection, settings.live_every_s)
+        self.models = Models(connection, settings, self.device, cache, self.storage, name)
+        self.confined = partial(confined, passes=self.models.passes)
+        self.previews = Previews(connection, settings.live_every_s, self.confined)
         self.sampled, self.worked_s = 0, 0.0  # pictures so far, and the time that they took
+        self.loading = True  # the first model
         self.idle = True  # nothing is in progress, being stored or being fetched
         self.stopping = False  # a signal handler sets it, in which an Event's lock could deadlock
         self.drain_until = math.inf  # monotonic seconds
@@ -77,7 +82,10 @@ class Runner:
         return bool(self.storer.held) or any(loaded.claims for loaded in self.models)
 
     def work(self) -> None:
-        """Work until `stop`, then drain. Without work, wait for the doorbell."""
+        """Work until `stop`, then drain. Without work, wait for the doorbell.
+
+        Only a drain gives leases back: after any other end they expire, and count as deaths of their pictures.
+        """
         try:
             while not self.stopping:
                 self.run_once()
@@ -87,11 +95,8 @@ class Runner:
                         self._looked_at = -math.inf  # look at once: it may be wanted
             self.drain()
         except RedisError:
-            if not self.stopping:  # else the leases expire by themselves
+            if not self.stopping:
                 raise
-        finally:
-            with contextlib.suppress(RedisError):
-                self.release_claims()
 
     def moved(self) -> None:
         """Note that the loop makes progress."""
@@ -106,22 +111,26 @@ class Runner:
         pictures, and give up one that kills again.
         """
         try:
-            self.storer.check()
-            self._drop_ended()
+            with self.confined("periodic task", task="dropping ended jobs"):
+                self._drop_ended()
             if not self.stopping:
-                if failed := self.models.follow():
-                    self._cannot_load(*failed)
-                for loaded in self.models.claiming():
-                    self._claim(loaded)
-                self._look()  # after the claims, so that a model which was just loaded has its place and is used
+                with self.confined("periodic task", task="following models"):
+                    self.models.follow(self._cannot_load)
+                for loaded in self.models.claiming() if not self.storage.problem else ():
+                    with self.confined("model", partial(self._expire, loaded), model=loaded.name):
+                        self._claim(loaded)
+                with self.confined("periodic task", task="looking for work"):
+                    self._look()  # after the claims, so that a model which was just loaded has its place and is used
             in_progress = [loaded for loaded in self.models if loaded.claims]
             for loaded in in_progress:
-                self._advance(loaded)
+                with self.confined("model", partial(self._forget, loaded), model=loaded.name):
+                    self._advance(loaded)
                 self.moved()  # an iteration over several models is as long as all of their steps
             self.idle = not (in_progress or self.storer.held or self.models.fetches)
             if not (in_progress or self.idle):
                 time.sleep(THREADS_WAIT_S)
-            self.previews.publish([one for _, engine in self.models.denoisers() for one in engine.batch.values()])
+            with self.confined("periodic task", task="previews"):
+                self.previews.publish([one for _, engine in self.models.denoisers() for one in engine.batch.values()])
             self.moved()
         except Exception as error:
             if lost(error, self.device):
@@ -131,10 +140,24 @@ class Runner:
 
     def _drop_ended(self) -> None:
         """Drop the pictures of jobs that ended elsewhere."""
-        if ended := self.store.ended({claim.job for loaded in self.models for claim in loaded.claims.values()}):
+        works = list(self.storer.held)
+        jobs = {claim.job for loaded in self.models for claim in loaded.claims.values()} | {work.job for work in works}
+        if ended := self.store.ended(jobs):
             for loaded in self.models:
                 if unneeded := loaded.take_out({key for key in loaded.claims if key[0] in ended}):
                     loaded.stream.discard(unneeded)
+            self.storer.drop(work for work in works if work.job in ended)
+
+    def _expire(self, loaded: Loaded, _: str = "") -> None:
+        """Let leases of a model expire on which nothing works: their pictures could not be admitted."""
+        working = [claim.entry for claim in loaded.claims.values()]
+        loaded.stream.held.intersection_update(working + [e for work in list(self.storer.held) for e in work.entries])
+
+    def _forget(self, loaded: Loaded, _: str = "") -> None:
+        """End a model, as a death would, with its pictures in progress. It is loaded again if work for it is left."""
+        self.models.forget(loaded)
+        loaded.claims.clear()
+        self._expire(loaded)
 
     def _look(self) -> None:
         """Now and then, unload idle models, fail overdue jobs, and load a model whose work no worker takes."""
@@ -145,6 +168,9 @@ class Runner:
         self.models.unload()
         with best_effort():  # the next look repairs what this one cannot
             self.store.fail_overdue()
+            if self.storage.problem:
+                self._give_back()
+                return
             wanted = {model.digest: model for model in self.store.wanted() if self.models.get(model.digest) is None}
             self._wanted_since = {digest: self._wanted_since.get(digest, now) for digest in wanted}
             for digest in sorted(wanted, key=self._wanted_since.__getitem__):
@@ -152,20 +178,29 @@ class Runner:
                 if is_ours and now >= self._not_before.get(digest, 0.0):
                     self.models.want(wanted[digest])
 
-    def _cannot_load(self, model: ModelName, error: Exception, awaited_s: float) -> None:
+    def _give_back(self) -> None:
+        """Leave everything to other workers, if storage has failed here for a lease, and not for all of them."""
+        if self.busy and time.monotonic() - self.storage.failing_since >= self.settings.lease_s:
+            others = workers.ready(workers.list_live(self.connection))  # by now this one has announced its problem
+            if not all(about.get("storage_problem") for about in others):
+                log.warning("storage fails; the pictures are left to other workers")
+                self.release_claims()
+
+    def _cannot_load(self, model: ModelName, awaited_s: float, reason: str) -> None:
         """Fail the jobs of a model that cannot be used, if no other worker has it.
 
         But not those that were created after this worker asked storage for it: it is asked again for them.
         """
         self._not_before[model.digest] = time.monotonic() + RETRY_S
-        log.warning("model cannot be loaded", model=model.name, digest=model.digest, reason=str(error))
-        if isinstance(error, CheckpointError) and not workers.have_loaded(self.connection, model.digest):
+        log.warning("model cannot be loaded", model=model.name, digest=model.digest, reason=reason)
+        if not workers.have_loaded(self.connection, model.digest):
             self._not_before.pop(model.digest)  # its next job may find it
             seconds, microseconds = self.connection.time()  # by which ids are dated
             asked_at = seconds + microseconds / 1e6 - awaited_s
             for job_id in self.store.of_model(model.digest):
                 if created_at(job_id) <= asked_at:
-                    self.store.fail(job_id, f"the model cannot be loaded: {error}")
+                    with self.confined("job", job_id=job_id):
+                        self.store.fail(job_id, f"the model cannot be loaded: {reason}")
 
     def _claim(self, loaded: Loaded) -> None:
         """Claim as many pictures as there is room for, those of dead workers first.
@@ -181,10 +216,10 @@ class Runner:
         if room > len(claims) and not (loaded.stream.suspects or any(claim.alone for claim in claims)):
             claims += loaded.stream.claim_new(room - len(claims))
         for claim, reason in hopeless:
-            self.store.fail(claim.job, reason)
-            loaded.stream.discard([claim.entry])
-        if claims:
-            self._admit(loaded, claims)
+            with self.confined("job", job_id=claim.job):
+                self.store.fail(claim.job, reason)
+                loaded.stream.discard([claim.entry])
+        attempt(partial(self._admit, loaded), claims, partial(self._refuse, loaded), about, self.models.passes)
 
     @property
     def _holds_back(self) -> bool:
@@ -193,17 +228,24 @@ class Runner:
         claims += [claim for work in list(self.storer.held) for claim in list(work.complete)]
         return any(claim.alone for claim in claims) or any(loaded.stream.suspects for loaded in self.models)
 
-    def _admit(self, loaded: Loaded, claims: list[Claim]) -> None:
+    def _admit(self, loaded: Loaded, claims: Sequence[Claim]) -> None:
         """Admit the pictures of open jobs that are not finished; compose grids."""
         begun = self.store.begin(loaded.stream, claims)
-        if complete := [claim for claim in begun if claim.index is None]:
-            self.storer.submit(Work(stream=loaded.stream, judged_by=loaded.judged_by, complete=complete))
         wanted = [claim for claim in begun if claim.index is not None]
         pictures = [claim.picture for claim in wanted]
         loaded.claims |= {picture.key: claim for picture, claim in zip(pictures, wanted, strict=True)}
         loaded.engine.admit(pictures)
-        for claim in wanted:
-            WAIT_SECONDS.labels(loaded.name).observe(max(0.0, time.time() - created_at(claim.job)))
+        for claim in begun:
+            if claim.index is None:
+                work = Work(job=claim.job, stream=loaded.stream, judged_by=loaded.judged_by, complete=[claim])
+                self.storer.submit(work)
+            else:
+                WAIT_SECONDS.labels(loaded.name).observe(max(0.0, time.time() - created_at(claim.job)))
+
+    def _refuse(self, loaded: Loaded, claim: Claim, reason: str) -> None:
+        """Fail the job of a picture or grid that cannot be had."""
+        self.store.fail(claim.job, reason if claim.index is None else f"picture {claim.index}: {reason}")
+        loaded.stream.discard([claim.entry])
 
     def _advance(self, loaded: Loaded) -> None:
         """Step the batch of a model, or judge the pictures that an evaluator has.
@@ -224,23 +266,25 @@ class Runner:
                 NETWORK_ROWS.labels(loaded.name).inc(stepper.network_rows - rows)
         else:
             outcomes = loaded.engine.step()
-        work = Work(stream=loaded.stream, judged_by=loaded.judged_by, judged_at=loaded.engine.judged_at)
+        works = dict[str, Work]()  # by job
+        of_job = partial(Work, stream=loaded.stream, judged_by=loaded.judged_by, judged_at=loaded.engine.judged_at)
         for outcome in outcomes:
-            picture = outcome.picture
-            claim = loaded.claims.pop(picture.key)
+            job_id = outcome.picture.job
+            claim = loaded.claims.pop(outcome.picture.key)
             PICTURES.labels(loaded.name, "made" if isinstance(outcome, FinishedPicture) else "failed").inc()
             if isinstance(outcome, FinishedPicture):
-                work.finished.append((claim, outcome))
+                works.setdefault(job_id, of_job(job=job_id)).finished.append((claim, outcome))
             else:
-                self.store.fail(picture.job, f"picture {picture.index}: {outcome.reason}")
-                loaded.stream.discard([claim.entry])
-        if work.finished:
+                with self.confined("job", job_id=job_id):
+                    self._refuse(loaded, claim, outcome.reason)
+        for work in works.values():
             self.storer.submit(work)
 
     def renew_claims(self) -> None:
         """Renew the leases of the pictures in progress, or being stored. The heartbeat's thread calls it."""
         for stream in self._streams():
-            stream.renew()
+            with self.confined("model", digest=stream.digest):
+                stream.renew()
 
     def _streams(self) -> set[PictureStream]:
         """Return the streams of which this worker may hold entries. Safe in another thread."""
@@ -263,14 +307,19 @@ class Runner:
             stream.release(list(stream.held))
         for loaded in self.models:
             loaded.take_out(set(loaded.claims))
+        self.storer.drop(self.storer.held)
         self.storer.held.clear()
+
+
+def about(claim: Claim) -> dict[str, Any]:
+    return {"job_id": claim.job, "picture": claim.index}
 
 
 class Previews:
     """Reports a worker's pictures to clients that watch their jobs, every `every_s` seconds at most."""
 
-    def __init__(self, connection: Redis, every_s: float) -> None:
-        self.connection, self.every_s = connection, every_s
+    def __init__(self, connection: Redis, every_s: float, confined: Confined = confined) -> None:
+        self.connection, self.every_s, self.confined = connection, every_s, confined
         self._published_at = 0.0
         self._next = 0  # index of the first picture to render next time
 
@@ -290,9 +339,11 @@ class Previews:
         self._next = start + min(len(shown), PREVIEWS_AT_ONCE)
         reports = defaultdict[str, list[dict[str, Any]]](list)
         for i, one in enumerate(shown):
-            report = {"index": one.picture.index, "step": one.row.step, "steps": len(one.row.table)}
-            preview = {"preview": one.preview()} if i < PREVIEWS_AT_ONCE else {}
-            reports[one.picture.job].append({**report, **preview})
+            report: dict[str, Any] = {"index": one.picture.index, "step": one.row.step, "steps": len(one.row.table)}
+            if i < PREVIEWS_AT_ONCE:
+                with self.confined("preview", job_id=one.picture.job, picture=one.picture.index):
+                    report["preview"] = one.preview()
+            reports[one.picture.job].append(report)
         with best_effort(), self.connection.pipeline(transaction=False) as pipe:
             for job_id, pictures in reports.items():
                 pipe.publish(keys.PREVIEWS, f"{job_id} {json.dumps(pictures)}")

@@ -16,7 +16,7 @@ from redis import Redis
 from service.__main__ import main
 from service.contract.records import JobRecord
 from service.settings import Settings
-from service.store import keys
+from service.store import workers
 from shared.checkpoint import read_info
 from shared.options import SamplingOptions
 from shared.registry import resolve
@@ -129,7 +129,8 @@ def worker_processes(
     """Run worker processes and give them, once they are ready, by process id. `log` receives their stderr."""
     started = [WorkerProcess(settings, log) for _ in range(count)]
     try:
-        until(lambda: connection.scard(keys.WORKERS) == count or any(one.poll() is not None for one in started))
+        ready = lambda: len(workers.ready(workers.list_live(connection)))  # noqa: E731
+        until(lambda: ready() == count or any(one.poll() is not None for one in started))
         yield {one.pid: one for one in started}
     finally:
         for one in started:

@@ -258,6 +258,12 @@ def test_a_newer_format_is_refused_before_its_fields_are_read(tmp_path: Path) ->
         ({"vocabulary": "abc"}, "vocabulary: "),
         ({"config": None}, "config: "),
         ({"config": {"base": {"name": "a", "digest": "../b"}}}, "config: Value error, base must be "),
+        ({"config": {"timesteps": "abc"}}, "config: Value error, timesteps must be a whole number from 1 to 4096"),
+        ({"config": {"timesteps": 0}}, "config: Value error, timesteps must be a whole number from 1 to 4096"),
+        ({"config": {"timesteps": 10**30}}, "config: Value error, timesteps has a number beyond 4096"),
+        ({"config": {"network": {"image_size": 10**6}}}, "config: Value error, network has a number beyond 4096"),
+        ({"config": {"network": {"channels": [1, -1e9]}}}, "config: Value error, network has a number beyond 4096"),
+        ({"config": {"layouts": {"layers": 10**5}}}, "config: Value error, layouts has a number beyond 4096"),
         ({"digest": "../../elsewhere"}, "digest: String should match pattern "),  # it names a worker's folder
         ({"created_at": "yesterday"}, "created_at: "),
         ({"vocabulary": ["cat", "cat"]}, "vocabulary: Value error, names of a vocabulary must be distinct"),

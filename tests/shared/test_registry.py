@@ -11,7 +11,7 @@ import pytest
 
 from shared import storage
 from shared.checkpoint import CheckpointInfo, read_info
-from shared.registry import judge_of, promote, promoted, resolve, scan
+from shared.registry import Registry, promote, promoted, resolve, scan
 from tests.shared.test_checkpoint import publish_toy, refusal
 
 
@@ -27,11 +27,12 @@ def test_scan_lists_readable_checkpoints_and_names_the_others(tmp_path: Path) ->
     (tmp_path / "c.safetensors").write_bytes(b"junk")
     (tmp_path / "a b.safetensors").write_bytes((tmp_path / "b.safetensors").read_bytes())
     (tmp_path / "notes.txt").write_text("not looked at")
-    infos, problems = scan(tmp_path)
-    assert [(info.name, info.kind) for info in infos] == [("a", "evaluator"), ("b", "denoiser")]
+    found = scan(tmp_path)
+    problems = found.problems
+    assert [(info.name, info.kind) for info in found.infos] == [("a", "evaluator"), ("b", "denoiser")]
     assert problems.keys() == {"c.safetensors", "a b.safetensors"}
     assert problems["c.safetensors"] == "not a safetensors file"
-    assert scan(tmp_path / "absent") == ([], {})
+    assert refusal(lambda: scan(tmp_path / "absent")) == f"{tmp_path}/absent: there is no folder {tmp_path}/absent"
 
 
 def test_each_kind_has_its_own_promoted_checkpoint(tmp_path: Path) -> None:
@@ -52,8 +53,7 @@ def test_a_denoiser_is_promoted_only_if_an_evaluator_knows_its_labels(tmp_path: 
     publish_toy(tmp_path, "animals", vocabulary=("cat", "dog"))
     promote(tmp_path, "colours")
     assert refusal(lambda: promote(tmp_path, "animals")) == (
-        "animals: has labels that the evaluator colours does not know, nor any other: cat, dog; "
-        "publish an evaluator that knows them first"
+        "animals: has labels that the evaluator colours does not know, nor any other: cat, dog"
     )
     assert promoted(tmp_path) is None
     publish_toy(tmp_path, "judge", kind="evaluator", vocabulary=("dog", "cat", "cow"))
@@ -71,7 +71,11 @@ def test_a_denoiser_is_judged_by_the_promoted_evaluator_or_the_newest_that_knows
     evaluators = [  # in the order of their times, whatever the offset from UTC
         info("old", "abc"), info("new", "abcd", "01T22:00:00+00:00"), info("other", "xyz", "03T00:00:00+00:00"),
     ]  # fmt: skip
-    found = [judge_of(info("d", labels), evaluators, promoted) for labels, promoted in
+    registries = {
+        promoted: Registry(Path(), {one.name: one for one in evaluators}, {"evaluator": promoted} if promoted else {})
+        for promoted in ("old", "other", None)
+    }
+    found = [registries[promoted].judge_of(info("d", labels)) for labels, promoted in
              [("ab", "old"), ("ab", "other"), ("ab", None), ("zx", "old"), ("dz", "old")]]  # fmt: skip
     assert [one and one.name for one in found] == ["old", "new", "new", "other", None]
 

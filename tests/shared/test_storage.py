@@ -95,6 +95,15 @@ def test_a_file_that_vanishes_during_a_listing_hides_no_other(tmp_path: Path, mo
         assert storage.versions(tmp_path).keys() == {"a", "b"}
 
 
+def test_a_link_that_leads_to_itself_hides_no_other_file_and_no_folder(tmp_path: Path) -> None:
+    storage.write(tmp_path / "a", b"content")
+    storage.write(tmp_path / "folder" / "b", b"content")
+    (tmp_path / "loop").symlink_to(tmp_path / "pool")
+    (tmp_path / "pool").symlink_to(tmp_path / "loop")
+    assert storage.versions(tmp_path).keys() == {"a"}
+    assert storage.folders(tmp_path) == ["folder"]
+
+
 def test_a_full_disk_is_an_error_that_names_the_file_and_leaves_the_former_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -194,7 +194,8 @@ def replace_layouts(storage: Location, name: str, layouts: LayoutNetwork, traini
     tensors = {key: value for key, value in weights.items() if not key.startswith(LAYOUTS)}
     tensors |= {f"{LAYOUTS}{key}": value.to(torch.bfloat16) for key, value in layouts.state_dict().items()}
     described = {"layouts": layouts.config.model_dump(mode="json")}
-    adapters = [one for one in scan(storage)[0] if one.config.get("base") == {"name": info.name, "digest": info.digest}]
+    base = {"name": info.name, "digest": info.digest}
+    adapters = [one for one in scan(storage).infos if one.config.get("base") == base]
     path = publish(
         storage, info.name, tensors, kind="denoiser", vocabulary=info.vocabulary, config={**info.config, **described},
         training={**info.training, "layouts": training},

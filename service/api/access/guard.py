@@ -156,14 +156,16 @@ class Guard:
                 await send(message)
                 await send({"type": "http.response.body"})  # a stream ends with its headers
 
+        is_head = scope["method"] == "HEAD"  # uvicorn sends no body
+        asked = {**scope, "method": "GET"} if is_head else scope
         body = _Body(scope, headers, receive, self.settings, self._held)
+        # Of safe methods no route reads a body, only whether the client leaves.
+        own_receive = receive if scope["method"] in SAFE_METHODS else body.receive
         try:
-            if scope["method"] == "HEAD":  # uvicorn sends no body
-                await self.app({**scope, "method": "GET"}, body.receive, send_headers)
-            else:
-                await self.app(scope, body.receive, send)
+            await self.app(asked, own_receive, send_headers if is_head else send)
         finally:
-            self._held -= Counter({body.owner: body.received})  # drops owners without bytes
+            body.release()
+            scope["route"] = asked.get("route")  # for metrics
 
     def _owner(self, scope: Scope, headers: Headers) -> str:
         if not self.key_ring.enabled:
@@ -215,9 +217,18 @@ class _Body:
         self._most_held = LARGE_BODIES * settings.upload_limit_bytes
         self._announced = int(headers.get("content-length", 0))  # the HTTP server refuses other values
         self._parts = 0
+        self._is_whole = False
+
+    def release(self) -> None:
+        """Count its bytes no more."""
+        self._held -= Counter({self.owner: self.received})  # drops owners without bytes
+        self.received = 0
 
     async def receive(self) -> Message:
+        if self._is_form and self._is_whole:
+            self.release()  # its files are read and closed, and the request waits for its job
         message = await self._receive()
+        self._is_whole = not message.get("more_body", False)
         body = message.get("body", b"")
         self.received += len(body)
         self._held[self.owner] += len(body)

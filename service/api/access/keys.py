@@ -51,8 +51,8 @@ def parse(listed: str, source: str) -> tuple[tuple[str, str], ...]:
 class KeyRing:
     """The keys of setting and file. Reads the file each time, so that a key can be revoked.
 
-    A setting without a key in it, such as a comment, raises BadKeys: it was meant to restrict access. A file without
-    keys lets nobody in.
+    A setting without a key in it, such as a comment, raises BadKeys: it was meant to restrict access; so does a file
+    that is missing at the start. A file without keys lets nobody in, nor does one that is deleted later.
     """
 
     def __init__(self, listed: str, file: Path | None) -> None:
@@ -75,8 +75,12 @@ class KeyRing:
         """Return the owner of a key, or None if it is unknown. Compares it with every known hash, in constant time."""
         try:
             self._read()
-        except BadKeys as error:  # the keys read before stay valid: a typing error locks nobody out
-            log.error("API keys cannot be read; the keys read before stay valid", reason=str(error))
+        except BadKeys as error:
+            if isinstance(error.__cause__, FileNotFoundError):
+                self._of_file = ()
+                log.error("the file of API keys is gone; none of its keys is valid", reason=str(error))
+            else:  # a typing error locks nobody out
+                log.error("API keys cannot be read; the keys read before stay valid", reason=str(error))
         hashed, found = hash_of(key), None
         for owner, known in self._listed + self._of_file:
             if hmac.compare_digest(hashed, known):

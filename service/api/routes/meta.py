@@ -53,7 +53,7 @@ async def read_models(models: ModelsDep) -> ModelList:
             )
             for info in models.denoisers
         ],
-        problems=models.problems,
+        problems=models.registry.problems,
     )
 
 
@@ -74,16 +74,19 @@ async def read_ready(models: ModelsDep, service: ServiceDep) -> Ready:
     memory = await service.jobs.redis("INFO", "memory")
     if memory.get("maxmemory") and (policy := memory.get("maxmemory_policy")) != "noeviction":
         raise Unavailable(f"Redis has maxmemory-policy {policy}, which loses jobs; set it to noeviction")
-    info = models.find(None)
+    try:
+        info = models.find(None)
+    except NoModel as error:  # whose words name the storage, and this route needs no key
+        raise NoModel("no promoted model can be used; GET /models says why") from error
     workers = await service.jobs.workers()
     if not workers and not service.settings.accept_without_workers:
         raise NoWorker("no worker is running; start one", headers={"Retry-After": "2"})
-    problems = [about.get("storage_problem") for about in workers]
+    problems = [about.get("storage_problem", "") for about in workers]
     if problems and all(problems):
-        raise Unavailable(f"no worker can store pictures: {problems[0]}", headers={"Retry-After": "5"})
+        raise Unavailable("no worker can store pictures; their logs say why", headers={"Retry-After": "5"})
     devices = [
         WorkerDevice(name=about.get("device", "unknown"), models=[model["name"] for model in about.get("models", ())])
         for about in workers
     ]
     devices.sort(key=lambda device: device.name)
-    return Ready(model=info.name, workers=len(workers), devices=devices)
+    return Ready(model=info.name, workers=len(workers), storing=problems.count(""), devices=devices)

@@ -65,8 +65,8 @@ async def score(
             )
     check = partial(_check, fields, lists, "file", are_sent=bool(pictures))
     job_id = await submitter.submit("score", fields, lists, check, pictures)
-    if form.pictures is not None:
-        await form.pictures.close()  # before the request waits
+    for file in filter(None, (form.file, form.pictures)):
+        await file.close()  # before the request waits
     return await submitter.answer(job_id, preferences)
 
 

@@ -2,6 +2,7 @@
 
 from service.api.catalog import Models, look
 from shared.checkpoint import CheckpointInfo
+from shared.registry import Registry
 from shared.storage import Location
 
 
@@ -9,7 +10,7 @@ class Fresh:
     """Looks at storage before each question."""
 
     def __init__(self, storage: Location) -> None:
-        self.found = Models(storage)
+        self.found = Models(Registry(storage))
 
     def __call__(self) -> Models:
         self.found = look(self.found)

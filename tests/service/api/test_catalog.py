@@ -2,6 +2,9 @@
 
 import asyncio
 import gc
+import json
+import math
+import os
 import re
 import threading
 import weakref
@@ -21,12 +24,13 @@ from service.contract.errors import BadRequest, NoModel, UnknownCheckpoint
 from service.settings import Settings
 from service.store.jobs import JobStore
 from shared import storage as files
-from shared.checkpoint import publish, read_info
-from shared.registry import PROMOTED_FILE, promote
+from shared.checkpoint import CheckpointInfo, publish, read_info
+from shared.registry import PROMOTED_FILE, Registry, promote
 from shared.vocabulary import ICLEVR
 from tests.conftest import serving
 from tests.service.api.answers import problem
 from tests.service.api.fresh import Fresh
+from tests.shared.test_checkpoint import edit_header
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser, publish_toys
 from trainer.studies.card import write_card
 
@@ -88,18 +92,18 @@ def test_a_damaged_checkpoint_is_refused_with_its_reason_until_it_is_published_a
         models().with_digest(before.digest)
     listing = models()
     assert ([info.name for info in listing.denoisers], listing.promoted) == (["b"], None)
-    assert reason in listing.problems["a.safetensors"]
-    assert listing.problems.keys() == {"a.safetensors"}
+    assert reason in listing.registry.problems["a.safetensors"]
+    assert listing.registry.problems.keys() == {"a.safetensors"}
     again = publish_toy_denoiser(folder, "a", 8)
     assert models.find("a") == models.find(None) == again
-    assert models().problems == {}
+    assert models().registry.problems == {}
 
 
 @pytest.mark.parametrize(
     ("promoted", "problem"),
     [
         ('{"denoiser": "b"}', r"b\.safetensors: not a safetensors file"),
-        ('{"denoiser": "c"}', "c: no such denoiser"),
+        ('{"denoiser": "c"}', "c: no such promoted denoiser"),
         ("{", r"promoted\.json: cannot be read"),
     ],
 )
@@ -114,17 +118,17 @@ def test_without_a_default_that_can_be_used_models_are_found_by_name_only(
     assert models.find("a") == default
     listing = models()
     assert listing.promoted is None
-    assert listing.problems.keys() == {"b.safetensors"} | ({PROMOTED_FILE} if "b" not in promoted else set())
+    assert listing.registry.problems.keys() == {"b.safetensors"} | ({PROMOTED_FILE} if "b" not in promoted else set())
 
 
 def test_a_missing_folder_is_a_problem(tmp_path: Path) -> None:
     folder = tmp_path / "models"
     models = Fresh(folder)
-    assert models().problems == {PROMOTED_FILE: f"{folder}: there is no folder {folder}"}
+    assert models().registry.problems == {PROMOTED_FILE: f"{folder}: there is no folder {folder}"}
     with pytest.raises(NoModel, match=rf"there is no folder {folder}$"):
         models.find(None)
     publish_toys(folder)
-    assert models().problems == {}
+    assert models().registry.problems == {}
 
 
 def test_an_adapter_is_refused_without_its_base(models: Fresh, folder: Path) -> None:
@@ -135,7 +139,7 @@ def test_an_adapter_is_refused_without_its_base(models: Fresh, folder: Path) -> 
     with pytest.raises(BadRequest, match=f"changes b of digest {base.digest[:16]}"):
         models.find("fast")
     listing = models()
-    assert "changes b of digest" in listing.problems["fast.safetensors"]
+    assert "changes b of digest" in listing.registry.problems["fast.safetensors"]
     assert [info.name for info in listing.denoisers] == ["a", "b"]
     file_of(folder, "b").unlink()
     with pytest.raises(BadRequest, match="changes b, which is missing"):
@@ -151,7 +155,7 @@ def test_a_model_with_labels_that_the_evaluator_does_not_know_is_refused(models:
         models.find("b")
     with pytest.raises(NoModel, match=words):
         models.find(None)
-    assert models().problems["b.safetensors"] == words
+    assert models().registry.problems["b.safetensors"] == words
     assert "b" in models().names.values()  # whose jobs still count
     publish(folder, "wider", {"x": torch.zeros(1)}, vocabulary=ICLEVR.names, **evaluator)  # type: ignore[arg-type]
     assert models.find("b").name == "b"
@@ -202,7 +206,7 @@ def test_a_foreign_checkpoint_is_refused_with_its_reason(
     weights = {"w": torch.zeros(1)}
     publish(folder, "foreign", weights, kind="denoiser", vocabulary=("red cube",), config=config, training={})
     promote(folder, "foreign")
-    assert reason in models().problems["foreign.safetensors"]
+    assert reason in models().registry.problems["foreign.safetensors"]
     for name, error in (("foreign", BadRequest), (None, NoModel)):
         with pytest.raises(error, match=re.escape(reason)):
             models.find(name)
@@ -249,7 +253,7 @@ def test_requests_that_come_together_share_one_look_at_storage(folder: Path, mon
         looks.append(storage)
         return files.versions(storage)
 
-    monkeypatch.setattr("service.api.catalog.stored", SimpleNamespace(**{**vars(files), "versions": versions}))
+    monkeypatch.setattr("shared.registry.files", SimpleNamespace(**{**vars(files), "versions": versions}))
 
     async def ask() -> None:
         one = catalog.Catalog(folder, every_s=1e6)
@@ -268,10 +272,84 @@ def test_requests_that_come_together_share_one_look_at_storage(folder: Path, mon
 def test_what_was_found_before_is_not_kept(folder: Path) -> None:
     """An error that is kept would keep its traceback, and with it every look before."""
     (folder / PROMOTED_FILE).write_text("damaged")
-    found = catalog.Models(folder)
+    found = catalog.Models(Registry(folder))
     first = weakref.ref(found)
     for _ in range(3):
         found = catalog.look(found)
-    assert found.problem is not None
+    assert found.registry.problem is not None
     gc.collect()
     assert first() is None
+
+
+def with_infinity(path: Path) -> None:
+    """Put a number into a checkpoint's description that JSON does not have, and Python reads."""
+
+    def edit(header: dict[str, Any]) -> None:
+        description = json.loads(header["__metadata__"]["labelgrid"])
+        description["config"]["timesteps"] = math.inf
+        header["__metadata__"]["labelgrid"] = json.dumps(description)
+
+    edit_header(path, edit)
+
+
+def test_a_checkpoint_with_a_description_that_is_no_json_concerns_only_itself(
+    client: httpx.Client, folder: Path, alive: JobStore
+) -> None:
+    with_infinity(file_of(folder, "b"))
+    assert client.get("/labels").json()["model"] == "a"
+    assert client.get("/readyz").status_code == client.get("/metrics").status_code == 200
+    body = client.get("/models").json()
+    assert [model["name"] for model in body["models"]] == ["a"]
+    assert body["problems"].keys() == {"b.safetensors"}
+    asked = {"labels": [["red cube"]]}
+    assert client.post("/generate", json=asked, headers={"prefer": "respond-async"}).status_code == 202
+    problem(client.post("/generate", json={**asked, "model": "b"}), 422, "invalid-request")
+    file_of(folder, "b").unlink()
+    assert client.get("/models").json()["problems"] == {}
+
+
+def test_what_nobody_foresaw_in_one_file_concerns_only_that_file(
+    models: Fresh, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def read(path: Path) -> CheckpointInfo:
+        if path.stem == "new":
+            raise OverflowError("cannot convert")
+        return read_info(path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("shared.registry.read_info", read)
+        publish_toy_denoiser(folder, "new", 4)
+        for _ in range(3):
+            assert models().registry.problems == {"new.safetensors": "OverflowError: cannot convert"}
+            assert [info.name for info in models().denoisers] == ["a", "b"]
+    assert len([one for one in caplog.records if one.exc_info]) == 1
+    assert models.find("new").name == "new"  # although the file has not changed
+
+
+def test_a_look_that_fails_as_a_whole_keeps_what_was_found_and_is_tried_again(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(folder: Path) -> dict[str, str]:
+        raise KeyError("ContentLength")
+
+    async def ask() -> None:
+        one = catalog.Catalog(folder, every_s=0.0)
+        assert (await one.models()).find("a").name == "a"
+        with monkeypatch.context() as patch:
+            patch.setattr(files, "versions", fail)
+            for _ in range(2):
+                found = await one.models()
+                assert (found.find("a").name, found.promoted) == ("a", "a")
+                assert found.registry.problems == {PROMOTED_FILE: f"{folder}: KeyError: 'ContentLength'"}
+        publish_toy_denoiser(folder, "c", 2)
+        assert ((await one.models()).find("c").name, (await one.models()).registry.problems) == ("c", {})
+
+    asyncio.run(ask())
+    assert len([one for one in caplog.records if one.exc_info]) == 1
+
+
+def test_names_that_are_not_unicode_are_answered(client: httpx.Client, folder: Path) -> None:
+    (folder / PROMOTED_FILE).write_text('{"denoiser": "\\ud800"}')
+    (folder / os.fsdecode(b"x\xff.safetensors")).write_bytes(b"")
+    assert problem(client.get("/labels"), 503, "no-model")["detail"].startswith("promoted.json: must be")
+    assert client.get("/models").json()["problems"].keys() == {PROMOTED_FILE, "x\\udcff.safetensors"}

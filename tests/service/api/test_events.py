@@ -1,5 +1,6 @@
 """Server-sent events of a job: each arrives once and in order, however many clients there are."""
 
+import asyncio
 import base64
 import io
 import json
@@ -14,6 +15,7 @@ from redis import Redis
 
 from service.settings import Settings
 from service.store import keys
+from service.store.hub import Hub
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from tests.service.api.answers import LISTS, submitted
@@ -120,3 +122,16 @@ def test_previews_stop_soon_after_the_client_disconnects(client: httpx.Client, a
         assert ": ping" in response.iter_lines()
         until(lambda: alive.connection.exists(key))
     until(lambda: not alive.connection.exists(key))
+
+
+def test_a_message_that_cannot_be_read_wakes_nobody_and_costs_no_other() -> None:
+    async def hear() -> list[bool]:
+        hub = Hub(None)  # type: ignore[arg-type]
+        with hub.watch("a") as watch:
+            for data in ("not JSON", "[1]", '{"a": true}'):
+                hub._hear({"type": "message", "channel": keys.CHANGES, "data": data})
+                heard.append(watch.has_ended)
+        return heard
+
+    heard: list[bool] = []
+    assert asyncio.run(hear()) == [False, False, True]

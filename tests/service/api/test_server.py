@@ -12,6 +12,7 @@ from redis import Redis
 from service.api.access.keys import hash_of, new_key
 from service.settings import Settings
 from service.store import keys, workers
+from service.store.async_jobs import AsyncJobs
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from tests.conftest import api_server, client_of, serving
@@ -159,3 +160,15 @@ def test_a_draining_worker_counts_as_none(client: httpx.Client, alive: JobStore)
     for answer in (client.get("/readyz"), client.post("/generate", json=TWO)):
         assert answer.status_code == 503
         assert answer.json()["type"] == "urn:labelgrid:problem:no-worker"
+
+
+def test_an_answer_after_which_the_connection_closes_says_so(
+    client: httpx.Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(*_: object) -> None:
+        raise KeyError("nobody foresaw this")
+
+    monkeypatch.setattr(AsyncJobs, "page", fail)
+    answer = client.get("/jobs")
+    assert (answer.status_code, answer.headers["connection"]) == (500, "close")
+    assert client.get("/healthz").status_code == 200

@@ -49,6 +49,7 @@ def test_with_workers_it_is_ready_and_says_what_they_have_loaded(client: httpx.C
         "status": "ready",
         "model": "toy",
         "workers": 2,
+        "storing": 2,
         "devices": [{"name": "cuda:0", "models": ["toy"]}, {"name": "cuda:1", "models": ["toy"]}],
     }
 

@@ -10,15 +10,18 @@ from typing import Any, get_type_hints
 
 import httpx
 import pytest
+from httpx_sse import ServerSentEvent
 from PIL import Image
 
 import service.client.connection
 from service.client import ApiError, AsyncClient, Client, ClientError, Event, JobUnfinished, Options, Unreachable
+from service.client.messages import read_event
 from service.contract.schemas import Job, SamplingFields
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from shared.vocabulary import ICLEVR
 from tests.paths import ROOT
+from tests.service.api.answers import JOB_EXAMPLE
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
 Call = Callable[..., Any]
@@ -265,6 +268,24 @@ def test_a_problem_in_another_form_than_the_services_is_an_error_too(body: bytes
     with pytest.raises(ApiError, match="http://x/readyz answers 500 Internal Server Error") as caught:
         answered(problem).ready()
     assert (caught.value.slug, caught.value.problem) == ("", {})
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [{"url": "/jobs/1/images/x.png"}, {"url": "/jobs/1/images/1.png?y"}, {"distances": [0.5, 0.5]}, {"labels": 3}],
+)
+def test_a_job_that_could_not_be_shown_or_saved_is_not_the_services(fields: dict[str, Any]) -> None:
+    (picture,) = JOB_EXAMPLE["result"]["pictures"]
+    result = {**JOB_EXAMPLE["result"], "pictures": [{**picture, **fields}]}
+    with pytest.raises(Unreachable, match="no Job"):
+        answered(httpx.Response(200, json={**JOB_EXAMPLE, "result": result})).job("1")
+
+
+@pytest.mark.parametrize("steps", [{"steps": 0}, {"step": -1}, {"steps": 10**400}, {"index": 2**60}])
+def test_progress_that_could_not_be_shown_is_not_the_services(steps: dict[str, int]) -> None:
+    data = json.dumps({"pictures": [{"index": 0, "step": 1, "steps": 2, **steps}]})
+    with pytest.raises(Unreachable, match="no StepsEvent"):
+        read_event(ServerSentEvent(event="steps", data=data), httpx.URL("http://x"))
 
 
 def test_every_method_is_documented() -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from redis import Redis
-from redis.exceptions import ConnectionError
+from redis.exceptions import ConnectionError, ResponseError
 
 from service.contract.errors import KeyReuse
 from service.contract.records import JobRecord, new_job_id
@@ -201,3 +201,18 @@ def test_pages_of_an_owners_jobs_are_sorted_by_the_time_in_the_ids(
         return pages
 
     assert asyncio.run(read()) == [newest_first[:2], newest_first[2:3], newest_first[4:]]
+
+
+def test_an_error_of_a_single_command_is_raised_unless_it_is_asked_for(
+    settings: Settings, store: JobStore, connection: Redis
+) -> None:
+    connection.set("text", "x")
+    commands = (("GET", "text"), ("HLEN", "text"))
+
+    async def ask(jobs: AsyncJobs) -> list[Any]:
+        with pytest.raises(ResponseError, match="WRONGTYPE"):
+            await jobs.redis.ask(*commands)
+        return await jobs.redis.ask_each(*commands)
+
+    text, error = creating(settings, store, ask)
+    assert (text, type(error)) == ("x", ResponseError)

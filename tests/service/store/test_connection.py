@@ -16,9 +16,10 @@ import pytest
 from redis import Redis
 from redis.exceptions import ExecAbortError, RedisError, ResponseError, TimeoutError
 
+from faults.gate import Gate, gate
 from service.local.redis_server import RedisServer
 from service.settings import Settings
-from service.store import keys, workers
+from service.store import functions, hub, keys, workers
 from service.store.async_jobs import AsyncJobs
 from service.store.connection import (
     OldRedis,
@@ -27,7 +28,7 @@ from service.store.connection import (
     connect,
     connect_async,
 )
-from service.store.functions import LIBRARY, call
+from service.store.functions import LIBRARY, Pipeline, call
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from tests.conftest import serving
@@ -217,6 +218,100 @@ def test_a_redis_that_hangs_is_given_up(size: int, checked_every_s: float) -> No
     asyncio.run(check())
 
 
+WAIT_S = 2.0  # for an answer of a silent connection
+IDLE = 4  # connections of a pool
+
+
+@pytest.fixture
+def network(redis_server: RedisServer) -> Iterator[tuple[Gate, str]]:
+    """What stands between a client and Redis, and the address of Redis behind it."""
+    with gate(redis_server.socket) as one:
+        yield one, f"redis://:{redis_server.password}@127.0.0.1:{one.port}/0"
+
+
+def idle(client: Redis) -> Redis:
+    pool = client.connection_pool
+    for used in [pool.get_connection() for _ in range(IDLE)]:
+        pool.release(used)
+    return client
+
+
+def test_a_time_out_drops_all_idle_connections(network: tuple[Gate, str], connection: Redis) -> None:
+    between, url = network
+    with idle(connect(url, timeout_s=WAIT_S)) as client:
+        between.freeze()
+        with pytest.raises(TimeoutError):
+            client.ping()
+        assert [client.ping() for _ in range(IDLE)] == [True] * IDLE
+
+
+def test_a_worker_tries_once_more_whatever_number_of_connections_are_silent(
+    network: tuple[Gate, str], connection: Redis
+) -> None:
+    between, url = network
+    looks = []
+    retry = RetryUntilStopped(lambda: bool(looks.append(1)))
+    with idle(connect(url, timeout_s=WAIT_S, retry=retry)) as client:
+        between.freeze()
+        pool = client.connection_pool
+        assert client.ping()
+        for used in [pool.get_connection() for _ in range(IDLE)]:  # all of them, each in a thread of its own
+            used.send_command("PING")
+            assert used.read_response() == "PONG"
+    assert len(looks) == 1
+
+
+def test_the_event_loop_drops_all_idle_connections_after_one_time_out(
+    network: tuple[Gate, str], connection: Redis
+) -> None:
+    between, url = network
+
+    async def run() -> None:
+        async with connect_async(url, timeout_s=WAIT_S, max_connections=IDLE) as client:
+            pool = client.connection_pool
+            for used in [await pool.get_connection() for _ in range(IDLE)]:
+                await pool.release(used)
+            between.freeze()
+            with pytest.raises(TimeoutError):
+                await Pipeline(client)("PING")
+            assert await asyncio.gather(*(client.ping() for _ in range(IDLE))) == [True] * IDLE
+
+    asyncio.run(run())
+
+
+def test_a_silent_connection_of_messages_is_replaced_and_those_who_wait_look(
+    network: tuple[Gate, str], connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub, "PING_AFTER_S", WAIT_S / 4)
+    monkeypatch.setattr(hub, "RECONNECT_S", 0.0)
+    between, url = network
+
+    async def run() -> None:
+        async with connect_async(url, timeout_s=WAIT_S, max_connections=IDLE) as client, asyncio.timeout(60):
+            heard = hub.Hub(client)
+            with heard.watch("a") as watch:
+                heard.start()
+                await watch.heard.wait()  # subscribed
+                connection.config_resetstat()
+                await asyncio.sleep(WAIT_S)  # pings keep it
+                assert calls(connection, "subscribe") == 0
+                assert calls(connection, "ping") >= 1
+                watch.heard.clear()
+                between.freeze()
+                await watch.heard.wait()  # as after any reconnection
+                assert calls(connection, "subscribe") == 1
+                connection.publish(keys.CHANGES, '{"a": true}')
+                while not watch.has_ended:
+                    await asyncio.sleep(0.01)
+            await heard.close()
+
+    asyncio.run(run())
+
+
+def calls(connection: Redis, command: str) -> int:
+    return int(connection.info("commandstats").get(f"cmdstat_{command}", {}).get("calls", 0))
+
+
 def libraries(connection: Redis) -> set[str]:
     return {library[1] for library in connection.function_list()}
 
@@ -246,6 +341,22 @@ def test_the_event_loop_loads_the_library_too(without_library: Redis, settings: 
 
     asyncio.run(run())
     assert without_library.zcard("labelgrid:deadlines") == 3
+
+
+FORMER = "#!lua name=labelgrid_0123456789ab\nredis.register_function('labelgrid_0123456789ab_read', function() end)"
+
+
+def test_the_library_of_a_former_version_is_removed_unless_redis_is_too_full_to_take_it_again(
+    connection: Redis,
+) -> None:
+    connection.function_load(FORMER)
+    connection.function_load(FORMER.replace("labelgrid_", "other_"))
+    with full(connection):
+        functions.remove_former(connection)
+    assert libraries(connection) == {LIBRARY, "labelgrid_0123456789ab", "other_0123456789ab"}
+    functions.remove_former(connection)
+    assert libraries(connection) == {LIBRARY, "other_0123456789ab"}
+    connection.function_delete("other_0123456789ab")
 
 
 def test_a_redis_before_version_7_is_refused(

@@ -47,7 +47,7 @@ class Library:
 
     def create(self, job: str, pictures: int = 2, owner: str = "", digest: str = DIGEST, **more: Any) -> Any:
         """Create a job; `more`: other settings."""
-        about = {"id": job, "owner": owner, "digest": digest, "model": "{}", "total": pictures}
+        about = {"id": job, "owner": owner, "digest": digest, "model": "{}", "summary": "{}", "total": pictures}
         about |= {"webhook_events": "running finished", "timeout_s": 50, "lifetime_s": 150, "idempotent_s": 300}
         about |= {"most_queued": 10_000, "most_own": 0, "most_stored": 0, **more}
         return self("create", json.dumps(about), f"record of {job[-1]}")
@@ -69,11 +69,11 @@ class Library:
         arguments = []
         for name, entry in entries.items():
             arguments += [entry, job_id(name[0]), name[1], f"{verdict} {name[1]}", results.get(name[0], "")]
-        answers, leased = self("commit", KEEP_S, DIGEST, "w", 7.5, *arguments)
+        answers, leased = self("commit", KEEP_S, DIGEST, "w", *arguments)
         return answers, self.named(leased)
 
     def finish(self, job: str, entry: str) -> Any:
-        return self("finish", KEEP_S, DIGEST, 8.5, entry, job, RESULT)
+        return self("finish", KEEP_S, DIGEST, entry, job, RESULT)
 
     def end(self, job: str, status: str, *fields: Any) -> Any:
         return self("end_early", KEEP_S, job, status, *fields)
@@ -141,12 +141,31 @@ def test_pictures_are_claimed_in_turn_stored_and_finished(library: Library) -> N
     assert library.connection.zrange("labelgrid:deadlines", 0, -1) == [A]
     assert library.finish(A, leased["a grid"]) == [2]
     assert library.in_stream() == (0, 0)
-    for job, told in ((A, ("finished", "8.5", RESULT)), (B, ("finished", "7.5", "{}"))):
+    for job, told in ((A, ("finished", RESULT)), (B, ("finished", "{}"))):
         fields = library.hash(f"labelgrid:job:{job}")
-        assert (fields["status"], fields["finished_at"], fields["result"]) == told
+        assert (fields["status"], fields["result"]) == told
     of_jobs = [key for key in library.names() if key.startswith("labelgrid:job:")]
     assert len(of_jobs) == 2 * 3
     assert all(KEEP_S - 5 <= library.connection.ttl(key) <= KEEP_S for key in of_jobs)
+
+
+def test_every_date_of_a_job_is_by_the_clock_of_redis(library: Library) -> None:
+    """Nobody sends a date, for the clocks of API and workers may be wrong."""
+
+    def now_s() -> float:
+        seconds, microseconds = library.connection.time()
+        return float(seconds + microseconds / 1e6)
+
+    begun_s = now_s()
+    for job in (A, B):
+        library.create(job, 1)
+    library("begin", A, 0, B, 0)
+    between_s = now_s()
+    library.commit(library.claim(1), a="{}")
+    library.end(B, "failed", "error", "why")
+    for job in (A, B):
+        started_at, finished_at = library.connection.hmget(f"labelgrid:job:{job}", "started_at", "finished_at")
+        assert begun_s <= float(started_at or "") <= between_s <= float(finished_at or "") <= now_s()
 
 
 def test_of_a_picture_that_two_workers_sampled_the_first_verdict_counts(library: Library) -> None:
@@ -161,7 +180,7 @@ def test_a_job_whose_last_picture_came_after_its_worker_looked_does_not_finish_w
 ) -> None:
     library.create(A, 1)
     grids = library.commit(library.claim(1))[1]
-    assert library("finish", KEEP_S, DIGEST, 8.5, grids["a grid"], A, "") == [0]
+    assert library("finish", KEEP_S, DIGEST, grids["a grid"], A, "") == [0]
     assert library.hash(f"labelgrid:job:{A}")["status"] == "queued"
 
 
@@ -192,7 +211,7 @@ def test_an_attempt_of_a_webhook_that_took_longer_than_its_lease_ends_no_later_o
 
 CALLS: dict[str, Callable[[Library], Any]] = {
     "create": lambda library: library.create(B),
-    "begin": lambda library: library("begin", 5.5, A, 0),
+    "begin": lambda library: library("begin", A, 0),
     "commit": lambda library: library.commit({"a0": "1-1"}),
     "finish": lambda library: library.finish(A, "1-1"),
     "end_early": lambda library: library.end(A, "failed", "error", "why"),

@@ -27,7 +27,7 @@ from shared.vocabulary import Vocabulary
 from tests.conftest import serving
 from tests.paths import ROOT
 from tests.service.store.helpers import add_job, record
-from tests.service.worker.conftest import model_of, run, started
+from tests.service.worker.conftest import model_of, run, settle, started
 from tests.toy_checkpoint import publish_toy_evaluator
 
 MONITORING = ROOT / "deploy/monitoring"
@@ -68,6 +68,7 @@ def test_the_api_reports_requests_and_its_queue(client: httpx.Client, connection
     client.get(f"/jobs/{job['id']}")
     client.get("/jobs/nothing")
     client.get("/nowhere")
+    httpx.head(client.base_url.join("/labels"))
     after = read()
 
     def new(name: str, **labels: str) -> float:
@@ -77,6 +78,7 @@ def test_the_api_reports_requests_and_its_queue(client: httpx.Client, connection
     assert new("http_requests_total", method="GET", route="/jobs/{job_id}", status="200") == 1
     assert new("http_requests_total", method="GET", route="/jobs/{job_id}", status="404") == 1
     assert new("http_requests_total", method="GET", route="other", status="404") == 1
+    assert new("http_requests_total", method="HEAD", route="/labels", status="200") == 1
     assert new("http_request_seconds_count", method="POST", route="/generate") == 1
     assert new("pictures_accepted_total", kind="generate") == 3
     assert after("http_requests_in_work") == 1  # the one that reads it
@@ -128,6 +130,7 @@ def test_a_worker_reports_its_pictures_and_steps(client: httpx.Client, connectio
     body = {"labels": [["red cube"]] * 3, "steps": 4, "guidance": 2.0}
     job = client.post("/generate", json=body, headers={"prefer": "respond-async"}).json()
     run(runner, job["id"])
+    settle(runner)
     after = worker_reading()
 
     def new(name: str, **labels: str) -> float:
@@ -152,13 +155,13 @@ def test_a_workers_metrics_are_served(connection: Redis, settings: Settings) -> 
     assert read("batch_limit_pictures", model="toy") == settings.batch_pictures == 8
     assert read("storage_up") == 1
     runner.moved_at -= settings.stalled_after_s / 2 + 1
-    runner.storer.problem = "no space left"
+    runner.storage.problem = "no space left"
     later = Reading(httpx.get(f"http://127.0.0.1:{port}/metrics").text)
     assert later("worker_up", device="cpu") == later("storage_up") == 0
 
 
 def idle_worker(models: list[SimpleNamespace]) -> SimpleNamespace:
-    return SimpleNamespace(device="cpu", stalled=False, models=models, storer=SimpleNamespace(problem=""))
+    return SimpleNamespace(device="cpu", stalled=False, models=models, storage=SimpleNamespace(problem=""))
 
 
 def known_names() -> set[str]:

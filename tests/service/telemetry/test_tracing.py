@@ -143,14 +143,14 @@ def test_a_failed_span_says_why(
     job_id = api.post("/generate", json=body, headers=GIVEN).json()["id"]
     while not done_count(runner.store, job_id):
         runner.run_once()
-    runner.storer.files.write(job_id, "0.png", b"no PNG")
+    runner.storage.files.write(job_id, "0.png", b"no PNG")
     finish(runner, job_id)
     monkeypatch.setattr(service.webhooks.worker, "post", answering(500))
     attempt(hooked, job_id, "failed")
     compose, webhook = spans.one("compose").status, spans.one("webhook").status
     assert compose.status_code == webhook.status_code == StatusCode.ERROR
     assert (webhook.description, about(spans.one("webhook"), "attempt")) == (f"Refused: {Refused(500)}", 1)
-    assert str(compose.description).startswith("ValueError: a picture is damaged: ")
+    assert str(compose.description).startswith("ValueError: it is damaged: ")
 
 
 def test_an_unsampled_trace_has_no_spans(api: httpx.Client, runner: Runner, spans: Spans) -> None:

@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import IO, Any
 
 import pytest
+from redis.exceptions import ConnectionError
 from standardwebhooks import WebhookVerificationError
 
 from service.local.redis_server import RedisServer
 from service.settings import Settings
 from service.store import keys, workers
+from service.store.async_jobs import AsyncJobs
 from service.store.claims import Claim, PictureStream
 from service.store.connection import connect
 from service.store.jobs import JobStore
@@ -198,6 +200,21 @@ def test_a_message_of_a_job_that_is_gone_is_dropped(store: JobStore, hooked: Set
     store.connection.zadd(keys.WEBHOOKS, {"gone finished": time.time() - 1})
     send_due(hooked)
     assert outbox(store) == []
+
+
+def test_a_redis_that_is_away_while_the_job_is_read_takes_no_attempt(
+    store: JobStore, hooked: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store.cancel(job_id := create_job(store, "http://x/"))
+
+    async def away(*_: object) -> None:
+        raise ConnectionError("Redis is away")
+
+    monkeypatch.setattr(AsyncJobs, "job", away)
+    with pytest.raises(ConnectionError):
+        attempt(hooked, job_id, "cancelled")
+    assert outbox(store) == [f"{job_id} cancelled"]
+    assert store.connection.hgetall("labelgrid:webhook-attempts") == {}
 
 
 def test_a_record_of_a_later_version_stays_in_the_outbox(store: JobStore, hooked: Settings) -> None:

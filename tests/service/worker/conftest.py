@@ -115,7 +115,12 @@ def engine_of(runner: Runner) -> Engine:
 def load(runner: Runner, info: CheckpointInfo) -> Loaded:
     """Load another denoiser."""
     runner.models.want(ModelName(name=info.name, digest=info.digest))
-    return until(lambda: runner.models.get(info.digest) if runner.models.follow() is None else None)
+
+    def find() -> Loaded | None:
+        runner.models.follow(lambda *why: pytest.fail(str(why)))
+        return runner.models.get(info.digest)
+
+    return until(find)
 
 
 class Death(BaseException):
@@ -138,7 +143,7 @@ def create_upload(runner: Runner, count: int) -> JobRecord:
     assert judge is not None
     job = record(count, kind="score", model=judge.name, digest=judge.digest, sent=True)
     for i in range(count):
-        runner.models.files.write(job.id, picture_name(i), png(i))
+        runner.storage.files.write(job.id, picture_name(i), png(i))
     add_job(runner.store, job)
     return job
 

@@ -11,29 +11,40 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from service.contract.records import FinishedPicture, Picture, Point, Verdict
+from service.contract.records import FinishedPicture, JobRecord, Picture, Point, Verdict
 from service.files import PictureFiles, picture_name
 from service.store import keys
 from service.store.jobs import JobStore
+from service.worker.job_files import JobFiles
 from service.worker.judge import JUDGED_TOGETHER, Failed, Outcome, Uploads, judge_pictures
 from service.worker.runner import Runner
 from shared.options import SamplingOptions
 from shared.pictures import marked_grid, read_png
 from shared.vocabulary import Vocabulary
-from tests.service.store.helpers import done_count
-from tests.service.worker.conftest import create_upload, grid_of, png, pngs, run, run_until, settle, status, verdicts_of
+from tests.service.worker.conftest import (
+    create_upload,
+    error_of,
+    grid_of,
+    png,
+    pngs,
+    run,
+    run_until,
+    settle,
+    status,
+    verdicts_of,
+)
 from tests.service.worker.test_engine import NAMES, ToyJudge, picture
 
 
 def judged(folder: Path, judge: ToyJudge, *pngs: bytes | None) -> list[Outcome]:
     """Return the outcomes of pictures of job `a`, in order."""
     uploads, pictures = (
-        Uploads(judge, PictureFiles(folder), torch.device("cpu")),
+        Uploads(judge, JobFiles(PictureFiles(folder), 60.0), torch.device("cpu")),
         [picture(i) for i in range(len(pngs))],
     )
     for one, content in zip(pictures, pngs, strict=True):
         if content is not None:
-            uploads.files.write(one.job, picture_name(one.index), content)
+            uploads.files.files.write(one.job, picture_name(one.index), content)
     uploads.admit(pictures)
     wait([read for _, read in uploads._reads.values()])
     return sorted(uploads.step(), key=lambda outcome: outcome.picture.index)
@@ -66,9 +77,9 @@ def test_pictures_that_are_missing_or_unreadable_fail_alone(tmp_path: Path) -> N
     first, missing, junk, last = judged(tmp_path, ToyJudge(), png(1), None, b"junk", png(2))
     assert isinstance(first, FinishedPicture)
     assert isinstance(last, FinishedPicture)
-    assert missing == Failed(picture(1), "LookupError: the uploaded picture is no longer stored")
+    assert missing == Failed(picture(1), "LookupError: it is no longer in storage")
     assert isinstance(junk, Failed)
-    assert junk.reason.startswith("UnidentifiedImageError: ")
+    assert junk.reason.startswith("ValueError: it is damaged: ")
 
 
 def test_a_picture_that_cannot_be_judged_fails_alone(tmp_path: Path) -> None:
@@ -100,29 +111,49 @@ def test_a_single_upload_has_a_grid_that_marks_it(runner: Runner, store: JobStor
     assert np.array_equal(read_png(grid_of(store, job.id)), grid)
 
 
-def test_an_upload_that_cannot_be_read_for_now_is_read_again(
+def test_while_storage_cannot_be_read_uploads_wait_but_those_of_a_cancelled_job(
     runner: Runner, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Other pictures are judged meanwhile, and those of a cancelled job are not waited for."""
-    late, cancelled, other = (create_upload(runner, 2) for _ in range(3))
-    files, read, is_back, failed = runner.models.files, runner.models.files.read, list[int](), list[str]()
+    late, cancelled = (create_upload(runner, 2) for _ in range(2))
+    read, is_back = runner.storage.files.read, list[int]()
 
     def failing(job_id: str, name: str) -> bytes:
-        if job_id != other.id and not is_back:
-            failed.append(job_id)
+        if not is_back:
             raise OSError("storage is away")
         return read(job_id, name)
 
-    monkeypatch.setattr("service.worker.judge.READ_AGAIN_S", 0.01)
-    monkeypatch.setattr(files, "read", failing)
-    run_until(runner, lambda: min(failed.count(late.id), failed.count(cancelled.id)) > 2)
+    monkeypatch.setattr("service.worker.job_files.RETRY_S", 0.01)
+    monkeypatch.setattr(runner.storage.files, "read", failing)
+    run_until(runner, lambda: runner.storage.problem)
+    assert runner.storage.problem == "OSError: storage is away"
     store.cancel(cancelled.id)
-    run_until(runner, lambda: done_count(store, other.id) == 2)
-    assert status(store, late) == "running"
+    runner.run_once()
+    assert {job for loaded in runner.models for job, _ in loaded.claims} == {late.id}
     is_back.append(1)
-    run(runner, late.id, other.id)
-    assert [status(store, job) for job in (late, other)] == ["finished", "finished"]
+    run(runner, late.id)
+    assert status(store, late) == "finished"
     settle(runner)
+
+
+def test_an_upload_that_alone_cannot_be_read_fails_and_others_are_judged_meanwhile(
+    runner: Runner, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, read, others = create_upload(runner, 2), runner.storage.files.read, list[JobRecord]()
+
+    def failing(job_id: str, name: str) -> bytes:
+        if (job_id, name) == (bad.id, "1.png"):
+            raise PermissionError(13, "Permission denied", name)
+        return read(job_id, name)
+
+    monkeypatch.setattr("service.worker.job_files.RETRY_S", 0.01)
+    monkeypatch.setattr(runner.storage.files, "read", failing)
+    while not store.ended([bad.id]):
+        others.append(create_upload(runner, 1))
+        runner.run_once()
+    run(runner, *(job.id for job in others))
+    assert error_of(store, bad) == "picture 1: PermissionError: Permission denied"
+    assert {status(store, job) for job in others} == {"finished"}
+    assert runner.storage.problem == ""
 
 
 THREE = ("red cube", "blue cube", "gray sphere")

@@ -113,3 +113,12 @@ def test_previews_are_bounded_in_number_and_rate(connection: Redis, heard: Heard
     for _ in range(10):
         seldom.publish(members)
     assert len(heard()["seen"]) == 1
+
+
+def test_a_preview_that_cannot_be_rendered_is_left_out(connection: Redis, heard: Heard) -> None:
+    connection.set(keys.watched("seen"), 1)
+    members = [member("seen", i, torch.zeros(3, 4, 4)) for i in range(3)]
+    members[1].shape = (3, 0, 0)
+    Previews(connection, 0.0).publish(members)
+    ((reports),) = heard()["seen"]
+    assert [(one["index"], "preview" in one) for one in reports] == [(0, True), (1, False), (2, True)]

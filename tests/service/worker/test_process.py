@@ -22,6 +22,7 @@ from service.store.connection import RetryUntilStopped, connect
 from service.store.jobs import JobStore
 from service.worker import process
 from service.worker.runner import Runner
+from shared.checkpoint import CheckpointError
 from tests.service.conftest import Command
 from tests.service.processes import WorkerProcess, environment, new_job, until, worker_processes
 from tests.service.store.helpers import add_job, done_count, full
@@ -118,6 +119,26 @@ def test_a_worker_without_a_port_for_its_metrics_does_not_start(
     assert code == 1
     assert err.splitlines()[-1].startswith(f"labelgrid: LABELGRID_METRICS_PORT={port}: cannot be served on")
     assert connection.scard(keys.WORKERS) == 0
+
+
+def test_a_worker_is_announced_while_it_loads_its_first_model_and_is_not_ready(
+    connection: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else others that load the same model would take it for one that died of that."""
+    seen = list[int]()
+
+    def load(runner: Runner) -> None:
+        until(lambda: workers.is_alive(connection, runner.name))
+        workers.begin_loading(connection, "d", runner.name)
+        seen.append(workers.died_loading(connection, "d"))
+        seen.append(len(workers.ready(workers.list_live(connection))))
+        raise CheckpointError("toy", "damaged")
+
+    monkeypatch.setattr(process, "load", load)
+    with pytest.raises(CheckpointError):
+        process.main(settings)
+    assert seen == [0, 0]
+    assert workers.list_live(connection) == []
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from redis import Redis
 from service.contract.records import ModelName
 from service.settings import Settings
 from service.store import keys, workers
-from service.store.claims import GROUP, PictureStream
+from service.store.claims import GROUP, BegunClaim, Claim, PictureStream
 from service.store.jobs import JobStore
 from service.worker import process
 from service.worker.models import Fetched, Loaded, Models
@@ -42,6 +42,7 @@ from tests.service.worker.conftest import (
     pngs,
     run,
     run_until,
+    settle,
     started,
     status,
     verdicts_of,
@@ -164,7 +165,7 @@ def test_if_the_device_fails_the_worker_ends_and_no_job_fails(
         raise torch.AcceleratorError("CUDA error: device-side assert triggered")
 
     monkeypatch.setattr(engine_of(runner).stepper, where, fail)
-    for module in ("judge", "runner"):
+    for module in ("judge", "models", "runner"):
         monkeypatch.setattr(f"service.worker.{module}.lost", lambda error, device: True)
     monkeypatch.setattr("service.worker.runner.end_process", ended.append)
     with pytest.raises(torch.AcceleratorError):
@@ -216,6 +217,20 @@ def test_a_model_that_kills_the_workers_that_load_it_fails_its_job(
     job = create(model="other")
     assert deaths_until_ended(connection, settings, job.id) == 4
     assert error_of(store, job) == "the model cannot be loaded: other: workers died 4 times while they loaded it"
+
+
+@pytest.mark.parametrize("error", [MemoryError("16 TiB"), OverflowError("too large")])
+def test_a_model_that_cannot_be_built_for_any_reason_fails_its_jobs_with_it(
+    runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    def build(models: Models, model: ModelName, fetched: Fetched) -> Loaded:
+        raise error
+
+    monkeypatch.setattr(Models, "_load", build)
+    job, good = create(model="other"), create()
+    run(runner, job.id, good.id)
+    assert error_of(store, job) == f"the model cannot be loaded: {type(error).__name__}: {error}"
+    assert status(store, good) == "finished"
 
 
 def test_a_model_that_is_being_loaded_by_live_workers_or_was_in_vain_kills_nobody(
@@ -319,3 +334,116 @@ def test_a_draining_worker_finishes_what_it_can_and_releases_the_rest(
     assert [one["times_delivered"] for one in pending] == [0, 0]  # as if never delivered
     run(Runner(connection, patient, "b"), long.id, late.id)  # without waiting for a lease to expire
     assert [status(store, job) for job in (long, late)] == ["finished"] * 2
+
+
+# What nobody foresaw.
+
+
+def test_a_picture_that_cannot_be_admitted_fails_only_its_job(
+    runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad, good, begin = create(LISTS[:2]), create(), runner.store.begin
+
+    def broken(stream: PictureStream, claims: list[Claim]) -> list[BegunClaim]:
+        if any((claim.job, claim.index) == (bad.id, 1) for claim in claims):
+            raise OverflowError("a defect")
+        return begin(stream, claims)
+
+    monkeypatch.setattr(runner.store, "begin", broken)
+    run(runner, bad.id, good.id)
+    assert error_of(store, bad) == "picture 1: OverflowError: a defect"
+    assert status(store, good) == "finished"
+    settle(runner)
+    assert model_of(runner).stream.held == set()
+
+
+@pytest.mark.parametrize(
+    "task", ["runner.Runner._drop_ended", "runner.Runner._look", "runner.Previews.publish", "models.Models.follow"]
+)
+def test_a_periodic_task_that_fails_stops_nothing_else(
+    runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    def broken(*_: object) -> None:
+        raise KeyError("a defect")
+
+    monkeypatch.setattr(f"service.worker.{task}", broken)
+    job = create()
+    run(runner, job.id)
+    assert status(store, job) == "finished"
+
+
+@pytest.mark.parametrize("where", ["_claim", "_advance"])
+def test_a_model_that_fails_takes_no_other_models_jobs_with_it(
+    store: JobStore, create: Create, connection: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    """Its own are tried again, as after a death, and fail in the end if it fails whenever it is advanced."""
+    runner, work = started(connection, settings.model_copy(update={"lease_s": 0.2})), getattr(Runner, where)
+    other = load(runner, read_info(resolve(store.settings.storage, "other", "denoiser")))
+    failures = list[str]()
+
+    def broken(self: Runner, loaded: Loaded) -> None:
+        if loaded.digest == other.digest and (where == "_advance" or not failures):
+            failures.append(loaded.name)
+            raise KeyError("a defect")
+        work(self, loaded)
+
+    monkeypatch.setattr(Runner, where, broken)
+    bad, good = create(LISTS[:1], model="other"), create()
+    run(runner, bad.id, good.id)
+    assert status(store, good) == "finished"
+    if where == "_claim":
+        assert (status(store, bad), failures) == ("finished", ["other"])
+    else:
+        assert error_of(store, bad) == "workers died 4 times while sampling picture 0"
+        assert len(failures) == 4
+
+
+def test_a_worker_that_ends_without_a_drain_gives_no_lease_back(
+    runner: Runner, create: Create, connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """So that the delivery counts as a death of its pictures."""
+    job = create()
+
+    def broken(loaded: Loaded) -> None:
+        raise SystemExit
+
+    monkeypatch.setattr(runner, "_advance", broken)
+    with pytest.raises(SystemExit):
+        runner.work()
+    pending: Any = connection.xpending_range(keys.stream(job.digest), GROUP, "-", "+", 9)
+    assert [one["times_delivered"] for one in pending] == [1, 1, 1]
+
+
+def test_while_storage_fails_a_worker_claims_nothing_and_leaves_its_pictures_to_one_that_can_store(
+    store: JobStore, create: Create, connection: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = settings.model_copy(update={"lease_s": 0.2})
+    monkeypatch.setattr("service.worker.job_files.RETRY_S", 0.01)
+    broken, able = started(connection, quick), started(connection, quick, "w2")
+    broken.storage.patience_s = able.storage.patience_s = 60.0
+
+    def fail(*_: object) -> None:
+        raise OSError(30, "Read-only file system")
+
+    monkeypatch.setattr(broken.storage.files, "write", fail)
+    job = create()
+    run_until(broken, lambda: broken.storage.problem)
+    assert broken.storage.problem == "OSError: Read-only file system"
+    process.beat(broken, born_at=0.0)
+    time.sleep(quick.lease_s)
+    for _ in range(3):
+        broken.run_once()
+    assert broken.busy  # nobody else could store them
+    workers.announce(connection, "w2", {"storage_problem": ""}, 60)
+    run_until(broken, lambda: not broken.busy)
+    waiting = create()
+    for _ in range(3):
+        broken.run_once()
+    assert not broken.busy
+    run(able, job.id, waiting.id)
+    assert [status(store, one) for one in (job, waiting)] == ["finished"] * 2
+    monkeypatch.undo()
+    run_until(broken, lambda: not broken.storage.problem)
+    last = create()
+    run(broken, last.id)
+    assert status(store, last) == "finished"

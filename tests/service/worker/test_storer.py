@@ -1,5 +1,6 @@
 """Storing: storage that hangs or fails delays pictures and loses none, and jobs that are gone leave no files. Grids."""
 
+import asyncio
 import threading
 import time
 from pathlib import Path
@@ -19,14 +20,13 @@ from service.worker import process, storer
 from service.worker.runner import Runner
 from shared.options import SamplingOptions
 from tests.service.api.answers import pixels
+from tests.service.processes import until
 from tests.service.store.helpers import done, done_count, record
 from tests.service.worker.conftest import (
     LISTS,
     ONE_STEP,
     Create,
-    Death,
     batches_of,
-    die,
     engine_of,
     error_of,
     grid_of,
@@ -48,20 +48,20 @@ def store(connection: Redis, settings: Settings, tmp_path: Path) -> JobStore:
 
 @pytest.fixture
 def runner(store: JobStore, monkeypatch: pytest.MonkeyPatch) -> Runner:
-    monkeypatch.setattr("service.worker.storer.RETRY_S", 0.01)
+    monkeypatch.setattr("service.worker.job_files.RETRY_S", 0.01)
     return started(store.connection, store.settings)
 
 
 @pytest.fixture
 def back(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
     """Writes of `runner` to storage wait until this is set."""
-    free, write = threading.Event(), runner.storer.files.write
+    free, write = threading.Event(), runner.storage.files.write
 
     def late(*given: Any) -> None:
         free.wait()
         write(*given)
 
-    monkeypatch.setattr(runner.storer.files, "write", late)
+    monkeypatch.setattr(runner.storage.files, "write", late)
     return free
 
 
@@ -110,8 +110,8 @@ def test_while_storage_is_away_nothing_is_lost_and_a_job_past_its_deadline_fails
     runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture,
     hangs: bool,
 ) -> None:  # fmt: skip
-    write, is_back, batches = runner.storer.files.write, threading.Event(), batches_of(engine_of(runner))
-    runner.storer.patience_s = 0.05 if hangs else 60.0
+    write, is_back, batches = runner.storage.files.write, threading.Event(), batches_of(engine_of(runner))
+    runner.storage.patience_s = 0.05 if hangs else 60.0
 
     def late(*given: Any) -> None:
         if hangs:
@@ -120,9 +120,9 @@ def test_while_storage_is_away_nothing_is_lost_and_a_job_past_its_deadline_fails
             raise OSError("no space left")
         write(*given)
 
-    monkeypatch.setattr(runner.storer.files, "write", late)
+    monkeypatch.setattr(runner.storage.files, "write", late)
     overdue, waits = create(LISTS[:1], options=ONE_STEP), create(options=ONE_STEP)
-    run_until(runner, lambda: runner.storer.problem)
+    run_until(runner, lambda: runner.storage.problem)
     reason = "storage has not answered" if hangs else "no space left"
     process.beat(runner, born_at=0.0)
     assert [reason in one["storage_problem"] for one in workers.list_live(store.connection)] == [True]
@@ -130,14 +130,14 @@ def test_while_storage_is_away_nothing_is_lost_and_a_job_past_its_deadline_fails
     other = create(LISTS[:1], options=ONE_STEP)
     run(runner, overdue.id)
     assert error_of(store, overdue) == OVERDUE
-    run_until(runner, lambda: len(batches) == 2)
-    assert [status(store, job) for job in (waits, other)] == ["running", "running"]
+    assert [status(store, job) for job in (waits, other)] == ["running", "queued"]  # left to a worker that can store
     assert done_count(store, waits.id) == 0
     is_back.set()
+    runner.storage.patience_s = 60.0
     run(runner, waits.id, other.id)
     assert [status(store, job) for job in (waits, other)] == ["finished", "finished"]
     settle(runner)
-    assert (runner.storer.problem, batches) == ("", [4, 1])  # nothing was sampled again
+    assert (runner.storage.problem, batches) == ("", [4, 1])  # nothing was sampled again
     assert (done_count(store, overdue.id), len(pngs(store, waits.id, range(3)))) == (0, 3)
     assert "pictures cannot be stored; retrying" in caplog.messages
 
@@ -166,25 +166,72 @@ def test_a_draining_worker_leaves_what_is_not_stored_in_time_to_another(
     assert status(store, job) == "finished"
     made = pngs(store, job.id, range(3))
     back.set()
-    runner.storer._thread.submit(lambda: None).result()  # the late pictures change nothing
+    until(lambda: not asyncio.all_tasks(runner.storage._loop))  # the late pictures change nothing
     assert (status(store, job), pngs(store, job.id, range(3))) == ("finished", made)
 
 
-def test_pictures_that_could_not_be_stored_for_another_reason_are_let_go(
+def test_pictures_that_cannot_be_stored_for_a_reason_that_nobody_foresaw_fail_their_job_alone(
     runner: Runner, store: JobStore, monkeypatch: pytest.MonkeyPatch, create: Create
 ) -> None:
-    job = create(LISTS[:1], options=ONE_STEP)
+    write, commit = runner.storage.files.write, runner.store.commit
+    picture, verdict, good = (create(LISTS[:2], options=ONE_STEP) for _ in range(3))
 
-    def broken(*_: Any) -> None:
-        raise ValueError("a defect")
+    def broken_write(job_id: str, name: str, content: bytes) -> None:
+        if (job_id, name) == (picture.id, "1.png"):
+            raise ValueError("a defect")
+        write(job_id, name, content)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(runner.store, "commit", broken)
-        with pytest.raises(ValueError, match="a defect"):
-            run(runner, job.id)
-    runner.release_claims()  # as `work` does
-    assert not runner.busy
-    assert (status(store, job), leased(store, job)) == ("running", [0])
+    def broken_commit(stream: Any, finished: Any, results: Any) -> Any:
+        if finished[0][0].job == verdict.id:
+            raise KeyError("another")
+        return commit(stream, finished, results)
+
+    monkeypatch.setattr(runner.storage.files, "write", broken_write)
+    monkeypatch.setattr(runner.store, "commit", broken_commit)
+    run(runner, picture.id, verdict.id, good.id)
+    settle(runner)
+    assert error_of(store, picture) == "picture 1: ValueError: a defect"
+    assert error_of(store, verdict) == "KeyError: 'another'"
+    assert status(store, good) == "finished"
+    assert (leased(store, good), model_of(runner).stream.held) == ([], set())
+
+
+@pytest.mark.parametrize("trouble", ["a file stands there", "hangs", "cancelled"])
+def test_a_job_whose_folder_cannot_be_written_keeps_no_other_from_being_stored(
+    runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch, trouble: str
+) -> None:
+    """It fails after some attempts, and after its client has cancelled it nothing is tried any more."""
+    if trouble == "cancelled":
+        monkeypatch.setattr("service.worker.job_files.ATTEMPTS", -1)
+    bad, good = create(LISTS * 6, options=ONE_STEP), create()  # more than there are threads
+    folder, write, back = runner.storage.files.folder(bad.id), runner.storage.files.write, threading.Event()
+    if trouble == "hangs":
+        runner.storage.patience_s = 0.2
+
+        def hang(job_id: str, *rest: Any) -> None:
+            if job_id == bad.id:
+                back.wait()
+            write(job_id, *rest)
+
+        monkeypatch.setattr(runner.storage.files, "write", hang)
+    else:
+        folder.parent.mkdir(parents=True)
+        folder.touch()
+    run(runner, good.id)
+    assert status(store, good) == "finished"
+    if trouble == "cancelled":
+        assert runner.storer.held
+        store.cancel(bad.id)
+        settle(runner)
+    else:
+        run(runner, bad.id)
+        reason = {"hangs": "Stalled: storage has not answered within 0.2 s"}.get(trouble, "Error: ")
+        assert error_of(store, bad).startswith("picture ")
+        assert reason in error_of(store, bad)
+    assert runner.storage.problem == ""
+    settle(runner)
+    assert (leased(store, good), model_of(runner).stream.held) == ([], set())
+    back.set()
 
 
 # Jobs that end, or are deleted, while they are stored.
@@ -194,7 +241,7 @@ def test_pictures_that_could_not_be_stored_for_another_reason_are_let_go(
 def test_a_job_that_is_deleted_while_a_file_of_it_is_written_leaves_none(
     runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch, pictures: int, name: str
 ) -> None:
-    files, write = runner.storer.files, runner.storer.files.write
+    files, write = runner.storage.files, runner.storage.files.write
 
     def deleting(job_id: str, written: str, content: bytes) -> None:
         if written == name and store.cancel(job_id):
@@ -218,14 +265,14 @@ def test_a_grid_that_a_worker_died_before_is_composed_by_another_unless_too_many
     store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch, deaths: int
 ) -> None:
     quick, job, later = store.settings.model_copy(update={"lease_s": 0.2}), create(), list[JobRecord]()
+    died = list[int]()
     with monkeypatch.context() as patch:
-        patch.setattr(storer, "compose", die)
+        patch.setattr(storer, "compose", lambda *_: died.append(1) or threading.Event().wait())  # it does nothing more
         for number in range(deaths):
             if number >= 2:  # it is suspected by now, so nothing else may be in its worker
                 time.sleep(0.3)  # until its lease has expired
                 later.append(create())
-            with pytest.raises(Death):
-                run(Runner(store.connection, quick, f"dead{number}"), job.id)
+            run_until(Runner(store.connection, quick, f"dead{number}"), lambda: len(died) > number)  # noqa: B023
             assert (status(store, job), done_count(store, job.id)) == ("running", 3)
             assert {status(store, one) for one in later} <= {"queued"}
     run(Runner(store.connection, quick, "w"), job.id, *(one.id for one in later))
@@ -268,8 +315,8 @@ def test_a_grid_of_several_batches_is_that_of_one(runner: Runner, store: JobStor
 @pytest.mark.parametrize(
     ("broken", "reason"),
     [
-        ("no picture", "LookupError: a picture is no longer in storage"),
-        ("no PNG", "ValueError: a picture is damaged"),
+        ("no picture", "picture 0: LookupError: it is no longer in storage"),
+        ("no PNG", "picture 0: ValueError: it is damaged"),
         ("no verdict", "ValidationError"),
     ],
 )
@@ -280,9 +327,9 @@ def test_a_job_whose_grid_cannot_be_composed_fails_alone(
     while not done_count(store, job.id):
         runner.run_once()
     if broken == "no picture":
-        (runner.storer.files.folder(job.id) / picture_name(0)).unlink()
+        (runner.storage.files.folder(job.id) / picture_name(0)).unlink()
     elif broken == "no PNG":
-        runner.storer.files.write(job.id, picture_name(0), b"no PNG")
+        runner.storage.files.write(job.id, picture_name(0), b"no PNG")
     else:
         store.connection.hset(keys.verdicts(job.id), "0", b"no JSON")
     run(runner, job.id, other.id)

@@ -49,6 +49,10 @@ def test_a_file_is_read_again_when_it_changes_unless_it_is_bad(tmp_path: Path) -
     (tmp_path / "new").write_text(f"{entry('bob', ALICE)}\n")  # of the same size
     (tmp_path / "new").replace(file)
     assert (ring.owner_of(ALICE), ring.owner_of(BOB)) == ("bob", None)
+    file.unlink()
+    assert (ring.owner_of(ALICE), ring.enabled) == (None, True)
+    file.write_text(entry("alice", ALICE))
+    assert ring.owner_of(ALICE) == "alice"
 
 
 def test_the_command_prints_a_key_and_its_entry(command: Command) -> None:

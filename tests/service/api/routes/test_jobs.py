@@ -51,6 +51,23 @@ def test_jobs_are_listed_newest_first_in_pages_that_new_jobs_do_not_shift(
     assert (seen, cursor) == (ids[::-1], None)
 
 
+def test_a_list_of_jobs_reads_a_few_hundred_bytes_of_each(client: httpx.Client, alive: JobStore) -> None:
+    large = record(256, labels=[["red cube", "blue sphere"]] * 256, options={"steps": 4})
+    add_job(alive, large)
+    assert len(alive.connection.hget(keys.job(large.id), "record")) > 7000
+    assert len(alive.connection.hget(keys.job(large.id), "summary")) < 600
+    alive.connection.hdel(keys.job(large.id), "record")
+    (head,) = client.get("/jobs").json()["jobs"]
+    assert (head["id"], head["progress"], head["options"]["steps"]) == (large.id, {"done": 0, "total": 256}, 4)
+
+
+def test_a_job_of_a_version_without_summaries_is_listed(client: httpx.Client, alive: JobStore) -> None:
+    ids = [submitted(client) for _ in range(2)]
+    expected = client.get("/jobs").json()
+    alive.connection.hdel(keys.job(ids[0]), "summary")
+    assert client.get("/jobs").json() == expected
+
+
 def test_the_name_of_a_key_of_a_job_is_no_job(client: httpx.Client, alive: JobStore) -> None:
     address = f"/jobs/{submitted(client)}:events"
     problem(client.get(address), 404, "unknown-job")
@@ -62,8 +79,9 @@ def test_a_job_that_this_version_cannot_read_hides_no_others_and_can_be_cancelle
     client: httpx.Client, alive: JobStore, sampler: bytes
 ) -> None:
     newer, other = submitted(client), submitted(client)
-    before, _, after = alive.connection.hget(keys.job(newer), "record").encode().partition(b"sde_dpmpp_2m")
-    alive.connection.hset(keys.job(newer), "record", before + sampler + after)
+    for field in ("record", "summary"):
+        before, _, after = alive.connection.hget(keys.job(newer), field).encode().partition(b"sde_dpmpp_2m")
+        alive.connection.hset(keys.job(newer), field, before + sampler + after)
     assert [job["id"] for job in client.get("/jobs").json()["jobs"]] == [other]
     body = problem(client.get(f"/jobs/{newer}"), 503, "unavailable")
     assert "newer version" in body["detail"]
@@ -218,7 +236,7 @@ def test_a_job_that_is_older_than_jobs_are_kept_is_410(client: httpx.Client, set
 def test_a_finished_job_whose_files_are_gone_has_expired(client: httpx.Client, alive: JobStore) -> None:
     job_id, _ = finished(alive, 2)
     PictureFiles(alive.settings.pictures).remove(job_id)
-    for path in ("/images/0.png", "/grid.png"):
+    for path in ("/images/0.png", "/grid.png", "/pictures.zip"):
         problem(client.get(f"/jobs/{job_id}{path}"), 410, "expired-job")
     problem(client.get(f"/jobs/{job_id}/images/2.png"), 404, "unknown-picture")
 
@@ -252,6 +270,9 @@ def test_storage_that_fails_or_hangs_is_a_503_and_the_rest_is_served(
 def test_a_job_and_the_readiness_say_that_no_worker_can_store_pictures(client: httpx.Client, alive: JobStore) -> None:
     job_id = submitted(client)
     assert client.get(f"/jobs/{job_id}").json()["delay"] is None
+    workers.announce(alive.connection, "other", {"storage_problem": "disk full"}, lease_s=60)
+    ready = client.get("/readyz").json()
+    assert (ready["workers"], ready["storing"]) == (2, 1)
     workers.announce(alive.connection, "w", {"storage_problem": "disk full"}, lease_s=60)
     assert client.get(f"/jobs/{job_id}").json()["delay"] == "disk full"
-    assert "disk full" in problem(client.get("/readyz"), 503, "unavailable")["detail"]
+    assert "disk full" not in problem(client.get("/readyz"), 503, "unavailable")["detail"]  # for callers without a key

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 
 import httpx
 import pytest
@@ -95,6 +96,61 @@ def test_the_bodies_of_one_owner_have_a_limit_together() -> None:
         return found
 
     assert asyncio.run(run()) == 5 * ["429: your other requests are too large; try again"]
+
+
+@pytest.mark.parametrize(("content_type", "most"), [(b"multipart/form-data; boundary=x", 9), (b"application/json", 4)])
+def test_forms_count_until_their_requests_wait_and_other_bodies_until_the_answer(
+    content_type: bytes, most: int
+) -> None:
+    """A form's files are closed before the wait; a JSON body stays in memory."""
+    answered, waiting = asyncio.Event(), list[Scope]()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+
+    async def send(message: Message) -> None:
+        raise AssertionError
+
+    async def run() -> list[str]:
+        limited = limiting(app)
+
+        def request() -> asyncio.Task[None]:
+            scope = {**request_with((b"content-type", content_type)), "state": {"owner": "alice"}}
+            messages = iter([{"type": "http.request", "body": bytes(1024), "more_body": False}])
+
+            async def receive() -> Message:
+                if (message := next(messages, None)) is not None:
+                    return message
+                waiting.append(scope)
+                await answered.wait()
+                return {"type": "http.disconnect"}
+
+            return asyncio.create_task(limited(scope, receive, send))
+
+        tasks = []
+        for _ in range(9):  # one after the other
+            tasks.append(request())
+            await asyncio.sleep(0)
+        answered.set()
+        return [str(error) for error in await asyncio.gather(*tasks, return_exceptions=True) if error]
+
+    assert asyncio.run(run()) == (9 - most) * ["429: your other requests are too large; try again"]
+    assert len(waiting) == most
+
+
+@pytest.mark.parametrize("path", ["/", "/static/app.js", "/docs"])
+def test_a_body_that_no_route_reads_is_no_error(
+    client: httpx.Client, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    head = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: 99999999\r\n\r\n"
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=60) as one:
+        one.sendall(head.encode() + bytes(100))
+        assert one.recv(1 << 16).startswith(b"HTTP/1.1 200")
+        one.shutdown(socket.SHUT_WR)
+        while one.recv(1 << 16):
+            pass
+    assert [line for line in caplog.records if line.levelname == "ERROR"] == []
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,85 @@
+"""A boundary stands wherever many units of work meet: pictures in a batch, jobs, models, tasks of a loop.
+
+An exception that nobody foresaw ends the smallest unit that it concerns. Its traceback is logged, it is counted, and
+the rest goes on. Knows no torch and no Redis.
+"""
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, TypeVar
+
+from service.telemetry.logs import get_logger
+from service.telemetry.metrics import UNFORESEEN
+
+log = get_logger(__name__)
+
+LOG_EVERY_S = 10.0  # the same unit: some are tried in every iteration of a loop
+_logged = dict[Any, float]()
+
+T = TypeVar("T")
+R = TypeVar("R")
+Passes = Callable[[Exception], bool]
+
+
+def reason_of(error: Exception) -> str:
+    """Return what clients may read of an error: its notes, its type and the first line, without any path."""
+    text = (error.strerror if isinstance(error, OSError) else None) or str(error)
+    parts = [*getattr(error, "__notes__", ()), type(error).__name__, text.partition("\n")[0][:200]]
+    return ": ".join(filter(None, parts))
+
+
+@contextlib.contextmanager
+def confined(
+    unit: str,
+    give_up: Callable[[str], object] = lambda reason: None,
+    passes: Passes = lambda error: False,
+    **about: Any,
+) -> Iterator[None]:
+    """End one unit of work, such as a "job", if it raises: call `give_up` with the reason.
+
+    passes: which errors are raised again, as they concern every unit. about: which unit it is, for the log.
+    """
+    try:
+        yield
+    except Exception as error:
+        if passes(error):
+            raise
+        UNFORESEEN.labels(unit).inc()
+        if time.monotonic() - _logged.get((unit, *about.values()), -LOG_EVERY_S) >= LOG_EVERY_S:
+            if len(_logged) > 1000:
+                _logged.clear()
+            _logged[unit, *about.values()] = time.monotonic()
+            log.error(f"{unit} failed", exc_info=error, **about)
+        give_up(reason_of(error))
+
+
+def attempt(
+    work: Callable[[Sequence[T]], Sequence[R] | None],
+    items: Sequence[T],
+    give_up: Callable[[T, str], R],
+    about: Callable[[T], Mapping[str, Any]],
+    passes: Passes,
+) -> list[R]:
+    """Do `work` for pictures and return what it returns; if it raises, do it for each half of them.
+
+    Of one that fails alone, return what `give_up` makes of the reason. `work` must leave every picture as it was if it
+    raises. The other parameters are those of `confined`.
+    """
+    if not items:
+        return []
+    if len(items) == 1:
+        given_up = list[R]()
+        end = lambda reason: given_up.append(give_up(items[0], reason))  # noqa: E731
+        with confined("picture", end, passes, **about(items[0])):
+            return list(work(items) or [])
+        return given_up
+    try:
+        return list(work(items) or [])
+    except Exception as error:
+        if passes(error):
+            raise
+        jobs = sorted({about(item)["job_id"] for item in items})
+        log.warning("work failed; it is repeated for each half of its pictures", jobs=jobs, exc_info=error)
+        half = len(items) // 2
+        return [one for part in (items[:half], items[half:]) for one in attempt(work, part, give_up, about, passes)]
