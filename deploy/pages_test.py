@@ -21,6 +21,7 @@ from typing import Any
 import httpx
 import pytest
 
+from service.local.redis_server import die_with_parent
 from tests.service.processes import children, until
 
 ROOT = Path(__file__).parents[1]
@@ -159,7 +160,7 @@ def machine(name: str, address: str) -> Iterator[Machine]:
         "-ec",
         script,
     ]
-    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == "there\n"
         (pid,) = children(process.pid)
