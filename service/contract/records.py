@@ -1,5 +1,6 @@
 """Jobs, their ids, pictures, verdicts and results as JSON in Redis, for the API and the workers."""
 
+import json
 import re
 import secrets
 from collections import Counter, defaultdict
@@ -46,7 +47,7 @@ def hour_of(job_id: str) -> str:
 class Stored(BaseModel):
     """A record in Redis as JSON. Its fields do not change once it is created.
 
-    Two consecutive versions of the service run side by side during an upgrade: each writes all of its fields, and
+    Two consecutive versions of the service run side by side during an upgrade: each writes its fields, and
     ignores those that it does not know. So a field that is added needs a default.
     """
 
@@ -126,7 +127,8 @@ class JobRecord(JobSummary):
     """A job as requested. It never changes: its checkpoint stays, even if another one is promoted later.
 
     What decides the pixels of a picture and is added in a later version belongs into `options` or a Point: a worker
-    does not sample pictures with fields of these that it does not know.
+    does not sample pictures with fields of these that it does not know. Such a field is None where it is not used, and
+    is then not stored, so that workers of the version before take all jobs without it.
     """
 
     owner: str = ""  # name of the API key; "" without keys
@@ -262,6 +264,16 @@ class JobResult(Stored):
         """Return the indices of the pictures in the grid."""
         n = len(record.labels)
         return range(self.best * n, (self.best + 1) * n)
+
+    def fields(self, record: JobRecord) -> dict[str, str]:
+        """Return what is stored at the end of the job: beside the result, what answers need without reading it.
+
+        `shown`: the indices of the pictures whose verdicts it shows; `grid`: that of the picture that is the grid, if
+        the grid has no file of its own.
+        """
+        best = self.best_indices(record)
+        grid = {} if record.has_grid else {"grid": str(best[0])}
+        return {"result": self.model_dump_json(), "shown": json.dumps([*best, *self.worst]), **grid}
 
 
 def breakdown(verdicts: Sequence[Verdict]) -> dict[str, Any]:

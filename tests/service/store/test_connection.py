@@ -102,10 +102,10 @@ def test_a_look_does_not_wait_for_redis(
     runner = Runner(impatient, settings, "w1")
     monkeypatch.setattr("service.worker.runner.CHECK_EVERY_S", 0.0)
     with read_only(connection):
-        runner._look()
+        runner._load_wanted()
     assert connection.hget(keys.job(job_id), "status") == "queued"
     with full(connection):
-        runner._look()
+        runner._load_wanted()
     assert connection.hget(keys.job(job_id), "status") == "failed"
 
 
@@ -236,13 +236,21 @@ def idle(client: Redis) -> Redis:
     return client
 
 
+def answers_of_all(client: Redis) -> list[str]:
+    """Use all connections of a pool, as threads do at the same time, and return what each answers."""
+    used = [client.connection_pool.get_connection() for _ in range(IDLE)]
+    for one in used:
+        one.send_command("PING")
+    return [str(one.read_response()) for one in used]
+
+
 def test_a_time_out_drops_all_idle_connections(network: tuple[Gate, str], connection: Redis) -> None:
     between, url = network
     with idle(connect(url, timeout_s=WAIT_S)) as client:
         between.freeze()
         with pytest.raises(TimeoutError):
             client.ping()
-        assert [client.ping() for _ in range(IDLE)] == [True] * IDLE
+        assert answers_of_all(client) == ["PONG"] * IDLE
 
 
 def test_a_worker_tries_once_more_whatever_number_of_connections_are_silent(
@@ -253,11 +261,8 @@ def test_a_worker_tries_once_more_whatever_number_of_connections_are_silent(
     retry = RetryUntilStopped(lambda: bool(looks.append(1)))
     with idle(connect(url, timeout_s=WAIT_S, retry=retry)) as client:
         between.freeze()
-        pool = client.connection_pool
         assert client.ping()
-        for used in [pool.get_connection() for _ in range(IDLE)]:  # all of them, each in a thread of its own
-            used.send_command("PING")
-            assert used.read_response() == "PONG"
+        assert answers_of_all(client) == ["PONG"] * IDLE
     assert len(looks) == 1
 
 
@@ -328,12 +333,11 @@ def test_a_call_loads_the_library_if_it_is_missing(without_library: Redis) -> No
 
 
 def test_the_event_loop_loads_the_library_too(without_library: Redis, settings: Settings) -> None:
-    store = JobStore(without_library, settings)
     jobs = [record(1) for _ in range(3)]
 
     async def run() -> None:
         async with connect_async(settings.redis_url, timeout_s=5, max_connections=4) as client:
-            async_jobs = AsyncJobs(client, settings, store.doorbell)
+            async_jobs = AsyncJobs(client, settings)
             ids = await asyncio.gather(*(async_jobs.create(job) for job in jobs))
             assert ids == [job.id for job in jobs]
             without_library.function_flush()
