@@ -144,7 +144,7 @@ SAMPLING_PRESETS: Final[dict[str, SamplingOptions]] = {
 }
 
 
-# of a newly trained network that takes positions, to which guidance does harm (docs/decisions.md)
+# of a newly trained network that takes positions, to which guidance does harm (docs/dev/decisions.md)
 WITH_POSITIONS: Final = SamplingOptions(sampler="dpmpp_2m", steps=8, guidance=1.0)
 
 

@@ -1,6 +1,6 @@
 """The network: a UNet on blocks of pixels, with time and labels in every block. Knows no schedule and no solver.
 
-The layers were chosen by measurement on a CPU with AMX and bf16 (docs/decisions.md): layer norm over channels rather
+Its layers were measured on a CPU with AMX and bf16 (docs/dev/decisions.md): layer norm over channels rather
 than group norm, channels last throughout, few channels at the finest resolution and most of them at the coarse ones.
 """
 

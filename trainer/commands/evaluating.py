@@ -17,7 +17,7 @@ from trainer.errors import TrainerError
 
 def score(
     file: Annotated[Path, typer.Argument(help="A test file: a JSON list of label lists.")],
-    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Runs with different seeds.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Runs with different seeds.")] = 10,
     storage: options.Storage = Path("models"),
     model: options.Model = None,
     evaluator: options.Judge = None,
