@@ -134,7 +134,7 @@ class SweptStack(Stack):
                     found[f"entries of {name[:24]}"] = entries
                 if leases := self.connection.xpending(name, "workers")["pending"]:
                     found[f"leases of {name[:24]}"] = leases
-            elif kind not in kept:
+            elif kind not in kept and not (kind == "turns" and name.count(":") == 2):  # an owner stays until their turn
                 found[name] = self.connection.type(name)
         pictures = self.folder / "pictures"
         for file in [path for path in self.folder.rglob("*") if path.is_file()]:
