@@ -65,7 +65,7 @@ is byte by byte as without a fault; queues, leases, files and threads are as bef
 SOAKED = """
 ## Soak
 
-`make soak MINUTES=60` puts two APIs, two workers, the webhooks' worker and Redis under a steady mixed load, while about
+`make soak MINUTES=60` puts two APIs, two workers and Redis under a steady mixed load, while about
 every minute a process is killed, restarted or paused for 2 to 15 s, or Redis is full. Then it checks all of the above
 for every job. `python -m soak --seed N` repeats a load with its faults.
 
