@@ -38,15 +38,10 @@ ENVIRONMENT = {
     "LABELGRID_RATE_LIMIT": "1000000/minute",
     "LABELGRID_WEBHOOK_SECRET": "anywhere" * 4,
     "LABELGRID_WEBHOOK_ALLOW_PRIVATE": "1",
-    "LABELGRID_WEBHOOK_BACKOFF_S": "0.2",
     "LABELGRID_WEBHOOK_TIMEOUT_S": "2",
-    "LABELGRID_HEARTBEAT_S": "0.75",
     "LABELGRID_LEASE_S": "3",
     "LABELGRID_JOB_TIMEOUT_S": "120",
     "LABELGRID_DRAIN_S": "4",
-    "LABELGRID_IDLE_MODEL_S": "0.3",  # so that each trial loads the other model and the evaluator
-    "LABELGRID_LIVE_EVERY_S": "0.02",
-    "LABELGRID_STORAGE_EVERY_S": "0",
     "LABELGRID_ENGINE": "torch",
 }
 VICTIM, BYSTANDER, OTHER_OWNER, OTHER_MODEL, UPLOAD, CANCELLED = (
@@ -115,8 +110,6 @@ class SweptStack(Stack):
 
     def start(self, workers: int = WORKERS, worker_command: str = "service worker") -> None:
         super().start(workers, worker_command)
-        self.run("webhooks", "service webhooks")
-        until(lambda: any(self.connection.scan_iter("labelgrid:webhook-sender:*")), "the webhooks' worker")
 
     def stop(self) -> None:
         super().stop()
@@ -124,7 +117,7 @@ class SweptStack(Stack):
 
     def left(self) -> dict[str, Any]:
         """Return what must be as before once all jobs are deleted: queues, leases, keys, files and threads."""
-        kept = ("worker", "workers", "rate", "webhook-sender", "models", "stored", "suspects", "loading")
+        kept = ("worker", "workers", "rate", "models", "stored", "suspects", "loading")
         names = [str(key) for key in self.connection.scan_iter("labelgrid:*")]
         found: dict[str, Any] = {}
         for name in names:
