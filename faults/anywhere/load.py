@@ -26,6 +26,7 @@ from service.api.access.keys import hash_of, new_key
 from service.contract.records import TERMINAL
 from service.local.supervisor import Child
 from service.store import keys
+from service.store.workers import list_live
 from shared.checkpoint import read_info
 from shared.registry import resolve
 from tests.service.api.uploads.zips import png, zipped
@@ -110,6 +111,13 @@ class SweptStack(Stack):
 
     def start(self, workers: int = WORKERS, worker_command: str = "service worker") -> None:
         super().start(workers, worker_command)
+
+    def is_back(self, name: str, before: Any) -> bool:
+        """Whether a process has taken the place of `before`, and is ready."""
+        process = self.children[name].process
+        if process is before or not self._is_ready():
+            return False
+        return name == "api" or process.pid in [about["pid"] for about in list_live(self.connection)]
 
     def stop(self) -> None:
         super().stop()
@@ -246,6 +254,7 @@ class Load:
         shutil.rmtree(self.stack.folder / "cache" / self.stack.other_digest, ignore_errors=True)  # it is copied anew
         self.submit()
         if restart:
+            before = self.stack.children[restart].process
             self.stack.signal(restart, signal.SIGTERM)
         followers = [
             threading.Thread(target=self._follow, args=(name,), daemon=True)
@@ -258,6 +267,9 @@ class Load:
         self._wait_for_bystanders()
         self._later()
         self._wait_for_victim()
+        if restart:
+            with contextlib.suppress(NotInTime):
+                until(lambda: self.stack.is_back(restart, before), f"a new {restart}", self.within_s, every_s=0.1)
         self._done.set()
         for thread in followers:
             thread.join()
