@@ -2,6 +2,7 @@
 
 import ast
 import random
+import threading
 from pathlib import Path
 
 import pytest
@@ -90,7 +91,7 @@ def test_places_are_recorded_with_phase_and_victims(book: OrderBook, tmp_path: P
     assert {(one.place, one.victim, one.phase) for one in found} == {(place, "victim", "load")}
 
 
-def test_a_place_is_the_line_of_ours_that_makes_the_call(book: OrderBook) -> None:
+def test_a_place_is_the_line_of_ours_that_makes_the_call(book: OrderBook, monkeypatch: pytest.MonkeyPatch) -> None:
     from service.worker import process
 
     boundaries, done = Boundaries(), list[str]()
@@ -98,18 +99,14 @@ def test_a_place_is_the_line_of_ours_that_makes_the_call(book: OrderBook) -> Non
     boundaries.obey(book, "worker")
     book.record(Recording("load"))
 
-    class Ended:
-        """Ends a task after one turn."""
+    ended = threading.Event()
+    monkeypatch.setattr(ended, "wait", lambda seconds: ended.set())  # after one turn
 
-        ended = False
+    def run() -> None:
+        ended.clear()
+        process.repeat("pruning", work, 1.0, ended).join()
 
-        def is_set(self) -> bool:
-            return self.ended
-
-        def wait(self, seconds: float) -> None:
-            self.ended = True
-
-    process.repeat("pruning", work, 1.0, Ended())  # type: ignore[arg-type]
+    run()
     ((phase, place),) = book.places()
     source = Path(process.__file__).read_text().splitlines()
     name, _, line = place.rpartition(":")
@@ -117,7 +114,7 @@ def test_a_place_is_the_line_of_ours_that_makes_the_call(book: OrderBook) -> Non
     assert source[int(line) - 1].strip() == "work()"
     for kind, effects in (("unforeseen", 1), ("after", 2)):
         book.fail(Fault(place, kind))  # type: ignore[arg-type]
-        process.repeat("pruning", work, 1.0, Ended())  # type: ignore[arg-type]  # it lives on
+        run()  # the task lives on
         assert book.has_struck(place)
         assert len(done) == effects
     book.fail(Fault("worker: line f.py:3"))

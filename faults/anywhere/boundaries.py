@@ -131,7 +131,7 @@ class Boundaries:
         self._wrap_storage()
         self._wrap_records()
         self._wrap_worker()
-        sender = importlib.import_module("service.webhooks.worker")
+        sender = importlib.import_module("service.webhooks.sender")
         self.wrap(sender, "post", "webhook", about=lambda *call: " ".join(map(str, call)))
         self.wrap(sender, "resolve", "webhook")
 
@@ -221,8 +221,8 @@ class Boundaries:
         process = importlib.import_module("service.worker.process")
         repeat = process.repeat
 
-        def failing(what: str, work: Callable[[], None], *rest: Any) -> None:
-            repeat(what, self.wrapped(work, "periodic task", lambda: what, lambda: ""), *rest)
+        def failing(what: str, work: Callable[[], None], *rest: Any) -> Any:
+            return repeat(what, self.wrapped(work, "periodic task", lambda: what, lambda: ""), *rest)
 
         process.repeat = failing  # type: ignore[attr-defined]
 

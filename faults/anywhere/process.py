@@ -33,12 +33,13 @@ LINES = (
     "service.store.hub",
 )
 SHORTENED = {
-    "service.store.claims": {"UNREADABLE_S": 2.0},
+    "service.api.app": {"STORAGE_EVERY_S": 0.0},
     "service.store.hub": {"RECONNECT_S": 0.2},
-    "service.webhooks.worker": {"LEASE_S": 3.0, "LOOK_S": 0.2},
+    "service.webhooks.sender": {"LEASE_S": 3.0, "LOOK_S": 0.2, "BACKOFF_S": 0.2},
     "service.worker.job_files": {"RETRY_S": 0.2},
-    "service.worker.process": {"PRUNE_EVERY_S": 1.0},
-    "service.worker.runner": {"CHECK_EVERY_S": 0.2, "OTHERS_FIRST_S": 0.1, "RETRY_S": 1.0},
+    "service.worker.models": {"IDLE_MODEL_S": 0.3},  # so that each trial loads the other model and the evaluator
+    "service.worker.process": {"PRUNE_EVERY_S": 1.0, "CLEAN_EVERY_S": 1},
+    "service.worker.runner": {"CHECK_EVERY_S": 0.2, "OTHERS_FIRST_S": 0.1, "RETRY_S": 1.0, "LIVE_EVERY_S": 0.02},
 }
 VICTIMS = {"victim": "beefbeef", "upload": "feedfeed"}  # request id -> the end of the job's id
 

@@ -22,7 +22,7 @@ STATE = ROOT / "runs" / "anywhere"
 PHASES = ("load", "start", "stop")  # a place that is reached in several is failed in the first of them
 KINDS: tuple[Kind, ...] = ("unforeseen", "os error", "time-out", "after")
 RETRIED: tuple[Kind, ...] = ("os error", "time-out", "lost")  # foreseen: work may wait until such an error is over
-PROCESSES = {"worker": "worker 0", "api": "api", "webhooks": "webhooks"}
+PROCESSES = {"worker": "worker 0", "api": "api"}
 MAX_DEATHS = 4  # the default of `max_deliveries`
 MORE_THREADS = 4  # than after a run without a fault: pools grow when they are used first
 TOGETHER, RESTARTS_TOGETHER = 6, 3
@@ -94,10 +94,10 @@ def groups_of(trials: Iterable[Trial]) -> list[list[Trial]]:
         is_foreseen, phase = trial.kind in RETRIED, "load" if trial.phase == "load" else trial.process
         groups = pools.setdefault((is_foreseen, phase, trial.victim, trial.key if trial.for_good else ""), [])
         most = TOGETHER if phase == "load" else RESTARTS_TOGETHER
-        ends = trial.victim and trial.process == "worker"
+        ends = _may_end_victim(trial)
         for group in groups:
             places = {one.place for one in group}
-            if len(group) < most and trial.place not in places and not (ends and _ends_victim(group)):
+            if len(group) < most and trial.place not in places and not (ends and any(map(_may_end_victim, group))):
                 group.append(trial)
                 break
         else:
@@ -107,8 +107,8 @@ def groups_of(trials: Iterable[Trial]) -> list[list[Trial]]:
     return sorted(found, key=lambda group: group[0].kind in RETRIED)  # what nobody foresaw comes first
 
 
-def _ends_victim(group: Iterable[Trial]) -> bool:
-    return any(trial.victim and trial.process == "worker" for trial in group)
+def _may_end_victim(trial: Trial) -> bool:
+    return bool(trial.victim) and trial.process == "worker" and trial.kind not in RETRIED
 
 
 def check(group: Sequence[Trial], out: Outcome, clean: Outcome) -> list[str]:

@@ -4,6 +4,7 @@ Storage never blocks the event loop: a call that hangs is a 503 after some secon
 """
 
 import asyncio
+import contextlib
 import io
 import zipfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
@@ -136,7 +137,7 @@ class ResultReader:
     async def upload(self, job_id: str, reads: Reads) -> None:
         """Write pictures that a job is to judge, each in the thread that reads it, so that few are in memory.
 
-        Unavailable if storage does not take them, FileNotFoundError if one to read is gone.
+        Unavailable if storage does not take them, FileNotFoundError if one to read is gone. Then none is left.
         """
 
         def write(i: int) -> None:
@@ -145,7 +146,9 @@ class ResultReader:
         for first in range(0, len(reads), WRITTEN_TOGETHER):
             calls = (self._in_storage(write, i) for i in range(first, min(first + WRITTEN_TOGETHER, len(reads))))
             for error in filter(None, await asyncio.gather(*calls, return_exceptions=True)):
-                raise error  # now that no call goes on: what was written may be removed
+                with contextlib.suppress(Unavailable):  # pruning removes them
+                    await self.remove(job_id)
+                raise error
 
     async def remove(self, job_id: str) -> None:
         """Remove a job's pictures. Unavailable if storage does not answer."""

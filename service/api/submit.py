@@ -294,12 +294,12 @@ class Submitter:
     async def _create(self, record: JobRecord, same: IdempotentRequest | None, pictures: Reads) -> str:
         workers = await self.ready_workers()
         created: str | Exception
+        await self.service.results.upload(record.id, pictures)
         try:
-            await self.service.results.upload(record.id, pictures)
             created = await self.service.jobs.create(record, same)
         except NoRoom as error:
             created = _refusal(error, record.total, workers)
-        except (KeyReuse, FileNotFoundError) as error:
+        except KeyReuse as error:
             created = error
         if pictures and created != record.id:  # after any other error the job may exist
             with contextlib.suppress(Unavailable):  # pruning removes them

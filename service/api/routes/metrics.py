@@ -12,9 +12,11 @@ from service.api.dependencies import NEEDS_KEY, ModelsDep, ServiceDep
 from service.api.openapi import problems
 from service.store import keys
 from service.telemetry import metrics
+from service.telemetry.boundary import confined
 
 router = APIRouter(tags=["service"])
 
+AWAY = RedisError, TimeoutError  # what it raises while Redis is away
 REDIS_WITHIN_S = 5.0  # Prometheus waits for 10 s, unless told otherwise, and would count the API as down
 
 
@@ -35,10 +37,11 @@ async def read_metrics(models: ModelsDep, service: ServiceDep) -> PlainTextRespo
             workers, open_jobs = await jobs.workers(), await jobs.redis("ZCARD", keys.OPEN)
             loaded = {model["digest"]: model["name"] for about in workers for model in about.get("models", ())}
             for digest, name in {**loaded, **names}.items():  # storage may have replaced what workers still sample from
-                pending[name] += sum(map(int, await jobs.redis("HVALS", keys.pending_counts(digest))))
-                oldest_s[name] = max(oldest_s[name], await jobs.longest_wait_s(digest))
-                claimed += await jobs.redis("XLEN", keys.stream(digest))
-    except (RedisError, TimeoutError):
+                with confined("model", passes=lambda error: isinstance(error, AWAY), model=name):
+                    pending[name] += sum(map(int, await jobs.redis("HVALS", keys.pending_counts(digest))))
+                    oldest_s[name] = max(oldest_s[name], await jobs.longest_wait_s(digest))
+                    claimed += await jobs.redis("XLEN", keys.stream(digest))
+    except AWAY:
         metrics.REDIS_UP.set(0)
     else:
         # No await from here to the answer: a simultaneous scrape would see half of it.

@@ -18,6 +18,7 @@ from redis import Redis
 
 from service.settings import Settings
 from service.store import workers
+from service.store.async_jobs import AsyncJobs
 from service.store.claims import PictureStream
 from service.store.jobs import JobStore
 from service.telemetry.metrics import API, WORKER, WorkerState, serve_worker
@@ -103,6 +104,24 @@ def test_a_redis_that_hangs_does_not_hold_up_the_metrics(settings: Settings, mon
             found = Reading(client.get("/metrics").text)
             assert time.monotonic() - begun < 5
     assert found.samples["labelgrid_redis_up", frozenset()] == 0
+
+
+def test_a_model_whose_figures_cannot_be_read_hides_no_other(
+    client: httpx.Client, connection: Redis, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = [{"name": name, "digest": digit * 64} for name, digit in (("bad", "e"), ("good", "f"))]
+    workers.announce(connection, "w", {"models": loaded}, lease_s=60)
+
+    async def longest_wait_s(self: AsyncJobs, digest: str) -> float:
+        if digest.startswith("e"):
+            raise OverflowError
+        return 7.0
+
+    monkeypatch.setattr(AsyncJobs, "longest_wait_s", longest_wait_s)
+    found = Reading(client.get("/metrics").text)
+    assert found("workers") == found("redis_up") == 1
+    assert found("oldest_wait_seconds", model="good") == found("oldest_wait_seconds", model="toy") == 7.0
+    assert found("oldest_wait_seconds", model="bad") == 0
 
 
 def test_pictures_count_of_any_evaluator_and_of_a_checkpoint_that_was_replaced(

@@ -128,6 +128,29 @@ def test_uploads_stay_if_redis_breaks_after_it_has_created_their_job(
     assert PictureFiles(settings.pictures).read(job_id, picture_name(2)) == png(2)
 
 
+@pytest.mark.parametrize(("error", "status"), [(OSError(), 503), (OverflowError(), 500)])
+def test_nothing_stays_of_pictures_of_which_one_cannot_be_stored(
+    settings: Settings,
+    alive: JobStore,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    error: Exception,
+    status: int,
+) -> None:
+    write = PictureFiles.write
+
+    def failing(files: PictureFiles, job_id: str, name: str, content: bytes) -> None:
+        if name == picture_name(1):
+            raise error
+        write(files, job_id, name, content)
+
+    monkeypatch.setattr(PictureFiles, "write", failing)
+    own = settings.model_copy(update={"pictures": tmp_path})
+    with api_server(own) as server, client_of(server) as client:
+        assert send(client, zipped(GOOD), {"prefer": "wait=0"}).status_code == status
+    assert list(tmp_path.rglob("*.png")) == []
+
+
 def test_nothing_stays_of_pictures_that_get_no_job(settings: Settings, alive: JobStore, tmp_path: Path) -> None:
     own, headers = settings.model_copy(update={"max_queued_pictures": 5, "pictures": tmp_path}), {"prefer": "wait=0"}
     with api_server(own) as server, client_of(server) as client:
