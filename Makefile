@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo serve train test test-browser compose-test scaling-out-test kubernetes-check screenshots check \
-  check-lowest format clean docs lock audit bench bench-quick fuzz faults wheel wheel-test soak flood
+  check-lowest format clean docs lock audit bench bench-quick fuzz faults anywhere wheel wheel-test soak flood
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -92,6 +92,9 @@ fuzz: $(VENV)/.dev  ## Fuzz the API, label files, zips, recipes and the life of 
 faults: $(VENV)/.worker  ## Kill, pause and fill real processes and move their clocks (eight minutes), write docs/reliability.md
 	sh faults/setup.sh
 	$(BIN)/python -m faults
+
+anywhere: $(VENV)/.dev  ## Fail every place that calls Redis, storage, the network ... and check that only it suffers (an hour), write docs/reliability.md
+	$(BIN)/python -m faults.anywhere
 
 wheel: $(VENV)/.client  ## Build the wheel, with the weights, into dist/
 	rm -rf dist build

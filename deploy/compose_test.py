@@ -225,7 +225,7 @@ def test_webhooks_are_sent(deployment: Deployment) -> None:
         docker("rm", "--force", receiver)
 
 
-@pytest.mark.parametrize("service", ["api", "worker", "webhooks", "redis"])
+@pytest.mark.parametrize("service", ["api", "worker", "redis"])
 def test_a_container_may_do_nothing_but_its_work(deployment: Deployment, service: str) -> None:
     status = dict(line.split(":\t", 1) for line in deployment.inside(service, "cat", "/proc/1/status").splitlines())
     assert "0" not in status["Uid"].split()
@@ -249,16 +249,16 @@ def test_redis_wants_its_password_and_keeps_what_it_accepted(deployment: Deploym
 
 def test_one_port_is_published_and_workers_have_no_way_out(deployment: Deployment) -> None:
     published = {}
-    for service in ("api", "worker", "webhooks", "redis"):
+    for service in ("api", "worker", "redis"):
         (container,) = deployment.containers(service)
         ports = json.loads(docker("inspect", "--format", "{{json .NetworkSettings.Ports}}", container))
         published[service] = [(at["HostIp"], at["HostPort"]) for some in ports.values() for at in some or []]
-    assert published == {"api": [("127.0.0.1", deployment.env["PORT"])], "worker": [], "webhooks": [], "redis": []}
+    assert published == {"api": [("127.0.0.1", deployment.env["PORT"])], "worker": [], "redis": []}
     ways_out = {}
     for service in published:
         routes = deployment.inside(service, "cat", "/proc/net/route").splitlines()[1:]
         ways_out[service] = any(route.split()[1] == "00000000" for route in routes)
-    assert ways_out == {"api": True, "worker": False, "webhooks": True, "redis": False}
+    assert ways_out == {"api": True, "worker": False, "redis": False}
 
 
 def test_one_of_two_workers_is_killed_and_every_picture_is_there_once(deployment: Deployment) -> None:

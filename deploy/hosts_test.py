@@ -187,7 +187,7 @@ class Deployment:
         """The hosts whose workers are alive and have claimed pictures."""
         connection = self.store.connection
         consumers = connection.xpending(keys.stream(job.digest), GROUP)["consumers"]
-        abouts = [connection.get(keys.worker(one["name"])) for one in consumers]
+        abouts = [connection.hget(keys.worker(one["name"]), workers.ABOUT) for one in consumers]
         return {json.loads(about)["host"] for about in abouts if about}
 
     def reported(self, job: Job) -> list[int]:
@@ -210,7 +210,6 @@ def deployment(folder: Path, redis_url: str, storage: dict[str, str]) -> Iterato
         "OMP_NUM_THREADS": "1",  # threads of two workers on the same cores spin while they wait for each other
         "LABELGRID_BATCH_PICTURES": "8",
         "LABELGRID_LEASE_S": "4",
-        "LABELGRID_HEARTBEAT_S": "0.5",
     }
     line = [sys.executable, "-m", "service", "api", "--host", FIRST, "--port", str(API_PORT)]
     with contextlib.ExitStack() as stack:

@@ -108,7 +108,6 @@ class Stack:
             "OMP_NUM_THREADS": "1",
             "LABELGRID_DEVICE": "cpu",
             "LABELGRID_BATCH_PICTURES": "16",
-            "LABELGRID_BATCH_ROWS": "32",
             "LABELGRID_STORAGE": str(storage),
             "LABELGRID_PICTURES": str(folder / "pictures"),
             "LABELGRID_CACHE": str(folder / "cache"),
@@ -135,7 +134,7 @@ class Stack:
         self.store = JobStore(self.connection, Settings(redis_url=self.redis.url, pictures=self.folder / "pictures"))
         self.run("api", f"service api --port {self.port}")
         for number in range(workers):
-            self.run(f"worker {number}", worker_command, LABELGRID_ALIVE_FILE=str(self.folder / f"alive-{number}"))
+            self.run(f"worker {number}", worker_command)
         self._watcher.start()
         until(self._is_ready, "the service to be ready")
         until(lambda: len(ready(list_live(self.store.connection))) == workers, f"{workers} workers")
@@ -192,11 +191,10 @@ class Stack:
         else:
             until(lambda: process.pid in [about["pid"] for about in list_live(self.store.connection)], f"the {name}")
 
-    def check(self, option: str = "", worker: int = 0) -> int:
+    def check(self) -> int:
         """Return the status of `python -m service check`."""
-        line = [sys.executable, "-m", "service", "check", *option.split()]
-        environment = {**self.environment, "LABELGRID_ALIVE_FILE": str(self.folder / f"alive-{worker}")}
-        return subprocess.run(line, cwd=ROOT, env=environment, capture_output=True).returncode
+        line = [sys.executable, "-m", "service", "check"]
+        return subprocess.run(line, cwd=ROOT, env=self.environment, capture_output=True).returncode
 
     def workers(self) -> list[str]:
         return [name for name in self.children if name.startswith("worker")]
@@ -208,7 +206,7 @@ class Stack:
         with contextlib.suppress(ResponseError):  # no worker has created the stream's group yet
             for one in self.connection.xpending(keys.stream(self.digest), GROUP)["consumers"]:
                 consumer = one["name"]
-                if about := self.connection.get(keys.worker(consumer)):
+                if about := self.connection.get(keys.old_worker(consumer)):  # which both releases write
                     found[names.get(json.loads(about)["pid"], "a former worker")] = (consumer, int(one["pending"]))
         return found
 

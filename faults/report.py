@@ -12,6 +12,7 @@ from faults.cases import CASES
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "faults" / "results.json"
 SOAK = ROOT / "soak" / "results.json"
+SWEPT = ROOT / "faults" / "anywhere" / "results.json"
 DOCUMENT = ROOT / "docs" / "reliability.md"
 WITHIN_S = 15.0  # the longest recovery allowed
 
@@ -48,10 +49,23 @@ Tests in `tests/` show that a picture is the same alone and in any batch, on any
 pass a limit together; that dead workers' pictures come before new ones; and that a model whose workers die while they
 load it fails its jobs.
 """
+SWEEP = """
+## Every place
+
+`make anywhere` fails every line that calls Redis, storage, the network, the evaluator, PNG, previews, loading, parsing,
+webhooks or a periodic task; a run without a fault finds these places. Each fails with an exception that nobody foresaw,
+an `OSError`, a time-out, and after the call had its effect; once, and for good for one job, upload, model or owner
+(errors of Redis's connection only once: it is away for all). Each statement of the worker's loop and storing and of the
+hub fails once. Real processes have a load of seven jobs meanwhile.
+
+Confined means: at most the job that it concerns fails, with the exception in its error; every job ends once; all else
+is byte by byte as without a fault; queues, leases, files and threads are as before; a new job finishes within 15 s.
+
+"""
 SOAKED = """
 ## Soak
 
-`make soak MINUTES=60` puts two APIs, two workers, the webhooks' worker and Redis under a steady mixed load, while about
+`make soak MINUTES=60` puts two APIs, two workers and Redis under a steady mixed load, while about
 every minute a process is killed, restarted or paused for 2 to 15 s, or Redis is full. Then it checks all of the above
 for every job. `python -m soak --seed N` repeats a load with its faults.
 
@@ -85,6 +99,13 @@ def keep_soak(result: dict[str, Any]) -> None:
     DOCUMENT.write_text(document(read()))
 
 
+def keep_sweep(result: dict[str, Any]) -> None:
+    """Save what a sweep came to and write the document."""
+    about = {"date": datetime.now(UTC).date().isoformat(), "commit": commit(), "machine": machine()}
+    SWEPT.write_text(json.dumps({**about, **result}, indent=1) + "\n")
+    DOCUMENT.write_text(document(read()))
+
+
 def _write(results: dict[str, Any]) -> None:
     RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
     DOCUMENT.write_text(document(results))
@@ -100,12 +121,34 @@ def document(results: dict[str, Any]) -> str:
     rows = "".join(_row(name, result) for name, result in shown.items())
     if missing := [f"`{name}`" for name in CASES if name not in results]:
         rows += f"\nNot measured since they were last changed: {', '.join(missing)}.\n"
-    return HEAD + rows + TAIL + SOAKED + _soaked(json.loads(SOAK.read_text()))
+    return (
+        HEAD
+        + rows
+        + TAIL
+        + SWEEP
+        + _swept(json.loads(SWEPT.read_text()) if SWEPT.exists() else None)
+        + SOAKED
+        + _soaked(json.loads(SOAK.read_text()))
+    )
 
 
 def _row(name: str, result: dict[str, Any]) -> str:
     figures = f"{result['recovery_s']:.1f} | {result['longest_wait_s']:.1f}"
     return f"| {CASES[name].description} | `{name}` | {figures} |\n"
+
+
+def _swept(result: dict[str, Any] | None) -> str:
+    """Return what the last sweep came to."""
+    if result is None:
+        return "Not run since it was last changed.\n"
+    text = (
+        f"{result['date']}, commit {result['commit']}, {result['machine']}: {result['swept']:,} of "
+        f"{result['trials']:,} trials at {result['places']:,} places, {len(result['rows'])} not confined.\n"
+    )
+    if result["rows"]:
+        text += "\n| not confined | reason |\n| --- | --- |\n"
+        text += "".join(f"| {trial} | {reason} |\n" for trial, reason in result["rows"])
+    return text
 
 
 def _soaked(result: dict[str, Any]) -> str:

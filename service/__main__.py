@@ -17,13 +17,12 @@ from typing import Annotated
 import typer
 from redis.exceptions import RedisError
 
-from service.settings import SettingError, Settings, StartError, read_settings, unknown_variables
-from service.telemetry import logs, tracing
-from service.telemetry.logs import get_logger
+from service.settings import SettingError, Settings, StartError
+from service.start import read, read_to_serve, warn_of_unknown
+from service.store.connection import check_version
+from service.telemetry import tracing
 from shared.checkpoint import CheckpointError
 from shared.registry import resolve
-
-log = get_logger(__name__)
 
 INTERRUPTED = 130  # the exit code after Ctrl-C, as shells have it
 MOST_WORKERS = 64  # of `serve`
@@ -44,41 +43,30 @@ Storage = Annotated[
 
 
 @contextlib.contextmanager
-def _process(role: str, storage: str | None = None) -> Iterator[Settings]:
-    """Start logs and traces and give the settings; an expected error exits with one line and status 1.
-
-    Any other, such as one of torch, ends the process with its traceback; so does a file's once the process serves.
-    """
-    serves = role in ("api", "worker", "webhooks")
-    if storage:
-        os.environ["LABELGRID_STORAGE"] = storage  # the processes that this one starts read it, too
+def _one_line(*others: type[Exception]) -> Iterator[None]:
+    """Let an expected error, also one of `others`, exit with one line and status 1. Any other shows its traceback."""
+    expected: tuple[type[Exception], ...] = (CheckpointError, SettingError, StartError, RedisError, *others)
     try:
-        settings = read_settings()
-        logs.configure(settings, role)
-        if role != "check" and (unknown := unknown_variables()):
-            names = [f"{name} (did you mean {nearest}?)" if nearest else name for name, nearest in unknown.items()]
-            log.warning("no setting has this name", variables=", ".join(names))
-            for name in unknown:
-                del os.environ[name]  # so that no child process warns again
-        if role in ("worker", "webhooks"):
-            # Ends the process while it starts. Without a handler a container's first process ignores the signal.
-            signal.signal(signal.SIGTERM, signal.default_int_handler)
-        if serves:
-            tracing.start(settings, role)
-        if serves or (role == "all" and "redis_url" in settings.model_fields_set):
-            from service.store.connection import check_version
-
-            check_version(settings.redis_url)
-        yield settings
+        yield
     except KeyboardInterrupt:  # while it starts; and uvicorn raises it again once the API has shut down
         pass
-    except (CheckpointError, SettingError, StartError, OSError, RedisError) as error:
-        if serves and isinstance(error, OSError):
-            raise
+    except expected as error:
         print(f"labelgrid: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
     finally:
         tracing.stop()
+
+
+def _use(storage: str | None) -> None:
+    """Set the storage for this process and those that it starts."""
+    if storage:
+        os.environ["LABELGRID_STORAGE"] = storage
+
+
+def _read(role: str) -> Settings:
+    settings = read(role)
+    warn_of_unknown()
+    return settings
 
 
 @app.command("serve", hidden=True)  # its name in `labelgrid serve`
@@ -99,14 +87,18 @@ def run_all(
     if workers != "auto" and not (workers.isdecimal() and 0 < int(workers) <= MOST_WORKERS):
         raise typer.BadParameter(f"--workers {workers}: wanted auto, or 1 to {MOST_WORKERS}")
 
-    with _process("all", storage) as settings, tempfile.TemporaryDirectory(prefix="labelgrid-") as temporary:
+    with _one_line(OSError), tempfile.TemporaryDirectory(prefix="labelgrid-") as temporary:
+        _use(storage)
+        settings = _read("all")
+        has_redis = "redis_url" in settings.model_fields_set
+        if has_redis:
+            check_version(settings.redis_url)
         for kind in ("denoiser", "evaluator"):  # reports a missing checkpoint before anything is started
             resolve(settings.storage, None, kind)
         supervisor = Supervisor(
             port=port,
             state=(state or Path(temporary)).absolute(),
-            redis_url=settings.redis_url if "redis_url" in settings.model_fields_set else None,
-            webhooks=settings.webhook_secret is not None,
+            redis_url=settings.redis_url if has_redis else None,
             drain_s=settings.drain_s if "drain_s" in settings.model_fields_set else DRAIN_S,
             workers=worker_environments(None if workers == "auto" else int(workers), settings.device),
         )
@@ -120,7 +112,9 @@ def api(
     storage: Storage = None,
 ) -> None:
     """Run the API."""
-    with _process("api", storage) as settings:
+    with _one_line():
+        _use(storage)
+        settings = read_to_serve("api")
         from service.api.access.guard import check_listening
         from service.api.app import create_app
         from service.api.server import Server
@@ -141,46 +135,33 @@ def api(
 @app.command()
 def worker(storage: Storage = None) -> None:
     """Run a worker, which generates and scores pictures."""
-    with _process("worker", storage) as settings:
+    with _one_line():
+        # Ends the process while it starts. Without a handler a container's first process ignores the signal.
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        _use(storage)
+        settings = read_to_serve("worker")
         from service.worker.process import main as work
 
         work(settings)
 
 
 @app.command()
-def webhooks() -> None:
-    """Run the process that sends webhooks."""
-    with _process("webhooks") as settings:
-        from service.webhooks.worker import main as send
-
-        send(settings)
-
-
-@app.command()
-def check(
-    liveness: Annotated[
-        bool, typer.Option("--liveness", help="look only at the file LABELGRID_ALIVE_FILE, not at Redis")
-    ] = False,
-) -> None:
+def check(liveness: Annotated[bool, typer.Option("--liveness", hidden=True)] = False) -> None:
     """Exit with 1 unless a worker of this host is alive and does not hang, for the health checks of containers.
 
-    A check that restarts the worker needs --liveness; otherwise every worker is restarted while Redis is away.
+    Only for readiness: a check that restarts workers would restart them all while Redis is away, and a worker that
+    hangs ends by itself.
     """
-    with _process("check") as settings:
-        if liveness:
-            from service.watchdog import is_alive
-
-            if settings.alive_file is None:
-                raise SettingError("alive_file", None, "set it for the worker and for this check")
-            if not is_alive(settings.alive_file, settings.stalled_after_s):
-                raise StartError(f"no process has touched {settings.alive_file} lately")
-            return
-        from service.store import keys, workers
+    if liveness:  # until the next release, for probes of the one before
+        return
+    with _one_line(OSError):
+        settings = read("check")
+        from service.store import workers
         from service.store.connection import connect
 
-        connection, host = connect(settings.redis_url), socket.gethostname()
-        hosts = [about["host"] for about in workers.list_live(connection) if not about.get("stalled")]
-        if host not in hosts and not connection.exists(keys.webhook_sender(host)):
+        host = socket.gethostname()
+        live = workers.list_live(connect(settings.redis_url))
+        if host not in [about["host"] for about in live if not about.get("stalled")]:
             raise StartError(f"no worker of {host} is alive, or it hangs")
 
 
@@ -214,9 +195,10 @@ def webhook_secret(
     name: Annotated[str, typer.Argument(help="the owner; leave it out if the service has no API keys")] = "",
 ) -> None:
     """Print the secret, derived from LABELGRID_WEBHOOK_SECRET, that verifies an owner's webhooks."""
-    from service.webhooks.worker import receiver_secret, signing_key
+    from service.webhooks.sender import receiver_secret, signing_key
 
-    with _process("webhook-secret") as settings:
+    with _one_line(OSError):
+        settings = _read("webhook-secret")
         if settings.webhook_secret is None:
             raise StartError("LABELGRID_WEBHOOK_SECRET is not set")
         print(receiver_secret(signing_key(settings.webhook_secret.get_secret_value(), name)))
@@ -240,11 +222,9 @@ def demo(
     from service.local.demo import run
 
     drawn = False
-    with _process("demo"):
-        try:
-            drawn = run(seed, grid)
-        except ClientError as error:
-            raise StartError(str(error)) from error
+    with _one_line(OSError, ClientError):
+        _read("demo")
+        drawn = run(seed, grid)
     if not drawn:
         raise typer.Exit(INTERRUPTED)
 

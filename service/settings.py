@@ -18,13 +18,11 @@ from pydantic import (
     Field,
     SecretStr,
     ValidationError,
-    ValidationInfo,
-    field_validator,
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from redis import Redis
 
-from shared.options import LIMITS, EngineName
+from shared.options import EngineName
 from shared.storage import Location, open_storage
 
 if TYPE_CHECKING:
@@ -108,11 +106,7 @@ class Settings(BaseSettings):
     )
     """The server that all processes share: Redis 7 or later, or Valkey. redis://, rediss:// with TLS, or unix://. If
     unset, `python -m service` starts its own."""
-    queue: str = "labelgrid"
-    """Name of the RQ queue. Two services also need different Redis databases, the number at the end of redis_url."""
 
-    idempotent_s: int = Field(default=86400, ge=1)
-    """How long an Idempotency-Key counts. Costs about 300 bytes a key."""
     job_timeout_s: int = Field(default=3600, ge=1)
     """A job fails if it has not finished this long after its creation."""
     max_queued_pictures: int = Field(default=10_000, ge=1)
@@ -125,16 +119,6 @@ class Settings(BaseSettings):
     """Accept requests while no worker runs, for workers that start on demand. Otherwise they are a 503."""
     wait_s: float = Field(default=300.0, ge=0)
     """How long a request without a `Prefer` header waits for its job before it gets a 202."""
-    body_limit_bytes: int = Field(default=LIMITS.max_file_bytes + 65536, ge=1024)
-    """Maximum size of a request body other than a form, such as a test file as JSON."""
-    upload_limit_bytes: int = Field(default=(32 << 20) + 65536, ge=1024)
-    """Maximum size of a multipart form, such as a zip of pictures."""
-    zip_entries: int = Field(default=1024, ge=1)
-    """Maximum number of entries of an uploaded zip, including folders and files that operating systems add."""
-    zip_unpacked_bytes: int = Field(default=64 << 20, ge=1024)
-    """Maximum size of an uploaded zip's pictures: unpacked, and separately as pixels of 3 bytes."""
-    picture_side: int = Field(default=512, ge=1, le=4096)
-    """Maximum width and height in pixels of an uploaded picture."""
 
     metrics_host: str = "127.0.0.1"
     """Address of a worker's metrics. The API serves its own at GET /metrics."""
@@ -161,13 +145,9 @@ class Settings(BaseSettings):
     webhook_timeout_s: float = Field(default=10.0, gt=0, le=50)
     """Maximum duration of one attempt, from resolving the name to the response's status."""
     webhook_attempts: int = Field(default=6, ge=1, le=10)
-    """How often a webhook is attempted. Each pause is four times as long as the one before."""
-    webhook_backoff_s: float = Field(default=5.0, gt=0)
-    """Pause after the first attempt. Six attempts from 5 s take about half an hour."""
+    """How often a webhook is attempted. The first pause is 5 s, each later one four times as long; six take about half
+    an hour."""
 
-    alive_file: Path | None = None
-    """A file that a worker or webhooks' worker touches while its loop moves, for `python -m service check --liveness`.
-    Each process needs its own."""
     drain_s: float = Field(default=20.0, ge=0)
     """How long a process may finish its work after SIGTERM. The API takes at least 3 s."""
 
@@ -186,40 +166,25 @@ class Settings(BaseSettings):
     batch_pictures: int | None = Field(default=None, ge=1)
     """Maximum number of pictures that a worker samples at the same time, all stepping together. If unset, it is 16 on a
     CPU and 64 on a GPU, and large jobs give way to small ones (docs/architecture.md)."""
-    batch_rows: int | None = Field(default=None, ge=1)
-    """Maximum number of rows in one network call; a guided picture takes two. If unset, it is 64 on a CPU and 256 on a
-    GPU."""
-    live_every_s: float = Field(default=0.5, ge=0)
-    """Minimum interval between a job's progress events with previews."""
     loaded_models: int = Field(default=2, ge=1)
     """Maximum number of models that a worker keeps loaded, those used last."""
-    idle_model_s: float = Field(default=600.0, ge=0)
-    """A model that is unused for this long is unloaded, but for the one used last."""
-    storage_every_s: float = Field(default=2.0, ge=0)
-    """How old the API's view of storage may be."""
     storage_timeout_s: float = Field(default=120.0, gt=0)
     """How long a worker waits for a checkpoint that it has not cached. Then the job fails."""
     cache: Path = Path("~/.cache/labelgrid")
     """Where a worker caches checkpoint files."""
     cache_bytes: int = Field(default=4 << 30, ge=0)
     """Approximate maximum size of that cache."""
-    heartbeat_s: float = Field(default=2.0, gt=0)
-    """How often a worker reports that it is alive and renews its pictures' leases."""
     lease_s: float = Field(default=8.0, gt=0)
-    """A worker without a heartbeat for this long counts as dead, and others take over its pictures. Must be more than
-    heartbeat_s."""
+    """A worker without a heartbeat for this long counts as dead, and others take over its pictures. It has four in this
+    time."""
     stalled_after_s: float = Field(default=60.0, gt=0)
     """A worker whose loop makes no progress for this long ends its process. Must be longer than one step of a full
     batch."""
-    max_deliveries: int = Field(default=4, ge=2)
-    """A job fails when so many workers have died with the same picture in progress, or while they loaded its model."""
 
-    @field_validator("lease_s")
-    @classmethod
-    def _check_lease(cls, lease_s: float, info: ValidationInfo) -> float:
-        if lease_s <= (heartbeat_s := info.data.get("heartbeat_s", 0.0)):
-            raise ValueError(f"it should be more than LABELGRID_HEARTBEAT_S={heartbeat_s}, which renews the leases")
-        return lease_s
+    @property
+    def heartbeat_s(self) -> float:
+        """How often a worker reports that it is alive and renews its pictures' leases."""
+        return self.lease_s / 4
 
     @property
     def keep_s(self) -> int:

@@ -18,7 +18,7 @@ from soak import outcome
 from soak.load import Load
 from soak.memory import Sampler
 from soak.receiver import Receiver
-from soak.stack import KEEP_S, LIFETIMES_S, SoakStack, running
+from soak.stack import JOB_TIMEOUT_S, KEEP_S, SoakStack, running
 from soak.strikes import Striker, insist, plan, unplanned
 from soak.trend import JUDGED_MINUTES
 
@@ -92,7 +92,7 @@ def soak(stack: SoakStack, seed: int, minutes: float) -> dict[str, Any]:
 
 def _at_rest(stack: SoakStack) -> list[str]:
     """Wait until all jobs have expired; return what is left of them, and what would stay for ever."""
-    lifetime_s = 60 + LIFETIMES_S["IDEMPOTENT"] + KEEP_S
+    lifetime_s = 60 + JOB_TIMEOUT_S + KEEP_S
     try:
         until(lambda: not insist(lambda: outcome.left_over(stack.connection)), "all jobs to expire", lifetime_s)
     except NotInTime:

@@ -206,7 +206,7 @@ async def fill_list(client: httpx.AsyncClient) -> None:
     """Create a page of the largest jobs, and cancel each: no worker shall take them."""
     for _ in range(LISTED):
         answer = (await client.post("/generate", json=PLACED, headers=ASYNC)).raise_for_status()
-        (await client.delete(f"/jobs/{answer.json()['id']}?cancel_only=true")).raise_for_status()
+        (await client.post(f"/jobs/{answer.json()['id']}/cancel")).raise_for_status()
 
 
 @contextlib.asynccontextmanager

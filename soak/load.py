@@ -1,12 +1,13 @@
 """A steady mixed load: each request has a client, of a kind drawn from the seed, that insists on its answer."""
 
 import contextlib
+import json
 import random
 import socket
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
@@ -37,7 +38,9 @@ class Body:
 
     path: str
     total: int
-    json: dict[str, Any] | None = None
+    json: Mapping[str, Any] | None = None
+    files: Mapping[str, Any] = field(default_factory=dict)
+    data: Mapping[str, Any] = field(default_factory=dict)
 
 
 def _generate(n: int, steps: int, **options: Any) -> Body:
@@ -54,8 +57,8 @@ BODIES = [
     _generate(6, 20, sampler="dpmpp_2m", guidance=5.0),
     _generate(7, 16, trajectory=3),
     _generate(8, 20, model="other", sampler="ddim"),
-    Body("/score/conditions", 6, {"conditions": LABELS[:2], "repeats": 3, "seed": 1, "steps": 6}),
-    Body("/score", 3),
+    Body("/score", 6, data={"repeats": 3, "seed": 1, "steps": 6}, files={"file": ("0.json", json.dumps(LABELS[:2]))}),
+    Body("/score", 3, files={"file": TEST_FILE, "pictures": ("pictures.zip", zipped(GOOD), "application/zip")}),
 ]
 KINDS = {  # of clients, with how often each comes
     "waits": 4,
@@ -161,8 +164,7 @@ class Client:
         if self.body.json is not None:
             content: dict[str, Any] = {"json": {**self.body.json, **more}}
         else:
-            pictures = ("pictures.zip", zipped(GOOD), "application/zip")
-            content = {"files": {"file": TEST_FILE, "pictures": pictures}, "data": more}
+            content = {"files": self.body.files, "data": {**self.body.data, **more}}
         job: dict[str, Any] = self.request("POST", self.body.path, 200, 202, headers=headers, **content).json()
         self.load.accept(job["id"], self.number, time.monotonic() - begun, cancelled)
         return str(job["id"])
@@ -207,7 +209,7 @@ def cancels(client: Client) -> None:
     """A retried request may find the job cancelled by the first one: both answers are right."""
     job_id = client.post(ASYNC, cancelled=True)
     time.sleep(client.dice.uniform(0, 0.5))
-    client.request("DELETE", f"/jobs/{job_id}?cancel_only=true", 200, 409)
+    client.request("POST", f"/jobs/{job_id}/cancel", 200, 409)
     if (status := client.job(job_id)["status"]) not in ("cancelled", "finished"):
         raise RuntimeError(f"job {job_id} is {status} after it was cancelled")
 

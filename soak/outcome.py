@@ -18,7 +18,7 @@ from soak.load import BODIES, Ledger
 OF_JOBS = re.compile("labelgrid:(job:[0-9a-f]*(:(waiting|verdicts|events|live|watched))?)")
 # What has no time to live: its number is bounded by those of models, workers and queues.
 LASTING = re.compile(
-    "labelgrid:(workers|ended|models|turns:[0-9a-f]*|waiting:.*|pictures:.*)|rq:(workers|queues)(:.*)?"
+    "labelgrid:(workers|ended|models|turns:[0-9a-f]*|waiting:.*|pictures:.*)|rq:(workers|queues|queue|finished|failed|wip|job)(:.*)?"
 )
 
 

@@ -23,7 +23,6 @@ KINDS = (
     ("kill", "api"),
     ("kill", "worker 0"),
     ("kill", "redis"),
-    ("kill", "webhooks"),
     ("restart", "api"),
     ("restart", "worker 0"),
     ("pause", "api"),

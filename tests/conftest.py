@@ -23,6 +23,7 @@ from redis import Redis
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("NUMBA_NUM_THREADS", "1")
 
+from service.api import app as api_app
 from service.api.app import create_app
 from service.api.openapi import DocumentedAPI
 from service.api.server import Server
@@ -147,9 +148,7 @@ def settings(redis_server: RedisServer, storage: Path, tmp_path_factory: pytest.
         redis_url=redis_server.url,
         device="cpu",
         lease_s=2.5,
-        heartbeat_s=0.3,
         batch_pictures=8,
-        batch_rows=32,
     )
 
 
@@ -167,7 +166,7 @@ def api_server(settings: Settings) -> Iterator[Server]:
 
     It sees a changed model at once, not two seconds later.
     """
-    settings = settings.model_copy(update={"storage_every_s": 0.0})
+    api_app.STORAGE_EVERY_S = 0.0
     server = Server(application(settings), host="127.0.0.1", port=0)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -30,7 +30,7 @@ def heavy_modules_after(statement: str, modules: tuple[str, ...] = HEAVY) -> set
 
 
 def test_the_api_imports_no_torch() -> None:
-    modules = "shared.options, shared.vocabulary, shared.registry, service.api.app, service.webhooks.worker"
+    modules = "shared.options, shared.vocabulary, shared.registry, service.api.app, service.webhooks.sender"
     assert heavy_modules_after(f"import {modules}") == set()
 
 

@@ -98,14 +98,14 @@ def with_names(document: dict[str, Any], digest: str) -> dict[str, Any]:
     content = document["paths"]["/generate/png"]["post"]["requestBody"]["content"]["multipart/form-data"]
     content["encoding"] = {"file": {"contentType": "image/png"}}
     del schemas["PngForm"]["examples"]
-    for schema in ("ImagesRequest", "MadeWith", "Recipe", "GenerateRequest", "PngForm", "ScoreForm", "ScoreRequest"):
+    for schema in ("ImagesRequest", "MadeWith", "Recipe", "GenerateRequest", "PngForm", "ScoreForm"):
         properties = schemas[schema]["properties"]
         for name in names.keys() & properties.keys():
             if "$ref" in properties[name]:
                 continue
             null = [None] if {"type": "null"} in properties[name].get("anyOf", []) else []
             properties[name] = {"enum": names[name] + null}
-        for lists in properties.keys() & {"labels", "conditions"}:
+        for lists in properties.keys() & {"labels"}:
             properties[lists]["items"] = schemas["GenerateRequest"]["properties"]["labels"]["items"]
             properties[lists]["items"]["items"] = {"enum": LABELS}
     labels = document["paths"]["/labels"]["get"]["parameters"]
@@ -180,7 +180,7 @@ def _make_possible(body: dict[str, Any]) -> None:
         body["guidance_interval"].sort()
     if body.get("eta"):
         body["sampler"] = "ddim"
-    for lists in body.keys() & {"labels", "conditions"}:
+    for lists in body.keys() & {"labels"}:
         del body[lists][PICTURES:]
     if body.get("layouts") is not None:
         given = [*body["layouts"], *[None] * PICTURES]
@@ -229,7 +229,7 @@ def test_schemathesis_finds_nothing(address: str, keyed: Settings) -> None:
 bodies = (
     st.binary(max_size=100)
     | st.text('[]{}",:0 eEnull', max_size=30).map(str.encode)
-    | st.dictionaries(st.sampled_from(["labels", "conditions", "prompt", "recipe", "layouts", "seed"]), any_json).map(
+    | st.dictionaries(st.sampled_from(["labels", "prompt", "recipe", "layouts", "seed"]), any_json).map(
         lambda body: json.dumps(body).encode()
     )
 )
@@ -252,13 +252,12 @@ forms = st.lists(st.tuples(st.integers(0, len(FORM) - 1), st.binary(max_size=2))
 # Starlette leaves the file of a truncated form to the garbage collector.
 @pytest.mark.filterwarnings("ignore:Unclosed file <tempfile.SpooledTemporaryFile:ResourceWarning")
 @given(
-    st.sampled_from(["/generate", "/generate/png", "/score", "/score/conditions", "/v1/images/generations"]),
+    st.sampled_from(["/generate", "/generate/png", "/score", "/v1/images/generations"]),
     bodies | forms,
     types,
 )
 @example("/v1/images/generations", b"[" * 100_000, "application/json")
 @example("/generate", b"[" * 100_000, "application/json")
-@example("/score/conditions", b"[" * 100_000, "application/json")
 @example("/v1/images/generations", b'{"seed": ' + b"9" * 5000 + b"}", "application/json")
 @example("/generate", b'{"labels": [["\\ud800"]], "guidance": NaN, "seed": 1e999}', "application/json")
 @example("/score", FORM, "multipart/form-data; boundary=a")

@@ -50,7 +50,7 @@ def filled(remote: Location) -> Location:
 
 
 def at_address(settings: Settings, storage: Location, cache: Path) -> Settings:
-    return settings.model_copy(update={"storage": storage, "cache": cache, "storage_every_s": 0.0})
+    return settings.model_copy(update={"storage": storage, "cache": cache})
 
 
 def test_a_remote_checkpoint_equals_a_local_one(remote: Location, tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ import re
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import ValidationError
@@ -14,6 +15,7 @@ from shared.checkpoint import read_info, verify
 from shared.diffusion.model import load_denoiser
 from shared.options import SamplingOptions
 from tests.conftest import serving
+from tests.service.api.answers import scoring
 from tests.toy_checkpoint import publish_toy_denoiser
 from trainer import __main__ as cli
 from trainer.config import TrainConfig
@@ -89,8 +91,8 @@ def test_request_overrides_checkpoint_overrides_default(
     with serving(settings.model_copy(update={"storage": folder})) as client:
 
         def asked(path: str = "/generate", **given: object) -> dict[str, object]:
-            body = {"conditions" if path == "/score/conditions" else "labels": LISTS, **given}
-            response = client.post(path, json=body, headers={"prefer": "respond-async"})
+            body: Any = scoring(LISTS, **given) if path == "/score" else {"json": {"labels": LISTS, **given}}
+            response = client.post(path, **body, headers={"prefer": "respond-async"})
             assert response.status_code == 202, response.text
             job: dict[str, object] = response.json()
             return job
@@ -104,7 +106,7 @@ def test_request_overrides_checkpoint_overrides_default(
         earlier = asked()
         own = configure(monkeypatch, folder, "--steps", 8, "--guidance", 1.0)
         assert (shown("toy"), shown("other")) == (own, plain)
-        assert asked()["options"] == asked("/score/conditions")["options"] == own.model_dump(mode="json")
+        assert asked()["options"] == asked("/score")["options"] == own.model_dump(mode="json")
         assert asked(guidance=2.5)["options"] == {**own.model_dump(mode="json"), "guidance": 2.5}
         assert asked(model="other")["options"] == plain.model_dump(mode="json")
         waiting = client.get(f"/jobs/{earlier['id']}").json()

@@ -12,6 +12,7 @@ from redis import Redis
 
 from service.settings import Settings
 from service.store.jobs import JobStore
+from service.worker import runner
 from tests.conftest import running, serving
 
 pytest_plugins = ["tests.conftest"]
@@ -35,10 +36,10 @@ def browser() -> Iterator[Browser]:
         browser.close()
 
 
-@pytest.fixture(scope="session")
-def settings(settings: Settings) -> Settings:
-    """Settings with previews as often as possible: toy networks are quick."""
-    return settings.model_copy(update={"live_every_s": 0.05})
+@pytest.fixture(scope="session", autouse=True)
+def _previews() -> None:
+    """Show previews as often as possible: toy networks are quick."""
+    runner.LIVE_EVERY_S = 0.05
 
 
 @pytest.fixture

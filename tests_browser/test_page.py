@@ -486,7 +486,7 @@ def test_the_gallery_stays_where_it_is_while_jobs_end(
         page.locator(f"a[data-job='{ending}']").click()
         expect(page.locator("#job")).to_contain_text("Waiting for a worker")
         page.locator(f"a[data-job='{focused}']").focus()
-        client.delete(f"/jobs/{ending}").raise_for_status()
+        client.post(f"/jobs/{ending}/cancel").raise_for_status()
         expect(page.locator(f"a[data-job='{ending}'] .status")).to_have_text("cancelled")
         expect(page.locator(f"a[data-job='{focused}']")).to_be_focused()
         expect(jobs).to_have_count(14)
@@ -725,7 +725,7 @@ def test_a_job_that_is_gone_leaves_the_gallery(
 ) -> None:
     """Another tab deleted it, or the answer was lost."""
     job = client.post("/generate", json={"labels": LISTS}, headers={"prefer": "respond-async"}).json()["id"]
-    client.delete(f"/jobs/{job}", params={"cancel_only": True}).raise_for_status()
+    client.post(f"/jobs/{job}/cancel").raise_for_status()
     page.goto(address)
     expect(page.locator("#jobs a")).to_have_count(1)
     client.delete(f"/jobs/{job}").raise_for_status()
@@ -741,7 +741,7 @@ def test_the_gallery_goes_on_to_older_jobs_when_all_on_show_are_deleted(
 ) -> None:
     for _ in range(13):
         job = client.post("/generate", json={"labels": LISTS}, headers={"prefer": "respond-async"}).json()["id"]
-        client.delete(f"/jobs/{job}", params={"cancel_only": True}).raise_for_status()
+        client.post(f"/jobs/{job}/cancel").raise_for_status()
     page.goto(address)
     jobs = page.locator("#jobs a")
     expect(jobs).to_have_count(12)
@@ -813,7 +813,7 @@ def test_a_cancelled_job_shows_the_pictures_it_has_and_asks_for_no_others(
     path = f"/jobs/{job['id']}"
     page.goto(f"{address}#{job['id']}")
     expect(page.locator(".card[data-state=made]").first).to_be_visible()
-    client.delete(path).raise_for_status()
+    client.post(f"{path}/cancel").raise_for_status()
     for _ in range(2):
         expect(page.locator("#job")).to_contain_text("The job was cancelled.")
         done = client.get(path).json()["progress"]["done"]

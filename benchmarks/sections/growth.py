@@ -116,7 +116,7 @@ async def _with_streams(address: str, job_id: str, streams: int, looks: int) -> 
             (await client.get(f"/jobs/{job_id}")).raise_for_status()
             taken.append(1000 * (time.perf_counter() - begun))
         cancelled = time.perf_counter()
-        (await client.delete(f"/jobs/{job_id}")).raise_for_status()
+        (await client.post(f"/jobs/{job_id}/cancel")).raise_for_status()
         await asyncio.wait_for(asyncio.gather(*tasks), 60)
     to_end = [at - cancelled for at in ended]
     about = {"streams": streams, "open_s": open_s, "ended": len(ended)}

@@ -1,6 +1,7 @@
 """Requests and receivers that are meant to harm."""
 
 import contextlib
+import json
 import socketserver
 import threading
 import time
@@ -138,8 +139,6 @@ def receivers(stack: Stack) -> Iterator[tuple[_Receiver, _Receiver]]:
 def tarpit_webhooks(trial: Trial) -> None:
     """twenty webhooks to a receiver that answers a byte a second: another one gets its message meanwhile"""
     tarpit, good = trial.stack.beside
-    trial.stack.run("webhooks", "service webhooks")
-    until(lambda: trial.stack.check() == 0, "a worker or the webhooks' worker")
     trial.begin()
 
     def submit(receiver: _Receiver) -> str:
@@ -169,8 +168,9 @@ def tarpit_webhooks(trial: Trial) -> None:
 def large_job_beside_others(trial: Trial) -> None:
     """one worker has a job of 1,280 pictures: another model's job, and uploaded pictures, wait no longer than 10 s"""
     trial.submit(*LARGE)
-    conditions = {"conditions": [["red cube"], ["blue sphere", "gray cube"]] * 32, "repeats": 20, "steps": 20}
-    address, large = f"{trial.stack.address}/score/conditions", ""
+    lists = json.dumps([["red cube"], ["blue sphere", "gray cube"]] * 32)
+    asked: Any = {"files": {"file": ("test.json", lists)}, "data": {"repeats": 20, "steps": 20}}
+    address, large = f"{trial.stack.address}/score", ""
 
     def measure(**request: Any) -> float:
         begun = time.monotonic()
@@ -180,14 +180,14 @@ def large_job_beside_others(trial: Trial) -> None:
 
     def fill() -> None:
         nonlocal large
-        answer = httpx.post(address, json=conditions, headers={"Prefer": "respond-async"}, timeout=30)
+        answer = httpx.post(address, **asked, headers={"Prefer": "respond-async"}, timeout=30)
         large = answer.raise_for_status().json()["id"]
         trial.must_finish(large)
         until(lambda: trial.stack.connection.exists(keys.verdicts(large)), "its first picture")
         other = {"url": f"{trial.stack.address}/generate", "json": {**BODIES[SMALL], "model": "other"}}
         packed = zipped({"0.png": trial.undisturbed[SMALL].pictures[0]})
         files = {"file": ("test.json", '[["red cube"]]'), "pictures": ("one.zip", packed)}
-        waits = measure(**other), measure(url=f"{trial.stack.address}/score", files=files)
+        waits = measure(**other), measure(url=address, files=files)
         if not trial.is_open(large):
             raise RuntimeError("the large job ended before: the trial shows nothing")
         _check_waits(*waits)

@@ -86,14 +86,21 @@ def rolling_downgrade(trial: Trial) -> None:
 
 
 def option_of_the_next_version(trial: Trial) -> None:
-    """API and one of two workers are of a next version with one more option: a job with it waits for that worker"""
+    """the API is upgraded before its workers, against the advice: a job with a new option fails and says so; once the
+    workers are upgraded, too, it finishes"""
     with following() as newer:
-        for name in ("api", "worker 1"):
-            trial.stack.replace(name, newer)
+        trial.stack.replace("api", newer)
         trial.begin()
-        trial.strike(lambda: trial.stack.replace("worker 1", newer))  # the older one is alone for a while
-        glowing = trial.post({**BODIES[SMALL], "glow": 0.5}, Prefer="respond-async")["id"]
-        trial.must_finish(glowing)
-        trial.end()
+        glowing = {**BODIES[SMALL], "glow": 0.5}
+
+        def ask() -> None:
+            job_id = trial.post(glowing, Prefer="respond-async")["id"]
+            trial.jobs[job_id], trial.failing[job_id] = None, "upgrade the workers first"
+
+        trial.strike(ask)
         trial.recover()
-        until(lambda: not trial.is_open(glowing), "the job with the option")
+        for name in trial.stack.workers():
+            trial.stack.replace(name, newer)
+        retried = trial.post(glowing, Prefer="respond-async")["id"]
+        trial.must_finish(retried)
+        until(lambda: not trial.is_open(retried), "the job with the option")

@@ -1,7 +1,7 @@
 """The HTTP application: everything that a request passes through, put together. Imports no torch."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from importlib.metadata import version
 from typing import Any
 
@@ -23,7 +23,9 @@ from service.store.async_jobs import AsyncJobs
 from service.store.connection import connect, connect_async
 from service.store.jobs import JobStore
 from service.telemetry import tracing
+from service.webhooks.sender import Sender
 
+STORAGE_EVERY_S = 2.0  # how old the API's view of storage may be
 MAX_CONNECTIONS = 2000
 CROSS_ORIGIN: dict[str, Any] = {  # what pages of the origins in `cors_origins` may send and read
     "allow_methods": ["GET", "POST", "DELETE"],
@@ -56,18 +58,19 @@ def create_app(settings: Settings) -> DocumentedAPI:
         connection = connect(settings.redis_url)
         reading = connect_async(settings.redis_url, max_connections=MAX_CONNECTIONS)
         store = JobStore(connection, settings)
-        async_jobs = AsyncJobs(reading, settings, store.doorbell)
+        async_jobs = AsyncJobs(reading, settings)
         app.state.service = Service(
             settings=settings,
             store=store,
             jobs=async_jobs,
             results=ResultReader(async_jobs, PictureFiles(settings.pictures)),
-            catalog=Catalog(settings.storage, settings.storage_every_s),
+            catalog=Catalog(settings.storage, STORAGE_EVERY_S),
             uploads=Slots(MAX_UPLOADS),
         )
         app.state.rate_limiter = RateLimiter(reading, limit) if limit else None
         async_jobs.hub.start()
-        yield
+        async with Sender(async_jobs, settings).running() if settings.webhook_secret else nullcontext():
+            yield
         await async_jobs.hub.close()
         await reading.aclose()
         connection.close()

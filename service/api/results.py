@@ -17,7 +17,6 @@ from redis.exceptions import RedisError
 from starlette.types import Receive, Scope, Send
 
 from service.contract.errors import ExpiredJob, NotReady, ServiceError, Unavailable
-from service.contract.schemas import Job
 from service.files import GRID, PictureFiles, Stalled, StorageThreads, picture_name
 from service.store.async_jobs import AsyncJobs
 from service.telemetry.logs import get_logger
@@ -75,14 +74,12 @@ class ResultReader:
         """Return a picture's PNG. NotReady until it is finished; UnknownJob, ExpiredJob, UnknownPicture."""
         return await self._stored(self.files.read, job_id, owner, picture_name(index), index)
 
-    async def send_grid(self, job: Job, owner: str, headers: Mapping[str, str] | None = None) -> Response:
-        """Answer with the grid's PNG. NotReady until the job is finished; ExpiredJob."""
-        if job.result is None:
-            raise NotReady.of("the grid", job.status)
-        name, index = GRID, getattr(job.result, "best", 0)
-        if len(job.result.pictures) == 1 and job.seed is not None:  # sampled: the picture is the grid
-            name = picture_name(index)
-        return await self.send(job.id, owner, name, index, headers)
+    async def send_grid(
+        self, job_id: str, picture: int | None, owner: str, headers: Mapping[str, str] | None = None
+    ) -> Response:
+        """Answer with the grid's PNG; `picture`: what `AsyncJobs.grid` returns. Errors as of `image`."""
+        name = GRID if picture is None else picture_name(picture)
+        return await self.send(job_id, owner, name, picture or 0, headers)
 
     async def send(
         self, job_id: str, owner: str, name: str, index: int, headers: Mapping[str, str] | None = None

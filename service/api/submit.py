@@ -35,6 +35,7 @@ from service.contract.errors import (
     NotFailed,
     NotJson,
     NotLearnt,
+    NotReady,
     NoWorker,
     QueueFull,
     QuotaExceeded,
@@ -248,7 +249,7 @@ class Submitter:
         """
         same = None
         if self.idempotency_key is not None:
-            given = fields.model_dump(mode="json", exclude={"labels", "conditions"}, exclude_defaults=True)
+            given = fields.model_dump(mode="json", exclude={"labels"}, exclude_defaults=True)
             same = self._same_as([kind, labels, given, [one.digest for one in pictures]])
             if job_id := await self.service.jobs.existing(same):
                 return job_id
@@ -322,39 +323,44 @@ class Submitter:
                 raise NoWorker("no worker is running; nothing was queued", headers={"Retry-After": "10"})
         return ready
 
-    async def wait(self, job_id: str, wait_s: float) -> Job:
-        """Return the job once it has ended, or its state after `wait_s`. Raises ClientGone after a disconnect.
+    async def wait(self, job_id: str, wait_s: float) -> None:
+        """Return once the job has ended, or after `wait_s`. Raises ClientGone after a disconnect.
 
         The request's log line and span name the job.
         """
         get_current_span().set_attributes({"labelgrid.job_id": job_id})
         bind_contextvars(job_id=job_id)
         if wait_s <= 0:
-            return await self.service.jobs.job(job_id)
+            return
         gone = asyncio.create_task(_disconnect(self.request))
         try:
-            job = await self.service.jobs.wait(job_id, wait_s, gone)
+            has_ended = await self.service.jobs.wait(job_id, wait_s, gone)
         finally:
             gone.cancel()
-        if gone.done() and job.status not in TERMINAL:
+        if gone.done() and not has_ended:
             gone.result()  # raises what else went wrong
             raise ClientGone(ClientGone.example)
-        return job
 
     async def answer(self, job_id: str, preferences: Preferences) -> Response:
         """Wait for the job and answer in the form that the client prefers."""
-        job = await self.wait(job_id, preferences.wait_s)
-        location = f"/jobs/{job.id}"
+        await self.wait(job_id, preferences.wait_s)
+        location = f"/jobs/{job_id}"
         headers = {"Vary": "Accept, Prefer"}
         if preferences.applied:
             headers["Preference-Applied"] = preferences.applied
+        if preferences.png:
+            try:
+                picture = await self.service.jobs.grid(job_id)
+            except NotReady:  # or it has ended without one
+                pass
+            else:
+                headers["Content-Location"] = f"{location}/grid.png"
+                return await self.service.results.send_grid(job_id, picture, self.owner, headers)
+        job = await self.service.jobs.job(job_id)
         has_ended = job.status in TERMINAL
         headers["Content-Location" if has_ended else "Location"] = location
         if has_ended and job.result is None:
             raise why_unfinished(job, headers)
-        if has_ended and preferences.png:
-            headers["Content-Location"] = f"{location}/grid.png"
-            return await self.service.results.send_grid(job, self.owner, headers)
         return Response(job.model_dump_json(), 200 if has_ended else 202, headers, media_type="application/json")
 
 

@@ -20,7 +20,6 @@ from pydantic import ValidationError
 
 from service.contract.errors import BadRequest
 from service.contract.recipe import KEYWORD, Recipe
-from service.settings import Settings
 from shared.options import LIMITS
 from shared.rgb import to_rgb
 
@@ -44,6 +43,9 @@ PICTURES = "pictures"  # the form's field
 CENTRAL_HEADER = b"PK\x01\x02"  # begins every entry of a zip's directory
 NAME = re.compile(r"(0|[1-9][0-9]{0,5})\.png")
 BOUNDED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)  # zipfile cannot limit how much the other methods unpack
+ZIP_ENTRIES = 1024  # of an uploaded zip, with folders and files that operating systems add
+ZIP_UNPACKED_BYTES = 64 << 20  # of its pictures: unpacked, and separately as pixels of 3 bytes
+PICTURE_SIDE = 512  # pixels; maximum width and height of an uploaded picture
 SHOWN_CHARACTERS = 80  # of an entry's name
 Fault = tuple[str | None, str]  # an entry, or None for the zip itself, and what is wrong with it
 # What zipfile raises for damaged and malicious archives.
@@ -144,30 +146,30 @@ def recipe_of(file: IO[bytes]) -> Recipe:
         raise PngError(f"a PNG whose recipe cannot be read: {where + ': ' if where else ''}{reason}") from error
 
 
-def read_submission(file: IO[bytes], count: int, settings: Settings) -> list[Upload]:
+def read_submission(file: IO[bytes], count: int) -> list[Upload]:
     """Check the PNGs 0.png to COUNT - 1.png of a zip, all of one size, and return them. They may be in one folder.
 
     Those returned can be read, `reduced`, while the file is open. Raises BadRequest, with every fault that was found.
     """
     # Before zipfile creates an object for each. One that begins in a block and ends in the next is not counted.
-    if sum(block.count(CENTRAL_HEADER) for block in iter(partial(file.read, BLOCK), b"")) > settings.zip_entries:
-        raise _refused((None, f"more than {settings.zip_entries} entries"))
+    if sum(block.count(CENTRAL_HEADER) for block in iter(partial(file.read, BLOCK), b"")) > ZIP_ENTRIES:
+        raise _refused((None, f"more than {ZIP_ENTRIES} entries"))
     try:
         archive = zipfile.ZipFile(file)
     except UNREADABLE as error:
         raise _refused((None, f"not a zip: {error}")) from error
     found, faults = list[Upload](), list[Fault]()
     sizes = dict[str, tuple[int, int]]()
-    most, unpacked, decoded = settings.zip_unpacked_bytes, 0, 0
+    most, unpacked, decoded = ZIP_UNPACKED_BYTES, 0, 0
     for i, entry in enumerate(_in_order(archive.infolist(), count)):
-        name, read = f"{i}.png", partial(_unpack, archive, entry, settings.picture_side)
+        name, read = f"{i}.png", partial(_unpack, archive, entry, PICTURE_SIDE)
         unpacked += entry.file_size  # zipfile returns no more than that
         if unpacked > most:
             faults.append((name, f"with it the zip unpacks to more than {most} bytes"))
             break
         try:
             png = read()
-            width, height = sizes[name] = check_picture(png, settings.picture_side)
+            width, height = sizes[name] = check_picture(png, PICTURE_SIDE)
         except PngError as error:
             faults.append((name, str(error)))
             continue

@@ -137,7 +137,7 @@ class AsyncClient:
 
     async def cancel(self, job_id: str) -> Job:
         try:
-            return read_body(await self._send("DELETE", _job_path(job_id), params={"cancel_only": "true"}), Job)
+            return read_body(await self._send("POST", f"{_job_path(job_id)}/cancel"), Job)
         except ApiError as error:
             if error.problem.get("job_status") != "cancelled":  # by a first attempt whose response was lost
                 raise

@@ -1,5 +1,6 @@
 """Jobs, their ids, pictures, verdicts and results as JSON in Redis, for the API and the workers."""
 
+import json
 import re
 import secrets
 from collections import Counter, defaultdict
@@ -263,6 +264,16 @@ class JobResult(Stored):
         """Return the indices of the pictures in the grid."""
         n = len(record.labels)
         return range(self.best * n, (self.best + 1) * n)
+
+    def fields(self, record: JobRecord) -> dict[str, str]:
+        """Return what is stored at the end of the job: beside the result, what answers need without reading it.
+
+        `shown`: the indices of the pictures whose verdicts it shows; `grid`: that of the picture that is the grid, if
+        the grid has no file of its own.
+        """
+        best = self.best_indices(record)
+        grid = {} if record.has_grid else {"grid": str(best[0])}
+        return {"result": self.model_dump_json(), "shown": json.dumps([*best, *self.worst]), **grid}
 
 
 def breakdown(verdicts: Sequence[Verdict]) -> dict[str, Any]:

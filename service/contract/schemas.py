@@ -117,14 +117,6 @@ class ScoreFields(SamplingFields):
     repeats: int = Field(10, ge=1, le=LIMITS.max_repeats, description="runs over the whole file, each with a new seed")
 
 
-class ScoreRequest(ScoreFields):
-    """The content of a test file, as JSON."""
-
-    model_config = with_examples({"conditions": [["gray cube"], ["red cube", "blue sphere"]], "repeats": 10, "seed": 0})
-
-    conditions: LabelLists
-
-
 Count = Annotated[int, Field(ge=0, le=2**53)]  # which every reader of JSON has exactly
 
 

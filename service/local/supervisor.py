@@ -1,4 +1,4 @@
-"""Starts, watches and stops Redis, workers, the API and the sender of webhooks, for `python -m service`.
+"""Starts, watches and stops Redis, workers and the API, for `python -m service`.
 
 Knows processes, not what they do.
 """
@@ -87,7 +87,6 @@ class Supervisor:
     port: int
     state: Path
     redis_url: str | None
-    webhooks: bool = False
     drain_s: float = DRAIN_S
     workers: Sequence[Mapping[str, str]] = ({},)
     children: list[Child] = field(default_factory=list, init=False)  # in the order they were started
@@ -131,8 +130,6 @@ class Supervisor:
             for i, own in enumerate(self.workers)
         ]
         commands.append(("API", ["api", "--host", HOST, "--port", str(self.port)], {}))
-        if self.webhooks:
-            commands.append(("sender of webhooks", ["webhooks"], {}))
         for name, arguments, own in commands:
             start = functools.partial(
                 subprocess.Popen,

@@ -61,7 +61,8 @@ async def generate_images(request: Request, body: ImagesRequest, submitter: Subm
     """Reads the labels from the prompt; for a word that is no label, the error suggests the nearest one."""
     job_id = await submitter.submit("generate", body, [], partial(_check, body))  # the prompt has the labels
     wait_s = submitter.service.settings.wait_s
-    job = await submitter.wait(job_id, wait_s)
+    await submitter.wait(job_id, wait_s)
+    job = await submitter.service.jobs.job(job_id)
     if job.status not in TERMINAL:
         detail = f"not finished within {wait_s:.0f} s; the job goes on"
         raise NotInTime(detail, headers=NO_RETRY, job=f"/jobs/{job_id}")

@@ -33,7 +33,6 @@ from service.contract.records import (
     JobRecord,
     JobResult,
     JobSummary,
-    ModelName,
     Verdict,
     created_at,
 )
@@ -43,13 +42,15 @@ from service.store import keys
 from service.store.functions import Pipeline
 from service.store.hub import Hub
 from service.store.jobs import read_record
-from service.store.workers import Doorbell, ReadyWorkers
+from service.store.workers import ReadyWorkers, new_task
 from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
 HEAD = "summary", "status", "total", "started_at", "finished_at", "error"  # of a job in a list: only small fields
+WHOLE = "record", *HEAD[1:], "result"
 LOOK_AGAIN_S = 5.0  # how often one who waits looks at the job itself, in case its end was not heard
+IDEMPOTENT_S = 86_400  # how long an Idempotency-Key counts, at most as long as its job; about 300 bytes each
 DIGITS = 6  # of scores and distances
 
 
@@ -95,7 +96,7 @@ def limits_of(settings: Settings) -> dict[str, int]:
     return {
         "timeout_s": settings.job_timeout_s,
         "lifetime_s": settings.job_timeout_s + settings.keep_s,
-        "idempotent_s": settings.idempotent_s,
+        "idempotent_s": min(IDEMPOTENT_S, settings.keep_s),
         "most_queued": settings.max_queued_pictures,
         "most_own": settings.max_queued_pictures_per_owner if own else 0,
         "most_stored": settings.max_stored_pictures_per_owner if own else 0,
@@ -104,20 +105,12 @@ def limits_of(settings: Settings) -> dict[str, int]:
 
 def arguments(record: JobRecord, request: IdempotentRequest | None, limits: Mapping[str, int]) -> list[Any]:
     """Return all arguments of `create`."""
-    about = {
-        "id": record.id,
-        "owner": record.owner,
-        "digest": record.digest,
-        "model": ModelName(name=record.model, digest=record.digest, is_evaluator=record.sent).model_dump_json(),
-        "total": record.total,
-        "summary": record.summary,
-        **limits,
-    }
+    about = {"owner": record.owner, "total": record.total, **limits}
     if record.webhook:
         about["webhook_events"] = " ".join(record.webhook_events)
     if request is not None:
         about |= {"request_key": request.redis_key, "request_hash": _hash(request.request)}
-    return [json.dumps(about), record.model_dump_json(exclude_none=True)]
+    return [json.dumps(about), record.model_dump_json(exclude_none=True), record.summary, *new_task()]
 
 
 def before(answer: Any, request: IdempotentRequest | None) -> str:
@@ -135,12 +128,10 @@ def before(answer: Any, request: IdempotentRequest | None) -> str:
 class AsyncJobs:
     """The jobs of one Redis, with its queue and workers, for the event loop."""
 
-    def __init__(self, connection: Redis, settings: Settings, doorbell: Doorbell | None = None) -> None:
-        """`doorbell`: needed to create jobs."""
+    def __init__(self, connection: Redis, settings: Settings) -> None:
         self.redis, self.hub, self.settings = Pipeline(connection), Hub(connection), settings
         self.workers = ReadyWorkers(self.redis)
         self._limits = limits_of(settings)
-        self._doorbell, self._unrung = doorbell, set[str]()  # digests
 
     async def existing(self, request: IdempotentRequest) -> str | None:
         """Return the job that the same request created before, if it still exists.
@@ -153,30 +144,21 @@ class AsyncJobs:
         return request.job_of(raw)
 
     async def create(self, record: JobRecord, request: IdempotentRequest | None = None) -> str:
-        """Write a job and put it into the queue in one command, wake a worker, and return the job's id.
+        """Write a job, put it into the queue and wake a worker, in one command. Return the job's id.
 
         If the same request created a job before, write nothing and return that job's id. KeyReuse, NoRoom as `before`.
         """
         answer = await self.redis.call("create", *arguments(record, request, self._limits))
         if answer is not None:
             return before(answer, request)
-        if not self._unrung:
-            asyncio.get_running_loop().call_soon(self._ring)
-        self._unrung.add(record.digest)
         return record.id
-
-    def _ring(self) -> None:
-        """Wake workers for new jobs. Nobody waits for it: a worker that is not woken looks a second later."""
-        assert self._doorbell is not None
-        digests, self._unrung = self._unrung, set()
-        asyncio.get_running_loop().run_in_executor(None, self._doorbell.ring, digests)
 
     async def job(self, job_id: str) -> Job:
         """Return the job in its current state. UnknownJob, ExpiredJob; Unavailable if another version wrote it."""
-        pairs, done, shown = await self.redis.call("read", job_id)
-        if not pairs:
+        values, done, shown = await self.redis.call("read", job_id, *WHOLE)
+        fields = {name: value for name, value in zip(WHOLE, values, strict=True) if value is not None}
+        if not fields:
             raise await self._gone(job_id)
-        fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
         record = read_record(job_id, fields["record"], JobRecord.read)
         if record is None:
             raise _unreadable(job_id)
@@ -238,10 +220,10 @@ class AsyncJobs:
             log.warning("a job cannot be listed", job_id=job_id, reason=f"{type(error).__name__}: {error}")
             return None
 
-    async def wait(self, job_id: str, timeout_s: float, gone: asyncio.Future[None]) -> Job:
+    async def wait(self, job_id: str, timeout_s: float, gone: asyncio.Future[None]) -> bool:
         """Wait until the job ends, `timeout_s` pass, the client is gone or the shutdown's deadline comes.
 
-        Return the job.
+        Return whether it has ended.
         """
         deadline, away_since = time.monotonic() + timeout_s, math.inf
         with self.hub.watch(job_id) as watch:
@@ -250,7 +232,7 @@ class AsyncJobs:
                 try:
                     status = None if watch.has_ended else await self.redis("HGET", keys.job(job_id), "status")
                     if status is None or status in TERMINAL:
-                        break
+                        return True
                     away_since = math.inf
                 except RedisError:  # perhaps for a moment only
                     away_since = min(away_since, time.monotonic())
@@ -260,7 +242,23 @@ class AsyncJobs:
                 if left_s <= 0:
                     break
                 await watch.wait(min(left_s, LOOK_AGAIN_S))
-        return await self.job(job_id)
+        return False
+
+    async def grid(self, job_id: str) -> int | None:
+        """Return the index of the picture that is a finished job's grid; None if the grid has a file of its own.
+
+        NotReady until the job is finished; UnknownJob, ExpiredJob.
+        """
+        status, shown, picture = await self.redis("HMGET", keys.job(job_id), "status", "shown", "grid")
+        if status is None:
+            raise await self._gone(job_id)
+        if status != "finished":
+            raise NotReady.of("the grid", status)
+        if shown is None:  # the release before ended it
+            result = (job := await self.job(job_id)).result
+            alone = job.seed is not None and result is not None and len(result.pictures) == 1
+            return getattr(result, "best", 0) if alone else None
+        return None if picture is None else int(picture)
 
     async def check_picture(self, job_id: str, index: int) -> None:
         """Raise why a job has no such picture: UnknownPicture, NotReady, ExpiredJob if the job or its file is gone."""

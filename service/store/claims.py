@@ -1,18 +1,18 @@
 """Claims: workers lease pictures, and grids, of a checkpoint from a Redis stream with one consumer group.
 
 A worker renews its leases while it lives; another one takes over a lease that is `lease_s` old. Delivery is at least
-once. Knows no HTTP and no torch.
+once. `jobs.py` begins the jobs of what is claimed. Knows no HTTP and no torch.
 """
 
 import time
-from collections.abc import Container, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from service.contract.records import JobRecord, Picture
+from service.contract.records import JobRecord, Picture, Verdict
 from service.settings import Settings
 from service.store import keys
 from service.store.connection import best_effort
@@ -22,8 +22,9 @@ from service.telemetry.logs import get_logger
 log = get_logger(__name__)
 
 GROUP = "workers"  # as in `jobs.lua`
+MAX_DELIVERIES = 4  # of a picture whose workers died, before its job fails; also of a model that they loaded
 IN_BATCHES = 2  # deaths before a picture is suspected; until then it is sampled in a batch
-UNREADABLE_S = 120.0  # how long a job that this worker cannot read waits for one that can: a rolling upgrade
+MOST_SEEN = 100  # expired leases
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,45 @@ class Claim:
 
 @dataclass(frozen=True, kw_only=True)
 class BegunClaim(Claim):
-    """A claim on a job that is running, with the job's record."""
+    """A claim on a job that is running, with the job's record.
+
+    `verdicts`: of a grid, those on all pictures of its job, by index, if its worker has just stored them.
+    """
 
     record: JobRecord = field(compare=False, repr=False)
+    verdicts: list[Verdict] = field(default_factory=list, compare=False, repr=False)
 
     @property
     def picture(self) -> Picture:
         assert self.index is not None
         return self.record.picture(self.index)
+
+
+@dataclass(frozen=True)
+class Triage:
+    """Expired leases, by entry: to `take` over in batches, to sample `alone`, one at a time, and `hopeless` ones."""
+
+    take: list[str]
+    alone: list[str]
+    hopeless: list[str]
+
+
+def triage(pending: Iterable[tuple[str, int]], max_deliveries: int) -> Triage:
+    """Sort expired leases, each with the number of its deliveries, after every one of which its worker died.
+
+    A picture whose workers died twice may be what killed them. One that was delivered `max_deliveries` times is given
+    up.
+    """
+    in_batches = min(IN_BATCHES, max_deliveries - 1)
+    found = Triage([], [], [])
+    for entry, deliveries in pending:
+        if deliveries >= max_deliveries:
+            found.hopeless.append(entry)
+        elif deliveries >= in_batches:
+            found.alone.append(entry)
+        else:
+            found.take.append(entry)
+    return found
 
 
 class PictureStream:
@@ -65,46 +97,30 @@ class PictureStream:
         self.digest, self.key, self.lease_ms = digest, keys.stream(digest), int(settings.lease_s * 1000)
         self.held = set[str]()
         self.suspects = 0  # pictures that nobody has claimed and that must be sampled alone, when last looked
-        self._left: dict[str, tuple[Claim, float]] = {}  # by entry; and when it was left to other workers
         call(connection, "open_stream", digest, self.lease_ms)
-
-    def claim_new(self, room: int) -> list[Claim]:
-        """Claim up to `room` pending pictures, in the fair queue's order."""
-        return self.read(call(self.connection, "claim", self.digest, self.consumer, room))
 
     def claim_stale(self, room: int, *, may_be_alone: bool) -> tuple[list[Claim], list[tuple[Claim, str]]]:
         """Take over expired leases: up to `room` claims to sample, and hopeless ones, each with why its job must fail.
 
         Those that this worker holds itself look expired if the process was paused; they stay as they are.
 
-        A picture whose workers died twice may be what killed them: it is claimed alone, by a worker that samples
-        nothing (`may_be_alone`). One worker does so, and the others go on with other pictures. One that was delivered
-        `max_deliveries` times is hopeless, and so is one that this worker has left to others and none has taken within
-        `UNREADABLE_S`.
+        A picture that may have killed workers is claimed alone, by a worker that samples nothing (`may_be_alone`). One
+        worker does so, and the others go on with other pictures.
         """
-        most = self.settings.max_deliveries
-        in_batches = min(IN_BATCHES, most - 1)
-        most_seen = 100 + len(self._left)  # which must not hide the entries behind them
         try:
-            late: Any = self.connection.xpending_range(self.key, GROUP, "-", "+", count=most_seen, idle=self.lease_ms)
+            late: Any = self.connection.xpending_range(self.key, GROUP, "-", "+", count=MOST_SEEN, idle=self.lease_ms)
         except ResponseError:  # NOGROUP: somebody emptied Redis
             late = []
-        if not late:
+        pending = [(one["message_id"], one["times_delivered"]) for one in late if one["message_id"] not in self.held]
+        found = triage(pending, MAX_DELIVERIES)
+        reason = f"workers died {MAX_DELIVERIES} times while "
+        hopeless = [(claim, reason + claim.what) for claim in self._take_over(found.hopeless)]
+        if not (found.alone and self._keeps_suspects()):
             self.suspects = 0
-            self._left.clear()
-            return [], []
-        stale = [(one["message_id"], one["times_delivered"]) for one in late]
-        gone = self._untaken(dict(stale))
-        pending = [(entry, count) for entry, count in stale if entry not in self.held and entry not in self._left]
-        for claim in self._take_over([entry for entry, count in pending if count >= most]):
-            gone.append((claim, f"workers died {most} times while {claim.what}"))
-        suspect = [entry for entry, count in pending if in_batches <= count < most]
-        if not (suspect and self._keeps_suspects()):
-            self.suspects = 0
-            return self._take_over([entry for entry, count in pending if count < in_batches][:room]), gone
-        alone = self._take_over(suspect[:1]) if may_be_alone else []
-        self.suspects = len(suspect) - len(alone)
-        return [replace(claim, alone=True) for claim in alone], gone
+            return self._take_over(found.take[:room]), hopeless
+        alone = self._take_over(found.alone[:1]) if may_be_alone else []
+        self.suspects = len(found.alone) - len(alone)
+        return [replace(claim, alone=True) for claim in alone], hopeless
 
     def _keeps_suspects(self) -> bool:
         """Whether this worker is the one that samples suspects. It stops being so if it does not ask for `lease_s`."""
@@ -126,33 +142,21 @@ class PictureStream:
     def read(self, leased: Sequence[Any]) -> list[Claim]:
         """Parse entries that were leased to this worker, each with its fields and values in turn.
 
-        What is neither a picture nor a grid is left to workers of another version.
+        What is neither a picture nor a grid is removed; the job that it belongs to, if any, fails once it is overdue.
         """
-        claims, unknown = list[Claim](), list[Claim]()
+        claims, unknown = list[Claim](), list[str]()
         for entry, pairs in leased:
             fields = dict(zip(pairs[::2], pairs[1::2], strict=True))
             try:
                 index = int(fields["index"]) if "index" in fields else None
                 claims.append(Claim(entry, fields["job"], index))
             except (KeyError, ValueError):
-                log.warning("entry cannot be read; left to other workers", entry=entry, stream=self.key)
-                unknown.append(Claim(entry, job=""))
+                log.error("entry cannot be read and is removed", entry=entry, stream=self.key, fields=fields)
+                unknown.append(entry)
         self.held.update(claim.entry for claim in claims)
         if unknown:
-            self.leave(unknown)
+            self.discard(unknown)
         return claims
-
-    def leave(self, claims: Sequence[Claim]) -> None:
-        """Release claims that this version of the service cannot read, for workers of another one."""
-        self._left |= {claim.entry: (claim, time.monotonic()) for claim in claims}
-        self.release([claim.entry for claim in claims])
-
-    def _untaken(self, stale: Container[str]) -> list[tuple[Claim, str]]:
-        """Return the entries left to other workers that none took in time; forget those that one did."""
-        self._left = {entry: about for entry, about in self._left.items() if entry in stale}
-        reason = "no running worker can read the job; it is of another version of the service"
-        oldest = time.monotonic() - UNREADABLE_S
-        return [(claim, reason) for claim, since in self._left.values() if since < oldest]
 
     def renew(self) -> None:
         """Renew all leases: reset their idle time without counting a delivery. Safe in another thread."""

@@ -167,10 +167,13 @@ def check_version(url: str) -> None:
             )
 
 
-def connect(url: str, *, timeout_s: float = SILENT_S, retry: Once | None = None) -> Redis:
-    """Open a connection pool. Without `retry` a command fails at once when Redis does not answer."""
+def connect(url: str, *, timeout_s: float = SILENT_S, retry: Once | None = None, decodes: bool = True) -> Redis:
+    """Open a connection pool. Without `retry` a command fails at once when Redis does not answer.
+
+    `decodes`: answers are text, not bytes.
+    """
     retry = retry or Once()
-    client = Redis.from_url(url, socket_timeout=timeout_s, retry=retry, **OPTIONS)
+    client = Redis.from_url(url, socket_timeout=timeout_s, retry=retry, **{**OPTIONS, "decode_responses": decodes})
     retry.drop_idle = lambda: client.connection_pool.disconnect(inuse_connections=False)
     return client
 

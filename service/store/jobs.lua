@@ -19,7 +19,10 @@ local CHANGES = 'labelgrid:changes'
 local WEBHOOKS = 'labelgrid:webhooks'
 local MODELS = 'labelgrid:models'
 local ATTEMPTS = 'labelgrid:webhook-attempts'
-local WORKERS = 'labelgrid:workers'
+local RQ_QUEUE = 'rq:queue:labelgrid'
+local RQ_QUEUES = 'rq:queues'
+local RQ_WORKERS = 'rq:workers'
+local OLD_WORKERS = 'labelgrid:workers' -- of the release before this one; so is what is called old below
 
 local function keys_of_job(id)
   local job = 'labelgrid:job:' .. id
@@ -105,6 +108,19 @@ local function end_webhook(args)
     redis.call('HDEL', ATTEMPTS, message)
   else
     redis.call('ZADD', WEBHOOKS, 'XX', now_s() + wait_s, message)
+  end
+end
+
+-- RQ's queue
+
+-- wake(id, then fields of an RQ job and their values)
+--
+-- Puts an RQ job into RQ's queue, for which idle workers wait. One that waits is enough: it stands for all work that
+-- there is. Returns nothing.
+local function wake(args)
+  if redis.call('LLEN', RQ_QUEUE) == 0 then
+    redis.call('HSET', 'rq:job:' .. args[1], unpack(args, 2))
+    redis.call('RPUSH', RQ_QUEUE, args[1])
   end
 end
 
@@ -288,17 +304,19 @@ local function add_to_list(new, now)
   redis.call('EXPIRE', index, new.lifetime_s)
 end
 
--- create(settings, record)
+-- create(settings, record, summary, then an RQ job as for `wake`)
 --
--- Settings: id, owner, digest, model (JSON that tells workers what to load), total (pictures), summary (JSON, for lists),
--- webhook_events if there is a webhook, request_key and request_hash if there is an Idempotency-Key, timeout_s, lifetime_s
--- (timeout_s and how long a job is kept), idempotent_s, most_queued, most_own, most_stored (0: no limit).
+-- Settings: owner, total (pictures), webhook_events if there is a webhook, request_key and request_hash if there is an
+-- Idempotency-Key, timeout_s, lifetime_s (timeout_s and how long a job is kept), idempotent_s, most_queued, most_own,
+-- most_stored (0: no limit). The record may be large and is not decoded; the summary is for lists.
 -- Reads the request's key, the model's queue and stream, and the owner's stored pictures. Writes the job, the open jobs,
--- the models with work, the owner's list of jobs, the fair queue, the owner's stored pictures and the request's key.
+-- the models with work, the owner's list of jobs, the fair queue, the owner's stored pictures, the request's key and RQ's
+-- queue.
 -- Returns nil; or what prevents it, then no job is written: {'request', job and request of before}, or {'queue',
 -- 'owner' or 'stored', how much is taken, the limit}.
 local function create(args)
-  local new = cjson.decode(args[1])
+  local new, summary = cjson.decode(args[1]), cjson.decode(args[3])
+  new.id, new.digest = summary.id, summary.digest
   local job = keys_of_job(new.id).job
   local now = now_s()
   local obstacle = find_request(new) or find_full_queue(new) or find_full_storage(new, now)
@@ -306,14 +324,14 @@ local function create(args)
     return obstacle
   end
 
-  redis.call('HSET', job, 'record', args[2], 'summary', new.summary)
-  redis.call('HSET', job, 'status', 'queued', 'total', new.total, 'dispatched', 0)
-  redis.call('HSET', job, 'digest', new.digest, 'owner', new.owner)
+  redis.call('HSET', job, 'record', args[2], 'summary', args[3], 'status', 'queued', 'total', new.total, 'dispatched', 0,
+    'digest', new.digest, 'owner', new.owner)
   if new.webhook_events then
     redis.call('HSET', job, 'webhook_events', new.webhook_events)
   end
   redis.call('ZADD', OPEN, now + new.timeout_s, new.id)
-  redis.call('HSET', MODELS, new.digest, new.model)
+  local model = {name = summary.model, digest = summary.digest, is_evaluator = summary.sent} -- what workers load
+  redis.call('HSET', MODELS, new.digest, cjson.encode(model))
   enqueue(new.id, new.digest, new.owner, new.total)
   add_to_list(new, now)
   if new.most_stored > 0 then
@@ -324,44 +342,52 @@ local function create(args)
     redis.call('HSET', job, 'request_key', new.request_key)
     redis.call('SET', new.request_key, new.id .. ' ' .. new.request_hash, 'EX', new.idempotent_s)
   end
+  wake({unpack(args, 4)})
   return nil
 end
 
--- begin(for each job: id, number of indices, indices of pictures)
+-- A job's begin
+
+-- Marks a job as running if it is queued. Adds to the answers, unless the job is not open: its id; 'begun', or 'running'
+-- if it was before; its record; and those of the indices whose pictures are finished.
+local function begin_job(answers, id, indices)
+  local keys = keys_of_job(id)
+  local status, wanted, record = unpack(redis.call('HMGET', keys.job, 'status', 'webhook_events', 'record'))
+  if not is_open(status) then
+    return
+  end
+  if status == 'queued' then
+    redis.call('HSET', keys.job, 'status', 'running', 'started_at', now_s())
+    add_event(id, 'status', 'running')
+    add_webhook(id, 'running', wanted)
+  end
+  local finished = {}
+  if #indices > 0 then -- also of a queued job: Redis may have forgotten that it ran
+    for i, verdict in ipairs(redis.call('HMGET', keys.verdicts, unpack(indices))) do
+      if verdict then
+        table.insert(finished, indices[i])
+      end
+    end
+  end
+  table.insert(answers, {id, status == 'queued' and 'begun' or 'running', record, finished})
+end
+
+-- Does so for one job, whose damaged data must not keep the others: then adds its id, 'damaged' and why.
+local function try_to_begin(answers, id, indices)
+  local is_done, problem = pcall(begin_job, answers, id, indices)
+  if not is_done then
+    table.insert(answers, {id, 'damaged', type(problem) == 'table' and problem.err or problem, {}})
+  end
+end
+
+-- begin(JSON list: of each job its id and the indices of its pictures)
 --
 -- Marks queued jobs as running. Reads the jobs and their verdicts; writes the jobs, their events and the outbox of
--- webhooks.
--- Returns for each job: whether it moved, its record, and those of the indices whose pictures are finished; nil for a
--- job that is not open.
+-- webhooks. Returns for each open job what `try_to_begin` adds.
 local function begin(args)
   local answers = {}
-  local used = 0
-  while used < #args do
-    local id = args[used + 1]
-    local indices = {unpack(args, used + 3, used + 2 + args[used + 2])}
-    used = used + 2 + #indices
-    local keys = keys_of_job(id)
-    local status, wanted, record = unpack(redis.call('HMGET', keys.job, 'status', 'webhook_events', 'record'))
-    local moved = 0
-    if status == 'queued' then
-      moved = 1
-      redis.call('HSET', keys.job, 'status', 'running', 'started_at', now_s())
-      add_event(id, 'status', 'running')
-      add_webhook(id, 'running', wanted)
-    end
-    local answer = false
-    if status == 'queued' or status == 'running' then
-      local finished = {}
-      if #indices > 0 then  -- also of a queued job: Redis may have forgotten that it ran
-        for i, verdict in ipairs(redis.call('HMGET', keys.verdicts, unpack(indices))) do
-          if verdict then
-            table.insert(finished, indices[i])
-          end
-        end
-      end
-      answer = {moved, record, finished}
-    end
-    table.insert(answers, answer)
+  for _, one in ipairs(cjson.decode(args[1])) do
+    try_to_begin(answers, unpack(one))
   end
   return answers
 end
@@ -382,11 +408,16 @@ end
 -- Moves an open job to a terminal status, which is final. A job may finish while pictures of it are pending: of a Redis
 -- that came back from a snapshot, after which a worker stored what it had sampled.
 --
--- `fields`: names and values to set in the job. `event`: what its last event says beside the status.
+-- `fields`: to set in the job, by name. `event`: what its last event says beside the status.
 local function move_to_end(keep_s, id, state, status, fields, event)
   local keys = keys_of_job(id)
   redis.call('ZREM', OPEN, id)
-  redis.call('HSET', keys.job, 'status', status, 'finished_at', now_s(), unpack(fields))
+  local set = {}
+  for name, value in pairs(fields) do
+    table.insert(set, name)
+    table.insert(set, value)
+  end
+  redis.call('HSET', keys.job, 'status', status, 'finished_at', now_s(), unpack(set))
   add_event(id, 'status', status, unpack(event))
   changed[id] = true
   for _, key in ipairs({keys.job, keys.verdicts, keys.events}) do
@@ -397,28 +428,29 @@ local function move_to_end(keep_s, id, state, status, fields, event)
 end
 
 -- Stores the verdict on a picture whose file is in storage, if its job is open and no other worker stored one before. A
--- job without a grid comes with its result, and ends at once; any other one with all of its pictures gets an entry in the
--- stream, for its grid.
+-- job without a grid comes with the fields of its end, and ends at once; any other one with all of its pictures gets an
+-- entry in the stream, for its grid.
 --
--- Returns 1; 0 if the job is not open, -1 if it is gone, 2 if it ended now.
-local function commit_picture(keep_s, stream, id, index, verdict, result)
-  local keys = keys_of_job(id)
+-- Returns 'stored'; 'duplicate' if it was stored before; 'finished' if the job ended now; 'closed' if it is not open,
+-- 'gone' if there is none.
+local function commit_picture(keep_s, stream, picture)
+  local keys = keys_of_job(picture.job)
   local state, exists = read_open(keys.job)
   if not state then
-    return exists and 0 or -1
+    return exists and 'closed' or 'gone'
   end
-  if redis.call('HSETNX', keys.verdicts, index, verdict) == 0 then
-    return 1
+  if redis.call('HSETNX', keys.verdicts, picture.index, picture.verdict) == 0 then
+    return 'duplicate'
   end
-  if result ~= '' then
-    move_to_end(keep_s, id, state, 'finished', {'result', result}, {'last_picture', index})
-    return 2
+  if picture.fields then
+    move_to_end(keep_s, picture.job, state, 'finished', picture.fields, {'last_picture', picture.index})
+    return 'finished'
   end
-  add_event(id, 'picture', index)
+  add_event(picture.job, 'picture', picture.index)
   if redis.call('HLEN', keys.verdicts) >= tonumber(state.total) then
-    redis.call('XADD', stream, '*', 'job', id)
+    redis.call('XADD', stream, '*', 'job', picture.job)
   end
-  return 1
+  return 'stored'
 end
 
 -- Creates the model's stream and its consumer group, unless they are there.
@@ -438,71 +470,81 @@ local function lease(digest, worker, most)
   return found and found[1][2] or {}
 end
 
--- commit(seconds to keep a job, digest, worker, then for each picture: entry, job, index, verdict, result)
+-- Removes entries that are done with. At the end of a function, so that an error leaves them there.
+local function remove(stream, done)
+  local entries = {}
+  for i, one in ipairs(done) do
+    entries[i] = one.entry
+  end
+  if #entries > 0 then
+    redis.call('XACK', stream, GROUP, unpack(entries))
+    redis.call('XDEL', stream, unpack(entries))
+  end
+end
+
+-- commit(seconds to keep a job, digest, worker, JSON list of pictures: entry, job, index, verdict, fields)
 --
--- Stores pictures as `commit_picture` says. Removes all of them from the stream, at the end, so that an error leaves them
--- there. Leases the grids of jobs that are now complete to the worker, as `claim` does.
+-- Stores pictures as `commit_picture` says, and removes all of them from the stream. Leases the grids of jobs that are
+-- now complete to the worker, as `claim` does.
 -- Reads and writes the jobs, their verdicts and events, and the stream; for those that end, what `finish` does.
 -- Returns for each picture what `commit_picture` does, and the leased entries.
 local function commit(args)
   local keep_s, digest, worker = unpack(args, 1, 3)
+  local pictures = cjson.decode(args[4])
   local stream = keys_of_model(digest).stream
   local before = redis.call('XLEN', stream)
-  local entries = {}
   local answers = {}
-  for first = 4, #args, 5 do
-    table.insert(entries, args[first])
-    table.insert(answers, commit_picture(keep_s, stream, unpack(args, first + 1, first + 4)))
+  for i, picture in ipairs(pictures) do
+    answers[i] = commit_picture(keep_s, stream, picture)
   end
   local now = redis.call('XLEN', stream)
   local leased = now > before and lease(digest, worker, now) or {}
-  redis.call('XACK', stream, GROUP, unpack(entries))
-  redis.call('XDEL', stream, unpack(entries))
+  remove(stream, pictures)
   return {answers, leased}
 end
 
--- finish(seconds to keep a job, digest, then for each job: entry, id, result)
+-- finish(seconds to keep a job, digest, JSON list of grids: entry, job, fields)
 --
--- Ends jobs with their results, once their grids are in storage, and removes the grids' entries from the stream. A job
--- whose result is empty does not finish, nor one without all of its pictures: a Redis that came back from a crash, or a
--- former replica, may have lost some since the caller saw them; the last one to be stored again adds an entry.
+-- Ends jobs, with the fields of their end, once their grids are in storage, and removes the grids' entries from the
+-- stream. A job without fields does not finish, nor one without all of its pictures: a Redis that came back from a crash,
+-- or a former replica, may have lost some since the caller saw them; the last one to be stored again adds an entry.
 -- Reads the jobs and their verdicts; writes the jobs, their verdicts and events, the stream, the queue, the open jobs and
 -- the outbox of webhooks.
--- Returns for each job 2 if it ended now, -1 if it is gone, else 0.
+-- Returns for each job 'finished' if it ended now, 'open' or 'closed' if it did not, 'gone' if there is none.
 local function finish(args)
   local keep_s, digest = unpack(args, 1, 2)
-  local stream = keys_of_model(digest).stream
+  local grids = cjson.decode(args[3])
   local answers = {}
-  for first = 3, #args, 3 do
-    local entry, id, result = unpack(args, first, first + 2)
-    local keys = keys_of_job(id)
+  for i, grid in ipairs(grids) do
+    local keys = keys_of_job(grid.job)
     local state, exists = read_open(keys.job)
-    local answer = exists and 0 or -1
-    if state and result ~= '' and redis.call('HLEN', keys.verdicts) >= tonumber(state.total) then
-      move_to_end(keep_s, id, state, 'finished', {'result', result}, {})
-      answer = 2
+    if not state then
+      answers[i] = exists and 'closed' or 'gone'
+    elseif grid.fields and redis.call('HLEN', keys.verdicts) >= tonumber(state.total) then
+      move_to_end(keep_s, grid.job, state, 'finished', grid.fields, {})
+      answers[i] = 'finished'
+    else
+      answers[i] = 'open'
     end
-    redis.call('XACK', stream, GROUP, entry)
-    redis.call('XDEL', stream, entry)
-    table.insert(answers, answer)
   end
+  remove(keys_of_model(digest).stream, grids)
   return answers
 end
 
--- end_early(seconds to keep a job, job, 'failed' or 'cancelled', then fields of the job and their values)
+-- end_early(seconds to keep a job, job, 'failed' or 'cancelled', JSON: fields of the job to set)
 --
 -- Ends a job without a result. Its pictures leave queue and stream at once: if no worker has their model, nobody else
 -- removes them.
 -- Reads and writes what `finish` does.
 -- Returns the job's record; nil if the job is not open.
 local function end_early(args)
-  local keep_s, id, status = unpack(args, 1, 3)
+  local keep_s, id, status, fields = unpack(args)
   local job = keys_of_job(id).job
   local state = read_open(job)
   if not state then
     return nil
   end
-  move_to_end(keep_s, id, state, status, {unpack(args, 4)}, {})
+  move_to_end(keep_s, id, state, status, cjson.decode(fields), {})
   remove_entries(id, keys_of_model(state.digest).stream)
   return redis.call('HGET', job, 'record')
 end
@@ -538,43 +580,61 @@ local function overdue()
   return redis.call('ZRANGEBYSCORE', OPEN, '-inf', now_s())
 end
 
--- read(job)
+-- Returns the indices of the pictures that a result shows, of a job that a version ended which does not store them.
+local function shown_by(result, total)
+  local found = cjson.decode(result)
+  local pictures = total / #found.repeats
+  local shown = {}
+  for i = 1, pictures do
+    shown[i] = found.best * pictures + i - 1
+  end
+  for _, index in ipairs(found.worst or {}) do
+    table.insert(shown, index)
+  end
+  return shown
+end
+
+-- read(job, names of fields)
 --
--- Reads a job and its verdicts. Returns the job's fields and values, how many verdicts it has, and no verdicts; if it has
--- a result, 0 and the verdicts of its best repeat and of its worst pictures.
+-- Reads a job and its verdicts. Returns the values of the job's fields, how many verdicts it has, and no verdicts; if it
+-- has a result, 0 and the verdicts on the pictures that this shows.
 local function read(args)
   local keys = keys_of_job(args[1])
-  local fields = redis.call('HGETALL', keys.job)
-  local named = {}
-  for i = 1, #fields, 2 do
-    named[fields[i]] = fields[i + 1]
+  local values = redis.call('HMGET', keys.job, unpack(args, 2))
+  local result, shown, total = unpack(redis.call('HMGET', keys.job, 'result', 'shown', 'total'))
+  if not result then
+    return {values, redis.call('HLEN', keys.verdicts), {}}
   end
-  if not named.result then
-    return {fields, redis.call('HLEN', keys.verdicts), {}}
-  end
-  local result = cjson.decode(named.result)
-  local pictures = named.total / #result.repeats
-  local indices = {}
-  for i = 1, pictures do
-    indices[i] = string.format('%d', result.best * pictures + i - 1)
-  end
-  for _, index in ipairs(result.worst or {}) do
-    table.insert(indices, string.format('%d', index))
-  end
-  return {fields, 0, redis.call('HMGET', keys.verdicts, unpack(indices))}
+  local indices = shown and cjson.decode(shown) or shown_by(result, total)
+  return {values, 0, redis.call('HMGET', keys.verdicts, unpack(indices))}
 end
 
 -- The pictures of a model, as workers see them
 
 -- claim(digest, worker, most)
 --
--- Moves the next pictures from the fair queue to the stream, and leases up to `most` to the worker. Reads and writes the
--- model's queue and stream, the owners' lists, and how many pictures of each job are dispatched.
--- Returns the stream's entries, each with its fields and values.
+-- Moves the next pictures from the fair queue to the stream, leases up to `most` to the worker, and begins their jobs as
+-- `begin` does. Reads and writes the model's queue and stream, the owners' lists, how many pictures of each job are
+-- dispatched, and what `begin` does.
+-- Returns the stream's entries, each with its fields and values, and what `begin` returns.
 local function claim(args)
   local digest, worker, most = args[1], args[2], tonumber(args[3])
   dispatch(digest, most)
-  return lease(digest, worker, most)
+  local leased = lease(digest, worker, most)
+  local ids, indices = {}, {}
+  for _, entry in ipairs(leased) do
+    local id, index = entry[2][2], entry[2][4]
+    if not indices[id] then
+      table.insert(ids, id)
+      indices[id] = {}
+    end
+    table.insert(indices[id], index)
+  end
+  local answers = {}
+  for _, id in ipairs(ids) do
+    try_to_begin(answers, id, indices[id])
+  end
+  return {leased, answers}
 end
 
 -- open_stream(digest, milliseconds)
@@ -605,6 +665,7 @@ local function wanted(args)
     if not is_free and redis.call('XLEN', model.stream) > 0 then
       local late = redis.pcall('XPENDING', model.stream, GROUP, 'IDLE', args[1], '-', '+', 1)
       is_free = late.err ~= nil or #late > 0 -- an error: no worker has ever claimed one
+        or redis.call('XPENDING', model.stream, GROUP)[1] < redis.call('XLEN', model.stream)
     elseif not is_free then
       redis.call('HDEL', MODELS, models[i])
     end
@@ -615,28 +676,36 @@ local function wanted(args)
   return found
 end
 
--- Workers
+-- Workers, in RQ's registry
 
-local function key_of_worker(name)
-  return 'labelgrid:worker:' .. name
-end
-
--- announce(name, description as JSON, milliseconds)
+-- announce(name, description as JSON, milliseconds, then fields of RQ's worker and their values)
 --
--- Lists a worker as live for so long. Writes the worker's key and the set of workers. Returns nothing.
+-- Lists a worker as live for so long. Writes RQ's worker and sets of workers and queues. Returns 1 if `rq suspend` was called, else 0.
 local function announce(args)
-  local name, description, lease_ms = unpack(args)
-  redis.call('SADD', WORKERS, name)
-  redis.call('SET', key_of_worker(name), description, 'PX', lease_ms)
+  local name, about, lease_ms = unpack(args, 1, 3)
+  local worker = 'rq:worker:' .. name
+  redis.call('HSET', worker, 'about', about, unpack(args, 4))
+  redis.call('PEXPIRE', worker, lease_ms)
+  redis.call('SADD', RQ_WORKERS, worker)
+  redis.call('SADD', RQ_WORKERS .. ':labelgrid', worker)
+  redis.call('SADD', RQ_QUEUES, RQ_QUEUE)
+  redis.call('SADD', OLD_WORKERS, name)
+  redis.call('SET', 'labelgrid:worker:' .. name, about, 'PX', lease_ms)
+  return redis.call('EXISTS', 'rq:suspended')
 end
 
 -- live_workers()
 --
--- Reads the set of workers and their keys. Returns the descriptions of those that live.
+-- Reads RQ's workers. Returns the descriptions of those that live: RQ itself keeps one for a minute after its end.
 local function live_workers()
   local live = {}
-  for _, name in ipairs(redis.call('SMEMBERS', WORKERS)) do
-    table.insert(live, redis.call('GET', key_of_worker(name)) or nil)
+  for _, worker in ipairs(redis.call('SMEMBERS', RQ_WORKERS)) do
+    table.insert(live, redis.call('HGET', worker, 'about') or nil)
+  end
+  for _, name in ipairs(redis.call('SMEMBERS', OLD_WORKERS)) do
+    if redis.call('HEXISTS', 'rq:worker:' .. name, 'about') == 0 then
+      table.insert(live, redis.call('GET', 'labelgrid:worker:' .. name) or nil)
+    end
   end
   return live
 end
@@ -667,6 +736,7 @@ register('open_stream', open_stream, {'allow-oom'})
 register('claim', claim, {'allow-oom'})
 register('overdue', overdue, {'no-writes'})
 register('wanted', wanted, {'allow-oom'})
+register('wake', wake, {})
 register('announce', announce, {'allow-oom'})
 register('live_workers', live_workers, {'no-writes'})
 register('take_webhook', take_webhook, {'allow-oom'})

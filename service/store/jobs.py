@@ -1,13 +1,14 @@
 """Jobs as workers see them: move their status, store their pictures, read their records.
 
-The moves themselves are in `jobs.lua`. The status in Redis is the truth; RQ only wakes workers. Knows no HTTP, no torch
+The moves themselves are in `jobs.lua`. The status in Redis is the truth; RQ runs the workers. Knows no HTTP, no torch
 and no files; `keys.py` lists the keys.
 """
 
+import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from functools import lru_cache
-from typing import Any, Final
+from functools import lru_cache, partial
+from typing import Any
 
 from redis import Redis
 
@@ -17,7 +18,6 @@ from service.store import keys
 from service.store.claims import BegunClaim, Claim, PictureStream
 from service.store.connection import concerns_all
 from service.store.functions import call
-from service.store.workers import Doorbell
 from service.telemetry import tracing
 from service.telemetry.boundary import confined
 from service.telemetry.logs import get_logger
@@ -27,8 +27,7 @@ log = get_logger(__name__)
 
 OVERDUE = "not finished within the time limit for a job"
 RECORDS = 8  # that stay parsed: of a large job, pictures are claimed again and again
-ENDED: Final = 2  # as `commit` and `finish` of `jobs.lua` answer
-GONE: Final = -1
+UNREADABLE = "a worker cannot read the job, which another version of the service created: upgrade the workers first"
 
 
 class JobStore:
@@ -36,42 +35,54 @@ class JobStore:
 
     def __init__(self, connection: Redis, settings: Settings) -> None:
         self.connection, self.settings, self.keep_s = connection, settings, settings.keep_s
-        self.doorbell = Doorbell(connection, settings.queue)
+
+    def claim_new(self, stream: PictureStream, room: int) -> list[BegunClaim]:
+        """Claim up to `room` pending pictures, in the fair queue's order, and begin their jobs. Return the claims."""
+        leased, answers = call(self.connection, "claim", stream.digest, stream.consumer, room)
+        return self._begun(stream, stream.read(leased), answers)
+
+    def take_over(self, stream: PictureStream, room: int, *, may_be_alone: bool) -> list[BegunClaim]:
+        """Take over up to `room` claims whose leases have expired; fail the jobs of hopeless ones. As `claim_stale`."""
+        claims, hopeless = stream.claim_stale(room, may_be_alone=may_be_alone)
+        for claim, reason in hopeless:
+            with confined("job", passes=concerns_all, job_id=claim.job):
+                self.fail(claim.job, reason)
+                stream.discard([claim.entry])
+        return self.begin(stream, claims)
 
     def begin(self, stream: PictureStream, claims: Sequence[Claim]) -> list[BegunClaim]:
-        """Mark queued jobs of claims as running. Return the claims to work on.
-
-        Discards those whose picture is finished or whose job is not open, and leaves those of jobs that this version of
-        the service cannot read to other workers.
-        """
+        """Mark queued jobs of claims as running. Return the claims to work on, as `_begun`."""
+        if not claims:
+            return []
         indices: dict[str, list[int]] = {claim.job: [] for claim in claims}
         for claim in claims:
             if claim.index is not None:
                 indices[claim.job].append(claim.index)
-        arguments = [part for job_id, of_job in indices.items() for part in (job_id, len(of_job), *of_job)]
-        answers = call(self.connection, "begin", *arguments)
-        records = dict[str, JobRecord | None]()  # of open jobs; None for one that cannot be read
-        finished = set[tuple[str, int | None]]()
-        for job_id, answer in zip(indices, answers, strict=True):
-            if answer is not None:
-                has_moved, raw, stored = answer
-                records[job_id] = record = read_record(job_id, raw, _parse)
-                finished |= {(job_id, int(index)) for index in stored}
-                if has_moved:
+        return self._begun(stream, claims, call(self.connection, "begin", json.dumps([*indices.items()])))
+
+    def _begun(self, stream: PictureStream, claims: Sequence[Claim], answers: Sequence[Any]) -> list[BegunClaim]:
+        """Return the claims to work on, given what `begin` of `jobs.lua` answers.
+
+        Discards those whose picture is finished or whose job is not open, and fails jobs that this version of the
+        service cannot read.
+        """
+        records, finished = dict[str, JobRecord](), set[tuple[str, int | None]]()
+        for job_id, what, raw, stored in answers:
+            with confined("job", partial(self.fail, job_id), concerns_all, job_id=job_id):
+                if what == "damaged":
+                    raise ValueError(raw)
+                record = read_record(job_id, raw, _parse)
+                if what == "begun":
                     self._moved(job_id, "running", record)
-        begun, unneeded, unreadable = list[BegunClaim](), list[str](), list[Claim]()
-        for claim in claims:
-            if claim.job not in records or (claim.job, claim.index) in finished:
-                unneeded.append(claim.entry)
-            elif (record := records[claim.job]) is None:
-                unreadable.append(claim)
-            else:
-                begun.append(BegunClaim(**vars(claim), record=record))
-        if unneeded:
+                if record is None:
+                    self.fail(job_id, UNREADABLE)
+                else:
+                    finished |= {(job_id, int(index)) for index in stored}
+                    records[job_id] = record
+        wanted = [claim for claim in claims if claim.job in records and (claim.job, claim.index) not in finished]
+        if unneeded := [claim.entry for claim in claims if claim not in wanted]:
             stream.discard(unneeded)
-        if unreadable:
-            stream.leave(unreadable)
-        return begun
+        return [BegunClaim(**vars(claim), record=records[claim.job]) for claim in wanted]
 
     def fail(self, job_id: str, reason: str) -> bool:
         """End the job; clients read `reason`. False if it had ended before."""
@@ -82,8 +93,8 @@ class JobStore:
         return self._end_early(job_id, "cancelled")
 
     def _end_early(self, job_id: str, status: JobStatus, reason: str = "") -> bool:
-        fields = ["error", reason] if reason else []
-        raw = call(self.connection, "end_early", self.keep_s, job_id, status, *fields)
+        fields = {"error": reason} if reason else {}
+        raw = call(self.connection, "end_early", self.keep_s, job_id, status, json.dumps(fields))
         if raw is None:
             return False
         self._moved(job_id, status, read_record(job_id, raw, JobRecord.read), reason)
@@ -127,38 +138,49 @@ class JobStore:
         verdict is kept. Pictures of an ended job are dropped. Return the grids to compose, which are claimed for this
         worker, and the jobs that do not exist any more, whose files may go.
         """
-        arguments: list[Any] = []
+        pictures = []
         for claim, one in finished:
-            result = results[claim.job].model_dump_json() if claim.job in results else ""
-            arguments += [claim.entry, *one.picture.key, one.verdict.model_dump_json(), result]
-        about = self.keep_s, stream.digest, stream.consumer
-        answers, leased = call(self.connection, "commit", *about, *arguments)
-        gone = self._gone(stream, [claim for claim, _ in finished], answers)
-        records = {claim.job: claim.record for claim, _ in finished}
-        claims = stream.read(leased)
-        complete = [claim for claim in claims if claim.index is None and claim.job in records]
-        if others := [claim.entry for claim in claims if claim not in complete]:
+            picture = {"entry": claim.entry, "job": claim.job, "index": claim.index}
+            ending = {"fields": results[claim.job].fields(claim.record)} if claim.job in results else {}
+            pictures.append({**picture, "verdict": one.verdict.model_dump_json(), **ending})
+        about = self.keep_s, stream.digest, stream.consumer, json.dumps(pictures)
+        answers, leased = call(self.connection, "commit", *about)
+        claims = [claim for claim, _ in finished]
+        gone = self._ended(stream, claims, answers)
+        records, own = {claim.job: claim.record for claim in claims}, dict[str, list[Verdict]]()
+        for (claim, one), answer in zip(finished, answers, strict=True):
+            if answer == "stored":
+                own.setdefault(claim.job, []).append(one.verdict)
+        grids, others = list[BegunClaim](), list[str]()
+        for grid in stream.read(leased):
+            if grid.index is None and (record := records.get(grid.job)) is not None:
+                verdicts = own[grid.job] if len(own.get(grid.job, [])) == record.total else []
+                grids.append(BegunClaim(**vars(grid), record=record, verdicts=_sorted(verdicts)))
+            else:
+                others.append(grid.entry)
+        if others:
             stream.release(others)
-        return [BegunClaim(**vars(claim), record=records[claim.job]) for claim in complete], gone
+        return grids, gone
 
     def finish(self, stream: PictureStream, results: Sequence[tuple[BegunClaim, JobResult | None]]) -> set[str]:
         """End jobs whose grids are in storage, each given by its claim, unless they have ended or lack pictures.
 
         Removes all of the claims. Return the jobs that do not exist any more, whose files may go.
         """
-        arguments: list[Any] = []
+        grids = []
         for claim, result in results:
-            arguments += [claim.entry, claim.job, result.model_dump_json() if result else ""]
-        answers = call(self.connection, "finish", self.keep_s, stream.digest, *arguments)
-        return self._gone(stream, [claim for claim, _ in results], answers)
+            ending = {"fields": result.fields(claim.record)} if result else {}
+            grids.append({"entry": claim.entry, "job": claim.job, **ending})
+        answers = call(self.connection, "finish", self.keep_s, stream.digest, json.dumps(grids))
+        return self._ended(stream, [claim for claim, _ in results], answers)
 
-    def _gone(self, stream: PictureStream, claims: Sequence[BegunClaim], answers: Sequence[int]) -> set[str]:
+    def _ended(self, stream: PictureStream, claims: Sequence[BegunClaim], answers: Sequence[str]) -> set[str]:
         """Note which claims and jobs ended, and return the jobs that do not exist, as `commit` and `finish` answer."""
         stream.held.difference_update(claim.entry for claim in claims)
         for claim, answer in zip(claims, answers, strict=True):
-            if answer == ENDED:
+            if answer == "finished":
                 self._moved(claim.job, "finished", claim.record)
-        return {claim.job for claim, answer in zip(claims, answers, strict=True) if answer == GONE}
+        return {claim.job for claim, answer in zip(claims, answers, strict=True) if answer == "gone"}
 
     def _moved(self, job_id: str, status: JobStatus, record: JobRecord | None, reason: str = "") -> None:
         """Log and count a move. `record`: None if it cannot be read."""
@@ -182,7 +204,7 @@ class JobStore:
             status, verdicts = pipe.execute()
         if status is None or status in TERMINAL or len(verdicts) < total:
             return None
-        return sorted(map(Verdict.model_validate_json, verdicts), key=lambda verdict: verdict.index)
+        return _sorted(map(Verdict.model_validate_json, verdicts))
 
     def ended(self, job_ids: Iterable[str]) -> set[str]:
         """Return those of the jobs that have ended, or are gone. One command, for it is asked before every step."""
@@ -190,6 +212,10 @@ class JobStore:
             return set()
         found = self.connection.zmscore(keys.OPEN, ids)
         return {job_id for job_id, overdue_at in zip(ids, found, strict=True) if overdue_at is None}
+
+
+def _sorted(verdicts: Iterable[Verdict]) -> list[Verdict]:
+    return sorted(verdicts, key=lambda verdict: verdict.index)
 
 
 _parse = lru_cache(RECORDS)(JobRecord.model_validate_json)

@@ -1,9 +1,11 @@
-"""The name of every key in Redis. All begin with `labelgrid:`. A job's keys get a time to live at its end.
+"""The name of every key in Redis. Ours begin with `labelgrid:`. A job's keys get a time to live at its end.
 
 job:ID                hash        record (JSON, never changes); summary (JSON): the small part of it that lists show;
-                                  status, started_at, finished_at, result, error, webhook_events; dispatched: number of
-                                  its pictures that are not pending any more; request_key: name of its key:HASH, if it
-                                  has one; and, as in the record, total, digest and owner
+                                  status, started_at, finished_at, error, webhook_events; result (JSON), shown: indices
+                                  of the pictures that it shows (JSON), grid: index of the picture that is the grid, if
+                                  the grid has no file of its own; dispatched: number of its pictures that are not
+                                  pending any more; request_key: name of its key:HASH, if it has one; and, as in the
+                                  record, total, digest and owner
 job:ID:verdicts       hash        index -> verdict (JSON); a picture is finished once it has one
 job:ID:events         stream      status changes and finished pictures, for clients that follow the job
 job:ID:watched        string      exists while somebody watches; expires seconds later
@@ -20,12 +22,16 @@ pictures:DIGEST       stream      job and index of each picture of a checkpoint 
                                   claim; and the jobs whose grids are to be composed, without an index
 suspects:DIGEST       string      the worker that samples pictures which may kill workers; others go on with new ones
 loading:DIGEST        set         names of workers that load a checkpoint, or died while they did; expires minutes later
-worker:NAME           string      description (JSON) of a live worker; expires `lease_s` after its last heartbeat
-workers               set         names of workers; some may have died
+worker:NAME, workers  string, set  the same as below, for workers and APIs of the release before this one
 webhooks              sorted set  "ID EVENT" of each webhook to send; score: when the next attempt is due
 webhook-attempts      hash        "ID EVENT" -> number of attempts so far, of those that are not sent yet
-webhook-sender:HOST   string      exists while a process on that host sends webhooks; expires seconds later
 rate:...              strings     counts of the rate limit; the library `limits` names them
+
+RQ's begin with `rq:`. Of its registry of workers we use two:
+
+rq:worker:NAME        hash        a live worker; expires `lease_s` after its last heartbeat; about: what RQ does not
+                                  know of it, as JSON
+rq:workers            set         keys of workers; some may have died
 
 Two pub/sub channels tell APIs whose clients wait for a job or follow it:
 
@@ -35,11 +41,15 @@ previews              "ID JSON": the current steps and previews of a job, while 
 
 from typing import Final
 
+from rq.defaults import RQ_KEY_PREFIX
+from rq.worker_registration import REDIS_WORKER_KEYS
+
 PREFIX: Final = "labelgrid"
 OPEN: Final = "labelgrid:deadlines"
 CHANGES: Final = "labelgrid:changes"
 PREVIEWS: Final = "labelgrid:previews"
-WORKERS: Final = "labelgrid:workers"
+WORKERS: Final = REDIS_WORKER_KEYS
+OLD_WORKERS: Final = "labelgrid:workers"
 WEBHOOKS: Final = "labelgrid:webhooks"
 
 # Of a job's id.
@@ -47,12 +57,12 @@ job = "labelgrid:job:{}".format
 verdicts = "labelgrid:job:{}:verdicts".format
 events = "labelgrid:job:{}:events".format
 watched = "labelgrid:job:{}:watched".format
-# Of an owner, the hash of an idempotency key, a worker's name, and a host.
+# Of an owner, the hash of an idempotency key, and a worker's name.
 index = "labelgrid:jobs:{}".format
 stored = "labelgrid:stored:{}".format
 idempotency = "labelgrid:key:{}".format
-worker = "labelgrid:worker:{}".format
-webhook_sender = "labelgrid:webhook-sender:{}".format  # with a host name
+worker = (RQ_KEY_PREFIX + ":worker:{}").format
+old_worker = "labelgrid:worker:{}".format
 # Of a checkpoint's digest.
 owners = "labelgrid:turns:{}".format
 pending_counts = "labelgrid:waiting:{}".format

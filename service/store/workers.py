@@ -1,48 +1,53 @@
-"""Live workers, and how idle ones are woken. Knows no jobs.
+"""The live workers, in RQ's registry, and the RQ jobs that wake idle ones. Knows no jobs of clients.
 
-A worker announces itself with a key that expires unless it is renewed. RQ wakes idle workers and names the model that
-has new work. A ring that is lost costs a second: workers also look by themselves. An RQ job is only a message here, and
-its id says all. No worker runs the function that it names, since whoever can write to Redis could name any.
+An RQ job tells a worker to sample until nothing is left, for whatever requests. One that is lost costs a second: idle
+workers also look by themselves. A worker counts as live until its lease expires, which each heartbeat renews.
 """
 
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from typing import Any, Final
+from uuid import uuid4
 
 from redis import Redis
-from redis.exceptions import RedisError
-from rq import Queue
-from rq.exceptions import DequeueTimeout, DuplicateJobError
-from rq.job import Job
+from rq.job import Job, JobStatus
 from rq.serializers import JSONSerializer
+from rq.utils import now, utcformat
 
 from service.store import keys
 from service.store.connection import best_effort
 from service.store.functions import Pipeline, call
-from service.telemetry.logs import get_logger
-
-log = get_logger(__name__)
 
 LOADS_COUNT_S = 600  # how long a worker's death while it loaded a model counts
 FRESH_S = 1.0  # how long `ReadyWorkers` are taken to be as they were
-PREFIX: Final = "labelgrid-"  # of an RQ job's id, before the digest
-FORGOTTEN_S = 60  # after which a ring counts as lost that a worker died of; RQ's default is a year
+QUEUE: Final = "labelgrid"  # RQ's, as in `jobs.lua`
+TASK: Final = "service.worker.tasks.sample"  # the one function that workers run
+ABOUT: Final = "about"  # field of RQ's worker; RQ keeps the others for a minute after its end
+RESULT_S, FAILURE_S = 1, 7 * 86_400  # how long RQ keeps a job that ended, and one that failed: by default, a year
 
 
-def announce(connection: Redis, name: str, about: Mapping[str, Any], lease_s: float) -> None:
-    """List the worker as live for the next `lease_s`, with what it says about itself."""
-    call(connection, "announce", name, json.dumps(about), int(lease_s * 1000))
+def announce(
+    connection: Redis, name: str, about: Mapping[str, Any], lease_s: float, fields: Mapping[str, Any] | None = None
+) -> bool:
+    """List the worker as live for the next `lease_s`, with what it says about itself. Also if Redis is full.
+
+    `fields`: RQ's own. Return whether RQ's workers are suspended.
+    """
+    pairs = [part for pair in (fields or {}).items() for part in pair]
+    return bool(call(connection, "announce", name, json.dumps(about), int(lease_s * 1000), *pairs))
 
 
 def withdraw(connection: Redis, name: str) -> None:
-    """Remove the worker from the list at once."""
-    connection.delete(keys.worker(name))
-    connection.srem(keys.WORKERS, name)
+    """Let the worker count as dead at once."""
+    connection.hdel(keys.worker(name), ABOUT)
+    connection.delete(keys.old_worker(name))
+    connection.srem(keys.OLD_WORKERS, name)
 
 
 def is_alive(connection: Redis, name: str) -> bool:
-    return bool(connection.exists(keys.worker(name)))
+    return bool(connection.hexists(keys.worker(name), ABOUT) or connection.exists(keys.old_worker(name)))
 
 
 def list_live(connection: Redis) -> list[dict[str, Any]]:
@@ -94,34 +99,30 @@ class ReadyWorkers:
         return self._found
 
 
-def forget_dead(connection: Redis) -> None:
-    """Remove the names of workers whose key has expired."""
-    if dead := [name for name in connection.smembers(keys.WORKERS) if not is_alive(connection, str(name))]:
-        connection.srem(keys.WORKERS, *dead)
+@cache
+def _fields() -> dict[str, Any]:
+    """Return RQ's fields of a job that runs `TASK`, whatever its times. JSON: RQ's default is pickled."""
+    job = Job.create(
+        TASK,
+        connection=Redis(),  # RQ demands one, and opens none
+        status=JobStatus.QUEUED,
+        origin=QUEUE,
+        timeout=-1,
+        result_ttl=RESULT_S,
+        failure_ttl=FAILURE_S,
+        serializer=JSONSerializer,
+    )
+    return {name: value for name, value in job.to_dict().items() if value != ""}
 
 
-class Doorbell:
-    """The RQ queue `name`: at most one RQ job for each model."""
+def new_task() -> list[Any]:
+    """Return a new RQ job for `wake` of `jobs.lua`: its id, then fields and values."""
+    at = utcformat(now())
+    fields = _fields() | {"created_at": at, "enqueued_at": at}
+    return [uuid4().hex, *(part for pair in fields.items() for part in pair)]
 
-    def __init__(self, connection: Redis, name: str) -> None:
-        # JSON, because RQ's default unpickles what it reads from Redis.
-        self.queue = Queue(name, connection=connection, serializer=JSONSerializer)
 
-    def ring(self, digests: Iterable[str]) -> None:
-        """Wake a worker for each model, unless one is about to be woken. Does not raise an error of Redis."""
-        for digest in digests:
-            try:
-                self.queue.enqueue_call("labelgrid.work", job_id=PREFIX + digest, unique=True, ttl=FORGOTTEN_S)
-            except DuplicateJobError:
-                pass
-            except RedisError as error:
-                log.warning("no worker could be woken", reason=str(error))
-
-    def wait(self, seconds: int) -> str | None:
-        """Wait for a ring, and return the digest of the model that has work. None if nobody rings."""
-        try:
-            _, job_id = Queue.lpop([self.queue.key], seconds, self.queue.connection)
-        except DequeueTimeout:
-            return None
-        self.queue.connection.delete(Job.key_for(job_id))
-        return str(job_id).removeprefix(PREFIX)
+def wake(connection: Redis) -> None:
+    """Wake an idle worker, unless one is about to wake; not while Redis is full or away."""
+    with best_effort():
+        call(connection, "wake", *new_task())

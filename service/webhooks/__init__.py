@@ -1,5 +1,5 @@
 """Webhooks: signed messages to clients' servers when their jobs move.
 
-Start reading in `worker.py`, which signs, sends and retries. `addresses.py` checks where messages may go, and the API
-uses it as well. Imports store and below; never torch.
+Start reading in `sender.py`, which signs, sends and retries, as a task of the API. `addresses.py` checks where messages
+may go. Imports store and below; never torch.
 """

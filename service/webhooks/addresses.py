@@ -6,6 +6,8 @@ Knows no Redis.
 import asyncio
 import ipaddress
 import socket
+from concurrent.futures import Executor
+from functools import partial
 
 import httpx
 
@@ -62,9 +64,13 @@ def check_url(url: str, allow_private: bool) -> None:
         raise AddressNotAllowed(f"{address} is not a public address")
 
 
-async def resolve(host: str, port: int, allow_private: bool) -> list[str]:
-    """Return the addresses of a host. AddressNotAllowed if any is not public: then the name is not to be trusted."""
-    found = await asyncio.get_running_loop().getaddrinfo(host, port, type=socket.SOCK_STREAM)
+async def resolve(host: str, port: int, allow_private: bool, lookups: Executor) -> list[str]:
+    """Return the addresses of a host, which a thread of `lookups` looks up.
+
+    AddressNotAllowed if any is not public: then the name is not to be trusted.
+    """
+    look_up = partial(socket.getaddrinfo, host, port, type=socket.SOCK_STREAM)
+    found = await asyncio.get_running_loop().run_in_executor(lookups, look_up)
     addresses = list(dict.fromkeys(str(entry[4][0]) for entry in found))
     for address in addresses:
         if not allow_private and not is_public(ipaddress.ip_address(address.partition("%")[0])):

@@ -6,7 +6,7 @@ Knows no jobs.
 import time
 from collections.abc import Callable, Container, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Final
 from weakref import WeakValueDictionary
@@ -20,7 +20,7 @@ from service.contract.records import ModelName
 from service.files import StorageThreads
 from service.settings import Settings
 from service.store import workers
-from service.store.claims import BegunClaim, PictureStream
+from service.store.claims import MAX_DELIVERIES, BegunClaim, PictureStream
 from service.store.connection import concerns_all
 from service.telemetry.boundary import confined
 from service.telemetry.logs import get_logger
@@ -39,6 +39,7 @@ log = get_logger(__name__)
 
 TURN_S = 5.0  # if more models are wanted than may be loaded: how long one keeps its place, at least
 FETCHES_AT_ONCE = 8
+IDLE_MODEL_S = 600.0  # after which a model that nobody uses is unloaded
 
 
 # Rows/s hardly grow beyond 8 rows, so that larger batches only make each step longer (docs/decisions.md).
@@ -49,10 +50,9 @@ ON_GPU: Final = BatchSizes(pictures=64, rows=256, efficient_rows=64, late_pictur
 def batch_sizes(settings: Settings, device: torch.device) -> BatchSizes:
     """Return the device's sizes, with those that are set in their place."""
     default = ON_CPU if device.type == "cpu" else ON_GPU
-    rows = settings.batch_rows or default.rows
     if settings.batch_pictures is not None:
-        return BatchSizes(settings.batch_pictures, rows)
-    return replace(default, rows=rows)
+        return BatchSizes(settings.batch_pictures, default.rows)
+    return default
 
 
 @dataclass(eq=False, kw_only=True)
@@ -200,7 +200,7 @@ class Models:
     def _build(self, model: ModelName, fetched: Fetched) -> Loaded:
         """Build a network. CheckpointError if that seems to kill the workers that do, as one too large for memory."""
         deaths = workers.died_loading(self.connection, model.digest)
-        if deaths >= self.settings.max_deliveries:
+        if deaths >= MAX_DELIVERIES:
             raise CheckpointError(model.name, f"workers died {deaths} times while they loaded it")
         workers.begin_loading(self.connection, model.digest, self.consumer)
         try:
@@ -252,14 +252,14 @@ class Models:
         return judge
 
     def unload(self, keep: Loaded | None = None) -> None:
-        """Unload models beyond `loaded_models`, least recently used first, and those unused for `idle_model_s`.
+        """Unload models beyond `loaded_models`, least recently used first, and those unused for `IDLE_MODEL_S`.
 
         A model with pictures in progress stays, because they are finished with the weights that they began with. So
         does the denoiser that was used last, however long ago.
         """
         last = max((loaded.used_at for loaded, _ in self.denoisers()), default=0.0)
         for loaded in sorted(self, key=lambda one: one.used_at):
-            unused = time.monotonic() - loaded.used_at > self.settings.idle_model_s and loaded.used_at != last
+            unused = time.monotonic() - loaded.used_at > IDLE_MODEL_S and loaded.used_at != last
             too_many = isinstance(loaded.engine, Engine) and len(self.denoisers()) > self.settings.loaded_models
             if (unused or too_many) and not (loaded.claims or loaded is keep):
                 log.info("model unloaded", model=loaded.name, digest=loaded.digest)

@@ -1,55 +1,75 @@
-"""The worker process: its start and end, and the threads beside its loop. `runner.py` does the work."""
+"""The worker process is an RQ worker: RQ wakes, lists, suspends and ends it. `runner.py` does the work.
+
+Only RQ 3.0 is allowed: each method of it that is replaced here says why, and a test of its own watches it.
+"""
 
 import contextlib
+import math
 import os
-import signal
 import socket
 import threading
-import time
 from collections.abc import Callable
 from functools import partial
+from types import FrameType
+from typing import Any
 from uuid import uuid4
 
 import torch
 from redis import Redis
 from redis.exceptions import RedisError
+from rq import Queue, SimpleWorker
+from rq.exceptions import DequeueTimeout, StopRequested
+from rq.job import Job
+from rq.serializers import JSONSerializer
+from rq.utils import now
+from rq.worker import WorkerStatus
 
-from service import watchdog
 from service.files import PictureFiles
 from service.settings import SettingError, Settings
+from service.start import read_to_serve
 from service.store import functions, workers
-from service.store.connection import RetryUntilStopped, connect
+from service.store.connection import RetryUntilStopped, best_effort, connect
 from service.telemetry.boundary import confined
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import serve_worker
+from service.watchdog import Watchdog
 from service.worker.runner import Runner
+from service.worker.tasks import Task
 from shared.device import DeviceError, pick_device
 from shared.openvino import TORCH_THREADS, EngineError, uses_openvino
 
 log = get_logger(__name__)
 
 PRUNE_EVERY_S = 3600.0
+WAIT_S = 1  # how long an idle worker waits for an RQ job before it looks by itself
+CLEAN_EVERY_S = 60  # how often one worker looks for RQ jobs whose workers died; `rq info` does, too
+CRASHED = 1  # exit status
 FORESEEN = RedisError, OSError  # while Redis or storage is away
 
 
-def repeat(what: str, work: Callable[[], None], every_s: float, ended: threading.Event) -> None:
+def repeat(what: str, work: Callable[[], None], every_s: float, ended: threading.Event) -> threading.Thread:
     """Do something now and every so often, in a thread of its own, which lives on whatever fails."""
-    while not ended.is_set():
-        try:
-            with confined("periodic task", passes=lambda error: isinstance(error, FORESEEN), task=what):
-                work()
-        except FORESEEN as error:
-            log.warning(f"{what} failed", reason=str(error))
-        ended.wait(every_s)
+
+    def run() -> None:
+        while not ended.is_set():
+            try:
+                with confined("periodic task", passes=lambda error: isinstance(error, FORESEEN), task=what):
+                    work()
+            except FORESEEN as error:
+                log.warning(f"{what} failed", reason=str(error))
+            ended.wait(every_s)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    return thread
 
 
-def beat(runner: Runner, born_at: float) -> None:
-    """Announce the worker, and renew its leases."""
-    about = {
+def about(runner: Runner) -> dict[str, Any]:
+    """Return what a worker says about itself. Safe in another thread."""
+    return {
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "device": str(runner.device),
-        "born_at": born_at,
         "models": [{"name": loaded.name, "digest": loaded.digest} for loaded in runner.models],
         "pictures_per_s": round(runner.sampled / runner.worked_s, 3) if runner.worked_s else 0.0,
         "draining": runner.stopping,
@@ -57,8 +77,6 @@ def beat(runner: Runner, born_at: float) -> None:
         "loading": runner.loading,
         "storage_problem": runner.storage.problem,
     }
-    workers.announce(runner.connection, runner.name, about, runner.settings.lease_s)
-    runner.renew_claims()
 
 
 def prune(settings: Settings, connection: Redis) -> None:
@@ -70,17 +88,16 @@ def prune(settings: Settings, connection: Redis) -> None:
     log.info("old pictures removed", hours=PictureFiles(settings.pictures).remove_older(created_before))
 
 
-def build(settings: Settings, connection: Redis) -> Runner:
+def build(settings: Settings, connection: Redis, name: str) -> Runner:
     """Return a runner without models. SettingError if the machine does not have the device or engine."""
     try:
         if uses_openvino(settings.engine, pick_device(settings.device)):
             torch.set_num_threads(TORCH_THREADS)  # all the time; a Stepper does so for its steps alone
-        runner = Runner(connection, settings, name=uuid4().hex)
+        runner = Runner(connection, settings, name)
     except DeviceError as error:
         raise SettingError("device", settings.device, f"{error}; auto takes what there is") from error
     except EngineError as error:
         raise SettingError("engine", settings.engine, str(error)) from error
-    workers.forget_dead(connection)
     functions.remove_former(connection)
     return runner
 
@@ -90,13 +107,6 @@ def load(runner: Runner) -> None:
     model = runner.models.load()
     runner.loading = False
     log.info("worker ready", worker=runner.name, model=model.name, digest=model.digest, device=str(runner.device))
-
-
-def gives_up(runner: Runner) -> bool:
-    """Whether a command is no longer retried. The main loop's retries count as progress: it is alive without Redis."""
-    if threading.current_thread() is threading.main_thread():  # the heartbeat retries also while the loop hangs
-        runner.moved()
-    return runner.stopping
 
 
 def _serve_metrics(runner: Runner, settings: Settings) -> None:
@@ -110,35 +120,175 @@ def _serve_metrics(runner: Runner, settings: Settings) -> None:
         raise SettingError("metrics_port", settings.metrics_port, reason) from error
 
 
-def main(settings: Settings) -> None:
-    """Work until SIGTERM or Ctrl-C. CheckpointError as `load`; SettingError if the machine lacks what is set."""
-    watchdog.reset(settings)
-    built: list[Runner] = []
-    connection = connect(settings.redis_url, retry=RetryUntilStopped(lambda: any(map(gives_up, built))))
-    runner = build(settings, connection)
-    built.append(runner)
-    _serve_metrics(runner, settings)  # before the first heartbeat, so that a failure is seen before "ready"
+class Worker(SimpleWorker):
+    """An RQ worker in this process. It runs `Task`s only, from RQ's queue `labelgrid`.
 
-    ended = threading.Event()
-    beating = ("heartbeat", partial(beat, runner, time.time()), settings.heartbeat_s, ended)
-    heartbeats = threading.Thread(target=repeat, args=beating, daemon=True)
-    heartbeats.start()  # before it loads: else others that load the same take it for dead
-    try:
-        load(runner)
+    `name`: random by default, as it should be. `settings`: those of the environment by default, for `rq worker`, whose
+    queues, connection and other options are ignored.
+    """
 
-        def stop(*_: object) -> None:
-            runner.stop(0.0 if runner.stopping else settings.drain_s)  # at once after a second signal
+    job_class = Task
 
-        for number in (signal.SIGTERM, signal.SIGINT):
-            signal.signal(number, stop)
-        runner.watchdog = watchdog.Watchdog(settings)
-        runner.moved()
-        pruning = ("removing old pictures", partial(prune, settings, connection), PRUNE_EVERY_S, ended)
-        threading.Thread(target=repeat, args=pruning, daemon=True).start()
-        runner.work()
-    finally:
-        runner.stopping = True  # without further attempts to reach Redis
-        ended.set()
-        heartbeats.join(timeout=5)
+    def __init__(
+        self,
+        queues: Any = (),
+        name: str | None = None,
+        connection: Redis | None = None,
+        settings: Settings | None = None,
+        prepare_for_work: bool = True,
+        **_: Any,
+    ) -> None:
+        if settings is None and prepare_for_work:
+            settings = read_to_serve("worker")
+        self.runner: Runner | None = None
+        self._ended = threading.Event()
+        if settings is not None:
+            self.settings = settings
+            # RQ wants bytes. A function, for redis-py copies a method with its object.
+            retry = RetryUntilStopped(lambda: self._gives_up_or_works())
+            connection = connect(settings.redis_url, retry=retry, decodes=False)
+        super().__init__(
+            [workers.QUEUE] if prepare_for_work else [],
+            name or uuid4().hex,
+            connection=connection,
+            serializer=JSONSerializer,
+            default_result_ttl=workers.RESULT_S,
+            maintenance_interval=CLEAN_EVERY_S,
+            prepare_for_work=prepare_for_work,
+        )
+
+    def register_birth(self) -> None:
+        """List the worker, by its heartbeat, and load the promoted model. RQ's own way fails if Redis is full.
+
+        Raises what `build` and `load` raise.
+        """
+        connection = connect(self.settings.redis_url, retry=RetryUntilStopped(lambda: self._gives_up()))
+        self.runner = build(self.settings, connection, self.name)
+        _serve_metrics(self.runner, self.settings)  # a failure is seen before the worker is listed
+        self.birth_date = now()
+        # Before it loads: else others that load the same take it for dead.
+        self._heartbeats = repeat("heartbeat", self._beat, self.settings.heartbeat_s, self._ended)
+        try:
+            load(self.runner)
+        except BaseException:
+            self._withdraw()
+            raise
+        self.runner.watchdog = Watchdog(self.settings.stalled_after_s)
+        self.runner.moved()
+        repeat("removing old pictures", partial(prune, self.settings, connection), PRUNE_EVERY_S, self._ended)
+
+    def request_stop(self, signum: int, frame: FrameType | None) -> None:
+        """Drain, or end at once after a second signal. RQ's own handler writes to Redis, and knows no drain."""
+        assert self.runner is not None
+        self.runner.stop(0.0 if self.runner.stopping else self.settings.drain_s)
+        self._stop_requested = True
+
+    def teardown(self) -> None:
+        """Leave the registry, and end with status 1 if nobody asked for an end: RQ swallows what a worker dies of."""
+        assert self.runner is not None
+        has_crashed = not self.runner.stopping
+        self._withdraw()
+        with contextlib.suppress(RedisError):
+            super().teardown()  # type: ignore[no-untyped-call]
+        if has_crashed:
+            raise SystemExit(CRASHED)
+
+    def _withdraw(self) -> None:
+        """End the heartbeat, and count as dead."""
+        assert self.runner is not None
+        self.runner.stopping = True  # without further attempts to reach Redis
+        self._ended.set()
+        self._heartbeats.join(timeout=5)
         with contextlib.suppress(RedisError):  # then the worker counts as live until its lease expires
-            workers.withdraw(connection, runner.name)
+            workers.withdraw(self.runner.connection, self.name)
+
+    def dequeue_job_and_maintain_ttl(
+        self, timeout: int | None, max_idle_time: int | None = None
+    ) -> tuple[Job, Queue] | None:
+        """Wait for an RQ job. RQ's own wait looks at nothing else, and never ends while Redis is away.
+
+        `timeout`: None for `rq worker --burst`, which ends when the queue is empty.
+        """
+        assert self.runner is not None
+        self.set_state(WorkerStatus.IDLE)
+        while True:
+            self.heartbeat()
+            if self.runner.paused:
+                self.check_for_suspension(burst=timeout is None)
+                self.runner.paused = False
+            if self._stop_requested:
+                raise StopRequested
+            if self.should_run_maintenance_tasks:
+                self.run_maintenance_tasks()  # type: ignore[no-untyped-call]
+            try:
+                found = self.queue_class.dequeue_any(
+                    self.queues,
+                    timeout and WAIT_S,
+                    connection=self.connection,
+                    job_class=self.job_class,
+                    serializer=self.serializer,
+                )
+            except DequeueTimeout:
+                with self.runner.confined("periodic task", task="looking for work"):
+                    if self.runner.look():
+                        workers.wake(self.runner.connection)
+                continue
+            if found is None:
+                self.request_stop(0, None)
+            return found
+
+    def execute_job(self, job: Job, queue: Queue) -> None:
+        """Give the job what it runs: a function by name knows no worker."""
+        assert isinstance(job, Task)
+        job.work = self._work
+        super().execute_job(job, queue)
+
+    def _work(self) -> None:
+        assert self.runner is not None
+        try:
+            self.runner.work()
+        except BaseException:
+            self._stop_requested = True  # RQ would go on, whatever state the models are in
+            raise
+
+    def heartbeat(self, *_: Any, **__: Any) -> None:
+        """Tell the watchdog that the loop moves. A thread tells Redis: RQ does not while it runs a job."""
+        if self.runner is not None:
+            self.runner.moved()
+
+    def get_heartbeat_ttl(self, *_: Any) -> int:
+        """Return how long an RQ job outlives its worker, in seconds: as long as our leases; RQ's would be minutes."""
+        return math.ceil(self.settings.lease_s)
+
+    def _beat(self) -> None:
+        """Say that the worker and its RQ job live, renew the leases, and see whether RQ's workers are suspended."""
+        assert self.runner is not None
+        self.last_heartbeat = now()
+        fields = {**self.serialize(), "state": self.get_state()}  # each time, since Redis may lose them
+        connection, lease_s = self.runner.connection, self.settings.lease_s
+        self.runner.paused = workers.announce(connection, self.name, about(self.runner), lease_s, fields)
+        self.runner.renew_claims()
+        for execution in list(self.executions.values()):
+            ttl = self.get_heartbeat_ttl()
+            with best_effort(), self.connection.pipeline() as pipe:
+                execution.heartbeat(execution.job.started_job_registry, ttl, pipe)
+                pipe.expire(self.executions_key, ttl + 60)
+                pipe.execute()
+
+    def _gives_up(self) -> bool:
+        """Whether a command is no longer retried. The main loop's retries count as progress: it lives without Redis."""
+        if self.runner is not None and threading.current_thread() is threading.main_thread():
+            self.runner.moved()  # but not the heartbeat's, which retries also while the loop hangs
+        return self.runner is not None and self.runner.stopping
+
+    def _gives_up_or_works(self) -> bool:
+        """Work while RQ cannot: a full Redis refuses RQ's commands, and only work makes room again."""
+        is_main = threading.current_thread() is threading.main_thread()
+        if self.runner is not None and is_main and not self.runner.stopping:
+            self.runner.work()
+        return self._gives_up()
+
+
+def main(settings: Settings) -> None:
+    """Work until SIGTERM or Ctrl-C. SettingError if the metrics' port cannot be used; others as `build` and `load`."""
+    Worker(settings=settings).work(logging_level="WARNING")  # as for other libraries

@@ -20,7 +20,7 @@ from service.contract.records import FinishedPicture, ModelName, created_at
 from service.files import PictureFiles
 from service.settings import Settings
 from service.store import keys, workers
-from service.store.claims import Claim, PictureStream
+from service.store.claims import BegunClaim, PictureStream
 from service.store.connection import best_effort
 from service.store.jobs import JobStore
 from service.telemetry.boundary import attempt, confined
@@ -36,11 +36,11 @@ from shared.device import lost, pick_device
 
 log = get_logger(__name__)
 
-RING_WAIT_S = 1  # how long an idle worker waits for new work before it looks by itself
 THREADS_WAIT_S = 0.02  # between two iterations while there is nothing to do but to wait for storage
 CHECK_EVERY_S = 1.0  # how often to look at what no worker does: overdue jobs, and models that nobody has loaded
 OTHERS_FIRST_S = 1.0  # in which an idle worker would load a model
 RETRY_S = 60.0  # before a model is tried again that could not be loaded
+LIVE_EVERY_S = 0.5  # between two progress events of a job with previews, at least
 PREVIEWS_AT_ONCE = 16  # of all jobs together; the rest of a larger batch follows the next time
 EXIT_DEVICE_LOST = 70  # EX_SOFTWARE of sysexits.h
 Confined = Callable[..., AbstractContextManager[None]]
@@ -59,10 +59,11 @@ class Runner:
         cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes)
         self.models = Models(connection, settings, self.device, cache, self.storage, name)
         self.confined = partial(confined, passes=self.models.passes)
-        self.previews = Previews(connection, settings.live_every_s, self.confined)
+        self.previews = Previews(connection, LIVE_EVERY_S, self.confined)
         self.sampled, self.worked_s = 0, 0.0  # pictures so far, and the time that they took
         self.loading = True  # the first model
         self.idle = True  # nothing is in progress, being stored or being fetched
+        self.paused = False  # `rq suspend`: finish what is in progress, and claim nothing more
         self.stopping = False  # a signal handler sets it, in which an Event's lock could deadlock
         self.drain_until = math.inf  # monotonic seconds
         self.watchdog: Watchdog | None = None
@@ -82,18 +83,19 @@ class Runner:
         return bool(self.storer.held) or any(loaded.claims for loaded in self.models)
 
     def work(self) -> None:
-        """Work until `stop`, then drain. Without work, wait for the doorbell.
+        """Work until nothing is left to do or, after `stop`, drain.
 
         Only a drain gives leases back: after any other end they expire, and count as deaths of their pictures.
         """
         try:
-            while not self.stopping:
+            self.run_once()
+            if self.idle:  # nothing for the loaded models, so perhaps for another
+                self._looked_at = -math.inf
                 self.run_once()
-                if self.idle:
-                    digest = self.store.doorbell.wait(RING_WAIT_S)
-                    if digest is not None and self.models.get(digest) is None:
-                        self._looked_at = -math.inf  # look at once: it may be wanted
-            self.drain()
+            while not (self.idle or self.stopping):
+                self.run_once()
+            if self.stopping:
+                self.drain()
         except RedisError:
             if not self.stopping:
                 raise
@@ -116,11 +118,12 @@ class Runner:
             if not self.stopping:
                 with self.confined("periodic task", task="following models"):
                     self.models.follow(self._cannot_load)
+            if not (self.stopping or self.paused):
                 for loaded in self.models.claiming() if not self.storage.problem else ():
                     with self.confined("model", partial(self._expire, loaded), model=loaded.name):
                         self._claim(loaded)
                 with self.confined("periodic task", task="looking for work"):
-                    self._look()  # after the claims, so that a model which was just loaded has its place and is used
+                    self._load_wanted()  # after the claims, so that a model which was just loaded has its place
             in_progress = [loaded for loaded in self.models if loaded.claims]
             for loaded in in_progress:
                 with self.confined("model", partial(self._forget, loaded), model=loaded.name):
@@ -159,24 +162,31 @@ class Runner:
         loaded.claims.clear()
         self._expire(loaded)
 
-    def _look(self) -> None:
-        """Now and then, unload idle models, fail overdue jobs, and load a model whose work no worker takes."""
+    def look(self) -> list[ModelName] | None:
+        """Now and then, unload idle models, fail overdue jobs, and return the models whose work no worker takes."""
         now = time.monotonic()
         if now - self._looked_at < CHECK_EVERY_S:
-            return
+            return None
         self._looked_at = now
         self.models.unload()
         with best_effort():  # the next look repairs what this one cannot
             self.store.fail_overdue()
             if self.storage.problem:
                 self._give_back()
-                return
-            wanted = {model.digest: model for model in self.store.wanted() if self.models.get(model.digest) is None}
-            self._wanted_since = {digest: self._wanted_since.get(digest, now) for digest in wanted}
-            for digest in sorted(wanted, key=self._wanted_since.__getitem__):
-                is_ours = self.idle or now - self._wanted_since[digest] >= OTHERS_FIRST_S
-                if is_ours and now >= self._not_before.get(digest, 0.0):
-                    self.models.want(wanted[digest])
+                return None
+            return [model for model in self.store.wanted() if now >= self._not_before.get(model.digest, 0.0)]
+        return None
+
+    def _load_wanted(self) -> None:
+        """Load the models whose work no worker takes: those wanted longest first, and at once if idle."""
+        if (found := self.look()) is None:
+            return
+        now = time.monotonic()
+        wanted = {model.digest: model for model in found if self.models.get(model.digest) is None}
+        self._wanted_since = {digest: self._wanted_since.get(digest, now) for digest in wanted}
+        for digest in sorted(wanted, key=self._wanted_since.__getitem__):
+            if self.idle or now - self._wanted_since[digest] >= OTHERS_FIRST_S:
+                self.models.want(wanted[digest])
 
     def _give_back(self) -> None:
         """Leave everything to other workers, if storage has failed here for a lease, and not for all of them."""
@@ -212,13 +222,9 @@ class Runner:
         room = 0 if self._holds_back else max(0, room)
         if not (room or loaded.stream.suspects):
             return
-        claims, hopeless = loaded.stream.claim_stale(room, may_be_alone=not self.busy)
+        claims = self.store.take_over(loaded.stream, room, may_be_alone=not self.busy)
         if room > len(claims) and not (loaded.stream.suspects or any(claim.alone for claim in claims)):
-            claims += loaded.stream.claim_new(room - len(claims))
-        for claim, reason in hopeless:
-            with self.confined("job", job_id=claim.job):
-                self.store.fail(claim.job, reason)
-                loaded.stream.discard([claim.entry])
+            claims += self.store.claim_new(loaded.stream, room - len(claims))
         attempt(partial(self._admit, loaded), claims, partial(self._refuse, loaded), about, self.models.passes)
 
     @property
@@ -228,21 +234,20 @@ class Runner:
         claims += [claim for work in list(self.storer.held) for claim in list(work.complete)]
         return any(claim.alone for claim in claims) or any(loaded.stream.suspects for loaded in self.models)
 
-    def _admit(self, loaded: Loaded, claims: Sequence[Claim]) -> None:
-        """Admit the pictures of open jobs that are not finished; compose grids."""
-        begun = self.store.begin(loaded.stream, claims)
-        wanted = [claim for claim in begun if claim.index is not None]
+    def _admit(self, loaded: Loaded, claims: Sequence[BegunClaim]) -> None:
+        """Admit pictures; compose grids."""
+        wanted = [claim for claim in claims if claim.index is not None]
         pictures = [claim.picture for claim in wanted]
-        loaded.claims |= {picture.key: claim for picture, claim in zip(pictures, wanted, strict=True)}
         loaded.engine.admit(pictures)
-        for claim in begun:
+        loaded.claims |= {picture.key: claim for picture, claim in zip(pictures, wanted, strict=True)}
+        for claim in claims:
             if claim.index is None:
                 work = Work(job=claim.job, stream=loaded.stream, judged_by=loaded.judged_by, complete=[claim])
                 self.storer.submit(work)
             else:
                 WAIT_SECONDS.labels(loaded.name).observe(max(0.0, time.time() - created_at(claim.job)))
 
-    def _refuse(self, loaded: Loaded, claim: Claim, reason: str) -> None:
+    def _refuse(self, loaded: Loaded, claim: BegunClaim, reason: str) -> None:
         """Fail the job of a picture or grid that cannot be had."""
         self.store.fail(claim.job, reason if claim.index is None else f"picture {claim.index}: {reason}")
         loaded.stream.discard([claim.entry])
@@ -311,7 +316,7 @@ class Runner:
         self.storer.held.clear()
 
 
-def about(claim: Claim) -> dict[str, Any]:
+def about(claim: BegunClaim) -> dict[str, Any]:
     return {"job_id": claim.job, "picture": claim.index}
 
 

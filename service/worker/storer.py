@@ -124,7 +124,7 @@ class Storer:
     async def _complete(self, work: Work, claim: BegunClaim) -> None:
         """Finish a job that has all its pictures. Any worker may do it, and more than once."""
         record, result = claim.record, None
-        verdicts = self.store.verdicts(work.job, record.total)
+        verdicts = claim.verdicts or self.store.verdicts(work.job, record.total)
         if verdicts is not None:  # else it is not open, or lacks pictures
             with tracing.span("compose", record.traceparent, {"job_id": work.job}):
                 result = score(verdicts, len(record.labels))

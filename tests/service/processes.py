@@ -69,8 +69,7 @@ def children(pid: int) -> set[int]:
 
 def environment(settings: Settings) -> dict[str, str]:
     """Return this process's environment with these settings."""
-    names = ["storage", "pictures", "redis_url", "device", "lease_s", "heartbeat_s", "batch_pictures", "batch_rows"]
-    names.append("drain_s")
+    names = ["storage", "pictures", "redis_url", "device", "lease_s", "batch_pictures", "drain_s"]
     return {**os.environ, **{f"LABELGRID_{name.upper()}": str(getattr(settings, name)) for name in names}}
 
 
@@ -91,24 +90,24 @@ FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["service.worker.process", __name__])
 
 
-def _run_worker(variables: dict[str, str], log: str | None) -> None:
-    """Do in a forked process what `python -m service worker` does, with these variables."""
+def _run(command: Callable[[], object], variables: dict[str, str], log: str | None) -> None:
+    """Run a command, as `python -m service worker`, in a forked process with these variables."""
     os.chdir(ROOT)
     os.environ.clear()
     os.environ.update(variables)
     if log is not None:
         os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), sys.stderr.fileno())
     sys.argv = ["service", "worker"]
-    main()
+    command()
 
 
 class WorkerProcess:
     """A worker in a process of its own, with the interface of `subprocess.Popen`. `log` receives its stderr."""
 
-    def __init__(self, settings: Settings, log: Path | None = None) -> None:
-        arguments = environment(settings), None if log is None else str(log)
+    def __init__(self, settings: Settings, log: Path | None = None, command: Callable[[], object] = main) -> None:
+        arguments = command, environment(settings), None if log is None else str(log)
         with contextlib.chdir(ROOT):  # the process that forks imports from where it starts
-            self._process = FORKS.Process(target=_run_worker, args=arguments)
+            self._process = FORKS.Process(target=_run, args=arguments)
             self._process.start()
         assert self._process.pid is not None
         self.pid: int = self._process.pid
@@ -124,10 +123,10 @@ class WorkerProcess:
 
 @contextlib.contextmanager
 def worker_processes(
-    connection: Redis, settings: Settings, count: int, log: Path | None = None
+    connection: Redis, settings: Settings, count: int, log: Path | None = None, command: Callable[[], object] = main
 ) -> Iterator[dict[int, WorkerProcess]]:
     """Run worker processes and give them, once they are ready, by process id. `log` receives their stderr."""
-    started = [WorkerProcess(settings, log) for _ in range(count)]
+    started = [WorkerProcess(settings, log, command) for _ in range(count)]
     try:
         ready = lambda: len(workers.ready(workers.list_live(connection)))  # noqa: E731
         until(lambda: ready() == count or any(one.poll() is not None for one in started))

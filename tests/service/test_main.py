@@ -53,8 +53,7 @@ def test_an_unknown_variable_is_a_warning_and_an_unusable_device_an_error(storag
     assert 'labelgrid: LABELGRID_DEVICE=cuda:99: no device "cuda:99": this machine has' in done.stderr
 
 
-@pytest.mark.parametrize("part", ["worker", "webhooks"])
-def test_sigterm_ends_a_process_that_is_starting(command: Command, monkeypatch: pytest.MonkeyPatch, part: str) -> None:
+def test_sigterm_ends_a_worker_that_is_starting(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """A container's first process has no default action for it, and would go on to take jobs until it is killed."""
     ignored = list[int]()
 
@@ -62,10 +61,9 @@ def test_sigterm_ends_a_process_that_is_starting(command: Command, monkeypatch: 
         signal.raise_signal(signal.SIGTERM)
 
     monkeypatch.setattr("service.worker.process.main", start)
-    monkeypatch.setattr("service.webhooks.worker.main", start)
     before = signal.signal(signal.SIGTERM, lambda number, frame: ignored.append(number))
     try:
-        assert command(part, environment=clean_environment())[0] == 0
+        assert command("worker", environment=clean_environment())[0] == 0
     finally:
         signal.signal(signal.SIGTERM, before)
     assert ignored == []

@@ -37,8 +37,6 @@ NOT_ALLOWED = [
     ("REDIS_URL", "redis://h?protocol=3", "REDIS_URL=redis://h?protocol=3: its option protocol is the service's own"),
     # redis-py takes database 0 instead, so two services would share their jobs
     ("REDIS_URL", "redis://h/staging", "REDIS_URL=redis://h/staging: its database should be a number, as in"),
-    ("LABELGRID_LEASE_S", "2", "LABELGRID_LEASE_S=2: it should be more than LABELGRID_HEARTBEAT_S=2.0"),
-    ("LABELGRID_HEARTBEAT_S", "9", "LABELGRID_LEASE_S=8.0: it should be more than LABELGRID_HEARTBEAT_S=9.0"),
     ("LABELGRID_ALLOW_NO_KEYS", "foo", "LABELGRID_ALLOW_NO_KEYS=foo: it should be true or false"),
 ]
 
@@ -62,7 +60,7 @@ def test_a_process_reports_it_in_one_line(command: Command) -> None:
 def test_unknown_variables_are_found(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("LABELGRID_")]:
         monkeypatch.delenv(name)
-    for name in ("LABELGRID_QUEUE", "labelgrid_wait_s", "REDIS_URL", "LABELGRID_URL", "LABELGRID_API_KEY"):
+    for name in ("LABELGRID_DEVICE", "labelgrid_wait_s", "REDIS_URL", "LABELGRID_URL", "LABELGRID_API_KEY"):
         monkeypatch.setenv(name, "1")
     assert unknown_variables() == {}
     monkeypatch.setenv("LABELGRID_WAIT", "3")

@@ -35,6 +35,8 @@ PUBLIC = frozenset({"/", "/healthz", "/readyz", "/docs", "/openapi.json", "/favi
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")  # they change nothing
 METRICS = "/metrics"  # figures only: without keys Prometheus may read them under any name of this host
 COUNTED_WITHIN_S = 0.5  # Redis takes a millisecond; one that hangs must not delay what does not need it
+BODY_LIMIT_BYTES = LIMITS.max_file_bytes + 65536  # of a body other than a form, such as a test file as JSON
+UPLOAD_LIMIT_BYTES = (32 << 20) + 65536  # of a form, such as a zip of pictures
 LARGE_BODIES = 2  # of one owner at the same time, of the largest size
 CHALLENGE = 'Bearer realm="labelgrid"'
 LIMIT = re.compile(r"[1-9]\d{0,9} ?(/|per) ?([1-9]\d{0,3} ?)?(second|minute|hour|day|month|year)s?", re.IGNORECASE)
@@ -201,7 +203,7 @@ class Guard:
 class _Body:
     """The body of one request. Reading one that is too large, announced or not, raises a 413.
 
-    Forms may have `upload_limit_bytes`, because they contain pictures; others `body_limit_bytes`. What the requests in
+    Forms may have `UPLOAD_LIMIT_BYTES`, because they contain pictures; others `BODY_LIMIT_BYTES`. What the requests in
     progress of one owner have sent, `held`, may be LARGE_BODIES times as much in all; beyond it there is a 429. The
     route passes the errors on, so that they become problems as any other error.
     """
@@ -213,8 +215,8 @@ class _Body:
         self.received = 0
         self._receive, self._held = receive, held
         self._is_form = headers.get("content-type", "").lower().startswith("multipart/form-data")
-        self._most = settings.upload_limit_bytes if self._is_form else settings.body_limit_bytes
-        self._most_held = LARGE_BODIES * settings.upload_limit_bytes
+        self._most = UPLOAD_LIMIT_BYTES if self._is_form else BODY_LIMIT_BYTES
+        self._most_held = LARGE_BODIES * UPLOAD_LIMIT_BYTES
         self._announced = int(headers.get("content-length", 0))  # the HTTP server refuses other values
         self._parts = 0
         self._is_whole = False

@@ -1,4 +1,4 @@
-"""/jobs and /jobs/...: list jobs, read a job, its events, grid, pictures and zip, cancel it, or retry it."""
+"""/jobs and /jobs/...: list jobs, read a job, its events, grid, pictures and zip, cancel, delete or retry it."""
 
 from typing import Annotated, Any
 
@@ -27,6 +27,7 @@ from service.files import picture_name, trajectory_name
 router = APIRouter(prefix="/jobs", tags=["jobs"])
 
 FROM_START = "0-0"  # the Last-Event-ID of a client that has none
+DEPRECATED = "@1796083200"  # since when, as RFC 9745 has it: 2026-12-01
 UNBUFFERED = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}  # a stream, which nothing may hold back
 
 LastEventId = Annotated[
@@ -77,28 +78,27 @@ async def read_job(job_id: OwnJob, service: ServiceDep) -> Job:
     return await service.jobs.job(job_id)
 
 
-@router.delete(
-    "/{job_id}",
-    responses=problems(*ERRORS, JobEnded),
-    summary="Cancel a job, or delete one that has ended",
-)
-async def cancel_job(
-    job_id: OwnJob,
-    service: ServiceDep,
-    cancel_only: Annotated[
-        bool,
-        Query(description="refuse to delete a job that has ended, which it may have done just now", examples=[True]),
-    ] = False,
-) -> Job:
-    """Cancels a queued or running job. Workers drop its pictures at their next step; finished pictures stay.
-
-    A job that has ended is deleted with its results, and answered with a last time.
-    """
+@router.post("/{job_id}/cancel", responses=problems(*ERRORS, JobEnded), summary="Cancel a job")
+async def cancel_job(job_id: OwnJob, service: ServiceDep) -> Job:
+    """Ends a queued or running job. Workers drop its pictures at their next step; finished pictures stay."""
     cancelled = await run_in_threadpool(service.store.cancel, job_id)
     job = await service.jobs.job(job_id)
     if not cancelled:
-        if cancel_only:
-            raise JobEnded(f"the job is {job.status} and cannot be cancelled", job_status=job.status)
+        raise JobEnded(f"the job is {job.status} and cannot be cancelled", job_status=job.status)
+    return job
+
+
+@router.delete("/{job_id}", responses=problems(*ERRORS), summary="Delete a job that has ended")
+async def delete_job(job_id: OwnJob, service: ServiceDep, response: Response) -> Job:
+    """Deletes a job with its results, and answers with it a last time.
+
+    Until the next release, a job that has not ended is cancelled instead, and the answer has a `Deprecation` header.
+    """
+    cancelled = await run_in_threadpool(service.store.cancel, job_id)
+    job = await service.jobs.job(job_id)
+    if cancelled:
+        response.headers["Deprecation"] = DEPRECATED
+    else:
         await service.results.remove(job_id)  # first: if it fails, the job is still there to be deleted again
         await run_in_threadpool(service.store.delete, job_id)  # a worker that still writes a picture will see it
     return job
@@ -143,7 +143,7 @@ async def read_events(job_id: OwnJob, service: ServiceDep, last_event_id: LastEv
 @router.get("/{job_id}/grid.png", response_class=Response, responses=PICTURE, summary="Read the grid of all pictures")
 async def read_grid(job_id: OwnJob, owner: OwnerDep, service: ServiceDep) -> Response:
     """The grid of a finished job; for a /score job, the grid of the best repeat."""
-    return await service.results.send_grid(await service.jobs.job(job_id), owner)
+    return await service.results.send_grid(job_id, await service.jobs.grid(job_id), owner)
 
 
 @router.get("/{job_id}/pictures.zip", response_class=Response, responses=ZIP, summary="Read all pictures as a zip")

@@ -12,7 +12,7 @@ from service.api.openapi import problems
 from service.api.submit import ERRORS, RESPONSES, JobSpec, PreferencesDep, SubmitterDep, check_lists
 from service.api.uploads import Upload, read_submission
 from service.contract.errors import BadForm, BadRequest, TooLarge
-from service.contract.schemas import Job, ScoreFields, ScoreRequest
+from service.contract.schemas import Job, ScoreFields
 from shared.options import LIMITS
 from shared.vocabulary import LabelError, parse_label_lists
 
@@ -60,26 +60,12 @@ async def score(
             raise BadRequest.at(("body", unused[0]), "has no effect on uploaded pictures; leave it out")
         await submitter.ready_workers()  # no zip is unpacked that no worker would judge
         async with submitter.service.uploads.of(submitter.owner):
-            pictures = await run_in_threadpool(
-                read_submission, form.pictures.file, len(lists), submitter.service.settings
-            )
-    check = partial(_check, fields, lists, "file", are_sent=bool(pictures))
+            pictures = await run_in_threadpool(read_submission, form.pictures.file, len(lists))
+    check = partial(_check, fields, lists, are_sent=bool(pictures))
     job_id = await submitter.submit("score", fields, lists, check, pictures)
     for file in filter(None, (form.file, form.pictures)):
         await file.close()  # before the request waits
     return await submitter.answer(job_id, preferences)
-
-
-@router.post(
-    "/score/conditions",
-    response_model=Job,
-    responses={**RESPONSES, **problems(*ERRORS)},
-    summary="Score the model on label lists",
-)
-async def score_conditions(body: ScoreRequest, submitter: SubmitterDep, preferences: PreferencesDep) -> Response:
-    """The same as `POST /score` for a program, which has the content of the test file as JSON."""
-    check = partial(_check, body, body.conditions, "conditions")
-    return await submitter.answer(await submitter.submit("score", body, body.conditions, check), preferences)
 
 
 async def _read_lists(file: UploadFile) -> list[list[str]]:
@@ -95,9 +81,7 @@ async def _read_lists(file: UploadFile) -> list[list[str]]:
         raise BadRequest.from_label_error(error, "file") from error
 
 
-def _check(
-    fields: ScoreFields, lists: list[list[str]], lists_field: str, models: Models, *, are_sent: bool = False
-) -> JobSpec:
+def _check(fields: ScoreFields, lists: list[list[str]], models: Models, *, are_sent: bool) -> JobSpec:
     """Check the request against the models. `are_sent`: it has the pictures. Raises BadRequest, NoModel."""
     info = models.find_evaluator(fields.model) if are_sent else models.find(fields.model)
-    return JobSpec(check_lists(lists, info, ("body", lists_field)), info, 1 if are_sent else fields.repeats)
+    return JobSpec(check_lists(lists, info, ("body", "file")), info, 1 if are_sent else fields.repeats)

@@ -44,13 +44,13 @@ export const address = (path) => new URL(path.replace(/^\//, ""), document.baseU
 
 /**
  * Sends a request and returns what read(response) makes of the answer. Tries again without a whole answer: a job is
- * created once, because of its Idempotency-Key, but one that is deleted twice would be an error.
+ * created once, because of its Idempotency-Key. Not if `once`: a job that is cancelled or deleted twice is an error.
  */
-async function request(path, read, { headers = {}, ...init } = {}) {
+async function request(path, read, { headers = {}, once = false, ...init } = {}) {
   const key = apiKey.get();
   if (/[^\0-\xff]/.test(key)) throw new Problem("The API key has a character that cannot be sent. Copy the key again.", { status: 401 });
   const all = key ? { ...headers, Authorization: `Bearer ${key}` } : headers;
-  for (let left = init.method === "DELETE" ? 0 : TRIES - 1; ; left--) {
+  for (let left = once ? 0 : TRIES - 1; ; left--) {
     try {
       const response = await fetch(address(path), { ...init, headers: all });
       if (!response.ok) throw await problemOf(response);
@@ -88,8 +88,8 @@ export const readDescription = () => json("openapi.json");
 export const readReady = () => json("readyz");
 export const readJob = (id) => json(`jobs/${encodeURIComponent(id)}`);
 export const readJobs = (limit, cursor) => json(`jobs?${new URLSearchParams({ limit, ...(cursor && { cursor }) })}`);
-export const cancelJob = (id) => json(`jobs/${encodeURIComponent(id)}?cancel_only=true`, { method: "DELETE" });
-export const deleteJob = (id) => json(`jobs/${encodeURIComponent(id)}`, { method: "DELETE" });
+export const cancelJob = (id) => json(`jobs/${encodeURIComponent(id)}/cancel`, { method: "POST", once: true });
+export const deleteJob = (id) => json(`jobs/${encodeURIComponent(id)}`, { method: "DELETE", once: true });
 
 /** Reads a picture, or a zip of them, as a blob: URL, which the caller revokes. */
 export async function readPicture(path, signal) {

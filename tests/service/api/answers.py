@@ -2,6 +2,7 @@
 
 import io
 import json
+from collections.abc import Sequence
 from typing import Any
 
 import httpx
@@ -61,8 +62,13 @@ def problem(response: httpx.Response, status: int, slug: str) -> Body:
 
 
 def nothing_is_queued(connection: Redis) -> bool:
-    """Return whether Redis holds nothing but a worker, and what RQ writes when the bell of a former test rings late."""
-    return {key for key in connection.keys("*") if not key.startswith("rq:")} <= {keys.WORKERS, keys.worker("w")}
+    """Return whether Redis holds nothing but a worker."""
+    return set(connection.keys("*")) <= {keys.OLD_WORKERS, keys.old_worker("w"), *connection.keys("rq:worker*")}
+
+
+def scoring(lists: Sequence[Sequence[str]], **fields: Any) -> dict[str, Any]:
+    """Return httpx's arguments of a `POST /score`."""
+    return {"files": {"file": ("test.json", json.dumps(lists))}, "data": fields}
 
 
 def submitted(client: httpx.Client, **fields: Any) -> str:

@@ -26,8 +26,9 @@ Event = dict[str, Any]
 
 
 @pytest.fixture
-def runner(connection: Redis, settings: Settings, alive: JobStore) -> Runner:
-    runner = Runner(connection, settings.model_copy(update={"live_every_s": 0.0}), "w")
+def runner(connection: Redis, settings: Settings, alive: JobStore, monkeypatch: pytest.MonkeyPatch) -> Runner:
+    monkeypatch.setattr("service.worker.runner.LIVE_EVERY_S", 0.0)
+    runner = Runner(connection, settings, "w")
     runner.models.load()
     return runner
 
@@ -92,7 +93,7 @@ def test_steps_and_previews_come_while_the_job_runs_until_it_is_cancelled(client
             if event["event"] == "steps":
                 steps.append(event["data"]["pictures"])
                 if len(steps) == 3:
-                    client.delete(f"/jobs/{job_id}")
+                    client.post(f"/jobs/{job_id}/cancel")
     working.join()
     assert event["event"] == "end"
     assert event["data"]["status"] == "cancelled"

@@ -28,7 +28,7 @@ from service.store.jobs import JobStore
 from service.telemetry.metrics import REQUESTS, REQUESTS_IN_WORK
 from service.worker.runner import Runner
 from tests.conftest import running, serving
-from tests.service.api.answers import LISTS, nothing_is_queued, png_with, problem, submitted
+from tests.service.api.answers import LISTS, nothing_is_queued, png_with, problem, scoring, submitted
 from tests.service.processes import until
 
 
@@ -73,7 +73,7 @@ def test_a_worker_that_announces_itself_again_within_a_heartbeat_was_never_gone(
     settings: Settings, connection: Redis
 ) -> None:
     """As after the machine stood still for longer than a lease."""
-    with serving(settings.model_copy(update={"heartbeat_s": 1.0, "lease_s": 10.0})) as client:
+    with serving(settings.model_copy(update={"lease_s": 4.0})) as client:
         back = threading.Timer(0.2, workers.announce, (connection, "paused", {}, 60))
         back.start()
         assert client.post("/generate", json={"labels": LISTS}, headers={"prefer": "wait=0"}).status_code == 202
@@ -101,7 +101,7 @@ def test_a_full_queue_says_when_to_retry(settings: Settings, alive: JobStore) ->
         assert response.headers["retry-after"] == "10"  # no rate is measured yet
         workers.announce(alive.connection, "w", {"pictures_per_s": 0.5}, lease_s=60)
         workers.announce(alive.connection, "v", {"pictures_per_s": 1.0}, lease_s=60)
-        response = client.post("/score/conditions", json={"conditions": LISTS, "repeats": 1})
+        response = client.post("/score", **scoring(LISTS, repeats=1))
         problem(response, 429, "queue-full")
         assert response.headers["retry-after"] == "6"  # 12 + 2 - 5 pictures at 1.5 a second
         assert alive.connection.zcard("labelgrid:deadlines") == 1
@@ -125,7 +125,7 @@ def test_one_owners_results_are_bounded_until_they_are_deleted(connection: Redis
         assert problem(refused, 429, "quota-exceeded")["stored"] == 3
         assert 0 < int(refused.headers["retry-after"]) <= 3600
         for _ in range(2):  # cancelled, then deleted with its request
-            assert client.delete(f"/jobs/{job_id}", headers=headers).json()["status"] == "cancelled"
+            assert client.post(f"/jobs/{job_id}/cancel", headers=headers).json()["status"] == "cancelled"
         assert ask().status_code == 202
 
 
@@ -139,7 +139,7 @@ def test_a_full_redis_takes_no_job_and_its_jobs_can_be_read(
         assert "Redis is full" in problem(response, 503, "unavailable")["detail"]
         assert response.headers["retry-after"] == "10"
         assert [one["id"] for one in client.get("/jobs").json()["jobs"]] == [job_id]
-        assert client.delete(f"/jobs/{job_id}").json()["status"] == "cancelled"
+        assert client.post(f"/jobs/{job_id}/cancel").json()["status"] == "cancelled"
     finally:
         connection.config_set("maxmemory", 0)
 

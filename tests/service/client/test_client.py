@@ -197,7 +197,7 @@ def test_after_a_lost_response_there_is_one_job_and_one_cancellation(url: str, a
         assert [request.method for request in requests] == ["POST", "POST"]
         assert len({request.headers["idempotency-key"] for request in requests}) == 1
         assert [one.id for one in client.jobs().jobs] == [job.id]
-    with losing(url, once("DELETE")) as (client, _):
+    with losing(url, once("POST")) as (client, _):
         assert client.cancel(job.id).status == "cancelled"
 
 

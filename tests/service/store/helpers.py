@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from redis import Redis
+from redis import ConnectionPool, Redis
 
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict, new_job_id
 from service.store import async_jobs, keys
@@ -40,7 +40,6 @@ def add_job(store: JobStore, job: JobRecord, request: IdempotentRequest | None =
     about = async_jobs.arguments(job, request, async_jobs.limits_of(store.settings))
     if (answer := call(store.connection, "create", *about)) is not None:
         return async_jobs.before(answer, request)
-    store.doorbell.ring([job.digest])
     return job.id
 
 
@@ -75,7 +74,7 @@ def done(claim: BegunClaim, png: bytes = b"png") -> tuple[BegunClaim, FinishedPi
 
 def commit_all(store: JobStore, stream: PictureStream) -> list[BegunClaim]:
     """Commit all pending pictures, and return the grids that are then to be composed."""
-    return store.commit(stream, [done(claim) for claim in store.begin(stream, stream.claim_new(10_000))], {})[0]
+    return store.commit(stream, [done(claim) for claim in store.claim_new(stream, 1000)], {})[0]
 
 
 def commands(connection: Redis, act: Callable[[], object]) -> list[str]:
@@ -90,6 +89,13 @@ def commands(connection: Redis, act: Callable[[], object]) -> list[str]:
             if sent[-1:] == ["PING"]:
                 break
     return [command for command in sent[:-1] if command not in ("AUTH", "CLIENT")]
+
+
+def connect_bytes(connection: Redis) -> Redis:
+    """Return a connection for RQ, which reads bytes."""
+    pool = connection.connection_pool
+    options = {**pool.connection_kwargs, "decode_responses": False}
+    return Redis(connection_pool=ConnectionPool(pool.connection_class, **options))
 
 
 @contextlib.contextmanager

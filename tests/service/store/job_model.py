@@ -14,14 +14,13 @@ OWNERS, DIGESTS = ("ann", "bob"), ("d" * 64, "e" * 64)
 LIMITS: dict[str, float] = {
     "keep_days": 6 * T / 86400,
     "job_timeout_s": 10 * T,
-    "idempotent_s": 8 * T,
     "max_queued_pictures": 9,
     "max_queued_pictures_per_owner": 6,
     "max_stored_pictures_per_owner": 14,
     "lease_s": T // 2,
-    "max_deliveries": 3,
 }
 KEEP_S = 6 * T
+IDEMPOTENT_S = KEEP_S
 LIFETIME_S = 10 * T + KEEP_S
 LAST_TRY = 2  # deliveries after which a picture is suspected to kill workers
 
@@ -154,7 +153,7 @@ class Model:
     def existing(self, request: IdempotentRequest) -> str | None:
         """Return the job that the same request created. KeyReuse if the key's job, of another request, exists."""
         known = self.keys.get((request.owner, request.key))
-        if known is None or self.now >= known[2] + LIMITS["idempotent_s"] or not self.exists(known[1]):
+        if known is None or self.now >= known[2] + IDEMPOTENT_S or not self.exists(known[1]):
             return None
         if known[0] != request.request:
             raise KeyReuse("")

@@ -102,10 +102,10 @@ def test_a_look_does_not_wait_for_redis(
     runner = Runner(impatient, settings, "w1")
     monkeypatch.setattr("service.worker.runner.CHECK_EVERY_S", 0.0)
     with read_only(connection):
-        runner._look()
+        runner._load_wanted()
     assert connection.hget(keys.job(job_id), "status") == "queued"
     with full(connection):
-        runner._look()
+        runner._load_wanted()
     assert connection.hget(keys.job(job_id), "status") == "failed"
 
 
@@ -328,12 +328,11 @@ def test_a_call_loads_the_library_if_it_is_missing(without_library: Redis) -> No
 
 
 def test_the_event_loop_loads_the_library_too(without_library: Redis, settings: Settings) -> None:
-    store = JobStore(without_library, settings)
     jobs = [record(1) for _ in range(3)]
 
     async def run() -> None:
         async with connect_async(settings.redis_url, timeout_s=5, max_connections=4) as client:
-            async_jobs = AsyncJobs(client, settings, store.doorbell)
+            async_jobs = AsyncJobs(client, settings)
             ids = await asyncio.gather(*(async_jobs.create(job) for job in jobs))
             assert ids == [job.id for job in jobs]
             without_library.function_flush()

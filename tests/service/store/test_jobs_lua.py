@@ -25,6 +25,7 @@ STREAM = f"labelgrid:pictures:{DIGEST}"
 KEEP_S = 100
 RESULT = json.dumps({"repeats": [{}, {}], "best": 1})
 CREATED_S = 1764355000.125
+TASK = "an RQ job", "status", "queued"
 
 
 def job_id(letter: str, created_s: float = CREATED_S) -> str:
@@ -47,14 +48,15 @@ class Library:
 
     def create(self, job: str, pictures: int = 2, owner: str = "", digest: str = DIGEST, **more: Any) -> Any:
         """Create a job; `more`: other settings."""
-        about = {"id": job, "owner": owner, "digest": digest, "model": "{}", "summary": "{}", "total": pictures}
+        about = {"owner": owner, "total": pictures}
         about |= {"webhook_events": "running finished", "timeout_s": 50, "lifetime_s": 150, "idempotent_s": 300}
         about |= {"most_queued": 10_000, "most_own": 0, "most_stored": 0, **more}
-        return self("create", json.dumps(about), f"record of {job[-1]}")
+        summary = {"id": job, "model": "toy", "digest": digest, "sent": False}
+        return self("create", json.dumps(about), f"record of {job[-1]}", json.dumps(summary), *TASK)
 
     def claim(self, most: int, worker: str = "w") -> dict[str, str]:
         """Claim pictures; return each one's entry, by job and index such as "a0"; of a grid, by "a grid"."""
-        return self.named(self("claim", DIGEST, worker, most))
+        return self.named(self("claim", DIGEST, worker, most)[0])
 
     @staticmethod
     def named(leased: Any) -> dict[str, str]:
@@ -66,17 +68,24 @@ class Library:
 
     def commit(self, entries: dict[str, str], verdict: str = "verdict", **results: str) -> Any:
         """Store pictures, each by job and index; `results`: of jobs without a grid. Return answers and grids."""
-        arguments = []
+        pictures = []
         for name, entry in entries.items():
-            arguments += [entry, job_id(name[0]), name[1], f"{verdict} {name[1]}", results.get(name[0], "")]
-        answers, leased = self("commit", KEEP_S, DIGEST, "w", *arguments)
+            about = {"entry": entry, "job": job_id(name[0]), "index": int(name[1]), "verdict": f"{verdict} {name[1]}"}
+            pictures.append(about | ({"fields": {"result": results[name[0]]}} if name[0] in results else {}))
+        answers, leased = self("commit", KEEP_S, DIGEST, "w", json.dumps(pictures))
         return answers, self.named(leased)
 
-    def finish(self, job: str, entry: str) -> Any:
-        return self("finish", KEEP_S, DIGEST, entry, job, RESULT)
+    def finish(self, job: str, entry: str, **fields: Any) -> Any:
+        """End a job with these fields, if any."""
+        grid = {"entry": entry, "job": job, **({"fields": fields} if fields else {})}
+        return self("finish", KEEP_S, DIGEST, json.dumps([grid]))
 
-    def end(self, job: str, status: str, *fields: Any) -> Any:
-        return self("end_early", KEEP_S, job, status, *fields)
+    def begin(self, **indices: list[int]) -> Any:
+        """Begin jobs, each by its letter."""
+        return self("begin", json.dumps([[job_id(letter), of_job] for letter, of_job in indices.items()]))
+
+    def end(self, job: str, status: str, **fields: Any) -> Any:
+        return self("end_early", KEEP_S, job, status, json.dumps(fields))
 
     def hash(self, key: str) -> dict[str, str]:
         return self.connection.hgetall(key)
@@ -135,11 +144,11 @@ def test_pictures_are_claimed_in_turn_stored_and_finished(library: Library) -> N
     first, second = library.claim(3), library.claim(9, "other")
     assert [list(first), list(second), list(library.claim(9))] == [["a0", "b0", "a1"], ["a2"], []]
     answers, leased = library.commit(first | second, b="{}")
-    assert (answers, list(leased)) == ([1, 2, 1, 1], ["a grid"])
+    assert (answers, list(leased)) == (["stored", "finished", "stored", "stored"], ["a grid"])
     assert library.in_stream() == (1, 1)
     assert library.hash(f"labelgrid:job:{A}:verdicts") == {index: f"verdict {index}" for index in "012"}
     assert library.connection.zrange("labelgrid:deadlines", 0, -1) == [A]
-    assert library.finish(A, leased["a grid"]) == [2]
+    assert library.finish(A, leased["a grid"], result=RESULT) == ["finished"]
     assert library.in_stream() == (0, 0)
     for job, told in ((A, ("finished", RESULT)), (B, ("finished", "{}"))):
         fields = library.hash(f"labelgrid:job:{job}")
@@ -159,10 +168,10 @@ def test_every_date_of_a_job_is_by_the_clock_of_redis(library: Library) -> None:
     begun_s = now_s()
     for job in (A, B):
         library.create(job, 1)
-    library("begin", A, 0, B, 0)
+    library.begin(a=[], b=[])
     between_s = now_s()
     library.commit(library.claim(1), a="{}")
-    library.end(B, "failed", "error", "why")
+    library.end(B, "failed", error="why")
     for job in (A, B):
         started_at, finished_at = library.connection.hmget(f"labelgrid:job:{job}", "started_at", "finished_at")
         assert begun_s <= float(started_at or "") <= between_s <= float(finished_at or "") <= now_s()
@@ -171,7 +180,8 @@ def test_every_date_of_a_job_is_by_the_clock_of_redis(library: Library) -> None:
 def test_of_a_picture_that_two_workers_sampled_the_first_verdict_counts(library: Library) -> None:
     library.create(A)
     entries = library.claim(1)
-    assert [library.commit(entries, verdict) for verdict in ("first", "second")] == [([1], {})] * 2
+    answers = [library.commit(entries, verdict) for verdict in ("first", "second")]
+    assert answers == [(["stored"], {}), (["duplicate"], {})]
     assert library.hash(f"labelgrid:job:{A}:verdicts") == {"0": "first 0"}
 
 
@@ -180,8 +190,8 @@ def test_a_job_whose_last_picture_came_after_its_worker_looked_does_not_finish_w
 ) -> None:
     library.create(A, 1)
     grids = library.commit(library.claim(1))[1]
-    assert library("finish", KEEP_S, DIGEST, grids["a grid"], A, "") == [0]
-    assert library.hash(f"labelgrid:job:{A}")["status"] == "queued"
+    assert library.finish(A, grids["a grid"]) == ["open"]
+    assert library.hash(f"labelgrid:job:{A}")["status"] == "running"
 
 
 def test_a_commit_makes_the_group_that_a_redis_has_lost(library: Library) -> None:
@@ -189,6 +199,25 @@ def test_a_commit_makes_the_group_that_a_redis_has_lost(library: Library) -> Non
     library.create(A, 1)
     assert library.commit({"a0": "1-1"})[1].keys() == {"a grid"}
     assert library.in_stream() == (1, 1)
+
+
+@pytest.mark.parametrize("shown", [{"shown": "[2, 3, 1]"}, {}], ids=["by this version", "by the release before"])
+def test_a_job_is_read_with_the_verdicts_that_its_result_shows(library: Library, shown: dict[str, str]) -> None:
+    library.create(A, 4)
+    assert library("read", A, "status", "absent") == [["queued", None], 0, []]
+    entries = library.claim(4)
+    grids = (
+        library.commit({name: entries[name] for name in ("a0", "a1", "a2")})[1]
+        | library.commit({"a3": entries["a3"]})[1]
+    )
+    assert library("read", A, "status") == [["running"], 4, []]
+    result = json.dumps({**json.loads(RESULT), "worst": [1]})
+    library.finish(A, grids["a grid"], result=result, **shown)
+    assert library("read", A, "status", "result") == [
+        ["finished", result],
+        0,
+        ["verdict 2", "verdict 3", "verdict 1"],
+    ]
 
 
 def test_an_attempt_of_a_webhook_that_took_longer_than_its_lease_ends_no_later_one(library: Library) -> None:
@@ -211,16 +240,17 @@ def test_an_attempt_of_a_webhook_that_took_longer_than_its_lease_ends_no_later_o
 
 CALLS: dict[str, Callable[[Library], Any]] = {
     "create": lambda library: library.create(B),
-    "begin": lambda library: library("begin", A, 0),
+    "begin": lambda library: library.begin(a=[]),
     "commit": lambda library: library.commit({"a0": "1-1"}),
     "finish": lambda library: library.finish(A, "1-1"),
-    "end_early": lambda library: library.end(A, "failed", "error", "why"),
+    "end_early": lambda library: library.end(A, "failed", error="why"),
     "delete": lambda library: library("delete", A),
     "overdue": lambda library: library("overdue"),
-    "read": lambda library: library("read", A),
+    "read": lambda library: library("read", A, "status"),
     "open_stream": lambda library: library("open_stream", DIGEST, 0),
     "claim": lambda library: library.claim(1),
     "wanted": lambda library: library("wanted", 0),
+    "wake": lambda library: library("wake", *TASK),
     "announce": lambda library: library("announce", "w", "{}", 1000),
     "live_workers": lambda library: library("live_workers"),
     "take_webhook": lambda library: library("take_webhook", "a running", 60),
@@ -239,7 +269,7 @@ def test_every_function_is_called_here(library: Library) -> None:
 @pytest.mark.parametrize("function", CALLS)
 @pytest.mark.parametrize(
     ("state", "takes", "error"),
-    [(full, CALLS.keys() - {"create"}, OutOfMemoryError), (read_only, READING, ReadOnlyError)],
+    [(full, CALLS.keys() - {"create", "wake"}, OutOfMemoryError), (read_only, READING, ReadOnlyError)],
     ids=["full", "replica"],
 )
 def test_a_full_redis_takes_all_but_new_jobs_and_a_replica_is_read(
@@ -257,6 +287,16 @@ def test_a_full_redis_takes_all_but_new_jobs_and_a_replica_is_read(
     assert library.dump() == before
 
 
+def test_a_job_whose_data_is_damaged_keeps_no_other_from_beginning(library: Library) -> None:
+    library.create(A, 1)
+    library.create(B, 1)
+    library.connection.set(f"labelgrid:job:{A}:verdicts", "no hash")
+    leased, (damaged, begun) = library("claim", DIGEST, "w", 2)
+    assert library.named(leased).keys() == {"a0", "b0"}
+    assert (damaged[:2], damaged[2].startswith("WRONGTYPE")) == ([A, "damaged"], True)
+    assert begun == [B, "begun", "record of b", []]
+
+
 def test_an_error_in_the_middle_leaves_the_pictures_in_the_stream(library: Library) -> None:
     library.create(A, 1)
     library.create(B, 1)
@@ -267,6 +307,24 @@ def test_an_error_in_the_middle_leaves_the_pictures_in_the_stream(library: Libra
     library.connection.delete(f"labelgrid:job:{B}:verdicts")
     assert library.commit(entries)[1].keys() == {"a grid", "b grid"}
     assert library.in_stream() == (2, 2)
+
+
+def test_one_rq_job_waits_however_many_jobs_are_created(library: Library) -> None:
+    for job in (A, B):
+        library.create(job)
+    library("wake", "another", "status", "queued")
+    assert library.connection.lrange("rq:queue:labelgrid", 0, -1) == [TASK[0]]
+    assert library.hash(f"rq:job:{TASK[0]}") == {"status": "queued"}
+    assert not library.connection.exists("rq:job:another")
+
+
+def test_a_model_is_wanted_whose_leased_pictures_are_late_or_that_has_others_besides(library: Library) -> None:
+    library.create(A, 2)
+    library.claim(2)
+    assert library("wanted", 50_000) == []
+    assert library("wanted", 0) == [[DIGEST, "{}"]]
+    library.connection.xadd(STREAM, {"job": A})
+    assert library("wanted", 50_000) == [[DIGEST, "{}"]]
 
 
 def test_a_model_is_wanted_whose_pictures_no_worker_has_ever_claimed(library: Library) -> None:

@@ -1,34 +1,57 @@
-"""Live workers: announced for a lease, withdrawn at once, forgotten once dead. Idle ones are woken through RQ."""
+"""Live workers: announced for a lease, withdrawn at once, known to the release before. Idle ones are woken by RQ."""
 
 import asyncio
 from typing import Any
 
 import pytest
 from redis import Redis
+from rq import Queue
+from rq.serializers import JSONSerializer
+from rq.suspension import resume, suspend
 
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.connection import RetryUntilStopped, connect, connect_async
 from service.store.functions import Pipeline
-from service.store.workers import Doorbell
 from tests.service.store.ageing import MINUTE_S, age
-from tests.service.store.helpers import DIGEST, full
+from tests.service.store.helpers import DIGEST, connect_bytes, full
 
 
 def hosts(live: list[dict[str, Any]]) -> list[str]:
     return [about["host"] for about in live]
 
 
-def test_live_workers_are_listed_and_dead_ones_forgotten(connection: Redis) -> None:
+def test_live_workers_are_listed_and_dead_ones_are_not(connection: Redis) -> None:
     workers.announce(connection, "dead", {"host": "a"}, lease_s=50)
     age(connection, MINUTE_S)
     workers.announce(connection, "left", {"host": "b"}, lease_s=60)
     workers.announce(connection, "live", {"host": "c"}, lease_s=60)
     workers.withdraw(connection, "left")
     assert hosts(workers.list_live(connection)) == ["c"]
-    assert connection.smembers(keys.WORKERS) == {"dead", "live"}
-    workers.forget_dead(connection)
-    assert connection.smembers(keys.WORKERS) == {"live"}
+    assert [workers.is_alive(connection, name) for name in ("dead", "left", "live")] == [False, False, True]
+    assert [one.name for one in Queue.all(connect_bytes(connection))] == [workers.QUEUE]
+
+
+def test_a_worker_learns_that_rq_is_suspended(connection: Redis) -> None:
+    assert not workers.announce(connection, "w", {}, lease_s=60)
+    suspend(connection)
+    assert workers.announce(connection, "w", {}, lease_s=60)
+    resume(connection)
+    assert not workers.announce(connection, "w", {}, lease_s=60)
+
+
+def test_workers_of_this_release_and_the_one_before_see_each_other(connection: Redis) -> None:
+    """As that one announces workers and lists them."""
+    connection.sadd(keys.OLD_WORKERS, "old", "dead")
+    connection.set(keys.old_worker("old"), '{"host": "a"}', px=60_000)
+    workers.announce(connection, "new", {"host": "b"}, lease_s=60)
+    assert sorted(hosts(workers.list_live(connection))) == ["a", "b"]
+    assert workers.is_alive(connection, "old")
+    assert connection.smembers(keys.OLD_WORKERS) == {"old", "dead", "new"}
+    assert connection.get(keys.old_worker("new")) == '{"host": "b"}'
+    workers.withdraw(connection, "new")
+    assert hosts(workers.list_live(connection)) == ["a"]
+    assert connection.get(keys.old_worker("new")) is None
 
 
 def test_a_full_redis_does_not_keep_a_worker_from_loading_a_model(connection: Redis, settings: Settings) -> None:
@@ -62,54 +85,20 @@ def test_ready_workers_are_asked_for_once_a_second_while_there_are_any(
     asyncio.run(check())
 
 
-TOY, OTHER = "d" * 64, "e" * 64
-
-
-def answered(bell: Doorbell) -> list[str | None]:
-    """Answer all rings, as a worker does."""
-    return [bell.wait(1) for _ in range(bell.queue.count)]
-
-
-@pytest.fixture
-def bell(connection: Redis) -> Doorbell:
-    return Doorbell(connection, "q")
-
-
-def test_a_model_has_one_rq_job_however_often_it_rings_and_rings_again_once_answered(bell: Doorbell) -> None:
+def test_what_wakes_a_worker_is_an_rq_job_and_one_waits_at_most(connection: Redis) -> None:
+    queue = Queue(workers.QUEUE, connection=connect_bytes(connection), serializer=JSONSerializer)
     for _ in range(2):
-        for digests in ([TOY], [TOY, OTHER], [OTHER, TOY]):
-            bell.ring(digests)
-        assert bell.queue.count == 2
-        assert answered(bell) == [TOY, OTHER]
-        assert list(bell.queue.connection.scan_iter("rq:job:*")) == []
-    assert bell.wait(1) is None
+        workers.wake(connection)
+        workers.wake(connection)
+        (job,) = queue.jobs
+        assert (job.func_name, job.args, job.timeout, job.get_status()) == (workers.TASK, [], -1, "queued")
+        assert job.description == f"{workers.TASK}()"
+        connection.lpop(queue.key)
 
 
-def test_no_function_of_an_rq_job_is_run(bell: Doorbell, connection: Redis) -> None:
-    """Whoever can write to Redis can name any function."""
-    bell.queue.enqueue_call("shutil.rmtree", args=("x",), job_id="foreign")
-    bell.ring([TOY])
-    assert answered(bell) == ["foreign", TOY]
-    assert connection.keys("rq:job:*") == []
-
-
-@pytest.mark.parametrize("lost", ["its worker died", "the queue is gone"])
-def test_a_lost_ring_costs_nothing_but_a_minute(bell: Doorbell, connection: Redis, lost: str) -> None:
-    bell.ring([TOY])
-    if lost == "its worker died":
-        assert connection.lpop(bell.queue.key) is not None
-    else:
-        connection.delete(bell.queue.key)
-    bell.ring([TOY])
-    assert bell.queue.count == 0  # until the lost one is forgotten
-    age(connection, MINUTE_S)
-    bell.ring([TOY])
-    assert answered(bell) == [TOY]
-
-
-def test_a_redis_that_is_full_or_away_is_not_rung_and_nothing_is_raised(bell: Doorbell, connection: Redis) -> None:
+def test_a_redis_that_is_full_or_away_is_not_asked_and_nothing_is_raised(connection: Redis) -> None:
     with full(connection):
-        bell.ring([TOY, OTHER])
-    assert bell.queue.count == 0
+        workers.wake(connection)
+    assert connection.keys("rq:*") == []
     with connect("redis://127.0.0.1:1") as away:
-        Doorbell(away, "q").ring([TOY])
+        workers.wake(away)

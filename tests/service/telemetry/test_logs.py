@@ -39,7 +39,7 @@ def test_api_worker_and_webhooks_log_one_request_with_the_same_ids(
         ("service.store.jobs", "job running"),  # by the worker
         ("service.store.jobs", "job finished"),
         ("service.api.access.observe", "request"),
-        ("service.webhooks.worker", "webhook cannot be sent"),  # 127.0.0.1 is private
+        ("service.webhooks.sender", "webhook cannot be sent"),  # 127.0.0.1 is private
     }
     assert {line["level"] for line in about} == {"info", "warning"}
     assert {line["role"] for line in about} == {"test"}

@@ -89,7 +89,7 @@ def test_the_api_reports_requests_and_its_queue(client: httpx.Client, connection
     begun = read()
     assert begun("waiting_pictures", model="toy") == begun("oldest_wait_seconds", model="toy") == 0
     assert begun("open_pictures") == 3
-    client.delete(f"/jobs/{job['id']}")
+    client.post(f"/jobs/{job['id']}/cancel")
     assert read()("jobs_ended_total", status="cancelled") - after("jobs_ended_total", status="cancelled") == 1
 
 
@@ -115,7 +115,7 @@ def test_pictures_count_of_any_evaluator_and_of_a_checkpoint_that_was_replaced(
     add_job(store, record(2, digest=judge.digest))
     add_job(store, record(3, digest="f" * 64))
     for digest in (judge.digest, "f" * 64):
-        PictureStream(connection, settings, digest, "w").claim_new(1)
+        store.claim_new(PictureStream(connection, settings, digest, "w"), 1)
     found = Reading(client.get("/metrics").text)
     (settings.storage / "own-evaluator.safetensors").unlink()  # other tests have the same storage
     assert found("waiting_pictures", model="own-evaluator") == 1

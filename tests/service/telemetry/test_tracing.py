@@ -1,4 +1,4 @@
-"""Traces: what API, worker and webhooks' worker do for a request are children of its span; nothing where it is off."""
+"""Traces: what API and worker do for a request are children of its span; nothing where it is off."""
 
 import os
 import signal
@@ -17,12 +17,12 @@ from opentelemetry.trace import StatusCode
 from pydantic import SecretStr
 from redis import Redis
 
-import service.webhooks.worker
+import service.webhooks.sender
 from service.local.demo import free_port
 from service.settings import Settings
 from service.store import workers
 from service.telemetry import tracing
-from service.webhooks.worker import Refused
+from service.webhooks.sender import Refused
 from service.worker.runner import Runner
 from tests.conftest import serving
 from tests.paths import ROOT
@@ -118,7 +118,7 @@ def test_all_work_for_a_request_is_under_its_span(
     request = spans.wait("POST /generate")
     assert stored(runner.store, job_id).traceparent == f"00-{TRACE}-{ids(request)[1]}-01"
     finish(runner, job_id)
-    monkeypatch.setattr(service.webhooks.worker, "post", answering(200))
+    monkeypatch.setattr(service.webhooks.sender, "post", answering(200))
     attempt(hooked, job_id, "finished")
 
     assert (ids(request)[0], ids(request)[2]) == (TRACE, CLIENT_SPAN)
@@ -145,7 +145,7 @@ def test_a_failed_span_says_why(
         runner.run_once()
     runner.storage.files.write(job_id, "0.png", b"no PNG")
     finish(runner, job_id)
-    monkeypatch.setattr(service.webhooks.worker, "post", answering(500))
+    monkeypatch.setattr(service.webhooks.sender, "post", answering(500))
     attempt(hooked, job_id, "failed")
     compose, webhook = spans.one("compose").status, spans.one("webhook").status
     assert compose.status_code == webhook.status_code == StatusCode.ERROR
@@ -168,7 +168,7 @@ def test_health_metrics_and_static_files_are_not_traced(api: httpx.Client, spans
 
 
 def test_without_tracing_opentelemetry_is_not_imported() -> None:
-    imports = "import service.api.app, service.worker.process, service.webhooks.worker"
+    imports = "import service.api.app, service.worker.process, service.webhooks.sender"
     start = "from service.telemetry import tracing\nfrom service.settings import Settings\n"
     modules = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http")
     off = f"{imports}\n{start}tracing.start(Settings(), 'api')\nservice.api.app.create_app(Settings())"

@@ -17,9 +17,10 @@ from standardwebhooks import Webhook
 from service.contract.records import WebhookEvent
 from service.settings import Settings
 from service.store import keys
+from service.store.async_jobs import AsyncJobs
 from service.store.connection import connect_async
 from service.store.jobs import JobStore
-from service.webhooks.worker import Sender, receiver_secret, signing_key
+from service.webhooks.sender import Sender, receiver_secret, signing_key
 from tests.paths import ROOT
 from tests.service.processes import until
 from tests.service.store.helpers import add_job, record
@@ -64,9 +65,10 @@ def start(tmp_path: Path) -> Iterator[Callable[..., Receiver]]:
 
 
 @pytest.fixture
-def hooked(settings: Settings) -> Settings:
+def hooked(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Settings:
     """Settings with webhooks, also to private addresses, and short waits."""
-    update = {"webhook_secret": SecretStr(SECRET), "webhook_allow_private": True, "webhook_backoff_s": 0.05}
+    monkeypatch.setattr("service.webhooks.sender.BACKOFF_S", 0.05)
+    update = {"webhook_secret": SecretStr(SECRET), "webhook_allow_private": True}
     return settings.model_copy(update={**update, "webhook_attempts": 3, "webhook_timeout_s": 60.0})
 
 
@@ -80,7 +82,9 @@ def with_sender(settings: Settings, do: Callable[[Sender], Awaitable[None]]) -> 
 
     async def run() -> None:
         async with connect_async(settings.redis_url, timeout_s=15, max_connections=64) as connection:
-            await do(Sender(connection, settings))
+            sender = Sender(AsyncJobs(connection, settings), settings)
+            await do(sender)
+            await sender.close()
 
     asyncio.run(run())
 
@@ -91,7 +95,7 @@ def attempt(settings: Settings, job_id: str, event: str) -> None:
 
 
 def send_due(settings: Settings) -> None:
-    """Do what the process does at one look at the outbox."""
+    """Do what the API does at one look at the outbox."""
 
     async def look(sender: Sender) -> None:
         await sender.take_due()

@@ -72,8 +72,8 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def own(settings: Settings, folder: Path, tmp_path: Path) -> Settings:
-    """Settings with the test's own storage and cache; storage is checked in every iteration."""
-    return settings.model_copy(update={"storage": folder, "cache": tmp_path / "cache", "storage_every_s": 0.0})
+    """Settings with the test's own storage and cache."""
+    return settings.model_copy(update={"storage": folder, "cache": tmp_path / "cache"})
 
 
 def started(connection: Redis, settings: Settings, name: str = "w1") -> Runner:

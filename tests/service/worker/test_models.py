@@ -101,9 +101,10 @@ def test_pictures_of_a_padded_network_are_judged_without_their_borders(runner: R
 
 
 def test_unused_models_are_unloaded_but_never_the_last_one_or_one_with_pictures_in_progress(
-    connection: Redis, own: Settings, folder: Path, store: JobStore, create: Create
+    connection: Redis, own: Settings, folder: Path, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    runner = started(connection, own.model_copy(update={"idle_model_s": 0.0}))
+    monkeypatch.setattr("service.worker.models.IDLE_MODEL_S", 0.0)
+    runner = started(connection, own)
     other = load(runner, info_of(folder, "other"))
     long = create(model="other", options=LONG)
     run_until(runner, lambda: [model.name for model in runner.models] == ["other"])
@@ -150,7 +151,7 @@ def test_a_job_of_another_model_does_not_wait_for_a_long_one(
 def test_a_model_is_used_as_soon_as_it_is_loaded(runner: Runner, create: Create) -> None:
     job = create(model="other")
     run_until(runner, lambda: runner.models.get(job.digest))
-    assert not runner.idle  # else it would wait for the doorbell first
+    assert not runner.idle  # else it would wait for an RQ job first
 
 
 def test_a_job_that_an_idle_worker_may_take_is_left_to_it(

@@ -1,10 +1,8 @@
 """Worker processes: they share jobs, take over from dead ones, and survive an outage of Redis."""
 
-import json
 import os
 import signal
 import socket
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,8 +23,8 @@ from service.worker.runner import Runner
 from shared.checkpoint import CheckpointError
 from tests.service.conftest import Command
 from tests.service.processes import WorkerProcess, environment, new_job, until, worker_processes
-from tests.service.store.helpers import add_job, done_count, full
-from tests.service.worker.conftest import Create, pngs, run, status
+from tests.service.store.helpers import add_job, done_count
+from tests.service.worker.conftest import pngs, run, status
 
 
 @pytest.fixture
@@ -44,7 +42,7 @@ def test_another_worker_finishes_a_killed_ones_job_with_the_same_pictures(
     add_job(store, job)
     until(lambda: done_count(store, job.id) > 0)  # 4 are finished, 2 in progress
     (consumer, *_) = until(lambda: connection.xpending(keys.stream(job.digest), GROUP)["consumers"])
-    killed = json.loads(connection.get(keys.worker(consumer["name"])) or "{}")["pid"]
+    killed = int(connection.hget(keys.worker(consumer["name"]), "pid") or 0)
     os.kill(killed, signal.SIGKILL)
     assert not store.ended([job.id])
     until(lambda: store.ended([job.id]))
@@ -53,7 +51,7 @@ def test_another_worker_finishes_a_killed_ones_job_with_the_same_pictures(
     (left,) = (one for pid, one in two_workers.items() if pid != killed)
     left.terminate()
     assert left.wait(timeout=60) == 0
-    assert connection.keys(keys.worker("*")) == []
+    assert workers.list_live(connection) == []
     undisturbed = job.model_copy(update={"id": new_job_id(time.time())})
     add_job(store, undisturbed)
     run(Runner(connection, settings, "w"), undisturbed.id)
@@ -61,10 +59,8 @@ def test_another_worker_finishes_a_killed_ones_job_with_the_same_pictures(
 
 
 def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
-    redis_server: RedisServer, settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    redis_server: RedisServer, settings: Settings, tmp_path: Path
 ) -> None:
-    alive = tmp_path / "alive"
-    monkeypatch.setenv("LABELGRID_ALIVE_FILE", str(alive))
     server = RedisServer(redis_server.folder / "restarted")
     server.start()
     settings = settings.model_copy(update={"redis_url": server.url, "drain_s": 0.0})
@@ -73,7 +69,7 @@ def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
     log_file = tmp_path / "worker.log"
     with worker_processes(connection, settings, 1, log_file) as processes:
         (worker,) = processes.values()
-        (name,) = connection.smembers(keys.WORKERS)
+        (key,) = connection.smembers(keys.WORKERS)
         job = new_job(settings, steps=100, pictures=12)
         add_job(store, job)
         until(lambda: done_count(store, job.id) > 0)  # 8 are finished, 4 in progress
@@ -81,15 +77,13 @@ def test_a_worker_survives_a_restart_of_redis_and_stops_without_it(
         server.process.kill()
         server.process.wait()
         until(lambda: "Redis is away or refuses writes" in log_file.read_text())
-        alive.unlink()
-        until(alive.exists)  # so that nobody restarts the worker
         assert worker.poll() is None
         server.start()
         until(lambda: store.ended([job.id]))
         assert status(store, job) == "finished"
         reported = [fields["picture"] for _, fields in connection.xrange(keys.events(job.id)) if "picture" in fields]
         assert sorted(int(index) for index in reported) == list(range(12))
-        until(lambda: workers.is_alive(store.connection, name))  # the same worker as before
+        until(lambda: connection.hget(key, workers.ABOUT))  # the same worker as before
         assert worker.poll() is None
         server.process.kill()
         server.process.wait()
@@ -139,35 +133,6 @@ def test_a_worker_is_announced_while_it_loads_its_first_model_and_is_not_ready(
         process.main(settings)
     assert seen == [0, 0]
     assert workers.list_live(connection) == []
-
-
-@pytest.fixture
-def working(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runner]:
-    """A worker in a thread of this process, which looks for nothing by itself."""
-    monkeypatch.setattr("service.worker.runner.CHECK_EVERY_S", 3600.0)
-    monkeypatch.setattr("service.worker.runner.RING_WAIT_S", 10)
-    thread = threading.Thread(target=runner.work)
-    thread.start()
-    yield runner
-    runner.stop(0)
-    runner.store.doorbell.ring(["0" * 64])
-    thread.join()
-
-
-def test_an_idle_worker_loads_the_model_that_a_ring_names(
-    working: Runner, store: JobStore, create: Create, connection: Redis
-) -> None:
-    for model in ("other", "toy", "other"):
-        job = create(model=model)
-        until(lambda: store.ended([job.id]))  # noqa: B023
-        assert status(store, job) == "finished"
-    until(lambda: connection.keys("rq:job:*") == [])
-
-
-def test_a_full_redis_does_not_hold_up_heartbeats(runner: Runner, connection: Redis) -> None:
-    with full(connection):
-        process.beat(runner, born_at=0.0)
-    assert workers.is_alive(connection, runner.name)
 
 
 def test_a_worker_removes_old_pictures(

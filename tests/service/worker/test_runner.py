@@ -9,10 +9,10 @@ import pytest
 import torch
 from redis import Redis
 
-from service.contract.records import ModelName
+from service.contract.records import ModelName, Picture
 from service.settings import Settings
 from service.store import keys, workers
-from service.store.claims import GROUP, BegunClaim, Claim, PictureStream
+from service.store.claims import GROUP, PictureStream
 from service.store.jobs import JobStore
 from service.worker import process
 from service.worker.models import Fetched, Loaded, Models
@@ -106,7 +106,7 @@ def test_idle_time_does_not_count_in_a_workers_rate(runner: Runner, create: Crea
     busy_s = time.monotonic() - begun
     time.sleep(busy_s)
     runner.run_once()  # finds no pictures
-    process.beat(runner, born_at=0.0)
+    workers.announce(runner.connection, runner.name, process.about(runner), lease_s=60)
     (about,) = workers.list_live(connection)
     assert about["pictures_per_s"] >= 3 / busy_s
 
@@ -267,9 +267,9 @@ def test_a_suspect_has_its_worker_for_itself(
     other = load(runner, read_info(resolve(store.settings.storage, "other", "denoiser")))
     suspects, before = create(), create(model="other")
     dead = PictureStream(connection, store.settings, suspects.digest, "dead")
-    entries = [claim.entry for claim in dead.claim_new(5)]
+    entries = [claim.entry for claim in store.claim_new(dead, 5)]
     connection.xclaim(dead.key, GROUP, "dead", 0, entries, idle=10**6, retrycount=2, justid=True)
-    runner._admit(other, other.stream.claim_new(5))
+    runner._admit(other, store.claim_new(other.stream, 5))
     jobs = [suspects, before, *(create(model=model) for model in ("toy", "other"))]
     seen = list[int]()
     while store.ended(job.id for job in jobs) != {job.id for job in jobs}:
@@ -342,14 +342,15 @@ def test_a_draining_worker_finishes_what_it_can_and_releases_the_rest(
 def test_a_picture_that_cannot_be_admitted_fails_only_its_job(
     runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    bad, good, begin = create(LISTS[:2]), create(), runner.store.begin
+    engine = model_of(runner).engine
+    bad, good, admit = create(LISTS[:2]), create(), engine.admit
 
-    def broken(stream: PictureStream, claims: list[Claim]) -> list[BegunClaim]:
-        if any((claim.job, claim.index) == (bad.id, 1) for claim in claims):
+    def broken(pictures: list[Picture]) -> None:
+        if (bad.id, 1) in [picture.key for picture in pictures]:
             raise OverflowError("a defect")
-        return begin(stream, claims)
+        admit(pictures)
 
-    monkeypatch.setattr(runner.store, "begin", broken)
+    monkeypatch.setattr(engine, "admit", broken)
     run(runner, bad.id, good.id)
     assert error_of(store, bad) == "picture 1: OverflowError: a defect"
     assert status(store, good) == "finished"
@@ -358,7 +359,7 @@ def test_a_picture_that_cannot_be_admitted_fails_only_its_job(
 
 
 @pytest.mark.parametrize(
-    "task", ["runner.Runner._drop_ended", "runner.Runner._look", "runner.Previews.publish", "models.Models.follow"]
+    "task", ["runner.Runner._drop_ended", "runner.Runner.look", "runner.Previews.publish", "models.Models.follow"]
 )
 def test_a_periodic_task_that_fails_stops_nothing_else(
     runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch, task: str
@@ -429,7 +430,7 @@ def test_while_storage_fails_a_worker_claims_nothing_and_leaves_its_pictures_to_
     job = create()
     run_until(broken, lambda: broken.storage.problem)
     assert broken.storage.problem == "OSError: Read-only file system"
-    process.beat(broken, born_at=0.0)
+    workers.announce(connection, broken.name, process.about(broken), lease_s=60)
     time.sleep(quick.lease_s)
     for _ in range(3):
         broken.run_once()

@@ -14,7 +14,7 @@ from service.contract.records import JobRecord
 from service.files import picture_name
 from service.settings import Settings
 from service.store import keys, workers
-from service.store.claims import GROUP, BegunClaim
+from service.store.claims import GROUP, MAX_DELIVERIES, BegunClaim
 from service.store.jobs import OVERDUE, JobStore
 from service.worker import process, storer
 from service.worker.runner import Runner
@@ -124,7 +124,7 @@ def test_while_storage_is_away_nothing_is_lost_and_a_job_past_its_deadline_fails
     overdue, waits = create(LISTS[:1], options=ONE_STEP), create(options=ONE_STEP)
     run_until(runner, lambda: runner.storage.problem)
     reason = "storage has not answered" if hangs else "no space left"
-    process.beat(runner, born_at=0.0)
+    workers.announce(runner.connection, runner.name, process.about(runner), lease_s=60)
     assert [reason in one["storage_problem"] for one in workers.list_live(store.connection)] == [True]
     store.connection.zadd(keys.OPEN, {overdue.id: 0})
     other = create(LISTS[:1], options=ONE_STEP)
@@ -276,7 +276,7 @@ def test_a_grid_that_a_worker_died_before_is_composed_by_another_unless_too_many
             assert (status(store, job), done_count(store, job.id)) == ("running", 3)
             assert {status(store, one) for one in later} <= {"queued"}
     run(Runner(store.connection, quick, "w"), job.id, *(one.id for one in later))
-    if deaths < quick.max_deliveries:
+    if deaths < MAX_DELIVERIES:
         assert status(store, job) == "finished"
         assert grid_of(store, job.id)
     else:

@@ -13,13 +13,13 @@ from service.contract.errors import MAX_LISTED
 from service.contract.recipe import example
 from service.store.jobs import JobStore
 from shared.options import LIMITS
-from tests.service.api.answers import JSON, LISTS, Body, nothing_is_queued, problem
+from tests.service.api.answers import JSON, LISTS, Body, nothing_is_queued, problem, scoring
 
 # Python 3.14 reads on, for more levels than a body may have.
 NESTED = "nested too deeply" if sys.version_info < (3, 14) else "Expecting value at character 5000"
 
 
-@pytest.mark.parametrize(("path", "field"), [("/generate", "labels"), ("/score/conditions", "conditions")])
+@pytest.mark.parametrize("field", ["labels", "file"])
 @pytest.mark.parametrize(
     ("lists", "words", "entry"),
     [
@@ -28,9 +28,10 @@ NESTED = "nested too deeply" if sys.version_info < (3, 14) else "Expecting value
     ],
 )
 def test_label_lists_that_are_not_valid(
-    client: httpx.Client, alive: JobStore, path: str, field: str, lists: Any, words: str, entry: int | None
+    client: httpx.Client, alive: JobStore, field: str, lists: Any, words: str, entry: int | None
 ) -> None:
-    body = problem(client.post(path, json={field: lists}), 422, "invalid-request")
+    sent = client.post("/score", **scoring(lists)) if field == "file" else client.post("/generate", json={field: lists})
+    body = problem(sent, 422, "invalid-request")
     assert words in body["detail"]
     assert body["entry"] == entry
     assert body["errors"][0]["loc"] == ["body", field, *([] if entry is None else [entry])]
@@ -83,7 +84,7 @@ VERDICT = {"accuracy": 1, "exact": True, "f1": 1, "scores": {f"label {i}": "" fo
     ("path", "body"),
     [
         ("/generate", {"labels": [[1] * 1000]}),
-        ("/score/conditions", {"conditions": [[1]] * 1000}),
+        ("/generate", {"labels": [[1]] * 1000}),
         ("/generate", {"labels": LISTS, "layouts": [[{}] * 1000]}),
         ("/generate", {"labels": LISTS, "layouts": [[{f"f{i}": 1 for i in range(1000)}]]}),
         ("/v1/images/generations", {"prompt": "red cube", **{f"f{i}": 1 for i in range(1000)}}),

@@ -13,7 +13,7 @@ from service.worker.runner import Runner
 from shared.checkpoint import read_info
 from shared.options import picture_seed
 from shared.registry import resolve
-from tests.service.api.answers import LISTS, image, nothing_is_queued, pixels, png_with, problem, recipe_in
+from tests.service.api.answers import LISTS, image, nothing_is_queued, pixels, png_with, problem, recipe_in, scoring
 
 
 def test_generate_waits_and_answers_with_the_finished_job(client: httpx.Client, working: Runner) -> None:
@@ -97,7 +97,7 @@ def test_a_job_has_all_fields_of_its_recipe(client: httpx.Client, working: Runne
 
 
 def test_the_grid_of_a_scores_best_repeat_has_a_recipe(client: httpx.Client, working: Runner) -> None:
-    job = client.post("/score/conditions", json={"conditions": THREE, "repeats": 4, "seed": 5, "steps": 3}).json()
+    job = client.post("/score", **scoring(THREE, repeats=4, seed=5, steps=3)).json()
     original = grid_of(client, job)
     recipe = recipe_in(original)
     assert recipe["seed"] == 5 + job["result"]["best"]

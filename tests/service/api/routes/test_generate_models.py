@@ -168,7 +168,6 @@ def test_a_number_of_objects_outside_the_range(client: httpx.Client, models: Set
     for response, loc in (
         (client.post("/generate", json={"labels": lists, "model": "few"}), ["labels", 1]),
         (client.post("/generate", json=recipe(models, labels=lists)), ["recipe", "labels", 1]),
-        (client.post("/score/conditions", json={"conditions": lists, "model": "few"}), ["conditions", 1]),
         (client.post("/score", files=file, data=form), ["file", 1]),
     ):
         refused(response, list(loc), 1, TOO_MANY)

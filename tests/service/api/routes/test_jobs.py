@@ -106,11 +106,21 @@ def test_page_parameters_that_are_not_valid(client: httpx.Client, query: str) ->
 
 def test_a_job_is_cancelled_once(client: httpx.Client, alive: JobStore) -> None:
     job = client.post("/generate", json={"labels": LISTS}, headers={"prefer": "respond-async"}).json()
-    response = client.delete(f"/jobs/{job['id']}")
+    response = client.post(f"/jobs/{job['id']}/cancel")
     assert response.status_code == 200
     assert (response.json()["id"], response.json()["status"]) == (job["id"], "cancelled")
-    body = problem(client.delete(f"/jobs/{job['id']}?cancel_only=true"), 409, "job-ended")
+    body = problem(client.post(f"/jobs/{job['id']}/cancel"), 409, "job-ended")
     assert body["job_status"] == "cancelled"
+
+
+def test_until_the_next_release_deleting_an_open_job_cancels_it(client: httpx.Client, alive: JobStore) -> None:
+    job_id = submitted(client)
+    response = client.delete(f"/jobs/{job_id}")
+    assert (response.json()["status"], response.headers["deprecation"]) == ("cancelled", "@1796083200")
+    assert client.get(f"/jobs/{job_id}").json()["status"] == "cancelled"
+    response = client.delete(f"/jobs/{job_id}")
+    assert "deprecation" not in response.headers
+    problem(client.get(f"/jobs/{job_id}"), 404, "unknown-job")
 
 
 def test_a_failed_job_is_retried_with_the_same_pictures(

@@ -1,7 +1,6 @@
 """POST /score, of repeated runs over a test file, equal to the trainer's, and of uploaded pictures."""
 
 import dataclasses
-import json
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -30,18 +29,14 @@ from shared.options import SamplingOptions, picture_seed
 from shared.pictures import marked_grid, read_png
 from shared.registry import resolve
 from tests.conftest import api_server, client_of, running
-from tests.service.api.answers import LISTS, nothing_is_queued, problem
+from tests.service.api.answers import LISTS, nothing_is_queued, problem, scoring
 from tests.service.api.uploads.zips import GOOD, TEST_FILE, png, zipped
 from tests.service.api.uploads.zips import LISTS as THREE
 from trainer.score import best, score_run, summary
 
 
-def test_score_as_json_and_as_a_form_give_the_same(client: httpx.Client, working: Runner) -> None:
-    as_json = client.post("/score/conditions", json={"conditions": LISTS, "repeats": 3, "seed": 5, "steps": 3})
-    fields = {"repeats": "3", "seed": "5", "steps": "3", "model": "toy"}
-    as_form = client.post("/score", files={"file": ("test.json", json.dumps(LISTS))}, data=fields)
-    result, other = as_json.json()["result"], as_form.json()["result"]
-    assert result["repeats"] == other["repeats"]
+def test_a_score_is_of_several_runs(client: httpx.Client, working: Runner) -> None:
+    result = client.post("/score", **scoring(LISTS, repeats=3, seed=5, steps=3, model="toy")).json()["result"]
     assert [repeat["seed"] for repeat in result["repeats"]] == [5, 6, 7]
     for name in ("accuracy", "exact_match", "f1"):
         values = [repeat[name] for repeat in result["repeats"]]
@@ -52,8 +47,8 @@ def test_score_as_json_and_as_a_form_give_the_same(client: httpx.Client, working
 
 
 def test_score_gives_what_the_trainer_gives(client: httpx.Client, working: Runner, settings: Settings) -> None:
-    body = {"conditions": LISTS * 4, "repeats": 3, "seed": 5, "steps": 6, "guidance": 3.0}
-    result = client.post("/score/conditions", json=body).json()["result"]
+    asked = scoring(LISTS * 4, repeats=3, seed=5, steps=6, guidance=3.0)
+    result = client.post("/score", **asked).json()["result"]
     denoiser = load_denoiser(resolve(settings.storage, None, "denoiser"))
     evaluator = load_evaluator(resolve(settings.storage, None, "evaluator"))
     options = SamplingOptions(steps=6, guidance=3.0)
@@ -66,7 +61,7 @@ def test_score_gives_what_the_trainer_gives(client: httpx.Client, working: Runne
 
 
 def test_a_single_picture_is_its_own_grid_and_is_stored_once(client: httpx.Client, working: Runner) -> None:
-    asked = client.post("/score/conditions", json={"conditions": [["red cube"]], "repeats": 3, "steps": 2}).json()
+    asked = client.post("/score", **scoring([["red cube"]], repeats=3, steps=2)).json()
     picture = client.get(asked["result"]["pictures"][0]["url"])
     assert client.get(asked["result"]["grid_url"]).content == picture.content
     assert asked["result"]["pictures"][0]["url"].endswith(f"/{asked['result']['best']}.png")
@@ -84,8 +79,7 @@ def send(client: httpx.Client, pictures: bytes, headers: dict[str, str] | None =
 
 
 def test_sampled_pictures_get_the_same_scores_when_uploaded(client: httpx.Client, working: Runner) -> None:
-    body = {"conditions": THREE, "repeats": 1, "steps": 3, "seed": 5}
-    sampled = client.post("/score/conditions", json=body).json()["result"]
+    sampled = client.post("/score", **scoring(THREE, repeats=1, steps=3, seed=5)).json()["result"]
     pngs = [client.get(picture["url"]).content for picture in sampled["pictures"]]
     response = send(client, zipped({f"out/{i}.png": one for i, one in enumerate(pngs)}), columns=2)
     assert response.status_code == 200, response.text
@@ -224,7 +218,7 @@ def test_reading_a_score_reads_the_verdicts_of_its_best_repeat_and_worst_picture
     client: httpx.Client, working: Runner
 ) -> None:
     """Of thirty pictures of noise none is as asked, and twenty are the worst."""
-    job = client.post("/score/conditions", json={"conditions": LISTS, "repeats": 15, "seed": 5, "steps": 1}).json()
+    job = client.post("/score", **scoring(LISTS, repeats=15, seed=5, steps=1)).json()
     shown = {picture["url"] for picture in job["result"]["pictures"] + job["result"]["worst"]}
     assert len(job["result"]["worst"]) == 20
     every = {i: f"/jobs/{job['id']}/images/{i}.png" for i in range(15 * len(LISTS))}

@@ -9,7 +9,8 @@ import pytest
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.api.access.guard import Guard
+from service.api.access import guard
+from service.api.access.guard import BODY_LIMIT_BYTES, Guard
 from service.api.access.keys import KeyRing
 from service.settings import Settings
 from service.store.jobs import JobStore
@@ -25,8 +26,8 @@ def test_json_with_another_content_type_is_refused(client: httpx.Client, content
     assert found["detail"] == f"content-type: {content_type or 'none'}; wanted application/json"
 
 
-def test_a_body_that_is_too_large(client: httpx.Client, alive: JobStore, settings: Settings) -> None:
-    large = json.dumps({"labels": LISTS, "model": "x" * settings.body_limit_bytes}).encode()
+def test_a_body_that_is_too_large(client: httpx.Client, alive: JobStore) -> None:
+    large = json.dumps({"labels": LISTS, "model": "x" * BODY_LIMIT_BYTES}).encode()
     problem(client.post("/generate", content=large, headers=JSON), 413, "content-too-large")
     chunks = (large[i : i + 65536] for i in range(0, len(large), 65536))  # without a Content-Length
     problem(client.post("/generate", content=chunks, headers=JSON), 413, "content-too-large")
@@ -34,15 +35,23 @@ def test_a_body_that_is_too_large(client: httpx.Client, alive: JobStore, setting
     assert nothing_is_queued(alive.connection)
 
 
+@pytest.fixture
+def limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Allow bodies of 1024 bytes, and forms of 2048."""
+    monkeypatch.setattr(guard, "BODY_LIMIT_BYTES", 1024)
+    monkeypatch.setattr(guard, "UPLOAD_LIMIT_BYTES", 2048)
+
+
 def limiting(app: ASGIApp) -> Guard:
-    """A guard with limits of 1024 bytes, and of 2048 for forms, in front of a public address."""
-    return Guard(app, KeyRing("", None), Settings(body_limit_bytes=1024, upload_limit_bytes=2048), [])
+    """A guard in front of a public address."""
+    return Guard(app, KeyRing("", None), Settings(), [])
 
 
 def request_with(*headers: tuple[bytes, bytes]) -> Scope:
     return {"type": "http", "method": "POST", "path": "/", "headers": [*headers]}
 
 
+@pytest.mark.usefixtures("limits")
 def test_a_body_that_is_announced_too_large_is_refused_before_it_comes() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await receive()
@@ -68,6 +77,7 @@ def test_json_of_very_many_parts_is_not_parsed(client: httpx.Client, alive: JobS
     assert found["detail"] == "the file `file` has more than 10000 lists and objects"
 
 
+@pytest.mark.usefixtures("limits")
 def test_the_bodies_of_one_owner_have_a_limit_together() -> None:
     """Each has been sent in part, and its request is in progress."""
     sent = asyncio.Event()

@@ -11,16 +11,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from service.api import uploads
 from service.api.uploads import check_picture, read_submission
 from service.contract.errors import BadRequest
-from service.settings import Settings
 from tests.service.api.uploads.zips import GOOD, chunk, encrypted, lying, png, with_chunks, without, zipped
 
-BOUNDS = Settings(zip_entries=40, zip_unpacked_bytes=1 << 16, picture_side=64)
+
+@pytest.fixture(autouse=True)
+def _low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, limit in {"ZIP_ENTRIES": 40, "ZIP_UNPACKED_BYTES": 1 << 16, "PICTURE_SIDE": 64}.items():
+        monkeypatch.setattr(uploads, name, limit)
 
 
-def read(content: bytes, count: int, settings: Settings = BOUNDS) -> list[bytes]:
-    pictures = read_submission(io.BytesIO(content), count, settings)
+def read(content: bytes, count: int) -> list[bytes]:
+    pictures = read_submission(io.BytesIO(content), count)
     pngs = [picture.read() for picture in pictures]
     assert [picture.digest for picture in pictures] == [hashlib.sha256(png).hexdigest() for png in pngs]
     return pngs
@@ -86,12 +90,12 @@ def test_every_fault_is_named(content: bytes, faults: list[tuple[str | None, str
         assert words in fault["msg"]
 
 
-def test_decoded_pixels_count_towards_the_limit() -> None:
-    tight = BOUNDS.model_copy(update={"zip_unpacked_bytes": 2 * 3 * 64 * 64})
+def test_decoded_pixels_count_towards_the_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     content = zipped({f"{i}.png": png(size=(64, 64), mode="1") for i in range(3)})
-    with pytest.raises(BadRequest, match=r"2\.png: with it the pictures have more than 24576 bytes"):
-        read(content, 3, tight)
     assert len(read(content, 3)) == 3
+    monkeypatch.setattr(uploads, "ZIP_UNPACKED_BYTES", 2 * 3 * 64 * 64)
+    with pytest.raises(BadRequest, match=r"2\.png: with it the pictures have more than 24576 bytes"):
+        read(content, 3)
 
 
 @pytest.mark.parametrize("claimed", [None, 10])
@@ -111,7 +115,7 @@ def test_one_picture_is_in_memory_at_a_time(tmp_path: Path) -> None:
     (tmp_path / "pictures.zip").write_bytes(zipped({f"{i}.png": large for i in range(40)}, zipfile.ZIP_STORED))
     with (tmp_path / "pictures.zip").open("rb") as file:
         tracemalloc.start()
-        pictures = read_submission(file, 40, Settings())
+        pictures = read_submission(file, 40)
         assert all(picture.read() == large for picture in pictures)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
@@ -131,7 +135,7 @@ def test_damaged_zips_are_read_right_or_refused(changes: list[tuple[int, int]], 
         pngs = read(bytes(content), 2)
     except BadRequest:
         return
-    assert [check_picture(one, BOUNDS.picture_side) for one in pngs] == [(16, 16)] * 2
+    assert [check_picture(one, 64) for one in pngs] == [(16, 16)] * 2
 
 
 NAMES = (

@@ -1,7 +1,8 @@
 """Sends webhooks: a signed POST for each event that a job asked for, retried with exponential back-off.
 
-One event loop reads the outbox in Redis, to which the functions that move jobs add (`store/jobs.lua`), and makes one
-attempt for each message that is due. Follows https://www.standardwebhooks.com. Imports no torch.
+A task of each API process reads the outbox in Redis, to which the functions that move jobs add (`store/jobs.lua`), and
+makes one attempt for each message that is due and that no other process has taken. Follows
+https://www.standardwebhooks.com.
 """
 
 import asyncio
@@ -11,28 +12,25 @@ import hashlib
 import hmac
 import json
 import random
-import signal
-import socket
 import ssl
 import time
 from collections import Counter
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from datetime import UTC, datetime
 from weakref import WeakValueDictionary
 
 import httpx
-from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from structlog.contextvars import bind_contextvars
 
-from service import watchdog
 from service.contract.errors import ServiceError
 from service.contract.records import JobRecord
 from service.contract.schemas import Job
 from service.settings import Settings
 from service.store import keys
 from service.store.async_jobs import AsyncJobs
-from service.store.connection import WARN_EVERY_S, connect_async, is_temporary
+from service.store.connection import WARN_EVERY_S
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger
 from service.webhooks.addresses import resolve
@@ -45,9 +43,10 @@ RECEIVER_PLACES = 8  # of one owner to one receiver, so that a receiver that nev
 MOST_HELD = 1000  # messages to one receiver in memory; others are looked at again after HELD_S
 HELD_S = 60.0
 LEASE_S = 60.0  # longer than any attempt; if the process dies in one, another may try again after this
+BACKOFF_S = 5.0  # the first pause between two attempts, and each later one four times as long
 LOOK_S = 0.5  # between two looks at the outbox
-KNOWN_S = 20  # so long after its last sign of life `python -m service check` takes this process for alive
-LOOKUPS = 256  # threads that look up names: a look-up that hangs outlives its attempt
+LOOKUPS = 256  # threads that look up names, at most: a look-up that hangs outlives its attempt
+END_S = 3.0  # for the attempts in progress when the process ends
 
 Lane = tuple[str, str]  # an owner and one of their receivers
 
@@ -80,14 +79,16 @@ def signature(key: bytes, message_id: str, timestamp: int, body: bytes) -> str:
     return "v1," + base64.b64encode(hmac.digest(key, signed, hashlib.sha256)).decode()
 
 
-async def post(client: httpx.AsyncClient, url: str, headers: dict[str, str], body: bytes, allow_private: bool) -> int:
+async def post(
+    client: httpx.AsyncClient, url: str, headers: dict[str, str], body: bytes, allow_private: bool, lookups: Executor
+) -> int:
     """Send one message and return the status of the answer, whose body is not read.
 
     The host is resolved once, and the addresses that were checked are called: a second look-up could return others.
     """
     parsed = httpx.URL(url)
     port = parsed.port or (443 if parsed.scheme == "https" else 80)
-    addresses = await resolve(parsed.host, port, allow_private)
+    addresses = await resolve(parsed.host, port, allow_private, lookups)
     extensions = {"sni_hostname": parsed.host}  # for the certificate as well
     headers = {**headers, "Host": parsed.netloc.decode()}
     for address in addresses:
@@ -104,14 +105,15 @@ async def post(client: httpx.AsyncClient, url: str, headers: dict[str, str], bod
 class Sender:
     """Makes the attempts that are due. It belongs to one event loop."""
 
-    def __init__(self, connection: Redis, settings: Settings) -> None:
-        self.connection, self.settings, self.reader = connection, settings, AsyncJobs(connection, settings)
+    def __init__(self, jobs: AsyncJobs, settings: Settings) -> None:
+        self.jobs, self.settings = jobs, settings
         self.stopping = asyncio.Event()
         # No redirects, no proxies of the environment, and no connection is kept: it would serve another name at the
         # same address. An attempt has a time limit as a whole.
         limits = httpx.Limits(max_connections=None, max_keepalive_connections=0)
         tls = ssl.create_default_context()
         self._client = httpx.AsyncClient(verify=tls, trust_env=False, timeout=None, limits=limits)
+        self._lookups = ThreadPoolExecutor(LOOKUPS, "webhooks")  # which begins a thread when it needs one
         self._tasks: dict[str, asyncio.Task[None]] = {}  # by "ID EVENT", waiting for a place or in an attempt
         self._held = Counter[Lane]()
         self._places = asyncio.Semaphore(PLACES)
@@ -119,40 +121,50 @@ class Sender:
         self._of_lane = WeakValueDictionary[Lane, asyncio.Semaphore]()
         self._warned_at = -WARN_EVERY_S
 
-    async def run(self) -> None:
-        """Send until `stopping` is set, and complete the attempts in progress."""
+    @contextlib.asynccontextmanager
+    async def running(self) -> AsyncIterator[None]:
+        """Send meanwhile. Attempts that take longer than `END_S` at the end are made again, by another process."""
+        running = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            self.stopping.set()
+            await running
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self.idle(), END_S)
+            for task in self._tasks.values():
+                task.cancel()
+            await self.close()
+
+    async def close(self) -> None:
+        await self._client.aclose()
+        self._lookups.shutdown(wait=False, cancel_futures=True)
+
+    async def _run(self) -> None:
         while not self.stopping.is_set():
             try:
-                await self.connection.set(keys.webhook_sender(socket.gethostname()), 1, ex=KNOWN_S)
                 await self.take_due()
             except RedisError as error:
-                self._check_temporary(error)
-            watchdog.touch(self.settings)  # a process that waits for Redis lives
-            try:
+                self._warn(error)
+            except Exception:
+                log.exception("webhooks cannot be sent for now")
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self.stopping.wait(), LOOK_S)
-            except TimeoutError:
-                continue
-        await self.idle()
-        await self._client.aclose()
-        with contextlib.suppress(RedisError):
-            await self.connection.delete(keys.webhook_sender(socket.gethostname()))
 
     async def idle(self) -> None:
         """Return once no message waits for a place and no attempt is in progress."""
         while self._tasks:
-            await asyncio.wait(self._tasks.values())
+            await asyncio.wait(list(self._tasks.values()))
 
-    def _check_temporary(self, error: RedisError) -> None:
-        """Log, now and then, that Redis is away or refuses writes. Raises any other error."""
-        if not is_temporary(error):
-            raise error
+    def _warn(self, error: RedisError) -> None:
+        """Log, now and then, that Redis is away or refuses a command."""
         if time.monotonic() - self._warned_at >= WARN_EVERY_S:
             self._warned_at = time.monotonic()
-            log.warning("Redis is away or refuses writes; retrying", reason=str(error))
+            log.warning("webhooks wait for Redis", reason=str(error))
 
     async def take_due(self) -> None:
         """Start a task for each message that is due and has none."""
-        redis = self.reader.redis
+        redis = self.jobs.redis
         due = await redis("ZRANGEBYSCORE", keys.WEBHOOKS, "-inf", await redis.now())
         new = [member for member in due if member not in self._tasks]
         ids = (member.partition(" ")[0] for member in new)
@@ -172,7 +184,9 @@ class Sender:
             else:
                 held.append(member)
         if held:
-            await self.connection.zadd(keys.WEBHOOKS, dict.fromkeys(held, await redis.now() + HELD_S), xx=True)
+            due_at = await redis.now() + HELD_S
+            pairs = (part for member in held for part in (due_at, member))
+            await redis("ZADD", keys.WEBHOOKS, "XX", *pairs)
 
     async def _wait_and_attempt(self, member: str, lane: Lane) -> None:
         of_lane = self._of_lane.setdefault(lane, asyncio.Semaphore(RECEIVER_PLACES))
@@ -182,7 +196,7 @@ class Sender:
                 if not self.stopping.is_set():
                     await self.attempt(*member.split(" ", 1))
         except RedisError as error:  # the message stays in the outbox, and is sent again even if it was delivered
-            self._check_temporary(error)
+            self._warn(error)
         finally:
             del self._tasks[member]
             self._held -= Counter([lane])  # drops those without messages
@@ -191,19 +205,19 @@ class Sender:
         """Send the message unless another process has taken it; put it off if that fails."""
         member = f"{job_id} {event}"
         job = await self._read(job_id)  # before the attempt counts: Redis may be away
-        taken = await self.reader.redis.call("take_webhook", member, LEASE_S)
+        taken = await self.jobs.redis.call("take_webhook", member, LEASE_S)
         if taken is None:
             return
         number, raw = taken
         record = None if raw is None else JobRecord.read(raw)
         bind_contextvars(**(record.log_ids if record else {"job_id": job_id}), webhook_event=event, attempt=number)
         wait_s = await self._wait_after(record, job, event, number)
-        await self.reader.redis.call("end_webhook", member, number, wait_s)
+        await self.jobs.redis.call("end_webhook", member, number, wait_s)
 
     async def _read(self, job_id: str) -> Job | ServiceError:
         """Return the job, or why there is none to send."""
         try:
-            return await self.reader.job(job_id)
+            return await self.jobs.job(job_id)
         except ServiceError as error:
             return error
 
@@ -220,7 +234,7 @@ class Sender:
             is_gone = isinstance(error, Refused) and error.status == 410
             if number < self.settings.webhook_attempts and not is_gone:
                 # Four times as long after each attempt, plus up to a quarter, so that retries spread out.
-                wait_s: float = self.settings.webhook_backoff_s * 4 ** (number - 1) * random.uniform(1.0, 1.25)
+                wait_s: float = BACKOFF_S * 4 ** (number - 1) * random.uniform(1.0, 1.25)
                 log.info("webhook put off", reason=reason, wait_s=round(wait_s, 1))
                 return wait_s
             log.warning("webhook given up", reason=reason)
@@ -249,23 +263,7 @@ class Sender:
                 "webhook-timestamp": str(timestamp),
                 "webhook-signature": signature(key, message_id, timestamp, body),
             }
-            status = await post(self._client, record.webhook, headers, body, self.settings.webhook_allow_private)
+            allow_private = self.settings.webhook_allow_private
+            status = await post(self._client, record.webhook, headers, body, allow_private, self._lookups)
         if not 200 <= status < 300:
             raise Refused(status)
-
-
-async def _run(settings: Settings) -> None:
-    loop = asyncio.get_running_loop()
-    loop.set_default_executor(ThreadPoolExecutor(LOOKUPS))
-    connection = connect_async(settings.redis_url, max_connections=2 * PLACES)
-    sender = Sender(connection, settings)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, sender.stopping.set)
-    async with connection:
-        await sender.run()
-
-
-def main(settings: Settings) -> None:
-    """Send until SIGTERM or Ctrl-C; the attempts in progress are completed first."""
-    watchdog.reset(settings)
-    asyncio.run(_run(settings))

@@ -1,16 +1,14 @@
-"""Sending: each event that a job asked for arrives, signed, if need be after retries; the process stops cleanly."""
+"""Sending: each event that a job asked for arrives, signed, if need be after retries; the API stops cleanly."""
 
+import asyncio
 import os
 import socket
-import subprocess
-import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pytest
 from redis.exceptions import ConnectionError
@@ -23,7 +21,7 @@ from service.store.async_jobs import AsyncJobs
 from service.store.claims import Claim, PictureStream
 from service.store.connection import connect
 from service.store.jobs import JobStore
-from service.webhooks.worker import RECEIVER_PLACES, Sender, receiver_secret, signing_key
+from service.webhooks.sender import RECEIVER_PLACES, Sender, receiver_secret, signing_key
 from tests.conftest import serving
 from tests.paths import ROOT
 from tests.service.conftest import Command
@@ -41,69 +39,72 @@ from tests.service.webhooks.conftest import (
 )
 
 
-def variables(settings: Settings, **more: str) -> dict[str, str]:
-    """Return the environment of the process that sends webhooks."""
-    names = ("redis_url", "webhook_allow_private", "webhook_backoff_s")
-    own = {f"LABELGRID_{name.upper()}": str(getattr(settings, name)) for name in names}
-    return {**os.environ, **own, "LABELGRID_WEBHOOK_SECRET": SECRET, **more}
-
-
-@contextmanager
-def webhook_process(environment: dict[str, str], log: IO[str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
-    """Run the process that sends webhooks. `log` receives its stderr."""
-    line = [sys.executable, "-m", "service", "webhooks"]
-    process = subprocess.Popen(line, cwd=ROOT, env=environment, stderr=log)
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-
-
-def test_the_process_sends_webhooks_of_the_apis_jobs_and_retries(
-    command: Command, start: Callable[..., Receiver], hooked: Settings, store: JobStore
-) -> None:
+def test_the_api_sends_webhooks_and_retries(start: Callable[..., Receiver], hooked: Settings, store: JobStore) -> None:
     receiver = start(500, 204)
-    environment = variables(hooked)
-    workers.announce(store.connection, "w", {"host": "another"}, lease_s=60)
-    with webhook_process(environment) as process:
-        with serving(hooked) as client:
-            body = {"labels": [["red cube"]], "webhook": receiver.url}
-            job_id = client.post("/generate", json=body, headers={"prefer": "respond-async"}).json()["id"]
-            job = client.delete(f"/jobs/{job_id}").json()
-            until(lambda: len(receiver.got()) == 2 and not outbox(store))
-        for message in receiver.got():  # the receiver refused the first
-            content = verified(message)
-            assert (content["type"], content["data"]) == ("job.cancelled", job)
-            assert message["path"] == "/hook?x=1"
-            assert message["headers"]["webhook-id"] == f"{job_id}.cancelled"
-            assert message["headers"]["host"] == f"127.0.0.1:{receiver.port}"
-        assert command("check", environment=environment)[0] == 0
-        process.terminate()
-        assert process.wait(timeout=30) == 0
-        code, _, err = command("check", environment=environment)
-        assert (code, err) == (1, f"labelgrid: no worker of {socket.gethostname()} is alive, or it hangs\n")
+    workers.announce(store.connection, "w", {}, lease_s=60)
+    with serving(hooked) as client:
+        body = {"labels": [["red cube"]], "webhook": receiver.url}
+        job_id = client.post("/generate", json=body, headers={"prefer": "respond-async"}).json()["id"]
+        job = client.post(f"/jobs/{job_id}/cancel").json()
+        until(lambda: len(receiver.got()) == 2 and not outbox(store))
+    for message in receiver.got():  # the receiver refused the first
+        content = verified(message)
+        assert (content["type"], content["data"]) == ("job.cancelled", job)
+        assert message["path"] == "/hook?x=1"
+        assert message["headers"]["webhook-id"] == f"{job_id}.cancelled"
+        assert message["headers"]["host"] == f"127.0.0.1:{receiver.port}"
 
 
-def test_the_process_survives_without_redis_and_stops_cleanly(hooked: Settings, tmp_path: Path) -> None:
+def test_sending_survives_an_outage_of_redis(
+    start: Callable[..., Receiver], hooked: Settings, caplog: pytest.LogCaptureFixture
+) -> None:
+    receiver = start(200)
     with tempfile.TemporaryDirectory(prefix="lg-") as folder:
         server = RedisServer(Path(folder))
         server.start()
-        log_file, alive = tmp_path / "log", tmp_path / "alive"
-        environment = variables(hooked, LABELGRID_REDIS_URL=server.url, LABELGRID_ALIVE_FILE=str(alive))
         try:
-            with log_file.open("w") as log, webhook_process(environment, log) as process:
-                with connect(server.url) as connection:
-                    until(lambda: connection.exists(keys.webhook_sender(socket.gethostname())))
+            with serving(hooked.model_copy(update={"redis_url": server.url})):
                 server.stop()
-                until(lambda: "Redis is away" in log_file.read_text() or process.poll() is not None)
-                assert process.poll() is None
-                alive.unlink()
-                until(alive.exists)  # so that nobody restarts the process
-                process.terminate()
-                assert process.wait(timeout=20) == 0
+                until(lambda: "webhooks wait for Redis" in caplog.text)
+                server.start()
+                store = JobStore(connect(server.url), hooked)
+                store.cancel(create_job(store, receiver.url))
+                until(receiver.got)
         finally:
             server.stop()
+
+
+def test_an_attempt_that_the_end_of_the_process_interrupts_is_made_again(
+    start: Callable[..., Receiver], hooked: Settings, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.webhooks.sender.END_S", 0.1)
+    receiver = start(0)  # it never answers
+    store.cancel(job_id := create_job(store, receiver.url))
+
+    async def end(sender: Sender) -> None:
+        async with sender.running():
+            while not receiver.got():
+                await asyncio.sleep(0.02)
+
+    with_sender(hooked, end)
+    assert outbox(store) == [f"{job_id} cancelled"]
+
+
+def test_an_unforeseen_error_ends_no_sending(
+    start: Callable[..., Receiver], hooked: Settings, store: JobStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver, take_due, looks = start(200), Sender.take_due, list[int]()
+
+    async def fail_first(sender: Sender) -> None:
+        looks.append(1)
+        if len(looks) == 1:
+            raise ValueError("unforeseen")
+        await take_due(sender)
+
+    monkeypatch.setattr(Sender, "take_due", fail_first)
+    store.cancel(create_job(store, receiver.url))
+    with serving(hooked):
+        until(receiver.got)
 
 
 def test_only_the_events_that_a_job_asked_for_are_in_the_outbox(store: JobStore) -> None:
@@ -120,14 +121,19 @@ def test_only_the_events_that_a_job_asked_for_are_in_the_outbox(store: JobStore)
     ("statuses", "attempts"), [((200,), 1), ((503, 500, 200), 3), ((500,), 3), ((410,), 1), ((307, 200), 2)]
 )
 def test_a_refused_message_is_retried_a_few_times(
-    start: Callable[..., Receiver], store: JobStore, hooked: Settings, statuses: tuple[int, ...], attempts: int
+    start: Callable[..., Receiver],
+    store: JobStore,
+    hooked: Settings,
+    statuses: tuple[int, ...],
+    attempts: int,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     receiver = start(*statuses)
     store.cancel(job_id := create_job(store, receiver.url))
-    slow = hooked.model_copy(update={"webhook_backoff_s": 50.0})
+    monkeypatch.setattr("service.webhooks.sender.BACKOFF_S", 50.0)
     waits_s = []
     for _ in range(5):
-        attempt(slow, job_id, "cancelled")
+        attempt(hooked, job_id, "cancelled")
         for member in outbox(store):
             waits_s.append(store.connection.zscore(keys.WEBHOOKS, member) - time.time())
             store.connection.zadd(keys.WEBHOOKS, {member: 0})
@@ -169,7 +175,7 @@ def test_a_receiver_that_never_answers_does_not_delay_others(
     try:
         hung = [create_job(store, slow.url, owner="alice") for _ in range(3 * RECEIVER_PLACES)]
         others = [create_job(store, quick.url, owner=owner) for owner in ("alice", "bob")]
-        with webhook_process(variables(hooked, LABELGRID_WEBHOOK_TIMEOUT_S="50")):
+        with serving(hooked):
             for job_id in hung:
                 store.cancel(job_id)
             until(lambda: len(slow.got()) == RECEIVER_PLACES)
@@ -184,7 +190,7 @@ def test_a_receiver_that_never_answers_does_not_delay_others(
 def test_messages_that_one_receiver_leaves_waiting_take_little_memory(
     start: Callable[..., Receiver], store: JobStore, hooked: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.webhooks.worker.MOST_HELD", 2)
+    monkeypatch.setattr("service.webhooks.sender.MOST_HELD", 2)
     now = store.connection.time()[0]
     monkeypatch.setattr(time, "time", lambda: 0.0)  # of a sender whose clock is wrong
     receiver = start(200)

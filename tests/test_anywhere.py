@@ -1,0 +1,200 @@
+"""The sweep finds places, fails them as ordered and sees what is not confined; thirty places of it are swept."""
+
+import ast
+import random
+from pathlib import Path
+
+import pytest
+
+from faults.anywhere import lines
+from faults.anywhere.boundaries import Boundaries
+from faults.anywhere.load import Outcome
+from faults.anywhere.orders import Fault, OrderBook, Recording, Unforeseen
+from faults.anywhere.process import ForkServer
+from faults.anywhere.sweep import Sweeper, Trial, check, groups_of, trials_of
+
+SOURCE = b'''
+def outer(x):
+    """Documented."""
+    if x:
+        y = 1
+    else:
+        y = 2
+    try:
+        return [
+            y,
+        ]
+    except ValueError:
+        pass
+    finally:
+        y = 3
+    for _ in ():
+        class Inner:
+            z = 4
+'''
+
+
+def test_each_statement_of_a_function_is_a_place() -> None:
+    reached: list[int] = []
+    names = {lines.CALL: lambda file, line: reached.append(line)}
+    exec(lines.marked(SOURCE, "m.py", "m.py"), names)
+    assert names["outer"](0) == [2]
+    assert names["outer"](1) == [1]
+    assert reached == [4, 7, 8, 9, 15, 4, 5, 8, 9, 15]
+    statements = [node.lineno for node in ast.walk(ast.parse(SOURCE)) if isinstance(node, ast.stmt)]
+    assert set(reached) <= set(statements)
+
+
+@pytest.fixture
+def book(tmp_path: Path) -> OrderBook:
+    return OrderBook(tmp_path)
+
+
+MARKS = {"victim": ["job-1"]}
+
+
+def test_an_order_fails_one_call_or_all_calls_of_the_victim(book: OrderBook, tmp_path: Path) -> None:
+    process = OrderBook(tmp_path)  # another one, with the same file
+
+    def kinds(place: str, *about: str) -> list[str | None]:
+        return [process.kind_at(place, lambda one=one: one) for one in about]
+
+    assert kinds("p", "job-1") == [None]
+    book.fail(Fault("p", "after", marks=MARKS), Fault("r"))
+    assert not book.has_struck("p")
+    assert kinds("q", "job-1") == [None]
+    assert kinds("p", "job-2", "job-1", "job-1") == [None, "after", None]
+    assert book.has_struck("p")
+    assert not book.has_struck("r")
+    book.fail(Fault("p", "os error", for_good=True, marks=MARKS))
+    assert kinds("p", "job-1", "job-2", "job-1") == ["os error", None, "os error"]
+    book.fail(Fault("p"))
+    assert kinds("p", "job-2", "job-1") == ["unforeseen", None]
+    book.fail()
+    assert kinds("p", "job-1") == [None]
+    assert book.has_struck("p")  # before
+
+
+def test_places_are_recorded_with_phase_and_victims(book: OrderBook, tmp_path: Path) -> None:
+    process = OrderBook(tmp_path)
+    for phase in ("start", "load"):
+        book.record(Recording(phase, MARKS))
+        for about in ("", "job-1", "job-1"):
+            assert process.kind_at("worker: storage read at f.py:1", lambda about=about: about) is None
+    place = "worker: storage read at f.py:1"
+    assert book.places() == [["start", place], ["start", place, "victim"], ["load", place], ["load", place, "victim"]]
+    found = trials_of(book.places())
+    assert [(one.kind, one.for_good) for one in found] == [
+        (kind, for_good) for for_good in (False, True) for kind in ("unforeseen", "os error", "time-out", "after")
+    ]
+    assert {(one.place, one.victim, one.phase) for one in found} == {(place, "victim", "load")}
+
+
+def test_a_place_is_the_line_of_ours_that_makes_the_call(book: OrderBook) -> None:
+    from service.worker import process
+
+    boundaries, done = Boundaries(), list[str]()
+    work = boundaries.wrapped(lambda: done.append("done"), "periodic task", lambda: "pruning", lambda: "")
+    boundaries.obey(book, "worker")
+    book.record(Recording("load"))
+
+    class Ended:
+        """Ends a task after one turn."""
+
+        ended = False
+
+        def is_set(self) -> bool:
+            return self.ended
+
+        def wait(self, seconds: float) -> None:
+            self.ended = True
+
+    process.repeat("pruning", work, 1.0, Ended())  # type: ignore[arg-type]
+    ((phase, place),) = book.places()
+    source = Path(process.__file__).read_text().splitlines()
+    name, _, line = place.rpartition(":")
+    assert (phase, name) == ("load", "worker: periodic task pruning at service/worker/process.py")
+    assert source[int(line) - 1].strip() == "work()"
+    for kind, effects in (("unforeseen", 1), ("after", 2)):
+        book.fail(Fault(place, kind))  # type: ignore[arg-type]
+        process.repeat("pruning", work, 1.0, Ended())  # type: ignore[arg-type]  # it lives on
+        assert book.has_struck(place)
+        assert len(done) == effects
+    book.fail(Fault("worker: line f.py:3"))
+    with pytest.raises(Unforeseen):
+        boundaries.line("f.py", 3)
+
+
+def test_trials_run_together_if_they_spare_the_same_victim_and_at_most_one_may_end_it() -> None:
+    own = [Trial(f"worker: png png_bytes at f.py:{i}", "after", False, "victim", "load") for i in range(3)]
+    api = [Trial(f"api: redis GET at g.py:{i}", "after", False, "victim", "load") for i in range(7)]
+    none = [Trial(f"worker: line f.py:{i}", "unforeseen", False, "", "load") for i in range(2)]
+    ends = [Trial(f"worker: line h.py:{i}", "unforeseen", False, "", "stop") for i in range(4)]
+    good = [Trial(own[0].place, "after", True, "victim", "load")]
+    foreseen = [Trial(api[0].place, "lost", False, "victim", "load")]
+    trials = [*own, *api, *none, *ends, *good, *foreseen]
+    groups = groups_of(trials)
+    assert sorted(one.key for group in groups for one in group) == sorted(one.key for one in trials)
+    assert sorted(len(group) for group in groups) == [1, 1, 1, 1, 2, 3, 3, 6]
+    assert groups[-1] == foreseen
+    for group in groups:
+        assert len({(one.victim, one.phase, one.for_good) for one in group}) == 1
+        assert sum(one in own for one in group) <= 1
+        assert len({one.place for one in group}) == len(group)
+
+
+CLEAN = Outcome(
+    states={"victim": "finished", "bystander": "finished", "cancelled": "cancelled"},
+    contents={"victim/grid.png": b"1", "bystander/grid.png": b"2"},
+)
+
+
+REASON = "picture 1: Unforeseen: injected"
+DIED = "picture 1: workers died 4 times"
+
+
+@pytest.mark.parametrize(
+    ("victim", "states", "errors", "content", "problem"),
+    [
+        ("victim", {}, {}, b"2", ""),
+        ("victim", {"victim": "failed"}, {"victim": REASON}, b"2", ""),
+        ("victim", {"victim": "failed"}, {"victim": DIED}, b"2", "victim failed without the reason"),
+        ("victim", {"victim": "running"}, {}, b"2", "victim is running, not finished"),
+        ("victim", {"bystander": "failed"}, {"bystander": REASON}, b"2", "bystander is failed, not finished"),
+        ("victim", {"cancelled": "finished"}, {}, b"2", "cancelled is finished, not cancelled"),
+        ("victim", {}, {}, b"3", "bystander/grid.png differs"),
+        ("", {"bystander": "failed"}, {"bystander": REASON}, b"2", ""),
+        ("", {"bystander": "failed"}, {"bystander": DIED}, b"2", "bystander failed without the reason"),
+        ("", dict.fromkeys(("victim", "bystander"), "failed"), dict.fromkeys(("victim", "bystander"), REASON), b"2",
+         "bystander is failed, not finished"),
+    ],
+)  # fmt: skip
+def test_what_is_not_confined_is_found(
+    victim: str, states: dict[str, str], errors: dict[str, str], content: bytes, problem: str
+) -> None:
+    trial = Trial("worker: png png_bytes at f.py:1", "unforeseen", False, victim, "load")
+    contents = {"victim/grid.png": b"1", "bystander/grid.png": content}
+    found = check([trial], Outcome(states={**CLEAN.states, **states}, errors=errors, contents=contents), CLEAN)
+    assert problem in "; ".join(found)
+    assert bool(found) == bool(problem)
+
+
+PLACES = 30
+
+
+@pytest.mark.timeout(900)
+def test_thirty_places_are_confined(tmp_path: Path) -> None:
+    """Real processes; which places these are changes with the source. `make anywhere` fails all of them."""
+    forks = ForkServer()
+    sweeper = Sweeper(forks, tmp_path, within_s=60.0)
+    try:
+        trials = [one for one in trials_of(sweeper.record(phases=("start", "load"))) if one.phase == "load"]
+        random.Random(0).shuffle(trials)
+        chosen = list({one.place: one for one in trials}.values())[:PLACES]
+        results = {trial.key: result for group in groups_of(chosen) for trial, result in sweeper.run(group)}
+    finally:
+        sweeper.close()
+        forks.close()
+    assert {key: result.problems for key, result in results.items() if result.problems} == {}
+    assert len(results) == PLACES
+    assert sum(result.reached for result in results.values()) > PLACES * 2 / 3  # some are reached by chance
