@@ -19,7 +19,7 @@ PRIVATE += ("192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/4", "2
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
 COMPOSE_FILES = ["docker-compose.yml", "docker-compose.gpu.yml", "docker-compose.s3.yml"]
-OF_THE_IMAGES = {"LABELGRID_ALIVE_FILE", "LABELGRID_CACHE", "LABELGRID_LOG_FORMAT"}
+OF_THE_IMAGES = {"LABELGRID_CACHE", "LABELGRID_LOG_FORMAT"}
 
 
 def setting_names() -> set[str]:
