@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 # Without byte code every process would compile torch anew, for two seconds and more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo serve train test test-browser compose-test scaling-out-test kubernetes-check screenshots check \
+.PHONY: help demo serve train test test-browser compose-test scaling-out-test alert-drill pages-test kubernetes-check screenshots check \
   check-lowest format clean docs lock audit bench bench-quick fuzz faults anywhere wheel wheel-test soak flood
 
 help:  ## List the targets
@@ -47,6 +47,14 @@ compose-test: $(VENV)/.dev  ## Test docker compose: build, start, kill a worker,
 scaling-out-test: $(VENV)/.dev  ## Test workers on two hosts with one Redis, TLS and s3://, in network namespaces (two minutes)
 	command -v redis-server || (apt-get update -qq && apt-get install -y -qq --no-install-recommends redis-server)
 	unshare --map-root-user --net $(BIN)/python -m pytest deploy/hosts_test.py
+
+alert-drill: $(VENV)/.dev  ## Break a service in each way that an alert is for, and see Prometheus and Alertmanager tell (five minutes)
+	command -v prometheus-alertmanager && command -v prometheus || (apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus prometheus-alertmanager)
+	$(BIN)/python -m pytest --override-ini timeout=900 deploy/alerts_test.py
+
+pages-test: $(VENV)/.dev  ## Run every command of README.md and the tracks of docs/ in empty machines of namespaces, as root (ten minutes)
+	command -v prometheus-alertmanager && command -v nginx && command -v redis-server || (apt-get update -qq && apt-get install -y -qq --no-install-recommends curl nginx openssl prometheus prometheus-alertmanager redis-server)
+	unshare --net --mount $(BIN)/python -m pytest --override-ini timeout=1800 deploy/pages_test.py
 
 kubernetes-check: $(VENV)/.kubernetes  ## Check deploy/kubernetes against the schemas of Kubernetes, KEDA and the Prometheus operator, and against the code
 	command -v kustomize || command -v kubectl || (apt-get update -qq && apt-get install -y -qq --no-install-recommends kustomize)

@@ -1,6 +1,6 @@
-"""Writes docs/performance.md from `results.json`, without measuring: `python -m benchmarks.report`.
+"""`python -m benchmarks.report` writes docs/performance.md and docs/dev/goals.md from `results.json`. Measures nothing.
 
-With --quick, writes that of the last quick run to runs/bench-quick, beside its results.
+With --quick, writes those of the last quick run to runs/bench-quick, beside its results.
 """
 
 import argparse
@@ -26,10 +26,10 @@ TITLES = {
     "training": "Training",
     "startup": "Start-up",
 }
+FOR_CONTRIBUTORS = ("roofline", "load")  # sections of the page of goals
 OTHERS = 20.0  # percent of the machine's cores; more is said in the page
 OVERHEAD = "service.single_overhead_ms"  # its goal depends on the loop's time
 Goal = tuple[str, str, float | None, bool]
-SUMMARY = 10  # goals at the top of the page; the others are at its end
 # figure, description, goal (None: it depends on the machine), and whether a good figure is above the goal
 GOALS: list[Goal] = [
     ("sampling.speedup_vs_report", "sampling 32 pictures, speed-up over the report's sampler", 1000.0, True),
@@ -109,27 +109,47 @@ def measured_line(name: str, section: Data, machine: Data) -> str:
 
 
 def performance(content: Data) -> list[Piece]:
-    """Return docs/performance.md. A section that was not measured says so."""
+    """Return docs/performance.md."""
     pieces: list[Piece] = [
         "# Performance",
         "How fast sampling, serving and training are, beside other ways to do the same. To size a deployment, see "
         "[capacity](#capacity).",
-        goals(content, GOALS[:SUMMARY]),
-        "What is compared takes turns on the same machine. Figures are medians over rounds, ratios are computed round "
-        "by round; intervals are of the ratio's geometric mean (Student's t of the logarithms). A ratio of p95s is "
-        "that of all rounds together, which may lie outside the interval of the rounds' own. *The report* is a "
+        "Alternatives take turns on the same machine. Figures are medians over rounds, and ratios are computed round "
+        "by round. An interval is that of a ratio's geometric mean (Student's t of the logarithms). A ratio of p95s "
+        "is computed over all rounds together, so it may lie outside its interval. *The report* is a "
         "[student's report](results.md#terms) whose code is a baseline. `make bench` writes this page, `benchmarks/"
-        "results.json` has all figures and versions. [Further goals](#further-goals) are at the end.",
+        "results.json` has all figures and versions, and [goals](dev/goals.md) says which goals are met.",
         machine_line(content),
     ]
-    for name, title in TITLES.items():
-        pieces.append(f"## {title}")
+    return [
+        *pieces,
+        *sections(content, [name for name in TITLES if name not in FOR_CONTRIBUTORS]),
+        *capacity_model.capacity(content),
+    ]
+
+
+def sections(content: Data, names: Sequence[str]) -> list[Piece]:
+    """Return the pieces of some sections. One that was not measured says so."""
+    pieces: list[Piece] = []
+    for name in names:
+        pieces.append(f"## {TITLES[name]}")
         if (section := content.get(name)) is None:
             pieces.append("Not measured yet.")
             continue
         pieces.append(measured_line(name, section, latest(content)["machine"]))
         pieces += import_module(f"benchmarks.sections.{name}").report(section)
-    return [*pieces, *capacity_model.capacity(content), "## Further goals", goals(content, GOALS[SUMMARY:])]
+    return pieces
+
+
+def goals_page(content: Data) -> list[Piece]:
+    """Return docs/dev/goals.md."""
+    return [
+        "# Goals of performance",
+        "What each figure should be, and what limits it, for those who change the code. The page "
+        "[Performance](../performance.md) says how figures are measured; `python -m benchmarks.report` writes both.",
+        goals(content),
+        *sections(content, FOR_CONTRIBUTORS),
+    ]
 
 
 def main() -> int:
@@ -142,6 +162,8 @@ def main() -> int:
     if not content:
         say(f"{kept.path} has no results: run `make bench{'-quick' if quick else ''}` first")
         return 1
+    goals_of = folder if quick else folder / "dev"
+    (goals_of / "goals.md").write_text(markdown(goals_page(content)))
     (folder / "performance.md").write_text(markdown(performance(content)))
     say(f"written: {folder / 'performance.md'}")
     return 0

@@ -15,7 +15,6 @@ import onnxruntime
 from PIL import Image
 
 OUTSIDE = -10.0  # where labels are that the picture does not show
-BOUNDED_BELOW = 3.9e-5  # alpha_bar: so small that dividing by its root amplifies errors
 
 
 def draw_layout(session: onnxruntime.InferenceSession, labels: list[int], rng: np.random.Generator) -> np.ndarray:
@@ -50,7 +49,7 @@ def main() -> None:
     denoiser = onnxruntime.InferenceSession(asked.file)
     about = denoiser.get_modelmeta().custom_metadata_map
     names, options = json.loads(about["label_names"]), json.loads(about["sampling"])
-    alpha_bar = np.array(json.loads(about["alpha_bar"]))
+    to_x0 = json.loads(about["to_x0"])
     if unknown := [label for label in asked.labels if label not in names]:
         parser.error(f"{asked.file} does not know {', '.join(unknown)}; its labels are {', '.join(names)}")
     chosen = [names.index(label) for label in asked.labels]
@@ -68,16 +67,16 @@ def main() -> None:
     def predict(x: np.ndarray, t: int) -> np.ndarray:
         """Return x_0 as the network sees it at timestep t, guided."""
         low, high = options["guidance_interval"]
-        w = options["guidance"] if low <= t / len(alpha_bar) <= high else 1.0
+        w = options["guidance"] if low <= t / len(to_x0) <= high else 1.0
         guided = np.zeros_like(x)
         for keep, weight in ((True, w), (False, 1 - w)):
             if weight:
                 at = {"x_t": x, "t": np.array([t]), "keep": np.array([keep])}
                 guided += np.float32(weight) * denoiser.run(["prediction"], at | inputs)[0]
-        signal, noise = np.sqrt(alpha_bar[t]), np.sqrt(1 - alpha_bar[t])
-        is_eps = about["prediction_type"] == "eps"
-        x_0 = (x - noise * guided) / signal if is_eps else signal * x - noise * guided
-        return np.clip(x_0, -1, 1) if options["clip_x0"] or (is_eps and alpha_bar[t] < BOUNDED_BELOW) else x_0
+        p, q, limit = to_x0[t]
+        x_0 = p * x + q * guided
+        limit = 1 if options["clip_x0"] else limit
+        return x_0 if limit is None else np.clip(x_0, -limit, limit)
 
     shape = denoiser.get_inputs()[0].shape[1:]
     x = rng.standard_normal((1, *shape), np.float32)

@@ -1,4 +1,7 @@
-"""Writes docs/reliability.md from the results of faults and soak: `python -m faults.report`. Runs no trial."""
+"""Writes docs/reliability.md and docs/dev/soak.md from the results of faults and soak: `python -m faults.report`.
+
+Runs no trial.
+"""
 
 import json
 import os
@@ -14,6 +17,7 @@ RESULTS = ROOT / "faults" / "results.json"
 SOAK = ROOT / "soak" / "results.json"
 SWEPT = ROOT / "faults" / "anywhere" / "results.json"
 DOCUMENT = ROOT / "docs" / "reliability.md"
+SERIES = ROOT / "docs" / "dev" / "soak.md"
 WITHIN_S = 15.0  # the longest recovery allowed
 
 HEAD = f"""\
@@ -36,10 +40,10 @@ after a worker died, that worker's pictures wait for as long as the jump.
 checks all of the above for every accepted job. `python -m faults NAME` repeats one; `disk-full` needs root. A fault has
 a row only if it passed. Checkpoints are toys; settings are the defaults unless a row names them.
 
-*Recovery* lasts from the fault, its end or the last of several, until a new request has its picture and all jobs open
-at the fault have ended, less the time that they take without one. *Wait* is the longest time until a request was
-accepted, of a client that sends and retries one every quarter of a second. `faults/results.json` has dates, commits and
-machines.
+*Recovery* begins when the fault occurs or, if it lasts, ends. It ends when a new request has its picture and all jobs
+that were open have ended; the time that these jobs take without a fault is subtracted. *Wait* is the longest time until
+a request was accepted, of a client that sends and retries one every quarter of a second. `faults/results.json` has
+dates, commits and machines.
 
 | fault | name | recovery, s | wait, s |
 | --- | --- | --- | --- |
@@ -67,7 +71,13 @@ SOAKED = """
 
 `make soak MINUTES=60` puts two APIs, two workers and Redis under a steady mixed load, while about
 every minute a process is killed, restarted or paused for 2 to 15 s, or Redis is full. Then it checks all of the above
-for every job. `python -m soak --seed N` repeats a load with its faults.
+for every job, and that [memory does not grow](dev/soak.md). `python -m soak --seed N` repeats a load with its faults.
+
+"""
+SERIES_HEAD = """\
+# The soak's series
+
+What took how much memory in the last `make soak` ([reliability](../reliability.md#soak)).
 
 A series of memory grows if the 95 % interval of its slope over the last half (Theil and Sen's) lies above 2 % an hour.
 In each of three other soaks, with no wrong job among 3,130, one grew: an API's by 3.1 % an hour, Redis's from 2.8 to
@@ -96,7 +106,7 @@ def forget(name: str) -> None:
 def keep_soak(result: dict[str, Any]) -> None:
     """Save a soak's result and write the document."""
     SOAK.write_text(json.dumps(result, indent=1) + "\n")
-    DOCUMENT.write_text(document(read()))
+    _write(read())
 
 
 def keep_sweep(result: dict[str, Any]) -> None:
@@ -109,6 +119,7 @@ def keep_sweep(result: dict[str, Any]) -> None:
 def _write(results: dict[str, Any]) -> None:
     RESULTS.write_text(json.dumps(dict(sorted(results.items())), indent=1) + "\n")
     DOCUMENT.write_text(document(results))
+    SERIES.write_text(series(json.loads(SOAK.read_text())))
 
 
 def machine() -> str:
@@ -154,13 +165,18 @@ def _swept(result: dict[str, Any] | None) -> str:
 def _soaked(result: dict[str, Any]) -> str:
     """Return the result of the last soak."""
     ended = ", ".join(f"{count:,} {state}" for state, count in result["ended"].items())
-    text = (
+    return (
         f"{result['date']}, commit {result['commit']}, {result['machine']}, {result['minutes']:.0f} minutes, seed "
         f"{result['seed']}: {result['jobs']:,} jobs ({ended}), {result['pictures']:,} pictures, "
         f"{sum(result['strikes'].values())} faults, {result['retries']:,} retried requests, the longest wait until one "
-        f"was accepted {result['longest_s']:.1f} s, {len(result['problems'])} problems.\n\n"
-        "| series, last half | median | slope, % an hour | 95 % interval | |\n| --- | --- | --- | --- | --- |\n"
+        f"was accepted {result['longest_s']:.1f} s, {len(result['problems'])} problems.\n"
     )
+
+
+def series(result: dict[str, Any]) -> str:
+    """Return docs/dev/soak.md."""
+    text = SERIES_HEAD
+    text += "| series, last half | median | slope, % an hour | 95 % interval | |\n| --- | --- | --- | --- | --- |\n"
     for what, trend in result["trends"].items():
         shown = f"{trend['median']:,.0f}" if what.endswith("keys") else f"{trend['median'] / 2**20:,.1f} MiB"
         interval = f"{100 * trend['low']:+.1f} to {100 * trend['high']:+.1f}"

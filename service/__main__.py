@@ -30,8 +30,8 @@ COLLECT_AFTER = 2_000  # new objects in the API; each request leaves some twenty
 
 HELP = """Generates pictures from labels.
 
-Without a command it runs `all`, and takes its options --port, --storage and --state. docs/settings.md lists the
-environment variables that set everything else.
+Without a command it runs `all`, and takes its options --port, --storage, --state and --workers. docs/settings.md lists
+the environment variables that set everything else.
 """
 
 app = typer.Typer(help=HELP, add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False)

@@ -67,7 +67,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 def flush_denormals() -> None:
     """Make this process count numbers nearer to zero than float32's normal ones as zero.
 
-    In float32, some CPUs compute with them many times slower, and gradients hold many (docs/decisions.md has the cost).
+    In float32, some CPUs compute with them many times slower, and gradients hold many (docs/dev/decisions.md).
     Call it before the first computation, since threads inherit it when they start.
     """
     torch.set_flush_denormal(True)
@@ -101,7 +101,7 @@ def kept_memory() -> Iterator[None]:
     """Make glibc keep freed memory for the next tensors inside this context. Has no effect with other C libraries.
 
     By default glibc returns large tensors to the kernel at once, so that every training step on a CPU faults in tens
-    of thousands of zeroed pages (docs/decisions.md has the cost).
+    of thousands of zeroed pages (docs/dev/decisions.md has the cost).
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):

@@ -9,7 +9,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,8 @@ class Evaluator(nn.Module):
     `resnet` has the course's names in its state dict, so weights can be exchanged in both directions. `locates`: it has
     a position head beside it.
     """
+
+    edges: Final = ("resnet.fc", "locator")  # last layers, which Muon leaves to AdamW
 
     def __init__(self, vocabulary: Vocabulary, info: CheckpointInfo | None = None, *, locates: bool = False) -> None:
         super().__init__()

@@ -39,7 +39,7 @@ class Size(NamedTuple):
 
 # All threads compute one row. A network begins with this size, and the others must give its bits.
 ALONE: Final = Size(1, 1)
-# Of a stream's calls. Larger ones are hardly faster a row (docs/decisions.md).
+# Of a stream's calls. Larger ones are hardly faster a row (docs/dev/decisions.md).
 MOST_ROWS: Final = 4
 SHARED: Final = (Size(MOST_ROWS, STREAMS), Size(2, STREAMS), Size(1, STREAMS))
 

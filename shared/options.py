@@ -21,11 +21,9 @@ from pydantic import (
 )
 from pydantic_core import ErrorDetails, InitErrorDetails, PydanticCustomError
 
-ScheduleName = Literal["linear", "quadratic", "cosine", "sigmoid"]
-SamplerName = Literal["ddpm", "ddpm_small", "ddim", "euler", "dpmpp_1", "dpmpp_2m", "sde_dpmpp_2m"]
+SamplerName = Literal["ddpm", "ddpm_small", "ddim", "euler", "dpmpp_1", "dpmpp_2m", "sde_dpmpp_2m", "heun"]
 SpacingName = Literal["uniform", "logsnr", "trailing"]
 ConditioningName = Literal["embedding", "channels"]
-PredictionName = Literal["eps", "v"]
 EngineName = Literal["auto", "openvino", "torch"]  # what computes the networks on a CPU
 
 
@@ -111,7 +109,7 @@ class SamplingOptions(Strict):
     # sampler, steps, spacing and guidance were chosen on train.json's lists, by
     # `python -m benchmarks.sampling_choices`; ddpm has sigma^2 = beta, ddpm_small the posterior variance
     sampler: SamplerName = "sde_dpmpp_2m"
-    # steps per picture; each needs one network row, or two with guidance
+    # steps per picture, each a call of the network: one row of it, or two with guidance
     steps: int = Field(default=16, ge=1, le=LIMITS.max_steps)
     # of the timesteps: uniform in t, uniform in log-SNR, or uniform in t counted back from the last one
     spacing: SpacingName = "uniform"
@@ -146,7 +144,7 @@ SAMPLING_PRESETS: Final[dict[str, SamplingOptions]] = {
 }
 
 
-# of a newly trained network that takes positions, to which guidance does harm (docs/decisions.md)
+# of a newly trained network that takes positions, to which guidance does harm (docs/dev/decisions.md)
 WITH_POSITIONS: Final = SamplingOptions(sampler="dpmpp_2m", steps=8, guidance=1.0)
 
 

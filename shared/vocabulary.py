@@ -9,6 +9,7 @@ import json
 import unicodedata
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -70,13 +71,17 @@ class Vocabulary:
         return len(self.names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self.names
+        return name in self._indices
 
     def index(self, name: str) -> int:
         """Return the index of a name. LabelError, which suggests the nearest known name, for an unknown one."""
-        if name not in self.names:
+        if name not in self._indices:
             raise self._unknown(name)
-        return self.names.index(name)
+        return self._indices[name]
+
+    @cached_property
+    def _indices(self) -> dict[str, int]:
+        return {name: index for index, name in enumerate(self.names)}
 
     def encode(self, labels: Sequence[str]) -> list[int]:
         """Return the labels' indices, in the order given. LabelError for an unknown label."""
@@ -108,16 +113,18 @@ class Vocabulary:
         """
         return [self.check_entry(labels, entry=entry) for entry, labels in enumerate(_entries(lists, max_lists))]
 
-    def check_entry(self, labels: object, *, entry: int | str | None = None) -> list[str]:
-        """Return one entry's labels as given: 1 to `LIMITS.max_labels` distinct known names. Else LabelError."""
-        checked: list[str] = []
-        for label in _names(labels, entry):
+    def check_entry(
+        self, labels: object, *, entry: int | str | None = None, most: int = LIMITS.max_labels
+    ) -> list[str]:  # fmt: skip
+        """Return one entry's labels as given: 1 to `most` distinct known names. Else LabelError."""
+        checked: dict[str, None] = {}
+        for label in _names(labels, entry, most):
             if label not in self:
                 raise self._unknown(label, entry)
             if label in checked:
                 raise LabelError(f"duplicate label {_quoted(label)}", entry=entry, label=label)
-            checked.append(label)
-        return checked
+            checked[label] = None
+        return list(checked)
 
     def _unknown(self, label: str, entry: int | str | None = None) -> LabelError:
         near = self.nearest(label)
@@ -159,12 +166,12 @@ def read_test_file(path: Path | str, vocabulary: Vocabulary) -> list[list[str]]:
 def read_train_file(path: Path | str, vocabulary: Vocabulary) -> dict[str, list[str]]:
     """Return a training file's pictures, file name -> labels, in the file's order. LabelError if it cannot be used.
 
-    An empty list stands for a picture whose labels are unknown.
+    An empty list stands for a picture whose labels are unknown. A picture may have more labels than a request.
     """
     with _content_of(path) as content:
-        pictures = _object(content, "an object of file name -> labels")
+        pictures, most = _object(content, "an object of file name -> labels"), max(LIMITS.max_labels, len(vocabulary))
         return {
-            name: [] if labels == [] else vocabulary.check_entry(labels, entry=name)
+            name: [] if labels == [] else vocabulary.check_entry(labels, entry=name, most=most)
             for name, labels in pictures.items()
         }
 
@@ -180,14 +187,14 @@ def _entries(lists: object, most: int | None) -> Sequence[object]:
     return lists
 
 
-def _names(labels: object, entry: int | str | None) -> list[str]:
-    """Return the labels of a list that must have 1 to `LIMITS.max_labels` strings. LabelError."""
+def _names(labels: object, entry: int | str | None, most: int = LIMITS.max_labels) -> list[str]:
+    """Return the labels of a list that must have 1 to `most` strings. LabelError."""
     if not isinstance(labels, list | tuple):
         raise LabelError(f"expected a list of labels, got {_kind(labels)}", entry=entry)
     if not labels:
         raise LabelError("empty list; expected at least one label", entry=entry)
-    if len(labels) > LIMITS.max_labels:
-        raise LabelError(f"{len(labels)} labels; at most {LIMITS.max_labels} are allowed", entry=entry)
+    if len(labels) > most:
+        raise LabelError(f"{len(labels)} labels; at most {most} are allowed", entry=entry)
     for label in labels:
         if not isinstance(label, str):
             raise LabelError(f"expected a label's name, got {_kind(label)}", entry=entry)

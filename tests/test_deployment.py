@@ -9,6 +9,7 @@ import pytest
 import yaml
 from redis import Redis
 
+from deploy.prometheus_rule import document
 from service.settings import Settings
 from service.webhooks.addresses import is_public
 from tests.paths import ROOT
@@ -17,6 +18,8 @@ PRIVATE = ("0.0.0.0/8", "10.0.0.0/8", "100.64.0.0/10", "127.0.0.0/8", "169.254.0
 PRIVATE += ("192.0.0.0/24", "192.168.0.0/16", "198.18.0.0/15", "224.0.0.0/4", "240.0.0.0/4")
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 SERVICES: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())["services"]
+COMPOSE_FILES = ["docker-compose.yml", "docker-compose.gpu.yml", "docker-compose.s3.yml"]
+OF_THE_IMAGES = {"LABELGRID_ALIVE_FILE", "LABELGRID_CACHE", "LABELGRID_LOG_FORMAT"}
 
 
 def setting_names() -> set[str]:
@@ -28,6 +31,18 @@ def setting_names() -> set[str]:
 def test_variables_of_a_service_are_settings(name: str) -> None:
     asked = {variable for variable in SERVICES[name].get("environment", {}) if variable.startswith("LABELGRID_")}
     assert asked <= setting_names()
+
+
+def test_compose_passes_every_setting_that_a_page_names() -> None:
+    pages = [page for page in (ROOT / "docs").glob("*.md") if page.name != "settings.md"]
+    named = {name for page in pages for name in re.findall(r"LABELGRID_[A-Z_]+", page.read_text())} & setting_names()
+    assert len(named) > 20
+    passed = set[str]()
+    for file in COMPOSE_FILES:
+        for service in yaml.safe_load((ROOT / file).read_text())["services"].values():
+            passed |= service.get("environment", {}).keys()
+    # stop_grace_period goes with the default
+    assert named - passed - OF_THE_IMAGES - {"LABELGRID_DRAIN_S"} == set()
 
 
 @pytest.mark.parametrize("name", SERVICES)
@@ -49,6 +64,13 @@ def test_no_policy_of_kubernetes_lets_a_webhook_reach_a_private_network() -> Non
     assert not any(is_public(network[0]) or is_public(network[-1]) for network in closed)
     for network in map(ipaddress.IPv4Network, PRIVATE):
         assert any(network.version == one.version and network.subnet_of(one) for one in closed), network  # type: ignore[arg-type]
+
+
+def test_kubernetes_has_the_alerts() -> None:
+    rules = ROOT / "deploy/kubernetes/components/prometheus/rules.yaml"
+    assert rules.read_text() == document()
+    groups = yaml.safe_load((ROOT / "deploy/monitoring/alerts.yml").read_text())["groups"]
+    assert yaml.safe_load(document())["spec"] == {"groups": groups}
 
 
 def test_redis_keeps_jobs_alike_wherever_we_start_it(connection: Redis) -> None:
@@ -77,10 +99,11 @@ def test_pictures_lie_on_a_volume(name: str) -> None:
     assert "USER 10001" not in lines[:made]
 
 
-def test_variables_that_compose_takes_are_named_at_its_top() -> None:
-    text = (ROOT / "docker-compose.yml").read_text()
-    head = text.partition("\nname:")[0]
-    taken = {part.partition(":-")[0].partition("}")[0] for part in text.split("${")[1:]}
+@pytest.mark.parametrize("file", ["docker-compose.yml", "docker-compose.s3.yml"])
+def test_variables_that_compose_takes_are_named_at_its_top(file: str) -> None:
+    text = (ROOT / file).read_text()
+    head = text.partition("\nname:")[0].partition("\nx-")[0]  # the comment
+    taken = {re.split(r":|}", part)[0] for part in text.split("${")[1:]}
     assert {name for name in taken if name not in head} == set()
 
 

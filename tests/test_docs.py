@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from deploy.docs_site import FENCED, links, pages
 from tests.paths import ROOT
@@ -47,6 +48,52 @@ def test_modules_that_texts_name_exist(folder: str) -> None:
     for path in [*(ROOT / folder).rglob("*.md"), *(ROOT / folder).rglob("*.py")]:
         for name in re.findall(r"`([\w/]+\.py)`", path.read_text()):
             assert any(module.endswith("/" + name) for module in modules), f"{path} names {name}"
+
+
+def test_every_alert_leads_to_a_section_of_its_name() -> None:
+    (group,) = yaml.safe_load((ROOT / "deploy/monitoring/alerts.yml").read_text())["groups"]
+    for rule in group["rules"]:
+        file, _, anchor = rule["annotations"]["runbook_url"].partition("#")
+        assert anchor == rule["alert"].lower()
+        assert anchor in anchors((ROOT / file).read_text())
+
+
+OTHERS_SAY = {  # pip, Python, the kernel, Redis and OpenSSL
+    "No module named 'typer'",
+    "No space left on device",
+    "invalid username-password pair",
+    "WRONGPASS",
+    "NOAUTH",
+    "certificate verify failed",
+    "out of memory",
+}
+
+
+def messages() -> list[str]:
+    """Return the messages in troubleshooting.md, without what varies in them."""
+    lines = [line for line in (ROOT / "docs/troubleshooting.md").read_text().splitlines() if line.startswith("| ")]
+    quoted = [message for line in lines for message in re.findall(r"`([^`]+)`", line.split(" | ")[0])]
+    return [part.strip(" :,;") for message in quoted for part in message.split("...") if len(part.strip(" :,;")) > 3]
+
+
+def sources() -> str:
+    """Return the code, in which a text of several lines is one line."""
+    files = [path for name in ("labelgrid", "service", "shared", "trainer") for path in (ROOT / name).rglob("*.py")]
+    return re.sub(r'"\s*\n\s*f?"', "", "".join(path.read_text() for path in [*files, ROOT / "Makefile"]))
+
+
+def test_messages_of_troubleshooting_are_those_of_the_code() -> None:
+    code = sources()
+    assert len(messages()) > 50
+    assert [part for part in messages() if part not in code and part not in OTHERS_SAY] == []
+
+
+def test_every_message_of_a_service_that_does_not_start_and_of_the_client_is_in_troubleshooting() -> None:
+    raised = re.findall(r'raise (?:StartError|ClientError|Unreachable)\(\s*f?"(.*?)"\)?[,) ]', sources())
+    fixed = {message: re.sub(r"{[^}]*}", "", message) for message in raised if "alive_file" not in message}
+    raised = [message for message, words in fixed.items() if re.search(r"[a-z ]{8}", words)]
+    assert len(raised) > 15
+    assert [message for message in raised if not any(part in message for part in messages())] == []
 
 
 def test_links_are_seen() -> None:

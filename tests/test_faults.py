@@ -1,6 +1,7 @@
 """The fault checks find what they must, in an append-only file that a real Redis wrote."""
 
 import io
+import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -180,3 +181,4 @@ def test_a_truncated_transaction_does_not_count() -> None:
 
 def test_the_committed_document_is_written_from_the_committed_results() -> None:
     assert report.DOCUMENT.read_text() == report.document(report.read()), "run `python -m faults.report`"
+    assert report.SERIES.read_text() == report.series(json.loads(report.SOAK.read_text()))

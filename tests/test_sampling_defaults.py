@@ -56,7 +56,7 @@ def test_score_uses_the_set_options_unless_overridden(
     test, out = tmp_path / "test.json", tmp_path / "score.json"
     test.write_text(json.dumps(LISTS))
     assert trainer(monkeypatch, "configure", "toy", "--storage", folder, "--steps", 3, "--guidance", 1) == 0
-    score = ("score", test, "--storage", folder, "--json", out)
+    score = ("score", test, "--repeats", 1, "--storage", folder, "--json", out)
     for more, rows in (([], 3), (["--steps", 5], 5), (["--guidance", 2], 6)):
         assert trainer(monkeypatch, *score, *more) == 0
         assert json.loads(out.read_text())["rows_per_picture"] == rows
@@ -76,7 +76,7 @@ def test_there_are_no_more_steps_than_timesteps(
 ) -> None:
     publish_toy_denoiser(folder, "short", 0, timesteps=20)
     (tmp_path / "test.json").write_text(json.dumps(LISTS))
-    score = ("score", tmp_path / "test.json", "--model", "short")
+    score = ("score", tmp_path / "test.json", "--repeats", 1, "--model", "short")
     for command, steps in (((*score, "--preset", "report"), 999), (("configure", "short", "--steps", 21), 21)):
         assert trainer(monkeypatch, *command, "--storage", folder) == 1
         assert capsys.readouterr().err == f"error: {steps} steps: short has 20 timesteps\n"

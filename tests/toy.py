@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from shared.options import PredictionName
+from shared.diffusion.predictions import PredictionName
 
 K = 4
 
@@ -22,7 +22,7 @@ class Call:
 
 @dataclass
 class ToyNetwork:
-    """x0_hat = 0.8 tanh(1.5 x + t / 2T + labels . W, where kept), written as eps or v; (B, C, H, W) -> (B, C, H, W)."""
+    """x0_hat = 0.8 tanh(1.5 x + t / 2T + labels . W, where kept), as `prediction`; (B, C, H, W) -> (B, C, H, W)."""
 
     alpha_bar: Tensor
     prediction: PredictionName = "v"
@@ -38,5 +38,6 @@ class ToyNetwork:
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
         self.calls.append(Call(t.tolist(), keep.tolist(), labels.tolist(), torch.is_autocast_enabled("cpu")))
         ab = self.alpha_bar[t].to(x.dtype)[:, None, None, None]
-        eps = (x - ab.sqrt() * self.x0(x, t, labels, keep)) / (1 - ab).sqrt()
-        return eps if self.prediction == "eps" else ab.sqrt() * eps - (1 - ab).sqrt() * self.x0(x, t, labels, keep)
+        x_0 = self.x0(x, t, labels, keep)
+        eps = (x - ab.sqrt() * x_0) / (1 - ab).sqrt()
+        return {"eps": eps, "v": ab.sqrt() * eps - (1 - ab).sqrt() * x_0, "flow": eps - x_0}[self.prediction]

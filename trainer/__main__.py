@@ -13,7 +13,7 @@ from shared.checkpoint import CheckpointError
 from shared.vocabulary import LabelError
 from trainer.commands import checkpoints, data, evaluating, training
 from trainer.commands.terminal import console, plain
-from trainer.errors import TrainerError
+from trainer.errors import StoppedError, TrainerError
 from trainer.former import replaced
 
 INTERRUPTED = 130  # Typer's exit code for Ctrl-C
@@ -53,6 +53,9 @@ def main() -> int:
         first = error.errors()[0]
         field, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
         _complain(f"{field}: {message}, got {first['input']!r}" if field else message)
+    except StoppedError as stopped:
+        _complain(str(stopped))
+        return 128 + stopped.number  # a shell's code of a process that a signal has ended
     except (TrainerError, LabelError, CheckpointError, OSError, FloatingPointError) as error:
         _complain(str(error))
     return 1

@@ -4,11 +4,13 @@ import json
 from collections.abc import Sequence
 from typing import Annotated, Any, Final, Literal, TypeVar
 
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 
 from shared.checkpoint import MAX_SIZE
+from shared.diffusion.predictions import OWN_SCHEDULES, PredictionName
+from shared.diffusion.schedules import ScheduleName
 from shared.diffusion.unet import NetworkConfig
-from shared.options import MAX_SEED, Count, Natural, NoOtherFields, PredictionName, SamplingOptions, ScheduleName
+from shared.options import MAX_SEED, Count, Natural, NoOtherFields, SamplingOptions
 from trainer.errors import TrainerError
 
 Positive = Annotated[float, Field(gt=0)]
@@ -35,6 +37,7 @@ class RunConfig(NoOtherFields):
     ema_start: Natural = 2000  # and the step at which it starts
     ema_power: Positive = 12.0  # of the long average: decay (1 - 1/n)^(power + 1) (Karras et al. 2024, eq. 127)
     publish: Literal["long", "short", "raw"] = "long"  # which weights become the checkpoint
+    evaluate_every: Count = 500  # steps; in steps, so that a run that is repeated evaluates, and ends, at the same ones
     seed: Annotated[int, Field(ge=0, le=MAX_SEED)] = 0
 
 
@@ -48,10 +51,10 @@ class TrainConfig(RunConfig):
     network: dict[str, Any] = Field(default_factory=dict)
     image_size: Count = 64
     fit: Fit = "squeeze"
-    schedule: ScheduleName = "cosine"
+    schedule: ScheduleName = "cosine"  # or the prediction's own (`OWN_SCHEDULES`)
     positions: bool = True  # give the network the objects' positions, where the data set has a positions.json
     rotations: bool = True  # and the objects' rotations, where it has a rotations.json too
-    position_dropout: Share = 0.1  # share of pictures trained without positions and rotations
+    position_dropout: Share = 0.1  # share of pictures trained without positions and rotations, and without inputs
     layout_steps: Count = 2000  # at most, of the layout network, which draws the positions of a picture's objects
     timesteps: Annotated[int, Field(ge=SamplingOptions().steps, le=MAX_SIZE)] = 1000  # T
     prediction: PredictionName = "v"
@@ -71,6 +74,12 @@ class TrainConfig(RunConfig):
     optimizer: Literal["auto", "adamw", "muon"] = "auto"
     label_dropout: Share = 0.1  # share of pictures trained without labels, for guidance
     label_dropout_by: Literal["picture", "batch"] = "picture"  # drop labels picture by picture, or all of a batch's
+
+    @model_validator(mode="before")
+    @classmethod
+    def _choose_schedule(cls, given: Any) -> Any:
+        own = OWN_SCHEDULES.get(given.get("prediction", "v")) if isinstance(given, dict) else None
+        return {"schedule": own, **given} if own else given
 
 
 # The report's hyperparameters: 32x32 padded pictures, every pixel a position, sigmoid betas, unweighted noise
@@ -106,7 +115,7 @@ PRESETS: Final[dict[str, TrainConfig]] = {"default": TrainConfig(), "report": RE
 REPORT_EPOCHS = 300
 Config = TypeVar("Config", bound=RunConfig)
 # fields of NetworkConfig
-FROM_DATA: Final = {"num_labels", "image_size", "image_channels", "positions", "rotations", "spread"}
+FROM_DATA: Final = {"num_labels", "image_size", "image_channels", "positions", "rotations", "spread", "inputs"}
 
 
 def make_config(preset: str, changes: Sequence[str]) -> TrainConfig:

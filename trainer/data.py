@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import math
 import os
 import statistics
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from rich.progress import Progress
 from torch import Tensor
 
 from shared import storage as files
+from shared.diffusion.inputs import INPUTS, unknown, with_inputs
 from shared.diffusion.layouts import OUTSIDE, as_rotations, with_positions
 from shared.diffusion.model import Denoiser
 from shared.vocabulary import Vocabulary, read_train_file
@@ -31,6 +30,7 @@ from trainer.config import Fit, Share, TrainConfig
 from trainer.data_folder import pictures_folder, read_picture
 from trainer.errors import TrainerError
 
+DECODED_AT_ONCE = 1024  # pictures
 MEASURED = 2048  # pictures whose deviation stands for all
 Size = tuple[FiniteFloat, FiniteFloat]
 Position = tuple[Share, Share]
@@ -48,6 +48,7 @@ class Dataset:
     aspect: float = 1.0  # width over height of the pictures before they were padded to squares; 1 where squeezed
     object_size: float | None = None  # median side of an object as a fraction of the picture's, if the folder says it
     typical: Tensor | None = None  # (N,) bool: the pictures whose layouts the layout network learns; None for all
+    inputs: Mapping[str, Tensor] = field(default_factory=dict)  # picture-wide ones: (N, numbers) float32, NaN unknown
 
     def __len__(self) -> int:
         return len(self.images)
@@ -56,7 +57,7 @@ class Dataset:
     def digest(self) -> str:
         """A hash of all data that a run learns from, so that it is not resumed with other data."""
         found = hashlib.sha256(f"{self.vocabulary.names} {self.aspect}".encode())
-        for tensor in (self.images, self.labels, self.positions, self.rotations):
+        for tensor in (self.images, self.labels, self.positions, self.rotations, *self.inputs.values()):
             if tensor is not None:
                 found.update(tensor.contiguous().numpy().data)
         return found.hexdigest()
@@ -76,20 +77,35 @@ def to_square(picture: Image.Image, size: int, fit: Fit) -> Image.Image:
     return picture.resize((size, size), Image.Resampling.BILINEAR)
 
 
-def _decode(folder: Path, names: list[str], size: int, fit: Fit, advance: Callable[[int], None]) -> NDArray[np.uint8]:
-    images, aspects = np.empty((len(names), 3, size, size), np.uint8), set[float]()
+class _Decoder:
+    """Decodes pictures of a folder to (N, 3, S, S) uint8."""
 
-    def one(i: int) -> None:
-        picture = read_picture(folder / names[i])
-        aspects.add(picture.width / picture.height)
-        images[i] = np.asarray(to_square(picture, size, fit)).transpose(2, 0, 1)
-        advance(1)
+    def __init__(self, folder: Path, names: list[str], size: int, fit: Fit, advance: Callable[[int], None]) -> None:
+        self.folder, self.names, self.size, self.fit, self.advance = folder, names, size, fit, advance
+        self.aspects = set[float]()
 
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        list(pool.map(one, range(len(names))))
-    if fit == "pad" and len(aspects) > 1:
-        raise TrainerError(f"{folder}: pictures {UNLIKE}")
-    return images
+    def _one(self, name: str) -> NDArray[np.uint8]:
+        picture = read_picture(self.folder / name)
+        self.aspects.add(picture.width / picture.height)
+        self.advance(1)
+        return np.asarray(to_square(picture, self.size, self.fit)).transpose(2, 0, 1)
+
+    def chunks(self) -> Iterator[NDArray[np.uint8]]:
+        """Yield the pictures in order, some at a time. TrainerError if they cannot be padded alike."""
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            for start in range(0, len(self.names), DECODED_AT_ONCE):
+                yield np.stack(list(pool.map(self._one, self.names[start : start + DECODED_AT_ONCE])))
+                if self.fit == "pad" and len(self.aspects) > 1:
+                    raise TrainerError(f"{self.folder}: pictures {UNLIKE}")
+
+
+def _write_cache(path: Path, decoder: _Decoder) -> None:
+    """Decode pictures into a file of NumPy's, without ever holding all of them in memory."""
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(decoder.names), 3, decoder.size, decoder.size)}
+    with files.replacing(path) as file:
+        np.lib.format.write_array_header_1_0(file, header)
+        for chunk in decoder.chunks():
+            file.write(chunk.tobytes())
 
 
 def _key(folder: Path, names: list[str]) -> str:
@@ -123,20 +139,24 @@ def load_dataset(
         raise TrainerError(f"{folder / 'train.json'} names no pictures")
     names, pictures = list(train), pictures_folder(folder, next(iter(train)))
     cache = folder / ".cache" / f"{size}-{fit}-{_key(pictures, names)}.npy"
+    decoder = _Decoder(pictures, names, size, fit, advance)
+    # mapped, not read: processes share the pages, and pictures that do not fit into memory come from the disk
+    read = partial(np.load, cache, mmap_mode="c")
     try:
-        images = np.load(cache)
+        images = read()
     except (OSError, ValueError, EOFError):  # there is none, or it is damaged
-        images = _decode(pictures, names, size, fit, advance)
-        with suppress(OSError):  # a read-only folder or a full disk only means that pictures are decoded again
-            content = io.BytesIO()
-            np.save(content, images)
-            files.write(cache, content.getbuffer())
+        try:
+            _write_cache(cache, decoder)
             for former in set(cache.parent.glob(f"{size}-{fit}-*.npy")) - {cache}:
                 former.unlink()
+            images = read()
+        except OSError:  # a read-only folder or a full disk: they are kept in memory, and decoded again next time
+            images = np.concatenate(list(decoder.chunks()))
     labels = torch.tensor([vocabulary.multi_hot(train[name]) for name in names], dtype=torch.float32)
     positions = read_positions(folder / "positions.json", train, vocabulary)
     rotations = read_rotations(folder / "rotations.json", train, vocabulary)
-    dataset = Dataset(vocabulary, torch.from_numpy(images), labels, positions, rotations)
+    inputs = {name: read_input(path, name, train) for name in INPUTS if (path := folder / f"{name}.json").exists()}
+    dataset = Dataset(vocabulary, torch.from_numpy(images), labels, positions, rotations, inputs=inputs)
     if fit == "squeeze":
         return replace(dataset, object_size=read_object_size(folder))
     width, height = read_picture(pictures / names[0]).size
@@ -183,6 +203,27 @@ def read_rotations(path: Path, train: Mapping[str, Sequence[str]], vocabulary: V
     for i, label, turn in _entries(path, Rotation, "rotation, a fraction of a turn or null", train, vocabulary):
         turns[i, label] = math.nan if turn is None else turn
     return as_rotations(turns)
+
+
+def read_input(path: Path, name: str, train: Mapping[str, Sequence[str]]) -> Tensor:
+    """Read the file of a picture-wide input, which maps each picture to its numbers, or to a single one.
+
+    Returns (N, numbers) float32, NaN for a picture that is missing or null. TrainerError for a file that is no such.
+    """
+    numbers = INPUTS[name].numbers
+    try:
+        content = TypeAdapter(dict[str, list[FiniteFloat] | FiniteFloat | None]).validate_json(path.read_bytes())
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise TrainerError(f"{path}: {first['msg']} (at {', '.join(map(str, first['loc']))})") from error
+    values = torch.full((len(train), numbers), math.nan)
+    for i, picture in enumerate(train):
+        if (given := content.get(picture)) is not None:
+            row = torch.tensor(given if isinstance(given, list) else [given])
+            if len(row) != numbers:
+                raise TrainerError(f'{path}: picture "{picture}" has {len(row)} numbers; {name} takes {numbers}')
+            values[i] = row
+    return values
 
 
 def _entries(
@@ -266,6 +307,8 @@ def merge(datasets: list[Dataset]) -> Dataset:
     The layouts of n objects are learnt from the first folder that has pictures of n objects. So further folders widen
     what may be asked for, and do not change what is drawn where nothing more is asked.
     """
+    if len(datasets) == 1:
+        return datasets[0]
     own = datasets[0].vocabulary
     datasets = [in_vocabulary(dataset, own, "the first folder's objects.json") for dataset in datasets]
     check_alike(datasets)
@@ -276,8 +319,14 @@ def merge(datasets: list[Dataset]) -> Dataset:
     return Dataset(
         first.vocabulary, torch.cat([d.images for d in datasets]), torch.cat([d.labels for d in datasets]),
         torch.cat(positions) if positions else None, torch.cat(rotations) if turned else None, first.aspect,
-        first.object_size, typical,
+        first.object_size, typical, _merged_inputs(datasets),
     )  # fmt: skip
+
+
+def _merged_inputs(datasets: Sequence[Dataset]) -> dict[str, Tensor]:
+    """Return the inputs that any of the data sets has; they are unknown for the pictures of the others."""
+    names = dict.fromkeys(name for dataset in datasets for name in dataset.inputs)
+    return {name: torch.cat([d.inputs.get(name, unknown([name], len(d))[name]) for d in datasets]) for name in names}
 
 
 def named(labels: Sequence[str], most: int = 3) -> str:
@@ -316,7 +365,7 @@ def labelled(dataset: Dataset) -> Dataset:
     positions, rotations, typical = (None if part is None else part[known] for part in maybe)
     return replace(
         dataset, images=dataset.images[known], labels=dataset.labels[known], positions=positions, rotations=rotations,
-        typical=typical,
+        typical=typical, inputs={name: values[known] for name, values in dataset.inputs.items()},
     )  # fmt: skip
 
 
@@ -324,11 +373,13 @@ def settled(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     """Return `config` with the fields that follow from the data, unless they are set.
 
     The noise levels that decide what a picture shows are those where the noise is about as strong as the pictures
-    differ, so log_snr_mean falls with the logarithm of their variance. A batch is an eighth of the pictures, 8 to 64.
+    differ, so log_snr_mean falls with the logarithm of their variance. In a picture of more pixels the same noise hides
+    less, since neighbours repeat each other: log_snr_mean also falls by 2 log(size / 64) (Hoogeboom et al. 2023, eq.
+    8). A batch is an eighth of the pictures, 8 to 64.
     """
     deviation = max(pixel_deviation(dataset.images), 1e-3)
     usual = TrainConfig()
-    shift = 2 * math.log(deviation / usual.sigma_data)
+    shift = 2 * math.log(deviation / usual.sigma_data) + 2 * math.log(config.image_size / usual.image_size)
     found = {"sigma_data": round(deviation, 3), "log_snr_mean": round(usual.log_snr_mean - shift, 1)}
     found["batch"] = min(usual.batch, max(8, len(dataset) // 8))
     return config.model_copy(update={key: value for key, value in found.items() if key not in config.model_fields_set})
@@ -368,12 +419,15 @@ def to_float(images: Tensor) -> Tensor:
 
 
 def layouts_of(dataset: Dataset, base: Denoiser) -> Tensor:
-    """Return the data set's labels as the denoiser takes them: with positions and rotations, or without."""
+    """Return the data set's labels as the denoiser takes them: with positions, rotations and inputs, or without."""
+    names = base.network.config.inputs
+    inputs = unknown(names, len(dataset)) | {name: dataset.inputs[name] for name in names if name in dataset.inputs}
     if base.layouts is None:
-        return dataset.labels
+        return with_inputs(dataset.labels, inputs, names)
     if dataset.positions is None:
         raise TrainerError(f"{base.info.name} takes positions; write the data set's with `trainer import`")
     rotations = dataset.rotations
     if rotations is None and base.network.config.rotations:
         rotations = torch.zeros_like(dataset.positions)  # unknown
-    return with_positions(dataset.labels, dataset.positions, rotations if base.network.config.rotations else None)
+    rotations = rotations if base.network.config.rotations else None
+    return with_inputs(with_positions(dataset.labels, dataset.positions, rotations), inputs, names)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from collections.abc import Sequence
@@ -22,10 +23,13 @@ def write_label_file(path: Path, content: object) -> None:
     files.write(path, json.dumps(content).encode())
 
 
-def read_picture(path: Path) -> Image.Image:
-    """Read a picture as a viewer shows it, as RGB: rotated as the file's EXIF says. TrainerError if it is none."""
+def read_picture(path: Path, content: bytes | None = None) -> Image.Image:
+    """Read a picture as a viewer shows it, as RGB: rotated as the file's EXIF says. TrainerError if it is none.
+
+    `content`: of the file, where `path` is only a name.
+    """
     try:
-        with Image.open(path) as picture:
+        with Image.open(path if content is None else io.BytesIO(content)) as picture:
             check_depth(picture)  # before `exif_transpose` decodes it
             return to_rgb(ImageOps.exif_transpose(picture))
     except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import math
 import warnings
 from pathlib import Path
 
@@ -113,6 +114,8 @@ def _write_evaluator(evaluator: Evaluator, out: Path) -> None:
 
 def _write_denoiser(denoiser: Denoiser, out: Path) -> None:
     """Write the network and what sampling needs: alpha_bar, the prediction, the default options and their table."""
+    if inputs_of := denoiser.network.config.inputs:
+        raise TrainerError(f"{denoiser.info.name} takes {inputs_of[0]}; networks with inputs are not exported")
     K, T, shape = len(denoiser.vocabulary), len(denoiser.alpha_bar), denoiser.image_shape
     picture = f"float32 (batch, {', '.join(map(str, shape))})"
     inputs = {
@@ -133,8 +136,10 @@ def _write_denoiser(denoiser: Denoiser, out: Path) -> None:
         meanings["positions"] = f"{POSITIONS}; {OUTSIDE:g} for labels that are not shown"
     if denoiser.network.config.rotations:
         inputs["rotations"], meanings["rotations"] = torch.zeros(2, K, 2), ROTATIONS
+    to_x0 = denoiser.path.to_x0.rows()
     more = {
         "prediction_type": denoiser.prediction,
+        "to_x0": json.dumps([[p, q, limit if math.isfinite(limit) else None] for p, q, limit in to_x0]),
         "alpha_bar": json.dumps(denoiser.alpha_bar.tolist()),
         "sampling": denoiser.options.model_dump_json(),
         "table": json.dumps(make_table(denoiser.options, denoiser.alpha_bar).rows),

@@ -18,7 +18,6 @@ FORMER: Final = {
     "two-sample": "evaluate NAME --only two-sample --data DATA",
     "arrangements": "evaluate NAME --only arrangements --data DATA",
     "places": "evaluate NAME --only places",
-    "calibrate": "evaluate NAME --only calibration --data FOLDER --conditions FOLDER",
 }
 
 

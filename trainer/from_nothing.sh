@@ -48,4 +48,4 @@ upsample pixels --set adversarial=0
 upsample upsampler --start-from iclevr-320x240
 trainer promote iclevr-resnet18
 trainer promote iclevr-320x240
-trainer score "$at/data/heldout64/test.json"
+trainer score "$at/data/heldout64/test.json" --repeats 1

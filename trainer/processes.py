@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Final
+from typing import Any, Final
 
 import torch
 import torch.distributed as dist
@@ -39,18 +39,25 @@ class Processes:
     def first_alone(self) -> Iterator[None]:
         """Let the first process do something before the others do: sample what they then find on disk."""
         if self.rank > 0:
-            self.agreed(0.0)
+            self.agreed()
         yield
         if self.rank == 0:
-            self.agreed(0.0)
+            self.agreed()
 
-    def agreed(self, value: float) -> float:
-        """Return the first process's value, for what all must decide alike, such as when to stop."""
+    def agreed(self, *values: float) -> list[float]:
+        """Return the first process's values, for what all must decide alike, such as when to stop."""
         if self.size == 1:
-            return value
-        own = torch.tensor([value], dtype=torch.float64)  # on the CPU, so that a GPU need not be waited for
+            return list(values)
+        own = torch.tensor(values, dtype=torch.float64)  # on the CPU, so that a GPU need not be waited for
         dist.broadcast(own, 0)
-        return float(own)
+        return own.tolist()
+
+    def from_first(self, make: Callable[[], Any]) -> Any:
+        """Return what `make` returns in the first process. The others wait for it; it must be possible to pickle."""
+        found = [make() if self.rank == 0 else None]
+        if self.size > 1:
+            dist.broadcast_object_list(found, 0, device=torch.device("cpu"))
+        return found[0]
 
     def added(self, values: Tensor) -> Tensor:
         """Return the sums of `values` over all processes."""

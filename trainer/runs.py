@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import fcntl
 import json
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, Final, TextIO
 
 import numpy as np
 import torch
@@ -47,7 +49,62 @@ class Run:
     loss: float = 0.0  # mean of the last LOG_EVERY steps
     progress: float = 0.0
     resumed_at: int = 0  # the step that this process resumed at; equal to `step` where nothing was left to do
+    rate: float = 1.0  # factor of the learning rate, which is halved each time that the run has diverged
     history: list[dict[str, float]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Every:
+    """How often something happens: after so many minutes or so many steps; never if neither is set."""
+
+    minutes: float | None = None
+    steps: int | None = None
+
+    @classmethod
+    def parse(cls, text: str) -> Every:
+        """Read `10m`, minutes, or `500`, steps; 0 is never. Raises TrainerError for anything else."""
+        try:
+            if text.endswith("m"):
+                every = cls(minutes=float(text.removesuffix("m")) or None)
+            else:
+                every = cls(steps=int(text) or None)
+            if not 0 < (every.minutes or every.steps or 1) < float("inf"):
+                raise ValueError(text)
+        except ValueError as error:
+            raise TrainerError(f'"{text}" is neither minutes, as 10m, nor steps, as 500') from error
+        return every
+
+    def is_due(self, seconds: float, steps: int) -> bool:
+        """Whether it is time again, `seconds` and `steps` after the last time."""
+        by_time = self.minutes is not None and steps > 0 and seconds >= 60 * self.minutes
+        return by_time or (self.steps is not None and steps >= self.steps)
+
+
+NEVER: Final = Every()
+
+
+@contextmanager
+def stop_signals() -> Iterator[Callable[[], int]]:
+    """Yield a function that returns the signal that asked this process to stop inside this context, or 0.
+
+    SIGTERM, of a cluster that takes its machine back, too; SIGUSR1, which Slurm sends so many seconds before it kills;
+    and Ctrl-C, which interrupts at once when it comes again. The context changes nothing outside the main thread.
+    """
+    received = list[int]()
+
+    def handle(number: int, _: object) -> None:
+        if number == signal.SIGINT and received:
+            raise KeyboardInterrupt
+        received.append(number)
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    signals = [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1] if in_main_thread else []
+    former = {number: signal.signal(number, handle) for number in signals}
+    try:
+        yield lambda: received[0] if received else 0
+    finally:
+        for number, handler in former.items():
+            signal.signal(number, handler)
 
 
 def rate_share(step: int, progress: float, warmup_steps: int, cooldown: float) -> float:
@@ -74,9 +131,33 @@ def show_progress(progress: Progress, what: str, batch: int | None = None) -> Ca
         if task is None:
             task = progress.add_task(what, total=1000)
         status = f"{what}: step {run.step}" + (f", loss {run.loss:.4f}" if run.loss else "")  # none is known at first
+        status += f", diverged, so the rate is {run.rate:g} of lr" if run.rate < 1 else ""
         if batch:
             status += f", {run.step * batch / max(run.elapsed_s, 1e-9):.0f} pictures/s"
         progress.update(task, completed=int(1000 * run.progress), description=status)
+
+    return on_step
+
+
+# Objective -> steps that are enough to judge a first model by, and what so many gave: the cards in models/ say how
+USUAL: Final = {
+    "denoiser": (2400, "emoji-64 drew 0.85 of unseen label sets exactly after 2,390 of batch 64"),
+    "evaluator": (1500, "emoji-resnet18 judged 0.83 of unseen pictures exactly after 1,465"),
+}
+MEASURED: Final = 100  # first steps of a process, after which it says how long a run takes
+
+
+def say_when(objective: str, say: Callable[[str], None]) -> Callable[[Run], None]:
+    """An `on_step` that calls `say` once, with how long a usual run of this objective takes here."""
+    start: tuple[int, float] | None = None
+
+    def on_step(run: Run) -> None:
+        nonlocal start
+        start = start or (run.step, run.elapsed_s)
+        if run.step - start[0] == MEASURED and objective in USUAL:
+            steps, result = USUAL[objective]
+            minutes = (run.elapsed_s - start[1]) / MEASURED * steps / 60
+            say(f"{steps:,} steps take {minutes:.0f} minutes here ({result})")
 
     return on_step
 
@@ -139,25 +220,48 @@ def keep_setup(folder: Path, setup: dict[str, Any]) -> None:
     files.write(path, f"{json.dumps(now, indent=1)}\n".encode())
 
 
-@contextmanager
-def run_log(folder: Path | None, step: int = 0) -> Iterator[Callable[[Run, dict[str, float]], None]]:
-    """Yield a function that appends figures to `folder`/log.jsonl and `folder`/tensorboard, or nowhere for None.
+class Log:
+    """A run's log: `folder`/log.jsonl, and the same figures and sample grids in `folder`/tensorboard.
 
-    What a run logged after `step`, at which it resumes, is dropped, since these steps come again.
+    It writes nothing for None, as in all processes but the first.
     """
+
+    def __init__(self, folder: Path | None, lines: TextIO | None = None, events: SummaryWriter | None = None) -> None:
+        self.folder, self.lines, self.events = folder, lines, events
+
+    def record(self, run: Run, figures: dict[str, float]) -> None:
+        if self.lines is None or self.events is None:
+            return
+        self.lines.write(json.dumps({"step": run.step, "minutes": round(run.elapsed_s / 60, 2), **figures}) + "\n")
+        for key, value in figures.items():
+            self.events.add_scalar(key, value, run.step)
+
+    def show_samples(self, run: Run) -> None:
+        """Show the sample grid of this step, if there is one (`log_samples`), in TensorBoard too."""
+        if self.folder and self.events and (grid := _samples(self.folder, run.step)).exists():
+            with Image.open(grid) as pixels:
+                self.events.add_image("samples", np.array(pixels), run.step, dataformats="HWC")
+
+    def go_back(self, step: int) -> None:
+        """Drop what was logged after `step`, since these steps come again."""
+        if self.folder and self.lines:
+            self.lines.truncate(_bytes_up_to(step, self.folder / "log.jsonl"))
+
+
+@contextmanager
+def run_log(folder: Path | None, step: int = 0) -> Iterator[Log]:
+    """Yield the log of the run in `folder`, which resumes at `step`."""
     if folder is None:
-        yield lambda run, figures: None
+        yield Log(None)
         return
-    path = folder / "log.jsonl"
-    with _open_log(path) as lines, SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1) as events:
-        lines.truncate(_bytes_up_to(step, path))
-
-        def record(run: Run, figures: dict[str, float]) -> None:
-            lines.write(json.dumps({"step": run.step, "minutes": round(run.elapsed_s / 60, 2), **figures}) + "\n")
-            for key, value in figures.items():
-                events.add_scalar(key, value, run.step)
-
-        yield record
+    # the only writer: TensorBoard reads one file of a run, and forgets what is in an earlier one
+    with (
+        _open_log(folder / "log.jsonl") as lines,
+        SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1) as events,
+    ):
+        log = Log(folder, lines, events)
+        log.go_back(step)
+        yield log
 
 
 def _open_log(path: Path) -> TextIO:
@@ -190,10 +294,12 @@ def _bytes_up_to(step: int, path: Path) -> int:
 
 
 def log_samples(folder: Path, pixels: NDArray[np.uint8], step: int) -> None:
-    """Write a grid (H, W, 3) of sampled pictures as `folder`/samples-STEP.png, and to TensorBoard."""
-    Image.fromarray(pixels).save(folder / f"samples-{step:07d}.png")
-    with SummaryWriter(str(folder / "tensorboard")) as events:
-        events.add_image("samples", pixels, step, dataformats="HWC")
+    """Write a grid (H, W, 3) of sampled pictures as `folder`/samples-STEP.png, where the run's log finds it."""
+    Image.fromarray(pixels).save(_samples(folder, step))
+
+
+def _samples(folder: Path, step: int) -> Path:
+    return folder / f"samples-{step:07d}.png"
 
 
 def read_log(path: Path) -> list[dict[str, float]]:

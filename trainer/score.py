@@ -22,15 +22,16 @@ from shared.device import autocast_dtype
 from shared.diffusion.candidates import sample_best
 from shared.diffusion.denoise import Row, Stepper, sample
 from shared.diffusion.layouts import Layouts
-from shared.diffusion.model import Denoiser
+from shared.diffusion.model import Denoiser, make_stepper
+from shared.diffusion.path import NoisePath
 from shared.diffusion.unet import UNet
 from shared.evaluator import Evaluator, Judge, SetScore, cropping_judge, load_evaluator, score_set
-from shared.options import SAMPLING_PRESETS, PredictionName, SamplingOptions, picture_seed
+from shared.options import SAMPLING_PRESETS, SamplingOptions, picture_seed
 from shared.pictures import grid, png_bytes
 from shared.registry import resolve, resolve_evaluator
 from shared.storage import Location
 from shared.vocabulary import Vocabulary, read_test_file
-from trainer.data import named
+from trainer.data import Dataset, named
 from trainer.errors import TrainerError
 from trainer.objectives.denoiser import Denoising, fixed_loss
 from trainer.runs import Run, log_samples
@@ -181,8 +182,7 @@ class Watcher:
     training pictures: the network remembers what it has seen where the first is much higher.
     """
 
-    alpha_bar: Tensor
-    prediction: PredictionName
+    path: NoisePath
     vocabulary: Vocabulary
     aspect: float  # width over height of the pictures before padding
     folder: Path
@@ -192,28 +192,40 @@ class Watcher:
     options: SamplingOptions = SAMPLING
     layouts: Layouts | None = None  # of a network that takes positions
     losses: Mapping[str, Denoising] = field(default_factory=dict)  # by name in the log
+    shown: Lists = ()  # label lists of the grid where there are no test files
 
     def stepper(self, network: nn.Module) -> Stepper:
         """Return the sampling loop of `network`, which is put into evaluation mode."""
         unet = cast(UNet, network.eval())  # or a distillation's network, which has the same attributes
-        return Stepper(
-            unet, self.alpha_bar, self.prediction, device=self.device, dtype=autocast_dtype(self.device),
-            layouts=self.layouts, rotations=unet.config.rotations,
-        )  # fmt: skip
+        return make_stepper(
+            unet, unet.config, self.path, self.layouts, device=self.device, dtype=autocast_dtype(self.device)
+        )
 
     def __call__(self, network: nn.Module, run: Run) -> dict[str, float]:
         stepper = self.stepper(network)
         figures: dict[str, float] = {}
+        if not self.tests and self.shown:
+            self._log_grid(stepper, self.shown, run)
         for i, (name, lists) in enumerate(self.tests.items()):
             if self.evaluator:
                 judge = cropping_judge(self.evaluator, self.aspect)
                 scored = score_run(stepper, judge, lists, self.options, seed=0, vocabulary=self.vocabulary)
                 images = scored.images
                 figures |= {f"{name}/{score}": getattr(scored.score, score) for score in SCORES}
+                if i == 0:
+                    log_samples(self.folder, grid(images[:GRID_PICTURES]), run.step)
             elif i == 0:
-                targets = targets_of(lists[:GRID_PICTURES], self.vocabulary)
-                seeds = [picture_seed(0, i) for i in range(len(targets))]
-                images = sample(stepper, targets, self.options, seeds)
-            if i == 0:
-                log_samples(self.folder, grid(images[:GRID_PICTURES]), run.step)
+                self._log_grid(stepper, lists, run)
         return figures | {name: fixed_loss(network, one, batch=one.config.batch) for name, one in self.losses.items()}
+
+    def _log_grid(self, stepper: Stepper, lists: Lists, run: Run) -> None:
+        targets = targets_of(lists[:GRID_PICTURES], self.vocabulary)
+        seeds = [picture_seed(0, i) for i in range(len(targets))]
+        log_samples(self.folder, grid(sample(stepper, targets, self.options, seeds)), run.step)
+
+
+def some_lists(dataset: Dataset) -> list[list[str]]:
+    """Return the first different label lists of a data set's pictures, for a grid."""
+    known = dataset.labels[dataset.labels.any(1)]
+    distinct = {tuple(row.nonzero()[:, 0].tolist()): None for row in known[: 64 * GRID_PICTURES]}
+    return [[dataset.vocabulary.names[i] for i in indices] for indices in list(distinct)[:GRID_PICTURES]]

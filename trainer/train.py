@@ -12,8 +12,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import fmean
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,9 +22,24 @@ from shared.device import autocast_dtype, kept_memory
 from shared.storage import Location
 from trainer.averages import Averages
 from trainer.config import RunConfig
-from trainer.errors import TrainerError
-from trainer.processes import processes
-from trainer.runs import LOG_EVERY, SAVE_EVERY_S, Budget, Run, load_state, rate_share, run_log, save_state, step_seed
+from trainer.errors import StoppedError, TrainerError
+from trainer.processes import Processes, processes
+from trainer.runs import (
+    LOG_EVERY,
+    NEVER,
+    SAVE_EVERY_S,
+    Budget,
+    Every,
+    Run,
+    load_state,
+    rate_share,
+    run_log,
+    save_state,
+    step_seed,
+    stop_signals,
+)
+
+MOST_FALLS: Final = 5  # of the learning rate, each to half of it, before a run that diverges is given up
 
 
 class Objective(Protocol):
@@ -38,7 +52,7 @@ class Objective(Protocol):
         """Return the number of examples in an epoch."""
 
     def draw(self, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
-        """Return the `share` of the examples `index`, a whole batch, as tensors on the CPU.
+        """Return the `share` of the examples `index`, a whole batch, as tensors on the CPU or already on the device.
 
         All randomness comes from `generator`, so that the shares are those of one batch.
         """
@@ -80,23 +94,30 @@ class Training:
         self.network, self.config, self.run = network, config, Run()
         self.averages, self.optimizers = Averages(network, config), make_optimizers(network, config)
         self.best: Best | None = None
-        if state is None:
-            return
-        self.run.step, self.run.elapsed_s, self.run.resumed_at = state["step"], state["elapsed_s"], state["step"]
-        network.load_state_dict(state["network"])
+        self.evaluated_at = -1  # the step of the last evaluation
+        if state is not None:
+            self.load_state_dict(state)
+            self.run.resumed_at = self.run.step
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.run.step, self.run.elapsed_s, self.run.rate = state["step"], state["elapsed_s"], state.get("rate", 1.0)
+        self.network.load_state_dict(state["network"])
         self.averages.load_state_dict(state["averages"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
         self.best = Best(**state["best"]) if state.get("best") else None
+        self.evaluated_at = state.get("evaluated_at", -1)
 
     def state_dict(self) -> dict[str, Any]:
         return {
             "step": self.run.step,
             "elapsed_s": self.run.elapsed_s,
+            "rate": self.run.rate,
             "network": self.network.state_dict(),
             "averages": self.averages.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "best": self.best and vars(self.best),
+            "evaluated_at": self.evaluated_at,
         }
 
     @property
@@ -105,12 +126,17 @@ class Training:
         return self.averages.network(self.config.publish)
 
     def evaluate(self, objective: Objective) -> dict[str, float]:
-        """Return what the objective shows of the averaged network, and keep its weights if they are the best so far."""
+        """Return what the objective shows of the averaged network, and keep its weights if they are the best so far.
+
+        The best are those of the lowest held-out loss; without held-out pictures there are none. Scores of test files
+        do not count: who chooses by them no longer tests.
+        """
         network, was_training = self.averaged, self.averaged.training
         figures = objective.show(network.eval(), self.run)
         network.train(was_training)
         self.run.history.append(figures)
-        if (now := badness(figures)) is not None and (self.best is None or now <= self.best.badness):
+        now = figures.get("held_out_loss")
+        if now is not None and (self.best is None or now <= self.best.badness):
             weights = {key: value.detach().to("cpu", copy=True) for key, value in network.state_dict().items()}
             self.best = Best(now, self.run.step, figures, weights)
         elif self.best and self.run.step > self.run.resumed_at:  # a finished run is evaluated again, too
@@ -118,32 +144,28 @@ class Training:
         return figures
 
 
-def badness(figures: dict[str, float]) -> float | None:
-    """Return the held-out loss, or else how much is missing from exact matches; None where there is neither."""
-    if "held_out_loss" in figures:
-        return figures["held_out_loss"]
-    scores = [value for name, value in figures.items() if name.split("/")[-1] == "exact_match"]
-    return 1 - fmean(scores) if scores else None
-
-
 def make_optimizers(network: nn.Module, config: RunConfig) -> list[torch.optim.Optimizer]:
     """Return AdamW for all parameters, or Muon for the inner matrices and AdamW for all else.
 
-    All else is the first and last layer, embeddings and vectors. `match_rms_adamw` gives Muon's update the size of
-    AdamW's (Liu et al. 2025, sec. 2.2), so both share one learning rate.
+    All else is the network's first and last layers, which its `edges` name, embeddings and vectors. `match_rms_adamw`
+    gives Muon's update the size of AdamW's (Liu et al. 2025, sec. 2.2), so both share one learning rate.
     """
     if config.optimizer == "adamw":
         parameters, decay = network.parameters(), config.weight_decay
         return [torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=decay, fused=True)]
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
+    edges: tuple[str, ...] = getattr(network, "edges", ())
+    tables = {one.weight for one in network.modules() if isinstance(one, nn.Embedding)}
     for name, parameter in network.named_parameters():
-        inside = parameter.ndim == 2 and not name.startswith(("stem", "head", "conditioning", "time"))
+        inside = parameter.ndim == 2 and not name.startswith(edges) and parameter not in tables
         (matrices if inside else others).append(parameter)
-    return [
-        torch.optim.Muon(matrices, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw"),
-        torch.optim.AdamW(others, config.lr, config.betas, weight_decay=0.0, fused=True),
-    ]
+    optimizers = list[torch.optim.Optimizer]()  # torch takes none without parameters
+    if matrices:
+        optimizers.append(torch.optim.Muon(matrices, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw"))
+    if others:
+        optimizers.append(torch.optim.AdamW(others, config.lr, config.betas, weight_decay=0.0, fused=True))
+    return optimizers
 
 
 def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
@@ -153,11 +175,15 @@ def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
     return torch.cat(orders)[step * batch - first * n :][:batch]
 
 
+class DivergedError(FloatingPointError):
+    """Loss or gradient is no longer a number, in every process alike."""
+
+
 def check_finite(sums: Tensor) -> None:
-    """Raise FloatingPointError if the loss or its gradient (the first two) has diverged. Waits for the device."""
+    """Raise DivergedError unless the loss and its gradient (the first two) are finite. Waits for the device."""
     for what, value in zip(("loss", "gradient"), sums.tolist(), strict=False):
         if not math.isfinite(value):
-            raise FloatingPointError(f"the {what} is {value}; lower lr or raise warmup_steps (--set lr=...)")
+            raise DivergedError(f"the {what} is {value}")
 
 
 def train(
@@ -170,22 +196,28 @@ def train(
     device: torch.device,
     start_from: str | None = None,
     on_step: Callable[[Run], None] = lambda _: None,
-    evaluate_every_s: float = 600.0,
     evaluations: int = 1,
     patience: int | None = None,
     grad_accumulation: int = 1,
+    publish: Callable[[Training], None] = lambda _: None,
+    publish_every: Every = NEVER,
+    group: Processes | None = None,
 ) -> Training:
     """Train `network` until the budget is spent; state, log and TensorBoard events go to `folder`.
 
     `start_from`: the name of the checkpoint whose weights the network has. A resumed run continues from its own state
-    instead. The first process evaluates (`objective.show`) every `evaluate_every_s` seconds, and at `evaluations` equal
-    shares of the budget, the last of which is its end. `patience`: stop after so many evaluations in a row that are
-    worse than the best. `grad_accumulation`: backward passes in a step, each of its part of the batch.
+    instead. The first process evaluates (`objective.show`) every `config.evaluate_every` steps, and at `evaluations`
+    equal shares of the budget, the last of which is its end. `patience`: stop after so many evaluations in a row that
+    are worse than the best. `grad_accumulation`: backward passes in a step, each of its part of the batch. The first
+    process calls `publish` every `publish_every`, and when a signal stops the run after its warm-up. `group`: the
+    processes that share the work, by default all that torchrun started.
 
-    Raises TrainerError for another run's `folder` and for a batch that cannot be divided, FloatingPointError where the
-    loss diverges.
+    Where loss or gradient diverges, the run goes back to its last saved state and goes on with half the rate, which the
+    log says. Raises FloatingPointError where that has not helped MOST_FALLS times, StoppedError after a signal, and
+    TrainerError for another run's `folder` and for a batch that cannot be divided.
     """
-    with processes(device) as group, kept_memory():
+    with processes(device) as everyone, kept_memory(), stop_signals() as stopped_by:
+        group = group or everyone
         parts = group.parts(config.batch, grad_accumulation)
         folder.mkdir(parents=True, exist_ok=True)
         network = network.to(device).train()
@@ -196,38 +228,39 @@ def train(
         training = Training(network, config, device, state)
         config, run, averages = training.config, training.run, training.averages
         recipe["optimizer"] = config.optimizer
-        if (step := group.agreed(run.step)) != run.step:
+        (step,) = group.agreed(run.step)
+        if step != run.step:
             problem = f"is at step {run.step} here, and at step {step:.0f} for the first process"
             raise TrainerError(f"{folder}: {problem}; all processes must resume from the same folder")
         wrapper = DistributedDataParallel(network) if group.size > 1 else None
         dtype = autocast_dtype(device)
 
-        with run_log(folder if is_first else None, run.step) as record:
+        with run_log(folder if is_first else None, run.step) as log:
+            last = saved_at = published_at = time.monotonic()
+            saved_step, published_step, shown_step = -1, run.step, -1
+            sums = torch.zeros(3, device=device)  # of loss, gradient norm and steps since the last line of the log
 
             def save() -> None:
-                check_finite(sums)
+                """Save the state, unless it has diverged. All processes do so at the same step."""
+                nonlocal saved_at, saved_step
+                check_finite(group.added(sums))
                 if is_first:
                     save_state(state_path, {"recipe": recipe, **training.state_dict()})
+                saved_at, saved_step = time.monotonic(), run.step
 
             def evaluate() -> None:
-                check_finite(sums)
+                nonlocal shown_step
                 if is_first:
-                    record(run, training.evaluate(objective))
+                    log.record(run, training.evaluate(objective))
+                    log.show_samples(run)
+                training.evaluated_at = shown_step = run.step
+                save()
 
-            def progress_of() -> float:
-                """Return the share of the budget that is spent; 1 where patience has ended."""
-                best = training.best
-                if patience and best and best.worse_since >= patience:
-                    return 1.0
-                return min(1.0, budget.progress(run.elapsed_s, run.step))
-
-            last = saved_at = evaluated_at = time.monotonic()
-            evaluated_step = -1
-            sums = torch.zeros(3, device=device)  # of loss, gradient norm and steps since the last line of the log
-            while (progress := group.agreed(progress_of())) < 1:
+            def take_step() -> None:
+                nonlocal last, sums
                 generator = torch.Generator().manual_seed(step_seed(config.seed, run.step))
                 index = batch_indices(len(objective), config.batch, config.seed, run.step)
-                rate = config.lr * rate_share(run.step, progress, config.warmup_steps, config.cooldown)
+                rate = config.lr * run.rate * rate_share(run.step, progress, config.warmup_steps, config.cooldown)
                 loss = torch.zeros((), device=device)
                 for part in parts:
                     drawn = objective.draw(index, part, generator.clone_state())
@@ -257,25 +290,69 @@ def train(
                     sums = torch.zeros_like(sums)
                     run.loss = loss_sum / steps
                     figures = {"loss": run.loss, "grad_norm": norm_sum / steps, "lr": rate}
-                    record(run, {**figures, "pictures": run.step * config.batch})
+                    log.record(run, {**figures, "pictures": run.step * config.batch})
                 on_step(run)
-                if now - saved_at > SAVE_EVERY_S:
-                    save()
-                    saved_at = time.monotonic()
-                another_share = int(run.progress * evaluations + 1e-9) > int(progress * evaluations + 1e-9)
-                if (another_share and run.progress < 1) or now - evaluated_at > evaluate_every_s:
-                    evaluate()
-                    evaluated_step = run.step
-                    evaluated_at = last = time.monotonic()  # evaluation is not training time
-            save()
-            if evaluated_step != run.step:
-                evaluate()
+
+            def go_back(problem: DivergedError) -> None:
+                """Continue from the last saved state with half the rate."""
+                diverged_at, rate = run.step, run.rate / 2
+                if rate < 0.5**MOST_FALLS:
+                    at = f"{problem}, also with {run.rate:g} of lr={config.lr:g}"
+                    raise FloatingPointError(f"{at}; lower lr or raise warmup_steps (--set lr=...)") from problem
+                training.load_state_dict(load_state(state_path, recipe, network))
+                group.agreed(0.0)  # so that all have read the file before the first replaces it
+                run.rate = rate
+                sums.zero_()
                 save()
-            if run.progress < 1 and run.step > run.resumed_at:  # patience has ended
+                log.go_back(run.step)
+                log.record(run, {"diverged_at": diverged_at, "rate": rate})
+
+            def progress_of() -> float:
+                """Return the share of the budget that is spent; 1 where patience has ended."""
+                best = training.best
+                if patience and best and best.worse_since >= patience:
+                    return 1.0
+                return min(1.0, budget.progress(run.elapsed_s, run.step))
+
+            shares_shown = int(progress_of() * evaluations + 1e-9)
+            if state is None:
+                save()  # to go back to
+            while True:
+                now = time.monotonic()
+                progress, stop, save_due, publish_due = group.agreed(
+                    progress_of(), stopped_by(), now - saved_at > SAVE_EVERY_S,
+                    publish_every.is_due(now - published_at, run.step - published_step),
+                )  # fmt: skip
+                ends, shares = progress >= 1, int(progress * evaluations + 1e-9)
+                regular = run.step > 0 and (run.step % config.evaluate_every == 0 or shares > shares_shown)
+                evaluate_due = (regular and run.step != training.evaluated_at) or (ends and run.step != shown_step)
+                # a stopped run that has only begun must not replace a good checkpoint of its name
+                worth_it = run.step > max(run.resumed_at, config.warmup_steps)
+                publish_due = (publish_due or (stop and worth_it)) and not ends
+                try:
+                    if (save_due or evaluate_due or publish_due or ends or stop) and run.step != saved_step:
+                        save()  # first, since what follows may take long
+                    if evaluate_due and (ends or not stop):
+                        evaluate()
+                        shares_shown, last = shares, time.monotonic()  # evaluation is not training time
+                        continue
+                    if publish_due:
+                        if is_first:
+                            publish(training)
+                        published_at = last = time.monotonic()
+                        published_step = run.step
+                    if ends or stop:
+                        break
+                    take_step()
+                except DivergedError as problem:
+                    go_back(problem)
+            if ends and run.progress < 1 and run.step > run.resumed_at:  # patience has ended
                 run.progress = 1.0
                 on_step(run)
         # Delete the wrapper before the processes part: otherwise its destructor ends their group while it holds
         # Python's lock, for which gloo's own threads may wait, and the process hangs.
-        del wrapper
+        wrapper = None
+    if stop and not ends:
+        raise StoppedError(int(stop), f"at step {run.step}")
     training.averaged.eval()
     return training

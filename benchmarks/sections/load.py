@@ -103,9 +103,10 @@ def report(data: Data) -> list[Piece]:
         for name, found in by.items():
             table.add(load, name, *(number(found[key]) for key in ("mean", "p95", "p99")))
     return [
-        "Simulated, with the step times measured on this machine; [servers](#beside-other-servers) are measured "
-        "over HTTP. *Continuous* batching, the service's, lets pictures join and leave at any step. *Request-level* "
-        "batching takes whole requests and answers when the batch ends. *One at a time* samples one picture after the "
+        "Simulated, with the step times measured on this machine; [servers](../performance.md#beside-other-servers) "
+        "are measured over HTTP. *Continuous* batching, the service's, lets pictures join and leave at any step. "
+        "*Request-level* batching takes whole requests and answers when the batch ends. *One at a time* samples one "
+        "picture after the "
         f"other; above a load of about 0.5 its latency never settles. A load of 1 is {data['requests_per_s']:.2f} "
         f"requests/s, continuous batching's rate on a backlog. {REQUESTS} requests have 1 to 8 pictures, 4 to 16 steps "
         f"and guidance 1 or 3, {mean_network_rows():.0f} network rows on average. {data['max_pictures']} pictures are "

@@ -169,9 +169,14 @@ def score(
     as_json: AsJson = False,
     **options: Unpack[Options],
 ) -> None:
-    """Score the model or given pictures on a test file. --output and --images save the best run."""
+    """Score the model or given pictures on a test file. --output and --images save the best run.
+
+    The seed is 0 unless --seed gives another, as with `python -m trainer score`, so that both find the same.
+    """
     if detach and fail_under:
         raise typer.BadParameter("with --detach there is no score yet for --fail-under")
+    if pictures is None and options.get("seed") is None:
+        options["seed"] = 0
     submit = functools.partial(Client.score, conditions=file, pictures=pictures, repeats=repeats, **options)
     job = run_job(submit, url, Outputs(output=output, images=images, as_json=as_json), detach)
     if isinstance(job.result, ScoreResult):

@@ -65,7 +65,7 @@ def pictures(pictures: Sequence[PictureResult]) -> Table:
         )
         verdict = f"[yellow]{picture.accuracy * len(picture.labels):.0f} of {len(picture.labels)}[/]"
         if picture.exact:
-            verdict = "[green]as requested[/]"
+            verdict = "[green]exact[/]"
         elif picture.extra:
             verdict += f", also {plain(', '.join(picture.extra))}"
         table.add_row(str(i), plain(requested), verdict)

@@ -47,7 +47,7 @@ def hour_of(job_id: str) -> str:
 class Stored(BaseModel):
     """A record in Redis as JSON. Its fields do not change once it is created.
 
-    Two consecutive versions of the service run side by side during an upgrade: each writes all of its fields, and
+    Two consecutive versions of the service run side by side during an upgrade: each writes its fields, and
     ignores those that it does not know. So a field that is added needs a default.
     """
 
@@ -127,7 +127,8 @@ class JobRecord(JobSummary):
     """A job as requested. It never changes: its checkpoint stays, even if another one is promoted later.
 
     What decides the pixels of a picture and is added in a later version belongs into `options` or a Point: a worker
-    does not sample pictures with fields of these that it does not know.
+    does not sample pictures with fields of these that it does not know. Such a field is None where it is not used, and
+    is then not stored, so that workers of the version before take all jobs without it.
     """
 
     owner: str = ""  # name of the API key; "" without keys

@@ -57,7 +57,7 @@ class Child:
 def worker_environments(workers: int | None, device: str) -> list[dict[str, str]]:
     """Return the variables of each worker: one for each GPU, or CPU workers that share the cores.
 
-    `workers`: how many, or None for as many as there are GPUs, else one, which uses all cores (docs/decisions.md).
+    `workers`: how many, or None for as many as there are GPUs, else one, which uses all cores (docs/dev/decisions.md).
     `device`: LABELGRID_DEVICE. If it names one, all workers use it.
     """
     gpus = count_gpus() if device == "auto" else 0

@@ -27,6 +27,7 @@ REQUESTS_IN_WORK = Gauge("labelgrid_http_requests_in_work", "Requests and stream
 PICTURES_ACCEPTED = Counter("labelgrid_pictures_accepted", "Pictures of accepted jobs", ["kind"], registry=API)
 REDIS_UP = Gauge("labelgrid_redis_up", "1 if Redis answered this scrape", registry=API)
 WORKERS = Gauge("labelgrid_workers", "Live workers", registry=API)
+ON_DEMAND = Gauge("labelgrid_workers_on_demand", "1 if workers start on demand, so that none is no fault", registry=API)
 OPEN_JOBS = Gauge("labelgrid_open_jobs", "Jobs queued or running", registry=API)
 OPEN_PICTURES = Gauge("labelgrid_open_pictures", "Pictures of all models, pending or in progress", registry=API)
 WAITING = Gauge("labelgrid_waiting_pictures", "Pending pictures, which no worker has claimed", ["model"], registry=API)

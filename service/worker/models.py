@@ -42,7 +42,7 @@ FETCHES_AT_ONCE = 8
 IDLE_MODEL_S = 600.0  # after which a model that nobody uses is unloaded
 
 
-# Rows/s hardly grow beyond 8 rows, so that larger batches only make each step longer (docs/decisions.md).
+# Rows/s hardly grow beyond 8 rows, so that larger batches only make each step longer (docs/dev/decisions.md).
 ON_CPU: Final = BatchSizes(pictures=16, rows=64, efficient_rows=8, late_pictures=16)
 ON_GPU: Final = BatchSizes(pictures=64, rows=256, efficient_rows=64, late_pictures=64)  # not measured
 

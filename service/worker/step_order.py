@@ -8,7 +8,7 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import TypeVar
 
-# Both were chosen by simulating the mixed requests of `benchmarks/sections/load.py` (docs/decisions.md). Higher values
+# Both come from simulating the mixed requests of `benchmarks/sections/load.py` (docs/dev/decisions.md). Higher values
 # favour large jobs.
 DELAY_LIMIT = 0.25  # a job waits if it has more work left than this share of the work left of the jobs before it
 AGING = 0.2  # share of the rows computed since a job joined that is deducted from its work left

@@ -12,7 +12,7 @@ from torch import Tensor
 from shared.diffusion.denoise import Row, Stepper, finish, take_steps
 from shared.options import SamplingOptions, picture_seed
 
-LOG_SNRS = (-1.5, -0.75, 0.0, 0.75, 1.5)  # the labels help most around 0 (docs/decisions.md)
+LOG_SNRS = (-1.5, -0.75, 0.0, 0.75, 1.5)  # the labels help most around 0 (docs/dev/decisions.md)
 
 
 def sample_best(

@@ -3,20 +3,21 @@
 Knows no solver (a sampler is a table), no schedule by name, no jobs and no files. Trainer and service both use it.
 """
 
-import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from types import MappingProxyType
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from shared.device import torch_threads
+from shared.diffusion.inputs import unknown, with_inputs
 from shared.diffusion.layouts import Layouts, as_rotations, with_positions
-from shared.diffusion.predictions import to_x0
+from shared.diffusion.path import NoisePath
 from shared.diffusion.samplers import Table, make_table
-from shared.options import PredictionName, SamplingOptions, network_rows
+from shared.options import SamplingOptions, network_rows
 
 
 class Network(Protocol):
@@ -80,9 +81,10 @@ class _Pack:
 class Stepper:
     """Advances each row by one step of its own table, with as few network rows as its guidance allows.
 
-    `network`: see `Network`; in eval mode and on `device`. `alpha_bar`: (T,) float64. `prediction`: what the network
+    `network`: see `Network`; in eval mode and on `device`. `path`: from pictures to noise, with what the network
     predicts. `dtype`: autocast to it, or None for float32. `max_rows`: the largest batch of a network call.
-    `layouts`: draws the positions for a network that takes them; `rotations`: whether it takes those too.
+    `layouts`: draws the positions for a network that takes them; `rotations`: whether it takes those too; `inputs`: the
+    picture-wide ones that it takes.
     `upsampler`: enlarges finished pictures. `threads`: of torch during a step, if the networks run in another library:
     torch's would spin on the cores that it needs. `network_rows` counts the rows computed so far.
     """
@@ -90,14 +92,14 @@ class Stepper:
     def __init__(
         self,
         network: Network,
-        alpha_bar: Tensor,
-        prediction: PredictionName,
+        path: NoisePath,
         *,
         device: str | torch.device = "cpu",
         dtype: torch.dtype | None = None,
         max_rows: int = 64,
         layouts: Layouts | None = None,
         rotations: bool = False,
+        inputs: Sequence[str] = (),
         upsampler: Upsampler | None = None,
         threads: int | None = None,
     ) -> None:
@@ -105,10 +107,11 @@ class Stepper:
             raise ValueError(f"max_rows must be at least 1, got {max_rows}")
         self.network, self.device, self.dtype, self.max_rows = network, torch.device(device), dtype, max_rows
         self.layouts, self.rotations, self.upsampler = layouts, rotations, upsampler
+        self.inputs = tuple(inputs)
         self.network_rows, self.threads = 0, threads
-        self._alpha_bar, self._to_x0 = alpha_bar, to_x0(alpha_bar, prediction).rows()
+        self.path, self._to_x0 = path, path.to_x0.rows()
         self._plan: Callable[[SamplingOptions], tuple[Table, Sequence[float]]] = lru_cache(128)(
-            lambda options: _plan(options, alpha_bar)
+            lambda options: _plan(options, path.alpha_bar)
         )
 
     @property
@@ -122,12 +125,14 @@ class Stepper:
         options: SamplingOptions,
         seed: int,
         positions: Tensor | None = None,
+        inputs: Mapping[str, Sequence[float]] = MappingProxyType({}),
     ) -> Row:
         """Return a picture at its first step. `seed` determines its noise and what else the network takes: positions,
         and rotations, any of which is as likely as any other.
 
-        labels (K,) multi-hot. `positions` (K, 2) replace the drawn ones and leave all else unchanged. ValueError for
-        other shapes, and for positions if the network takes none.
+        labels (K,) multi-hot. `positions` (K, 2) replace the drawn ones and leave all else unchanged. `inputs`: the
+        numbers of picture-wide inputs, which are unknown otherwise. ValueError for other shapes, and for positions and
+        inputs if the network takes none.
         """
         labels = torch.as_tensor(labels, dtype=torch.float32, device="cpu")
         if labels.shape != (self.network.num_labels,):
@@ -141,6 +146,10 @@ class Stepper:
             drawn = self.layouts.draw(labels, generator)
             rotations = as_rotations(torch.rand(len(labels), generator=generator)) if self.rotations else None
             labels = with_positions(labels, drawn if positions is None else positions.cpu(), rotations)
+        if other := [name for name in inputs if name not in self.inputs]:
+            raise ValueError(f'the network takes no input "{other[0]}"')
+        values = unknown(self.inputs) | {name: torch.tensor(numbers) for name, numbers in inputs.items()}
+        labels = with_inputs(labels, values, self.inputs)
         return Row(x, labels.to(self.device), options, *self._plan(options), generator)
 
     def noised_row(self, x: Tensor, noise: Tensor, labels: Tensor, options: SamplingOptions, step: int) -> Row:
@@ -150,7 +159,9 @@ class Stepper:
         before, that is x. The noise that some samplers add at each step has a fixed seed.
         """
         table, w = self._plan(options)
-        return Row(self._noised(x, noise, table.rows[step][0]), labels, options, table, w, torch.Generator(), step, x)
+        return Row(
+            self.path.noised(x, noise, table.rows[step][0]), labels, options, table, w, torch.Generator(), step, x
+        )
 
     @torch.inference_mode()
     def step(self, rows: Sequence[Row]) -> None:
@@ -198,16 +209,11 @@ class Stepper:
 
         labels: (N, K), (N, K, 3) or (N, K, 5), as the network takes them; guidance `w`, 0 drops them.
         """
-        t = int((self._alpha_bar.logit() - log_snr).abs().argmin())
+        t = self.path.nearest(log_snr)
         p, q, limit = self._to_x0[t]
-        x_t = self._noised(x, noise, t)
+        x_t = self.path.noised(x, noise, t)
         x0_hat: Tensor = p * x_t + q * self._predict(x_t, [t] * len(x), labels, [w] * len(x))
         return x0_hat.clamp(-limit, limit)
-
-    def _noised(self, x: Tensor, noise: Tensor, t: int) -> Tensor:
-        """Return x with noise of timestep t (Ho et al. 2020, eq. 4)."""
-        alpha_bar = self._alpha_bar[t].item()
-        return math.sqrt(alpha_bar) * x + math.sqrt(1 - alpha_bar) * noise
 
     def _enlarge(self, x: Tensor) -> Tensor:
         """(N, C, h, w) -> (N, C, H, W) float32."""

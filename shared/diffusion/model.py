@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pydantic import TypeAdapter
@@ -17,13 +17,15 @@ from torch import Tensor
 from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, base_problem, load
 from shared.device import autocast_dtype
 from shared.diffusion.denoise import Network, Stepper, Upsampler
+from shared.diffusion.inputs import INPUTS, with_inputs
 from shared.diffusion.layout_draws import LayoutDrawer
-from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, with_positions
-from shared.diffusion.schedules import alpha_bar
+from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, Layouts, with_positions
+from shared.diffusion.path import NoisePath
+from shared.diffusion.predictions import PredictionName
 from shared.diffusion.unet import NetworkConfig, UNet, time_features
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet
 from shared.openvino import TORCH_THREADS, CompiledNetwork, uses_openvino
-from shared.options import EngineName, PredictionName, SamplingOptions
+from shared.options import EngineName, SamplingOptions
 from shared.storage import Location
 from shared.support import picture_size
 from shared.vocabulary import Vocabulary
@@ -42,6 +44,8 @@ class CompiledDenoiser:
         if network.config.positions:
             places = torch.rand(1, network.num_labels, 2)
             labels = with_positions(labels, places, places if network.config.rotations else None)
+        names = network.config.inputs
+        labels = with_inputs(labels, {name: torch.rand(1, INPUTS[name].numbers) for name in names}, names)
         t, keep = torch.tensor([500]), torch.tensor([True])
         example = torch.randn(1, *network.image_shape), self._features(t), labels, keep
         self._compiled = CompiledNetwork(network, example, kept)
@@ -72,12 +76,21 @@ class Denoiser:
     info: CheckpointInfo
     vocabulary: Vocabulary
     network: UNet  # in eval mode
-    alpha_bar: Tensor  # (T,) float64
-    prediction: PredictionName
+    path: NoisePath  # from pictures to noise, with what the network predicts
     layouts: LayoutDrawer | None  # of a network that takes positions
     options: SamplingOptions  # the default ones for this checkpoint
     upsampler: UpsamplerNet | None = None  # in eval mode; enlarges the network's pictures
     aspect: float = 1.0  # width over height of its training pictures before padding; 1 if they were squeezed
+
+    @property
+    def alpha_bar(self) -> Tensor:
+        """(T,) float64."""
+        return self.path.alpha_bar
+
+    @property
+    def prediction(self) -> PredictionName:
+        """What the network predicts."""
+        return self.path.prediction
 
     @property
     def fit(self) -> Literal["squeeze", "pad"]:
@@ -112,10 +125,21 @@ class Denoiser:
                 if self.upsampler is not None:
                     upsampler = CompiledUpsampler(self.upsampler, self.image_shape, kept and kept / "upsampler")
             network = denoising.result()
-        return Stepper(
-            network, self.alpha_bar, self.prediction, device=device, dtype=dtype, max_rows=max_rows,
-            layouts=self.layouts, rotations=self.network.config.rotations, upsampler=upsampler, threads=threads,
+        return make_stepper(
+            network, self.network.config, self.path, self.layouts, device=device, dtype=dtype, max_rows=max_rows,
+            upsampler=upsampler, threads=threads,
         )  # fmt: skip
+
+
+def make_stepper(
+    network: Network, config: NetworkConfig, path: NoisePath, layouts: Layouts | None, **options: Any
+) -> Stepper:
+    """Return the stepping loop of a network of this configuration: what it has to be given follows from that.
+
+    The one place that builds a loop, for finished checkpoints and for networks that are still trained. `options`: those
+    of `Stepper`.
+    """
+    return Stepper(network, path, layouts=layouts, rotations=config.rotations, inputs=config.inputs, **options)
 
 
 def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Denoiser:
@@ -131,8 +155,8 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
         if base is not None:
             state = adapt(base, state)
         config = NetworkConfig.model_validate(info.config["network"])
-        schedule = alpha_bar(info.config["schedule"], info.config["timesteps"])
         prediction = TypeAdapter(PredictionName).validate_python(info.config["prediction"])
+        noise_path = NoisePath.of(info.config["schedule"], info.config["timesteps"], prediction)
         options, aspect = info.sampling, float(info.config.get("aspect", 1.0))
         if config.num_labels != len(info.vocabulary):
             raise ValueError(f"{config.num_labels} labels in the network, {len(info.vocabulary)} in the vocabulary")
@@ -150,7 +174,7 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
     if upsampler is not None:
         upsampler.to(device, memory_format=torch.channels_last).eval()  # type: ignore[call-overload]
     vocabulary = info.labels
-    return Denoiser(info, vocabulary, network, schedule, prediction, layouts, options, upsampler, aspect)
+    return Denoiser(info, vocabulary, network, noise_path, layouts, options, upsampler, aspect)
 
 
 def _load_upsampler(info: CheckpointInfo, state: dict[str, Tensor]) -> UpsamplerNet | None:

@@ -4,13 +4,14 @@ the training target, the loss weights, sampling and distillation follow.
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 
-from shared.options import PredictionName
+from shared.diffusion.schedules import ScheduleName
 
+PredictionName = Literal["eps", "v", "flow"]
 # Where an error of the prediction becomes more than 160 times as large in x0_hat, x0_hat is clamped to [-1, 1], the
 # range of a picture. For eps that is where alpha_bar is below 3.91e-5. The linear (4.04e-5), quadratic and sigmoid
 # (3.97e-5) schedules stay above it; cosine's last five timesteps are below. `schedules.py` explains why.
@@ -22,12 +23,16 @@ Shares = tuple[Tensor, Tensor]
 PREDICTIONS: Final[dict[PredictionName, Callable[[Tensor, Tensor], Shares]]] = {
     "eps": lambda a, s: (torch.zeros_like(a), torch.ones_like(s)),  # Ho et al. 2020, eq. 14
     "v": lambda a, s: (-s, a),  # Salimans & Ho 2022, appendix D
+    "flow": lambda a, s: (-torch.ones_like(a), torch.ones_like(s)),  # eps - x_0, the velocity: Liu et al. 2022, eq. 1
 }
+# the schedule that a prediction is made for, where a run names none
+OWN_SCHEDULES: Final[dict[PredictionName, ScheduleName]] = {"flow": "flow"}
 # how x_0 follows from each, for readers of an exported file
 IN_WORDS: Final[dict[PredictionName, str]] = {
     "eps": "x_0 = (x_t - sqrt(1 - alpha_bar[t]) prediction) / sqrt(alpha_bar[t]), "
     f"clamped to [-1, 1] where alpha_bar[t] < {EPS_BOUNDED_BELOW:g}",
     "v": "x_0 = sqrt(alpha_bar[t]) x_t - sqrt(1 - alpha_bar[t]) prediction",
+    "flow": "x_0 = (x_t - sqrt(1 - alpha_bar[t]) prediction) / (sqrt(alpha_bar[t]) + sqrt(1 - alpha_bar[t]))",
 }
 
 

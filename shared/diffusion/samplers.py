@@ -19,9 +19,12 @@ LOG_SNR_MIN = -10.2
 
 @dataclass(frozen=True, eq=False)
 class Table:
-    """A sampler's coefficients, one row per step: x_next = a x + b x0_hat + c x0_hat_previous + s z, z ~ N(0, I)."""
+    """A sampler's coefficients, a row for each call of the network, which is a step everywhere else.
 
-    t: Tensor  # (S,) int64, descending: the timestep at which the network is called
+    x_next = a x + b x0_hat + c x0_hat_previous + s z, z ~ N(0, I).
+    """
+
+    t: Tensor  # (S,) int64, never ascending: the timestep at which the network is called
     a: Tensor  # (S,) float64, like b, c and s
     b: Tensor  # (S,)
     c: Tensor  # (S,), zero in row 0, where there is no previous x0_hat
@@ -121,6 +124,28 @@ def dpmpp_2m(t: Tensor, alpha_bar: Tensor, *, sde: bool = False) -> Table:
     return Table(t, a, weight * (1 + half), -weight * half, s)
 
 
+def heun(t: Tensor, alpha_bar: Tensor, *, calls: int) -> Table:
+    """Heun's method (Karras et al. 2022, algorithm 1) on x / sqrt(ab): a step has two rows, the last step only one.
+
+    The first row is Euler's step. The second, at the next timestep, replaces the slope by the mean of the slopes at
+    both. Both slopes are (x - x0_hat) / sigma_next at Euler's x, as its step is straight, so the first x is not needed:
+    x_next = x + sqrt(ab_next) (sigma / sigma_next - 1) / 2 (x0_hat - x0_hat_previous).
+
+    `calls`: how many rows there are, 2 len(t) - 1, or one fewer: then the last step but one has no second row either.
+    """
+    euler = ddim(t, alpha_bar)
+    ab, ab_next = (each[:-1] for each in _levels(t, alpha_bar))
+    gain = ab_next.sqrt() * (((1 - ab) / ab * ab_next / (1 - ab_next)).sqrt() - 1) / 2
+    ones, zeros = torch.ones_like(gain), torch.zeros_like(gain)
+
+    def both(steps: Tensor, corrections: Tensor) -> Tensor:
+        rows = torch.cat([torch.stack([steps[:-1], corrections], 1).flatten(), steps[-1:]])
+        return rows if len(rows) == calls else torch.cat([rows[:-2], rows[-1:]])
+
+    a, b, c = both(euler.a, ones), both(euler.b, gain), both(euler.c, -gain)
+    return Table(both(t, t[1:]), a, b, c, both(euler.s, zeros))
+
+
 def _levels(t: Tensor, alpha_bar: Tensor) -> tuple[Tensor, Tensor]:
     """Return alpha_bar at each step and after it; after the last it is 1, the clean picture. (S,) -> (S,), (S,)"""
     ab = alpha_bar[t]
@@ -140,6 +165,10 @@ SAMPLERS: dict[SamplerName, Callable[[Tensor, Tensor, SamplingOptions], Table]] 
     "dpmpp_1": lambda t, ab, _: ddim(t, ab),
     "dpmpp_2m": lambda t, ab, _: dpmpp_2m(t, ab),
     "sde_dpmpp_2m": lambda t, ab, _: dpmpp_2m(t, ab, sde=True),
+    # a step is a call of the network everywhere, in limits and in progress, so Heun's method has half as many timesteps
+    "heun": lambda _, ab, options: heun(
+        timesteps(options.spacing, options.steps // 2 + 1, ab), ab, calls=options.steps
+    ),
 }
 
 
@@ -148,6 +177,11 @@ def timesteps(spacing: SpacingName, steps: int, alpha_bar: Tensor) -> Tensor:
     return _distinct(SPACINGS[spacing](steps, alpha_bar), len(alpha_bar))
 
 
-def make_table(options: SamplingOptions, alpha_bar: Tensor) -> Table:
-    """Return the table of these options on a schedule, alpha_bar (T,) float64. ValueError for more steps than T."""
-    return SAMPLERS[options.sampler](timesteps(options.spacing, options.steps, alpha_bar), alpha_bar, options)
+def make_table(options: SamplingOptions, alpha_bar: Tensor, t: Tensor | None = None) -> Table:
+    """Return the table of these options on a schedule, alpha_bar (T,) float64. ValueError for more steps than T.
+
+    `t`: other timesteps than those of the options' spacing, descending.
+    """
+    if t is None:
+        t = timesteps(options.spacing, options.steps, alpha_bar)
+    return SAMPLERS[options.sampler](t, alpha_bar, options)

@@ -5,30 +5,40 @@ Knows neither samplers nor networks.
 
 import math
 from collections.abc import Callable
+from typing import Literal
 
 import torch
 from torch import Tensor
 
-from shared.options import ScheduleName
-
+ScheduleName = Literal["linear", "quadratic", "cosine", "sigmoid", "flow"]
 BETA_MIN, BETA_MAX = 1e-4, 0.02  # Ho et al. 2020, section 4; the course report uses them for all but cosine
+BETAS_OF = 1000  # the number of timesteps that these are for
 COSINE_OFFSET = 0.008  # s of Nichol & Dhariwal 2021, eq. 17: keeps beta_0 above zero
-COSINE_BETA_CLIP = 0.999  # Nichol & Dhariwal 2021, section 3.2: "no larger than 0.999"
+BETA_CLIP = 0.999  # Nichol & Dhariwal 2021, section 3.2: "no larger than 0.999"
+
+
+def _scaled(beta: Tensor) -> Tensor:
+    """Return (T,) betas that add up to as much noise as the given ones do over 1,000 timesteps.
+
+    Nichol & Dhariwal's code scales by 1000 / T: with fewer timesteps the last would otherwise be a picture, not noise.
+    """
+    return (beta * (BETAS_OF / len(beta))).clamp(max=BETA_CLIP)
 
 
 def _linear(T: int) -> Tensor:
     """Return beta_t, linear in t from 1e-4 to 0.02 (Ho et al. 2020, section 4)."""
-    return torch.linspace(BETA_MIN, BETA_MAX, T, dtype=torch.float64)
+    return _scaled(torch.linspace(BETA_MIN, BETA_MAX, T, dtype=torch.float64))
 
 
 def _quadratic(T: int) -> Tensor:
     """Return beta_t whose square root is linear in t: less early noise than linear (the "quad" of Ho et al.'s code)."""
-    return torch.linspace(BETA_MIN**0.5, BETA_MAX**0.5, T, dtype=torch.float64) ** 2
+    return _scaled(torch.linspace(BETA_MIN**0.5, BETA_MAX**0.5, T, dtype=torch.float64) ** 2)
 
 
 def _sigmoid(T: int) -> Tensor:
     """Return beta_t on a logistic curve over -6..6, scaled to 1e-4..0.02 (GeoDiff, Xu et al. 2022)."""
-    return torch.sigmoid(torch.linspace(-6.0, 6.0, T, dtype=torch.float64)) * (BETA_MAX - BETA_MIN) + BETA_MIN
+    curve = torch.sigmoid(torch.linspace(-6.0, 6.0, T, dtype=torch.float64))
+    return _scaled(curve * (BETA_MAX - BETA_MIN) + BETA_MIN)
 
 
 def _cosine(T: int) -> Tensor:
@@ -45,7 +55,18 @@ def _cosine(T: int) -> Tensor:
     """
     u = (torch.arange(T + 1, dtype=torch.float64) / T + COSINE_OFFSET) / (1 + COSINE_OFFSET)
     f = torch.cos(u * math.pi / 2) ** 2
-    return (1 - f[1:] / f[:-1]).clamp(max=COSINE_BETA_CLIP)
+    return (1 - f[1:] / f[:-1]).clamp(max=BETA_CLIP)
+
+
+def _flow(T: int) -> Tensor:
+    """Return beta_t of the straight path (1 - u) x_0 + u eps, u = (t + 1/2) / T (Liu et al. 2022; Lipman et al. 2023).
+
+    Divided by sqrt((1 - u)^2 + u^2), which `path.py` explains, so alpha_bar = (1 - u)^2 / ((1 - u)^2 + u^2). DDIM's
+    step on the divided path is Euler's on the straight one.
+    """
+    u = (torch.arange(T, dtype=torch.float64) + 0.5) / T
+    alpha_bar = (1 - u) ** 2 / ((1 - u) ** 2 + u**2)
+    return 1 - alpha_bar / torch.cat([alpha_bar.new_ones(1), alpha_bar[:-1]])
 
 
 SCHEDULES: dict[ScheduleName, Callable[[int], Tensor]] = {
@@ -53,6 +74,7 @@ SCHEDULES: dict[ScheduleName, Callable[[int], Tensor]] = {
     "quadratic": _quadratic,
     "cosine": _cosine,
     "sigmoid": _sigmoid,
+    "flow": _flow,
 }
 
 

@@ -1,19 +1,20 @@
 """The network: a UNet on blocks of pixels, with time and labels in every block. Knows no schedule and no solver.
 
-The layers were chosen by measurement on a CPU with AMX and bf16 (docs/decisions.md): layer norm over channels rather
+Its layers were measured on a CPU with AMX and bf16 (docs/dev/decisions.md): layer norm over channels rather
 than group norm, channels last throughout, few channels at the finest resolution and most of them at the coarse ones.
 """
 
 import math
-from typing import Annotated
+from typing import Annotated, Any, Final
 
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.device import initial_weights
 from shared.diffusion.conditioning import CONDITIONINGS, LabelChannels, LabelEmbedding, PositionMap
+from shared.diffusion.inputs import InputEmbedding
 from shared.options import ConditioningName, Count, Natural, NoOtherFields
 
 
@@ -36,6 +37,13 @@ class NetworkConfig(NoOtherFields):
     positions: bool = False  # whether it takes the position of each label's object (`layouts.py`)
     rotations: bool = False  # and its rotation
     spread: Annotated[float, Field(gt=0)] = 0.045  # of a position, a standard deviation in sides of the picture
+    inputs: tuple[str, ...] = ()  # that a whole picture is conditioned on, by name (`inputs.py`)
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out inputs where there are none, so that versions that know no inputs read the checkpoint."""
+        dumped: dict[str, Any] = handler(self)
+        return {key: value for key, value in dumped.items() if key != "inputs" or value}
 
     def model_post_init(self, _: object) -> None:
         if not self.channels:
@@ -179,9 +187,18 @@ class UNet(nn.Module):
     """(x, t, labels, keep) -> prediction of x's shape. Rows with keep False drop their labels.
 
     labels: (B, K) multi-hot. A network with positions takes (B, K, 3), multi-hot and position, or (B, K) without them;
-    one with rotations also (B, K, 5), multi-hot, position, cosine and sine of the rotation. t: timesteps (B,), or their
-    `time_features` (B, embedding).
+    one with rotations also (B, K, 5), multi-hot, position, cosine and sine of the rotation. One with inputs takes the
+    columns of `inputs.with_inputs` in addition, or (B, K) without any. t: timesteps (B,), or their `time_features` (B,
+    embedding).
     """
+
+    edges: Final = (
+        "stem",
+        "head",
+        "conditioning",
+        "time",
+        "inputs",
+    )  # first and last layers, which Muon leaves to AdamW
 
     def __init__(self, config: NetworkConfig) -> None:
         super().__init__()
@@ -196,6 +213,7 @@ class UNet(nn.Module):
         self.stem_positions = None
         if config.positions:
             self.stem_positions = PositionMap(config.num_labels, c[0], config.spread, rotations=config.rotations)
+        self.inputs = InputEmbedding(config.inputs, width) if config.inputs else None
         self.encoder, self.down = nn.ModuleList(), nn.ModuleList()
         for i, blocks in enumerate(config.encoder_blocks):
             self.encoder.append(Level([(c[i], c[i])] * blocks, config, config.attention[i]))
@@ -210,9 +228,15 @@ class UNet(nn.Module):
         self.head = Conv(c[0], pixels, zero=True)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        given = None
+        if self.inputs is not None and labels.ndim == 3:
+            labels, given = labels[..., : -self.inputs.width], labels[:, 0, -self.inputs.width :]
+            labels = labels[..., 0] if labels.shape[-1] == 1 else labels
         places = labels[..., 1:] if labels.ndim == 3 else None  # (B, K, 2), or (B, K, 4) with rotations
         labels = (labels if places is None else labels[..., 0]) * keep[:, None]  # (B, K)
         label_embedding, tokens = self.conditioning(labels, keep)
+        if self.inputs is not None and given is not None:
+            label_embedding = label_embedding + self.inputs(given, keep)
         features = time_features(t, self.config.embedding) if t.ndim == 1 else t
         embedding = F.silu(self.time(features) + label_embedding)
         h = F.pixel_unshuffle(x, self.config.block)

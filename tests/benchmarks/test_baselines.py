@@ -12,6 +12,7 @@ from benchmarks.baselines.samplers import LabelUNet, ReportSampler, betas_of, pi
 from benchmarks.baselines.training_loops import diffusers_loop, report_loop
 from benchmarks.sections.servers import STEPS
 from shared.diffusion.denoise import Stepper, sample
+from shared.diffusion.path import NoisePath
 from shared.diffusion.schedules import alpha_bar
 from shared.options import SamplingOptions
 from tests.toy import K, ToyNetwork
@@ -27,7 +28,9 @@ def test_the_reports_sampler_equals_our_ddpm_table() -> None:
     network = ToyNetwork(ab, "eps")
     labels = torch.eye(K)[:1]
     theirs = ReportSampler(network, ab, "eps", network.image_shape)(labels, 3.0, torch.Generator().manual_seed(5))
-    ours = sample(Stepper(network, ab, "eps"), labels, SamplingOptions(sampler="ddpm", steps=999, guidance=3.0), [5])
+    ours = sample(
+        Stepper(network, NoisePath(ab, "eps")), labels, SamplingOptions(sampler="ddpm", steps=999, guidance=3.0), [5]
+    )
     assert torch.allclose(theirs, ours, atol=2e-3)
 
 
@@ -44,7 +47,7 @@ def test_diffusers_calls_the_network_with_as_many_rows_as_our_loop() -> None:
         pipe = pipeline(SimpleNamespace(prediction="v", alpha_bar=ab), "DPM-Solver++", torch.float32, unet)
         pipe(labels, steps, 3.0, torch.Generator().manual_seed(5), interval=(0.2, 0.55))
         options = SamplingOptions(sampler="dpmpp_2m", steps=steps, guidance=3.0, guidance_interval=(0.2, 0.55))
-        ours = Stepper(ToyNetwork(ab), ab, "v").new_row(labels[0], options, seed=5).network_rows()
+        ours = Stepper(ToyNetwork(ab), NoisePath(ab, "v")).new_row(labels[0], options, seed=5).network_rows()
         assert [len(call.keep) for call in toy.calls] == ours
 
 

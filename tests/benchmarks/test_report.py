@@ -8,9 +8,10 @@ from benchmarks.results import ROOT, results
 from benchmarks.timing import figure
 
 
-def test_the_committed_document_is_written_from_the_committed_results() -> None:
-    expected = markdown(report.performance(results(quick=False).read()))
-    assert (ROOT / "docs" / "performance.md").read_text() == expected, "`python -m benchmarks.report` writes it"
+def test_the_committed_documents_are_written_from_the_committed_results() -> None:
+    content = results(quick=False).read()
+    for page, pieces in (("performance.md", report.performance(content)), ("dev/goals.md", report.goals_page(content))):
+        assert (ROOT / "docs" / page).read_text() == markdown(pieces), "`python -m benchmarks.report` writes it"
 
 
 def test_a_section_that_is_not_measured_says_so_and_there_is_no_capacity_without_it() -> None:

@@ -4,6 +4,7 @@ float32 sums in another order differ by about 1e-6 of the largest term: hence th
 """
 
 import json
+import math
 import re
 import runpy
 import subprocess
@@ -21,6 +22,7 @@ from shared.checkpoint import publish, read_info, reconfigure
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.layouts import DRAWS, OUTSIDE, as_rotations, positions_at, with_positions
 from shared.diffusion.model import load_denoiser
+from shared.diffusion.predictions import to_x0
 from shared.diffusion.schedules import alpha_bar
 from shared.evaluator import Evaluator
 from shared.pictures import to_uint8
@@ -156,7 +158,7 @@ def test_the_example_draws_the_services_picture(exported: Path, tmp_path: Path, 
         assert json.loads(done.stdout) == points.tolist()
         positions = positions_at(chosen, points.tolist(), len(ICLEVR))
     stepper = Stepper(
-        loaded.network, loaded.alpha_bar, loaded.prediction, layouts=loaded.layouts,
+        loaded.network, loaded.path, layouts=loaded.layouts,
         rotations=loaded.network.config.rotations, upsampler=loaded.upsampler,
     )  # fmt: skip
     row = stepper.new_row(ICLEVR.multi_hot(["red cube", "blue sphere"]), loaded.options, 0, positions)
@@ -186,6 +188,10 @@ def test_the_metadata_says_what_the_tensors_mean(exported: Path, evaluator: tupl
     said = metadata(exported / "adapter.onnx")
     assert (said["checkpoint"], said["kind"], said["prediction_type"]) == ("adapter", "denoiser", "eps")
     assert json.loads(said["alpha_bar"]) == alpha_bar("cosine", 1000).tolist()
+    rows = json.loads(said["to_x0"])
+    wanted = to_x0(alpha_bar("cosine", 1000), "eps").rows()
+    assert rows == [[p, q, None if math.isinf(limit) else limit] for p, q, limit in wanted]
+    assert rows[-1][2] == 1  # clamped where eps says nothing
     assert len(json.loads(said["table"])) == json.loads(said["sampling"])["steps"] >= 1
     assert json.loads(said["parts"]) == []
     said = metadata(exported / "large.onnx")

@@ -50,7 +50,11 @@ def test_a_model_of_digits_is_trained_scored_and_served(
     succeeded(command(*train, "--steps", 2, *TINY, "--set", "image_size=32"))
     for name in ("judge", "digits"):
         succeeded(command("promote", name))
-    succeeded(command("score", "digits/test.json", "--steps", 2, "--grid", "grid.png", "--json", "figures.json"))
+    succeeded(
+        command(
+            "score", "digits/test.json", "--repeats", 1, "--steps", 2, "--grid", "grid.png", "--json", "figures.json"
+        )
+    )
     asked = {"zero", "one", "two", "three", "seven", "nine"}
     assert set(json.loads(Path("figures.json").read_text())["runs"][0]["per_label_recall"]) == asked
     denoiser = load_denoiser(Path("models/digits.safetensors"))

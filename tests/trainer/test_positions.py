@@ -138,7 +138,7 @@ def test_training_can_start_from_a_network_without_positions_and_is_watched_as_i
     row = denoiser.stepper().new_row(dataset.labels[0], SamplingOptions(), seed=0)
     assert 0 <= float(row.labels[dataset.labels[0] > 0, 1:3].min()) < 1
     watcher = Watcher(
-        denoiser.alpha_bar, denoiser.prediction, dataset.vocabulary, 1.0, tmp_path, {}, None, CPU,
+        denoiser.path, dataset.vocabulary, 1.0, tmp_path, {}, None, CPU,
         layouts=denoiser.layouts,
     )  # fmt: skip
     for watched in (network, AdaptedNetwork(network, rank=1)):

@@ -19,6 +19,7 @@ from trainer.runs import (
     read_log,
     run_log,
     save_state,
+    say_when,
     step_seed,
 )
 
@@ -74,8 +75,8 @@ def test_a_resumed_log_goes_on_at_its_step_without_a_line_that_a_full_disk_left_
     kept, again = {"step": 50, "minutes": 0.1, "loss": 0.5}, {"step": 100, "minutes": 1.5, "loss": 0.25}
     for after in ('{"step": 100, "minutes": 0.2, "loss": 0.4}\n{"step": 120, "min', '{"step": 50, "min'):
         (tmp_path / "log.jsonl").write_text(f"{json.dumps(kept)}\n{after}")
-        with run_log(tmp_path, 50) as record:
-            record(Run(100, elapsed_s=90), {"loss": 0.25})
+        with run_log(tmp_path, 50) as log:
+            log.record(Run(100, elapsed_s=90), {"loss": 0.25})
         assert read_log(tmp_path / "log.jsonl") == [kept, again]
 
 
@@ -104,8 +105,19 @@ def test_a_full_disk_is_reported_and_the_last_state_stays(tmp_path: Path) -> Non
 
 
 def test_a_folder_takes_one_run_at_a_time(tmp_path: Path) -> None:
-    with run_log(tmp_path) as record:
-        record(Run(50), {"loss": 0.5})
+    with run_log(tmp_path) as log:
+        log.record(Run(50), {"loss": 0.5})
         with pytest.raises(TrainerError, match="is in use by another process"), run_log(tmp_path, 50):
             pass
     assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [50]
+
+
+def test_a_run_says_once_how_long_a_usual_one_takes_here() -> None:
+    said: list[str] = []
+    for objective in ("denoiser", "layouts"):
+        on_step = say_when(objective, said.append)
+        for step in range(40, 400):  # resumed at step 39
+            on_step(Run(step, elapsed_s=0.5 * step))
+    assert said == [
+        "2,400 steps take 20 minutes here (emoji-64 drew 0.85 of unseen label sets exactly after 2,390 of batch 64)"
+    ]

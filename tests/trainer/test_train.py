@@ -5,6 +5,7 @@ What it learns of each objective is tested in tests/trainer/objectives/.
 
 import json
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -12,25 +13,30 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shared.diffusion.layouts import LayoutConfig, LayoutNetwork
 from shared.diffusion.model import load_denoiser
+from shared.evaluator import Evaluator
+from shared.vocabulary import Vocabulary
 from tests.paths import ROOT
 from tests.trainer.test_positions import rendered
 from tests.trainer_fixtures import TINY
 from trainer import train as training
 from trainer.config import RunConfig
-from trainer.errors import TrainerError
+from trainer.errors import StoppedError, TrainerError
 from trainer.objectives.denoiser import Denoising, make_network
 from trainer.processes import Processes
-from trainer.runs import Budget, Run
+from trainer.runs import Budget, Every, Run, log_samples
 from trainer.train import Objective, Training, batch_indices, make_optimizers, train
 
 CPU = torch.device("cpu")
 CONFIG = RunConfig(batch=4, lr=0.05, warmup_steps=0, cooldown=0.0, ema_start=2)
+EVERY_STEP = CONFIG.model_copy(update={"evaluate_every": 1})
 
 
 @pytest.fixture(autouse=True)
@@ -47,6 +53,7 @@ class Line:
     digest: str = "line"
     name: str = "line"
     scale: float = 1.0
+    folder: Path | None = None  # for sample grids
 
     @property
     def source(self) -> dict[str, Any]:
@@ -66,6 +73,8 @@ class Line:
 
     def show(self, network: nn.Module, run: Run) -> dict[str, float]:
         assert not network.training
+        if self.folder:
+            log_samples(self.folder, np.zeros((4, 4, 3), np.uint8), run.step)
         return next(self.shown, {})
 
     def publish(self, *_: Any) -> Path:
@@ -78,7 +87,7 @@ def line() -> nn.Module:
 
 
 def fit(folder: Path, steps: int, config: RunConfig = CONFIG, shown: Any = (), **options: Any) -> Training:
-    objective: Objective = Line(iter(shown))
+    objective: Objective = Line(iter(shown), folder=folder)
     return train(objective, line(), config, folder, Budget(steps=steps), device=CPU, **options)
 
 
@@ -144,14 +153,16 @@ def test_another_recipe_is_refused(tmp_path: Path) -> None:
 
 
 def test_figures_are_logged(tmp_path: Path) -> None:
-    run = fit(tmp_path, 2, shown=({"test/accuracy": 0.25}, {"test/accuracy": 0.5}), evaluate_every_s=-1.0).run
+    run = fit(tmp_path, 2, EVERY_STEP, shown=({"test/accuracy": 0.25}, {"test/accuracy": 0.5})).run
     assert run.history == [{"test/accuracy": 0.25}, {"test/accuracy": 0.5}]
     logged = lines(tmp_path)
     assert logged[0].keys() == {"step", "minutes", "loss", "grad_norm", "lr", "pictures"}
     assert [one["pictures"] for one in logged if "pictures" in one] == [4, 8]
     assert [one["step"] for one in logged if "test/accuracy" in one] == [1, 2]
-    (events,) = (tmp_path / "tensorboard").iterdir()
-    assert b"test/accuracy" in events.read_bytes()
+    (events,) = (tmp_path / "tensorboard").iterdir()  # TensorBoard shows one file of a run
+    content = events.read_bytes()
+    assert content.count(b"samples") == 2
+    assert content.rindex(b"grad_norm") > content.index(b"samples")
 
 
 def test_evaluation_by_share_of_the_budget(tmp_path: Path) -> None:
@@ -162,38 +173,117 @@ def test_evaluation_by_share_of_the_budget(tmp_path: Path) -> None:
     assert progress == [step / 8 for step in range(1, 9)]
 
 
-def figures(*badness: float, score: bool = False) -> list[dict[str, float]]:
-    return [{"a/exact_match": 1 - one, "b/exact_match": 1.0} if score else {"held_out_loss": one} for one in badness]
+def figures(*losses: float) -> list[dict[str, float]]:
+    return [{"held_out_loss": one, "test/exact_match": 1 - one} for one in losses]
 
 
-@pytest.mark.parametrize("score", [False, True])
-def test_the_best_weights_are_kept_beside_the_last(tmp_path: Path, score: bool) -> None:
-    every = {"evaluate_every_s": -1.0}
-    short = fit(tmp_path / "short", 2)
-    trained = fit(tmp_path / "run", 4, shown=figures(0.5, 0.25, 0.75, 0.5, score=score), **every)
+def test_the_best_weights_are_kept_beside_the_last(tmp_path: Path) -> None:
+    short = fit(tmp_path / "short", 2, EVERY_STEP)
+    trained = fit(tmp_path / "run", 4, EVERY_STEP, shown=figures(0.5, 0.25, 0.75, 0.5))
     assert trained.best is not None
     assert (trained.best.step, trained.best.worse_since) == (2, 2)
     weights = short.averaged.state_dict()
     assert all(torch.equal(trained.best.weights[key], weights[key]) for key in weights)
-    resumed = fit(tmp_path / "run", 5, shown=figures(0.3, score=score), **every)
+    resumed = fit(tmp_path / "run", 5, EVERY_STEP, shown=figures(0.3))
     assert resumed.best is not None
     assert (resumed.best.step, resumed.best.worse_since) == (2, 3)
+
+
+def test_test_files_do_not_choose_the_best_weights(tmp_path: Path) -> None:
+    shown = [{"test/exact_match": one} for one in (0.2, 0.9, 0.1)]
+    assert fit(tmp_path, 3, EVERY_STEP, shown=shown, patience=1).best is None
+
+
+def test_a_run_that_was_interrupted_evaluates_at_the_same_steps(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(training, "SAVE_EVERY_S", -1.0)
+    config = CONFIG.model_copy(update={"evaluate_every": 2})
+    for steps in (1, 2, 3, 5):  # the end of a run is evaluated too
+        fit(tmp_path, steps, config, shown=figures(0.5, 0.5))
+    assert [one["step"] for one in lines(tmp_path) if "held_out_loss" in one] == [1, 2, 3, 4, 5]
 
 
 def test_patience_ends_a_run_and_its_progress_at_all_of_it(tmp_path: Path) -> None:
     seen: list[float] = []
     shown = figures(0.5, 0.4, 0.45, 0.5, 0.1)
-    options: Any = {"evaluate_every_s": -1.0, "patience": 2}
-    run = fit(tmp_path, 9, shown=shown, on_step=lambda run: seen.append(run.progress), **options).run
+    run = fit(tmp_path, 9, EVERY_STEP, shown=shown, patience=2, on_step=lambda run: seen.append(run.progress)).run
     assert (run.step, seen[-1]) == (4, 1.0)
-    assert fit(tmp_path, 9, **options).run.step == 4  # the same command again does not go on
+    assert fit(tmp_path, 9, EVERY_STEP, patience=2).run.step == 4  # the same command again does not go on
 
 
-def test_a_diverged_loss_stops_the_run_and_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+class Falling(Line):
+    """Diverges from step 4 on, unless the rate has fallen to a quarter."""
+
+    run = Run()
+
+    def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
+        falls = self.run.step >= 3 and self.run.rate > 0.25
+        return super().__call__(network, *inputs) * (torch.nan if falls else 1.0)
+
+    def watch(self, run: Run) -> None:
+        self.run = run
+
+
+def test_a_diverged_run_goes_back_to_its_last_state_with_half_the_rate(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    objective = Falling()
+    monkeypatch.setattr(training, "SAVE_EVERY_S", -1.0)
+    done = train(objective, line(), CONFIG, tmp_path, Budget(steps=6), device=CPU, on_step=objective.watch)
+    assert (done.run.step, done.run.rate) == (6, 0.25)
+    logged = lines(tmp_path)
+    assert [one for one in logged if "diverged_at" in one] == [
+        {"step": 3, "minutes": pytest.approx(0, abs=1), "diverged_at": 4, "rate": rate} for rate in (0.5, 0.25)
+    ]
+    assert [one["step"] for one in logged if "loss" in one] == [1, 2, 3, 4, 5, 6]
+    assert [one["lr"] for one in logged if "loss" in one] == pytest.approx([0.05] * 3 + [0.0125] * 3)
+    assert torch.load(tmp_path / "state.pt", weights_only=True)["rate"] == 0.25  # also of a resumed run
+
+
+def test_a_run_that_always_diverges_ends_and_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(training, "LOG_EVERY", 50)
-    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf); lower lr"):
+    with pytest.raises(FloatingPointError, match=r"the loss is (nan|inf), also with 0\.03125 of lr=0\.05; lower lr"):
         train(Line(scale=torch.inf), line(), CONFIG, tmp_path, Budget(steps=3), device=CPU)
-    assert not (tmp_path / "state.pt").exists()
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    assert (state["step"], all(value.isfinite().all() for value in state["network"].values())) == (0, True)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+def test_a_signal_saves_and_publishes_and_the_same_command_goes_on(tmp_path: Path, number: signal.Signals) -> None:
+    whole, before = fit(tmp_path / "whole", 6), signal.getsignal(number)
+    published: list[int] = []
+
+    def on_step(run: Run) -> None:
+        if run.step == 3:
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(StoppedError, match=f"stopped by {number.name} at step 3; the same command goes on from there"):
+        fit(tmp_path / "run", 6, on_step=on_step, publish=lambda training: published.append(training.run.step))
+    assert (published, signal.getsignal(number)) == ([3], before)
+    warming_up = CONFIG.model_copy(update={"warmup_steps": 3})
+    with pytest.raises(StoppedError):  # nothing that is worth a former checkpoint of its name
+        fit(tmp_path / "new", 6, warming_up, on_step=on_step, publish=lambda _: published.append(0))
+    assert published == [3]
+    again = fit(tmp_path / "run", 6)
+    assert again.run.resumed_at == 3
+    weights = whole.network.state_dict()
+    assert all(torch.equal(value, weights[key]) for key, value in again.network.state_dict().items())
+
+
+@pytest.mark.parametrize(("every", "wanted"), [("2", [2, 4]), ("0", []), ("0.0000001m", [1, 2, 3, 4])])
+def test_a_run_is_published_while_it_goes_on(tmp_path: Path, every: str, wanted: list[int]) -> None:
+    published: list[int] = []
+    fit(
+        tmp_path, 5, publish=lambda training: published.append(training.run.step), publish_every=Every.parse(every)
+    )  # fmt: skip
+    assert published == wanted  # its end is the caller's to publish
+
+
+@pytest.mark.parametrize("text", ["ten", "-1", "nanm", "1.5"])
+def test_what_is_no_interval_is_refused(text: str) -> None:
+    with pytest.raises(TrainerError, match=f'"{text}" is neither minutes, as 10m, nor steps, as 500'):
+        Every.parse(text)
 
 
 def test_parts_of_a_batch_add_up_to_its_gradient(tmp_path: Path) -> None:
@@ -235,9 +325,20 @@ def test_muon_takes_the_inner_matrices_and_adamw_all_else(tmp_path: Path) -> Non
     assert adamw == set(names.values()) - muon
 
 
+def test_muon_leaves_tables_and_last_layers_to_adamw_in_any_network() -> None:
+    layouts = LayoutNetwork(LayoutConfig(num_labels=2, most=2, cells=4, width=8, heads=1))
+    evaluator = Evaluator(Vocabulary(("a", "b")), locates=True)
+    for network, others in ((layouts, ("label.", "count.")), (evaluator, ("resnet.fc", "locator"))):
+        names = {parameter: name for name, parameter in network.named_parameters()}
+        *muon, adamw = make_optimizers(network, RunConfig(optimizer="muon"))
+        for_adamw = {names[one] for group in adamw.param_groups for one in group["params"]}
+        assert {name for name in names.values() if name.startswith(others)} <= for_adamw
+        assert len(muon) == (network is layouts)
+
+
 def test_an_update_of_muon_has_the_size_of_one_of_adamw() -> None:
     config = RunConfig(optimizer="muon", lr=1e-3, weight_decay=0.0)
-    network = nn.ModuleDict({"up": nn.Linear(40, 60, bias=False), "stem": nn.Linear(3, 3)})
+    network = nn.ModuleDict({"up": nn.Linear(40, 60, bias=False)})
     muon, before = make_optimizers(network, config)[0], network["up"].weight.detach().clone()
     network["up"].weight.grad = torch.randn(before.shape, generator=torch.Generator().manual_seed(0))
     muon.step()
@@ -257,7 +358,7 @@ def test_processes_that_would_resume_from_different_states_are_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on two hosts whose folders of one name are not shared. Each would go on with a network of its own."""
-    monkeypatch.setattr(Processes, "agreed", lambda _, value: value + 2)
+    monkeypatch.setattr(Processes, "agreed", lambda _, *values: [value + 2 for value in values])
     with pytest.raises(TrainerError, match="is at step 0 here, and at step 2 for the first process"):
         fit(tmp_path, 1)
 
@@ -281,18 +382,18 @@ sys.exit(main())
 """
 
 
-def test_two_processes_train_the_same_networks_as_one(tmp_path: Path) -> None:
+def test_three_processes_train_the_same_networks_as_one(tmp_path: Path) -> None:
     """Both the layout network and the denoiser, and in two parts."""
-    recipe = {"optimizer": "adamw", "lr": 1e-3, "warmup_steps": 0, "cooldown": 0.0}
+    recipe = {"batch": 12, "optimizer": "adamw", "lr": 1e-3, "warmup_steps": 0, "cooldown": 0.0}
     dataset, config = rendered(tmp_path / "data"), TINY.model_copy(update=recipe)
     start, network = make_network(config, dataset).state_dict(), make_network(config, dataset)
     one = train(Denoising(dataset, config, CPU), network, config, tmp_path / "one", Budget(steps=3), device=CPU)
     (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run(
         [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-            "script.py", "train", "denoiser", "--device", "cpu", "--data", "data", "--run-folder", "two",
-            "--storage", ".", "--name", "two", "--steps", "3", "--grad-accumulation", "2",
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3",
+            "script.py", "train", "denoiser", "--device", "cpu", "--data", "data", "--run-folder", "three",
+            "--storage", ".", "--name", "three", "--steps", "3", "--grad-accumulation", "2",
             *(f"--set={key}={json.dumps(value)}" for key, value in config.model_dump(mode="json").items()),
         ],
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
@@ -300,13 +401,13 @@ def test_two_processes_train_the_same_networks_as_one(tmp_path: Path) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    two = torch.load(tmp_path / "two" / "state.pt", weights_only=True)
+    three = torch.load(tmp_path / "three" / "state.pt", weights_only=True)
     for key, wanted in one.network.state_dict().items():
-        torch.testing.assert_close(two["network"][key], wanted, rtol=0, atol=2e-4)
-    moved = max(float((two["network"][key] - start[key]).abs().max()) for key in start)
+        torch.testing.assert_close(three["network"][key], wanted, rtol=0, atol=2e-4)
+    moved = max(float((three["network"][key] - start[key]).abs().max()) for key in start)
     assert moved > 1e-3  # ten times the tolerance, so that the comparison can fail
-    assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)  # of the whole batch
-    published = load_denoiser(tmp_path / "two.safetensors")
+    assert losses(tmp_path / "three") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)  # of the whole batch
+    published = load_denoiser(tmp_path / "three.safetensors")
     assert published.info.training["steps"] == 3
     assert published.layouts is not None
-    assert len(losses(tmp_path / "two" / "layouts")) == 2  # TINY's layout_steps
+    assert len(losses(tmp_path / "three" / "layouts")) == 2  # TINY's layout_steps

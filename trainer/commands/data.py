@@ -60,8 +60,8 @@ def import_data(
         Path,
         typer.Argument(
             exists=True,
-            help="An image folder with a metadata file, a .csv file, or COCO's annotations; or a data set folder that "
-            "lacks a positions.json.",
+            help="An image folder (metadata file, .txt captions, or a folder for each class), a .csv file, COCO's "
+            "annotations, a Parquet file, a folder of `datasets`; or a data set folder that lacks a positions.json.",
         ),
     ],
     out: Annotated[
@@ -74,7 +74,9 @@ def import_data(
     labels: Annotated[
         list[str] | None, typer.Option(help='A field that names labels ("labels" by default). Repeatable.')
     ] = None,
-    separator: Annotated[str, typer.Option(help="What separates the labels in one field of text.")] = ";",
+    separator: Annotated[
+        str | None, typer.Option(help="What separates labels in one text: by default a comma in captions, else ;.")
+    ] = None,
     held_out: Annotated[float, typer.Option(min=0, max=0.9, help="Share of labelled pictures to hold out.")] = 0.1,
     held_out_files: Annotated[
         Path | None,
@@ -96,7 +98,8 @@ def import_data(
 ) -> None:
     """Import a data set: pictures and labels become the folders that the other commands read.
 
-    Reads a Hugging Face image folder (metadata.jsonl or metadata.csv), a CSV file, or COCO annotations, whose boxes
+    Reads a Hugging Face image folder (metadata.jsonl or metadata.csv), pictures with .txt captions, a folder for each
+    class, a CSV file, a Parquet file, a folder that Hugging Face's `datasets` saved, or COCO annotations, whose boxes
     become positions and sizes. Broken pictures are skipped and listed in skipped.txt.
 
     For a data set folder like the real i-CLEVR, in which each picture of a scene shows one object more, it finds where

@@ -17,7 +17,7 @@ from trainer.errors import TrainerError
 
 def score(
     file: Annotated[Path, typer.Argument(help="A test file: a JSON list of label lists.")],
-    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Runs with different seeds.")] = 1,
+    repeats: Annotated[int, typer.Option(min=1, max=1000, help="Runs with different seeds.")] = 10,
     storage: options.Storage = Path("models"),
     model: options.Model = None,
     evaluator: options.Judge = None,
@@ -94,16 +94,12 @@ def evaluate(
         list[Path] | None,
         typer.Option(
             exists=True,
-            help="A data set folder, best of pictures not trained on. Repeatable. For calibration "
-            "a folder of sets of pictures, with their published scores in sets.json.",
+            help="A data set folder, best of pictures not trained on. Repeatable.",
         ),
     ] = None,
     only: Annotated[str | None, typer.Option(help="Run only these studies: a,b.")] = None,
     trained_on: Annotated[
         list[Path] | None, typer.Option(exists=True, help="Memorisation: a folder that it was trained on. Repeatable.")
-    ] = None,
-    conditions: Annotated[
-        Path | None, typer.Option(exists=True, help="Calibration: the folder of the conditions files.")
     ] = None,
     evaluator: options.Judge = None,
     preset: options.Preset = "default",
@@ -128,7 +124,7 @@ def evaluate(
     storage: options.Storage = Path("models"),
     device: options.DeviceName = "auto",
 ) -> None:
-    """Study a denoiser: coverage, memorisation, spectrum, two-sample, arrangements, places. An evaluator: calibration.
+    """Study a denoiser: coverage, memorisation, spectrum, two-sample, arrangements, places.
 
     By default all studies that the checkpoint and the options allow.
     """
@@ -136,21 +132,16 @@ def evaluate(
 
     if out:
         terminal.check_folder(out, "--out")
-    kind = registry.find(storage, name).kind
-    given = options.given(
-        data=data, trained_on=trained_on, conditions=conditions, evaluator=evaluator, count=count, objects=objects
-    )
-    possible = [one for one, study in STUDIES.items() if study.kind == kind and given.keys() >= set(study.needs)]
+    if (kind := registry.find(storage, name).kind) != "denoiser":
+        raise TrainerError(f"studies are of denoisers; {name} is of kind {kind}")
+    given = options.given(data=data, trained_on=trained_on, evaluator=evaluator, count=count, objects=objects)
+    possible = [one for one, study in STUDIES.items() if given.keys() >= set(study.needs)]
     chosen = [one.strip() for one in only.split(",")] if only else possible
     for study in chosen:
         if study not in STUDIES:
             raise TrainerError(f'no study "{study}"; there are {", ".join(STUDIES)}')
-        if STUDIES[study].kind != kind:
-            raise TrainerError(f"{study} is for a checkpoint of kind {STUDIES[study].kind}; {name} is of kind {kind}")
         if missing := [f"--{need.replace('_', '-')}" for need in STUDIES[study].needs if need not in given]:
             raise TrainerError(f"{study} needs {' and '.join(missing)}")
-    if not chosen:
-        raise TrainerError("say what to compare with: --data FOLDER")
     with terminal.bar() as progress:
         subject = Subject(
             storage, path_of(storage, name), terminal.pick_device(device), progress, preset=preset, seed=seed,

@@ -44,7 +44,7 @@ Preset = Annotated[
     Literal["default", "report"],
     typer.Option(help="Sampling: default (the checkpoint's own), or report (999 steps, w = 3)."),
 ]
-Sampler = Annotated[str | None, typer.Option(help="ddpm, ddpm_small, ddim, euler, dpmpp_1, dpmpp_2m or sde_dpmpp_2m.")]
+Sampler = Annotated[str | None, typer.Option(help="ddpm, ddpm_small, ddim, dpmpp_2m, sde_dpmpp_2m or heun.")]
 SamplingSteps = Annotated[int | None, typer.Option("--steps", help="Sampling steps.")]
 Spacing = Annotated[str | None, typer.Option(help="uniform, logsnr or trailing.")]
 Guidance = Annotated[float | None, typer.Option(help="w of classifier-free guidance; 1 is none.")]

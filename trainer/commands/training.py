@@ -5,6 +5,7 @@ Each prepares an objective (`objectives/`), and a `Plan` trains, publishes and p
 
 from __future__ import annotations
 
+import copy
 import inspect
 import math
 import shlex
@@ -18,7 +19,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 from rich.progress import Progress
 
-from shared.checkpoint import CheckpointKind, path_of, read_info
+from shared import registry
+from shared.checkpoint import SUFFIX, CheckpointError, CheckpointKind, path_of, read_info
 from shared.options import WITH_POSITIONS
 from shared.registry import resolve
 from trainer.commands import options, terminal
@@ -28,6 +30,8 @@ if TYPE_CHECKING:  # these import torch, and make `--help` slow
     import torch
 
     from trainer.config import RunConfig
+    from trainer.data import Dataset
+    from trainer.runs import Run
     from trainer.train import Objective, Training
 
 app = typer.Typer(help="Train a network and publish it. To resume, run the same command again.", no_args_is_help=False)
@@ -48,10 +52,15 @@ class Plan:
     steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")] = None
     start_from: Annotated[str | None, typer.Option(help="A checkpoint whose weights the run starts from.")] = None
     set_: options.Changes = None
-    evaluate_minutes: Annotated[float, typer.Option(min=0, help="Minutes between evaluations.")] = 10.0
     patience: Annotated[
         int | None, typer.Option(min=1, help="Stop after so many evaluations in a row that are worse than the best.")
     ] = None
+    publish_every: Annotated[
+        str, typer.Option(help="Publish it while it trains: every 10m, minutes, or 500, steps. 0: only at the end.")
+    ] = "10m"
+    promote: Annotated[
+        bool, typer.Option("--promote", help="Make it the default when it is published; its best, with --held-out.")
+    ] = False
     grad_accumulation: Annotated[
         int, typer.Option(min=1, help="Backward passes in a step, each of a part of the batch, to save memory.")
     ] = 1
@@ -62,6 +71,14 @@ class Plan:
         """The names of the data set folders, for the checkpoint's header."""
         return ", ".join(folder.name for folder in self.data)
 
+    def read_held_out(self, folders: list[Path], read: Callable[[list[Path]], Dataset]) -> Dataset:
+        """Read pictures that are not trained on. TrainerError for a folder that is."""
+        if same := {folder.resolve() for folder in folders} & {folder.resolve() for folder in self.data}:
+            raise TrainerError(
+                f"{min(same)} is given as --data and as --held-out; pictures that are learnt test nothing"
+            )
+        return read(folders)
+
     def check(self, kind: CheckpointKind, base: str | None = None) -> None:
         """Refuse what could not be published, before the training. `base`: the checkpoint that an adapter changes."""
         for name in (self.name, f"{self.name}-best"):
@@ -70,27 +87,54 @@ class Plan:
 
     def train(
         self, progress: Progress, what: str, objective: Objective, network: torch.nn.Module, config: RunConfig,
-        device: torch.device,
+        device: torch.device, **details: Any,
     ) -> Training:  # fmt: skip
-        from trainer.runs import Budget, show_progress
+        """Train as the options say, and publish while it goes on. `details`: see `publish`."""
+        from trainer.runs import Budget, Every, say_when, show_progress
         from trainer.train import train
+
+        show, say = show_progress(progress, what, config.batch), say_when(objective.name, terminal.note)
+
+        def on_step(run: Run) -> None:
+            show(run)
+            if terminal.MAIN_PROCESS:
+                say(run)
+
+        def publish(training: Training) -> None:
+            try:
+                self._publish(objective, training, **details)
+            except (OSError, CheckpointError) as error:  # storage that is away for a while ends no run
+                terminal.note(f"not published at step {training.run.step} ({error})")
 
         return train(
             objective, network, config, self.run, Budget(self.minutes, self.steps), device=device,
-            start_from=self.start_from, on_step=show_progress(progress, what, config.batch),
-            evaluate_every_s=60 * self.evaluate_minutes, patience=self.patience,
-            grad_accumulation=self.grad_accumulation,
+            start_from=self.start_from, on_step=on_step, patience=self.patience,
+            grad_accumulation=self.grad_accumulation, publish=publish, publish_every=Every.parse(self.publish_every),
         )  # fmt: skip
 
     def publish(self, title: str, objective: Objective, training: Training, **details: Any) -> None:
-        """Publish the averaged weights and, where they were better before, the best ones beside them, with cards."""
+        """Publish a finished run, and print what it has spent. `details`: for the checkpoint's header."""
+        run, best = training.run, training.best
+        last = run.history[-1] if run.history else {}
+        rows = [*terminal.spent(run), *((key.replace("_", " "), f"{value:.5f}") for key, value in last.items())]
+        rows.append(("checkpoint", str(path_of(self.storage, self.name))))
+        if terminal.MAIN_PROCESS:
+            names = self._publish(objective, training, **details)
+            rows += [(f"best, at step {best.step}", str(path_of(self.storage, one))) for one in names[1:] if best]
+        terminal.show(title, rows)
+
+    def _publish(self, objective: Objective, training: Training, **details: Any) -> list[str]:
+        """Publish the averaged weights and, where they were better before, the best ones beside them, with cards.
+
+        Return the names of what is published. The run itself does not change.
+        """
         from trainer.studies.card import write_card
 
         run, best = training.run, training.best
-        paths = [path_of(self.storage, name) for name in (self.name, f"{self.name}-best")]
+        network, name = copy.deepcopy(training.averaged).eval(), f"{self.name}-best"
 
-        def publish(name: str, step: int, figures: dict[str, float] | None) -> None:
-            objective.publish(training.averaged, self.storage, name, {
+        def publish(name: str, step: int, figures: dict[str, float] | None) -> str:
+            objective.publish(network, self.storage, name, {
                 **details, "config": training.config.model_dump(mode="json"), "steps": step,
                 "examples_seen": step * training.config.batch, "minutes": round(run.elapsed_s / 60, 1),
                 **options.given(started_from=self.start_from, last=figures),
@@ -98,18 +142,20 @@ class Plan:
             log, command = self.run / "log.jsonl", f"python -m trainer {shlex.join(sys.argv[1:])}"
             machine = terminal.machine(self.device)
             terminal.with_card(lambda: write_card(self.storage, name, log=log, machine=machine, command=command))
+            return name
 
-        last = run.history[-1] if run.history else None
-        rows = [*terminal.spent(run), *((key.replace("_", " "), f"{value:.5f}") for key, value in (last or {}).items())]
-        rows.append(("checkpoint", str(paths[0])))
-        if terminal.MAIN_PROCESS:
-            publish(self.name, run.step, last)
-        # one that an earlier part of the run has published must not stay behind
-        if best and (best.step < run.step or paths[1].exists()) and terminal.MAIN_PROCESS:
-            training.averaged.load_state_dict(best.weights)
-            publish(f"{self.name}-best", best.step, best.figures)
-            rows.append((f"best, at step {best.step}", str(paths[1])))
-        terminal.show(title, rows)
+        names = [publish(self.name, run.step, run.history[-1] if run.history else None)]
+        if best and best.step < run.step:
+            network.load_state_dict(best.weights)
+            names.append(publish(name, best.step, best.figures))
+        elif path_of(self.storage, name).exists():  # that of a former run, or of an earlier part of this one
+            if name in registry.promoted_names(self.storage).values():
+                registry.promote(self.storage, self.name)
+            for suffix in (SUFFIX, ".md", "-log.png", "-log.jsonl"):
+                (self.storage / f"{name}{suffix}").unlink(missing_ok=True)
+        if self.promote:
+            registry.promote(self.storage, names[-1])
+        return names
 
 
 def trains(command: Callable[..., None]) -> Callable[..., None]:
@@ -147,14 +193,15 @@ def evaluator(
     config = with_changes(objectives.STARTED_RUN if plan.start_from else objectives.RUN, plan.set_ or [])
     with terminal.bar() as progress:
         dataset = read_folders(plan.data, progress, size=IMAGE_SIZE)
-        unseen = read_folders([held_out], progress, size=IMAGE_SIZE)
+        unseen = plan.read_held_out([held_out], partial(read_folders, progress=progress, size=IMAGE_SIZE))
         terminal.note_unseen(dataset)
         objective = objectives.Recognising(dataset, unseen)
         network = objectives.make_network(dataset, config.seed)
         if plan.start_from:
             objectives.start_from(network, plan.storage, plan.start_from)
-        training = plan.train(progress, "fitting", objective, network, config, where)
-    plan.publish("evaluator on held-out pictures", objective, training, data=plan.folders, pictures=len(dataset))
+        details = {"data": plan.folders, "pictures": len(dataset)}
+        training = plan.train(progress, "fitting", objective, network, config, where, **details)
+    plan.publish("evaluator on held-out pictures", objective, training, **details)
 
 
 @trains
@@ -171,18 +218,17 @@ def denoiser(
     ] = None,
 ) -> None:
     """Train the denoiser and publish its averaged weights. Repeat --data for several folders."""
-    from shared.diffusion.schedules import alpha_bar
     from trainer.config import REPORT_EPOCHS, make_config
     from trainer.data import check_alike, check_labelled, in_vocabulary, read_folders, settled
     from trainer.objectives import denoiser as objectives
     from trainer.objectives.layouts import fit_layouts_of
     from trainer.processes import processes
     from trainer.runs import Budget, show_progress
-    from trainer.score import SAMPLING, Watcher, load_judge, tests_of
+    from trainer.score import SAMPLING, Watcher, load_judge, some_lists, tests_of
 
     config = make_config(preset, plan.set_ or [])
-    if plan.patience and not (held_out or evaluator):
-        raise TrainerError("--patience needs --held-out or --evaluator: without them nothing says what is worse")
+    if plan.patience and not held_out:
+        raise TrainerError("--patience needs --held-out: without such pictures nothing says what is worse")
     if preset != "report":
         terminal.check_budget(plan.minutes, plan.steps)
     plan.check("denoiser")
@@ -190,7 +236,7 @@ def denoiser(
         read = partial(read_folders, progress=progress, size=config.image_size, fit=config.fit)
         dataset, unseen = read(plan.data), None
         if held_out:
-            unseen = in_vocabulary(read(held_out), dataset.vocabulary, "the data set")
+            unseen = in_vocabulary(plan.read_held_out(held_out, read), dataset.vocabulary, "the data set")
             check_alike([dataset, unseen])
         config = settled(config, dataset)
         if not (plan.minutes or plan.steps):
@@ -210,13 +256,16 @@ def denoiser(
             )  # fmt: skip
             compared = {"held_out_loss": unseen, "seen_loss": dataset} if unseen else {}
             watcher = Watcher(
-                alpha_bar(config.schedule, config.timesteps), config.prediction, vocabulary, dataset.aspect, plan.run,
+                objectives.path_of(config), vocabulary, dataset.aspect, plan.run,
                 lists, judge, where, WITH_POSITIONS if layouts else SAMPLING, layouts,
                 {key: objectives.Denoising(part, config, where) for key, part in compared.items()},
+                some_lists(dataset),
             )  # fmt: skip
             objective = objectives.Denoising(dataset, config, where, watcher, layouts)
-            training = plan.train(progress, "training", objective, network, config, where)
-    plan.publish("trained", objective, training, data=plan.folders, pictures=len(dataset))
+            objective.source["held out"] = unseen and unseen.digest  # by which the best weights are chosen
+            details = {"data": plan.folders, "pictures": len(dataset)}
+            training = plan.train(progress, "training", objective, network, config, where, **details)
+    plan.publish("trained", objective, training, **details)
 
 
 @trains
@@ -246,20 +295,16 @@ def layouts(
         objectives.start_from(network, plan.storage, plan.start_from, info.labels)
     budget = Budget(plan.minutes, plan.steps or (None if plan.minutes else 2000))
     with terminal.bar() as progress:
-        fitted, training = objectives.fit_layouts(
+        fitted, run, step = objectives.fit_layouts(
             objective, network, plan.run, budget, start_from=plan.start_from, patience=plan.patience,
             grad_accumulation=plan.grad_accumulation, on_step=show_progress(progress, "layouts"),
-            evaluate_every_s=60 * plan.evaluate_minutes,
         )  # fmt: skip
-    step = training.best.step if training.best else training.run.step
     details = {"data": plan.folders, "pictures": len(positions), "steps": step}
     if terminal.MAIN_PROCESS:
         objective.publish(fitted, plan.storage, name, {**details, **options.given(started_from=plan.start_from)})
         terminal.with_card(lambda: write_card(plan.storage, name))
     path = path_of(plan.storage, name)
-    terminal.show(
-        "layouts fitted", [*terminal.spent(training.run), ("published", f"step {step}"), ("checkpoint", str(path))]
-    )
+    terminal.show("layouts fitted", [*terminal.spent(run), ("published", f"step {step}"), ("checkpoint", str(path))])
 
 
 @trains
@@ -290,8 +335,8 @@ def distilled(
     plan.check("denoiser", base=info.name)
     if (plan.run / "state.pt").exists() and not (plan.run / "setup.json").exists():  # before trajectories are sampled
         raise TrainerError(f"{plan.run} holds the run of another objective; choose another --run")
-    if plan.patience and not evaluator:
-        raise TrainerError("--patience needs --evaluator: without it nothing says what is worse")
+    if plan.patience:
+        raise TrainerError("--patience is for objectives with a held-out loss, which distillation has not")
     where = terminal.pick_device(plan.device)
     source = load_denoiser(taught, device=where)
     sampling, path = objectives.make_samplings(source, sampling_steps, teacher_steps, guidance)
@@ -316,15 +361,16 @@ def distilled(
                 plan.run / "pool", source, sets, count, sampling_steps, path, lambda n: progress.advance(task, n)
             )
         watcher = Watcher(
-            source.alpha_bar, source.prediction, source.vocabulary, dataset.aspect, plan.run, lists, judge, where,
+            source.path, source.vocabulary, dataset.aspect, plan.run, lists, judge, where,
             sampling, source.layouts,
         )  # fmt: skip
         objective = objectives.Distilling(pool, source, sampling, where, watcher)
-        training = plan.train(progress, "distilling", objective, network, config, where)
-    plan.publish(
-        "distilled", objective, training, method="trajectories", teacher=info.name, teacher_digest=source.info.digest,
-        rank=rank, guidance=guidance,
-    )  # fmt: skip
+        details = {
+            "method": "trajectories", "teacher": info.name, "teacher_digest": source.info.digest, "rank": rank,
+            "guidance": guidance,
+        }  # fmt: skip
+        training = plan.train(progress, "distilling", objective, network, config, where, **details)
+    plan.publish("distilled", objective, training, **details)
 
 
 @trains
@@ -355,5 +401,5 @@ def upsampler(
     with terminal.bar() as progress:
         dataset = read_folders(plan.data, progress, size=denoiser.image_shape[-1])
         objective = objectives.Upsampling(dataset, pictures, denoiser, network.config, config, plan.run)
-        training = plan.train(progress, "upsampling", objective, network, config, where)
+        training = plan.train(progress, "upsampling", objective, network, config, where, data=plan.folders)
     plan.publish("upsampler trained", objective, training, data=plan.folders)

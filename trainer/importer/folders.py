@@ -20,6 +20,7 @@ from shared.options import LIMITS
 from trainer.data_folder import read_picture, write_label_file
 from trainer.errors import TrainerError
 from trainer.importer.formats import Box, Item, Source
+from trainer.importer.tables import suffix_of
 
 TRAIN, HELD_OUT, PICTURES, SKIPPED, MIRRORED = "train", "held-out", "images", "skipped.txt", "mirrored"
 SHOWN_SETS = 32  # label lists in test.json where nothing is held out
@@ -94,8 +95,6 @@ def usable(
             bad.append((file, f"becomes one file with {first.file}"))
         elif mirror and MIRRORED in path.parts[:1]:
             bad.append((file, "is where --mirror writes the mirrored pictures"))
-        elif len(item.labels) > LIMITS.max_labels:
-            bad.append((file, f"has {len(item.labels)} labels; at most {LIMITS.max_labels} are allowed"))
         elif not item.labels and not keep_unlabelled:
             bad.append((file, "has no labels (--unlabelled keeps it)"))
         else:
@@ -120,7 +119,8 @@ def write_folders(
     def one(item: Item) -> list[Written] | tuple[str, str]:
         part, path = HELD_OUT if item.file in held else TRAIN, source.pictures / item.file
         try:
-            picture = read_picture(path)
+            content = item.content and item.content()
+            picture = read_picture(path, content)
         except TrainerError as error:
             return item.file, str(error)
         left, top, width, height = area = _area(picture, crop)
@@ -129,7 +129,8 @@ def write_folders(
             return item.file, f"has no object whose centre is in the {'middle square' if crop else 'picture'}"
         if crop:
             picture = picture.crop((left, top, left + width, top + height))
-        return _write(seen, picture, None if crop else path, out / part / PICTURES, mirror and part == TRAIN)
+        original = None if crop else content or path
+        return _write(seen, picture, original, out / part / PICTURES, mirror and part == TRAIN)
 
     with ThreadPoolExecutor() as pool:
         for item, result in zip(items, pool.map(one, items), strict=True):
@@ -143,12 +144,15 @@ def write_folders(
 
 
 def _write(
-    one: Written, picture: Image.Image, original: Path | None, folder: Path, mirror: bool
+    one: Written, picture: Image.Image, original: Path | bytes | None, folder: Path, mirror: bool
 ) -> list[Written]:  # fmt: skip
     """Copy the picture's `original` file, or save the picture where it has none, and save the mirrored copy."""
     name = PurePosixPath(one.name)
     (folder / name).parent.mkdir(parents=True, exist_ok=True)
-    if original:
+    if isinstance(original, bytes):
+        name = name if name.suffix else PurePosixPath(f"{name}{suffix_of(original)}")
+        (folder / name).write_bytes(original)
+    elif original:
         shutil.copyfile(original, folder / name)
     else:
         name = _written_as(name, crop=True)
@@ -213,7 +217,9 @@ def _write_lists(report: Report, out: Path) -> None:
             write_label_file(folder / "positions.json", {one.name: one.places or () for one in part})
             write_label_file(folder / "sizes.json", {one.name: one.sizes or () for one in part})
         if folder.name == TRAIN:
-            asked = [list(one.labels) for one in report.held_out or report.train if one.labels]
+            shown = [one.labels for one in report.held_out or report.train]
+            asked = [list(labels) for labels in shown if 0 < len(labels) <= LIMITS.max_labels]  # what requests may ask
             distinct = list({tuple(sorted(labels)): labels for labels in asked}.values())
-            write_label_file(folder / "test.json", distinct if report.held_out else distinct[:SHOWN_SETS])
+            if distinct:
+                write_label_file(folder / "test.json", distinct if report.held_out else distinct[:SHOWN_SETS])
         write_label_file(folder / "train.json", {one.name: one.labels for one in part})  # last, as it marks the end

@@ -1,4 +1,4 @@
-"""Reads which labels a data set's pictures have: Hugging Face image folders, CSV files, COCO annotations.
+"""Reads which labels a data set's pictures have: image folders, captions, CSV files, COCO annotations, tables.
 
 Opens no picture.
 """
@@ -9,17 +9,20 @@ import csv
 import json
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TextIO
 
 from pydantic import BaseModel, StringConstraints, TypeAdapter, ValidationError
 
 from trainer.errors import TrainerError
+from trainer.importer.tables import Tables, tables_in
 
 METADATA = ("metadata.jsonl", "metadata.csv")  # of a Hugging Face image folder
-FILE_FIELD, LABELS_FIELD = "file_name", "labels"
+FILE_FIELD, LABELS_FIELD, IMAGE_FIELD = "file_name", "labels", "image"
+PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 WHOLE_SET = "labels"  # as a group: pictures with the same label set
 
 Box = tuple[float, float, float, float]  # x and y of the upper left corner, width, height, in pixels
@@ -33,6 +36,7 @@ class Item:
     labels: tuple[str, ...]
     group: str  # pictures of one group are all trained on, or all held out
     boxes: tuple[Box, ...] | None = None
+    content: Callable[[], bytes] | None = None  # of the picture's file, where there is no such file
 
 
 @dataclass(frozen=True)
@@ -44,20 +48,23 @@ class Source:
 
 def read_source(
     path: Path, *, pictures: Path | None = None, labels: Sequence[str] = (), group: str | None = None,
-    separator: str = ";",
+    separator: str | None = None,
 ) -> Source:  # fmt: skip
-    """Read an image folder with a metadata file, a .csv file, or a .json file of COCO annotations.
+    """Read an image folder, a folder of tables, a table, a .csv file, or a .json file of COCO annotations.
 
-    `pictures`: the folder that the files are in; by default that of the file. `labels`: the fields that name labels,
-    "labels" by default. `group`: the field whose value makes a group, or WHOLE_SET; by default each picture is its
-    own. Raises TrainerError for what it cannot read.
+    An image folder has a metadata file, captions (a .txt file beside each picture), or a folder for each class.
+    `pictures`: the folder that the files are in; by default that of the file, and of a table its column `image`.
+    `labels`: the fields that name labels, "labels" by default, and of a table also "label". `group`: the field whose
+    value makes a group, or WHOLE_SET; by default each picture is its own. `separator` of labels in one text: by default
+    a comma in captions, else a semicolon. Raises TrainerError for what it cannot read.
     """
-    if not separator:
+    if separator == "":
         raise TrainerError("the separator must not be empty")
+    if tables := tables_in(path):
+        return _tables(tables, path, labels, group, separator or ";")
     if path.is_dir():
-        found = [path / name for name in METADATA if (path / name).is_file()]
-        if not found:
-            raise TrainerError(f"{path} has no {' or '.join(METADATA)}; give a .csv file or COCO's .json file itself")
+        if not (found := [path / name for name in METADATA if (path / name).is_file()]):
+            return _folder(path, labels, group, separator or ",")
         path = found[0]
     folder = pictures or path.parent
     try:
@@ -70,7 +77,7 @@ def read_source(
                 if path.suffix == ".jsonl"
                 else _csv_rows(file, [FILE_FIELD, *fields, group])
             )
-            items = [_item(row, i, fields, group, separator) for i, row in enumerate(rows, 1)]
+            items = [_item(row, i, fields, group, separator or ";") for i, row in enumerate(rows, 1)]
     except (OSError, ValueError, RecursionError, csv.Error) as error:  # ValueError: not UTF-8, or not JSON
         raise TrainerError(f"{path}: cannot be read ({error})") from error
     except TrainerError as error:
@@ -80,13 +87,58 @@ def read_source(
     return Source(items, folder, [])
 
 
+def _folder(path: Path, fields: Sequence[str], group: str | None, separator: str) -> Source:
+    """Read pictures whose labels are in a .txt file of the same name, or else are the name of the folder they are in.
+
+    The caption's parts between separators are labels, each once. A picture without a caption has none.
+    """
+    if fields or group not in (None, WHOLE_SET):
+        problem = f'the field "{(*fields, group)[0]}"; it has no {" or ".join(METADATA)}'
+        raise TrainerError(f"{path} has no such file that could have {problem}")
+    found = sorted(one for one in path.rglob("*") if one.suffix.lower() in PICTURES and one.is_file())
+    if not found:
+        raise TrainerError(f"{path} has no pictures and no {' or '.join(METADATA)}")
+    captions = [one.with_suffix(".txt") for one in found]
+    captioned = any(caption.is_file() for caption in captions)
+    items, without = [], 0
+    for picture, caption in zip(found, captions, strict=True):
+        if captioned:
+            parts = _read_text(caption).replace("\n", separator).split(separator) if caption.is_file() else []
+            without += not caption.is_file()
+        elif picture.parent == path:
+            raise TrainerError(f"{picture} has no caption beside it and is in no folder of a class")
+        else:
+            parts = [picture.parent.name]
+        labels, file = tuple(dict.fromkeys(filter(None, map(_label, parts)))), picture.relative_to(path).as_posix()
+        items.append(Item(file, labels, _group(labels, file, group, {})))
+    notes = [f"{without} pictures have no caption"] * bool(without)
+    return Source(items, path, notes)
+
+
+def _tables(tables: Sequence[Path], path: Path, fields: Sequence[str], group: str | None, separator: str) -> Source:
+    """Read tables, whose pictures are the bytes in the column IMAGE_FIELD."""
+    read = Tables(tables, IMAGE_FIELD)
+    chosen = list(fields) or [read.one_of((LABELS_FIELD, "label"))]
+    extra = [group] if group and group != WHOLE_SET else []
+    items = []
+    for number, (row, name, where) in enumerate(read.rows([*chosen, *extra]), 1):
+        item = _item({FILE_FIELD: name, **row}, number, chosen, group, separator)
+        items.append(replace(item, content=partial(read.picture, where)))
+    if not items:
+        raise TrainerError(f"{path} holds no pictures")
+    return Source(items, path, [])
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise TrainerError(f"{path}: cannot be read ({error})") from error
+
+
 def read_names(path: Path) -> list[str]:
     """Read a text file that names a picture in each line. Raises TrainerError if it is not text."""
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise TrainerError(f"{path}: cannot be read ({error})") from error
-    return [line.strip() for line in lines if line.strip()]
+    return [line.strip() for line in _read_text(path).splitlines() if line.strip()]
 
 
 def _csv_rows(file: TextIO, wanted: Sequence[str | None]) -> Iterable[dict[str, Any]]:

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from shared.checkpoint import load, publish
 from shared.device import autocast_dtype
+from shared.diffusion.inputs import with_inputs
 from shared.diffusion.layout_draws import LayoutDrawer
 from shared.diffusion.layouts import LAYOUTS, OUTSIDE, nearest_pair, with_positions
-from shared.diffusion.predictions import shares
-from shared.diffusion.schedules import alpha_bar as make_alpha_bar
+from shared.diffusion.path import NoisePath
 from shared.diffusion.unet import NetworkConfig, UNet
 from shared.options import WITH_POSITIONS
 from shared.registry import resolve
@@ -25,7 +25,7 @@ from shared.support import Support
 from trainer.config import TrainConfig
 from trainer.data import Dataset, positions_of, rotations_of, to_float
 from trainer.errors import TrainerError
-from trainer.loss import draw_timesteps, loss_weights, noise_level_weights
+from trainer.loss import draw_noise, draw_timesteps, loss_weights, noise_level_weights
 from trainer.runs import Run
 
 
@@ -43,12 +43,12 @@ class Denoising:
         watch: Callable[[nn.Module, Run], dict[str, float]] | None = None, layouts: LayoutDrawer | None = None,
     ) -> None:  # fmt: skip
         self.dataset, self.config, self.watch, self.layouts = dataset, config, watch, layouts
-        self.source = {"data set": dataset.digest}
+        self.device = device
+        self.source: dict[str, Any] = {"data set": dataset.digest}
         self.positions, self.rotations = positions_of(config, dataset), rotations_of(config, dataset)
-        schedule = make_alpha_bar(config.schedule, config.timesteps)
-        self.levels = noise_level_weights(config, schedule)  # stays on the CPU, where t is drawn
-        of_x_0, of_eps = shares(schedule, config.prediction)
-        columns = schedule.sqrt(), (1 - schedule).sqrt(), of_x_0, of_eps, loss_weights(config, schedule)
+        path = path_of(config)
+        self.levels = noise_level_weights(config, path.alpha_bar)  # stays on the CPU, where t is drawn
+        columns = path.signal, path.noise, *path.target, loss_weights(config, path.alpha_bar)
         self.columns = torch.stack(columns, 1).float().to(device)  # (T, 5)
 
     def __len__(self) -> int:
@@ -58,7 +58,7 @@ class Denoising:
         """Draw x_0, labels, t, eps, and whether labels are kept."""
         B, images = len(index), self.dataset.images[index[share]]
         t = draw_timesteps(self.config, self.levels, B, generator)
-        eps = torch.randn(B, *images.shape[1:], generator=generator)
+        seeds = torch.randint(2**62, (B,), generator=generator)[share]
         drawn = torch.rand(B if self.config.label_dropout_by == "picture" else 1, generator=generator)
         labels = self.dataset.labels[index[share]]
         keep = (drawn >= self.config.label_dropout).expand(B)[share] & labels.any(1)  # not those of unknown labels
@@ -67,7 +67,13 @@ class Denoising:
             rotations = None if self.rotations is None else self.rotations[index[share]] * known
             positions = self.positions[index[share]].where(known, torch.tensor(OUTSIDE))
             labels = with_positions(labels, positions, rotations)
-        return [to_float(images), labels, t[share], eps[share], keep]
+        if self.dataset.inputs:
+            given = torch.rand(B, 1, generator=generator)[share] >= self.config.position_dropout
+            inputs = {
+                name: values[index[share]].where(given, torch.nan) for name, values in self.dataset.inputs.items()
+            }
+            labels = with_inputs(labels, inputs, tuple(inputs))
+        return [to_float(images), labels, t[share], draw_noise(seeds, images.shape[1:], self.device), keep]
 
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
         """Return the mean weighted squared error."""
@@ -113,11 +119,16 @@ def fixed_loss(network: nn.Module, objective: Denoising, *, batch: int, most: in
     return total / count
 
 
+def path_of(config: TrainConfig) -> NoisePath:
+    return NoisePath.of(config.schedule, config.timesteps, config.prediction)
+
+
 def make_network(config: TrainConfig, dataset: Dataset) -> UNet:
     own: dict[str, Any] = {"spread": round(dataset.object_size / 2, 4)} if dataset.object_size else {}
     network = NetworkConfig(
         num_labels=len(dataset.vocabulary), image_size=config.image_size,
         positions=positions_of(config, dataset) is not None, rotations=rotations_of(config, dataset) is not None,
+        inputs=tuple(dataset.inputs),
         **own, **config.network,
     )  # fmt: skip
     torch.manual_seed(config.seed)
@@ -162,9 +173,9 @@ def convex_hull(points: Tensor) -> list[tuple[float, float]]:
 def start_from(network: UNet, storage: Location, name: str, config: TrainConfig, dataset: Dataset) -> None:
     """Give the run's network the weights of a published denoiser.
 
-    The network may also take positions and rotations, and may have more blocks in each level; what the published one
-    lacks stays random. A new block starts as the identity (Chen et al. 2016, "Net2Net", sec. 2.3), since its last
-    convolution is zero.
+    The network may also take positions, rotations and inputs, and may have more blocks in each level; what the
+    published one lacks stays random. A new block starts as the identity (Chen et al. 2016, "Net2Net", sec. 2.3), since
+    its last convolution is zero.
     """
     info, weights = load(resolve(storage, name, "denoiser"))
     if base := info.config.get("base"):
@@ -173,7 +184,8 @@ def start_from(network: UNet, storage: Location, name: str, config: TrainConfig,
         raise TrainerError(f"{name} has another vocabulary than the data set; it cannot be started from")
     wanted = checkpoint_config(config, network, dataset.aspect)
     former = NetworkConfig.model_validate(info.config["network"])
-    former = former.model_copy(update={key: True for key in ("positions", "rotations") if wanted["network"].get(key)})
+    more = ("positions", "rotations", "inputs")
+    former = former.model_copy(update={key: getattr(network.config, key) for key in more if wanted["network"].get(key)})
     former = former.model_copy(update=_more_blocks(former, network.config))
     found = {"aspect": dataset.aspect, **info.config, "network": former.model_dump(mode="json")}
     if different := [key for key in wanted if wanted[key] != found.get(key)]:

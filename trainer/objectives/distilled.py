@@ -21,7 +21,7 @@ from shared import storage as files
 from shared.checkpoint import CheckpointInfo, base_of, load, publish
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser, adapt
-from shared.diffusion.predictions import to_x0
+from shared.diffusion.samplers import make_table, timesteps
 from shared.diffusion.unet import UNet
 from shared.options import SamplingOptions, picture_seed
 from shared.registry import resolve
@@ -66,6 +66,7 @@ class AdaptedNetwork(nn.Module):
     def __init__(self, network: UNet, rank: int, start: dict[str, Tensor] | None = None) -> None:
         super().__init__()
         self.image_shape, self.num_labels, self.config = network.image_shape, network.num_labels, network.config
+        self.edges = tuple(f"changes.{name}" for name in network.edges)
         self.frozen = (network,)  # in a tuple, so that it is not among this module's parameters
         self.changes = nn.ParameterDict()
         for name, weight in network.state_dict().items():
@@ -130,7 +131,7 @@ class Distilling:
     ) -> None:  # fmt: skip
         self.pool, self.base, self.sampling, self.watch = pool, teacher.info, sampling, watch
         self.source = {"teacher": teacher.info.digest}
-        self.to_x0 = to_x0(teacher.alpha_bar, teacher.prediction).to(device)
+        self.to_x0 = teacher.path.to_x0.to(device)
         weights = torch.zeros(len(teacher.alpha_bar))
         for t in torch.unique(pool["t"]):
             weights[t] = 1 / pool["error"][pool["t"] == t].mean().clamp(min=1e-6)
@@ -166,10 +167,16 @@ def trajectories(
     Returns x (N * steps, C, H, W) in float16 with its t, labels and target x0; `error` is the squared error of the
     teacher's first x0_hat against x0. `options.steps` must be a multiple of `steps`, and the sampler deterministic.
     """
-    alpha_bar, limits = teacher.alpha_bar, to_x0(teacher.alpha_bar, teacher.prediction).limit
+    alpha_bar, limits = teacher.alpha_bar, teacher.path.to_x0.limit
     rows = [stepper.new_row(one, options, seed) for one, seed in zip(labels, seeds, strict=True)]
     conditions, each = torch.stack([row.labels for row in rows]), options.steps // steps
-    levels = [alpha_bar[t] for t in rows[0].table.t[::each]] + [torch.ones((), dtype=torch.float64)]
+    # the teacher passes through the student's own timesteps: rounded to whole ones, its own may be one off
+    through = rows[0].table.t.clone()
+    through[::each] = timesteps(options.spacing, steps, alpha_bar)
+    table = make_table(options, alpha_bar, through)
+    for row in rows:
+        row.table = table
+    levels = [alpha_bar[t] for t in through[::each]] + [torch.ones((), dtype=torch.float64)]
     parts: list[dict[str, Tensor]] = []
     for k in range(steps):
         t, start = rows[0].table.t[rows[0].step], torch.stack([row.x for row in rows])

@@ -88,7 +88,7 @@ class Recognising:
         self.dataset = labelled(dataset)
         self.held_out = in_vocabulary(labelled(held_out), dataset.vocabulary, "the data set")
         unknown = torch.zeros(*self.dataset.labels.shape, 2)
-        self.source = {"data set": self.dataset.digest}
+        self.source = {"data set": self.dataset.digest, "held out": self.held_out.digest}
         self.positions = unknown if self.dataset.positions is None else self.dataset.positions
 
     def __len__(self) -> int:

@@ -21,12 +21,12 @@ from shared.vocabulary import Vocabulary
 from trainer.config import Positive, RunConfig, Share, TrainConfig
 from trainer.data import Dataset, positions_of
 from trainer.errors import TrainerError
+from trainer.processes import Processes, processes
 from trainer.runs import Budget, Run
-from trainer.train import Training, train
+from trainer.train import train
 
 HELD_OUT: Final = 20  # one layout of so many is not learnt from
 CHECKED: Final = 512  # held-out layouts of each number of objects, at most
-CHECKS: Final = 20  # of a run, with the held-out layouts
 SHARE_OF_MINUTES: Final = 0.1  # of a denoiser's run, that its layout network may take besides
 
 Layout = tuple[Tensor, Tensor]  # labels (P, n) int64 and positions (P, n, 2) of pictures with n objects
@@ -66,6 +66,7 @@ class LayoutsConfig(RunConfig):
     lr: Positive = 1.5e-3
     warmup_steps: Natural = 100
     cooldown: Share = 0.6
+    evaluate_every: Count = 100  # steps
 
 
 class Arranging:
@@ -145,23 +146,30 @@ def start_from(network: LayoutNetwork, storage: Location, name: str, vocabulary:
 
 def fit_layouts(
     objective: Arranging, network: LayoutNetwork, folder: Path, budget: Budget, **options: Any
-) -> tuple[LayoutNetwork, Training]:
-    """Train, and return the averaged network at the step that knew held-out layouts best.
+) -> tuple[LayoutNetwork, Run, int]:
+    """Train, and return the averaged network at the step that knew held-out layouts best, with the run and that step.
 
-    `options`: those of `train`.
+    Of several processes the first one trains, since a step is too small to share. `options`: those of `train`.
     """
     cpu, threads = torch.device("cpu"), torch.get_num_threads()
-    torch.set_num_threads(1)  # the steps are so small that several threads wait for each other most of the time
-    try:
-        training = train(
-            objective, network, objective.config, folder, budget, device=cpu, evaluations=CHECKS, **options
-        )
-    finally:
-        torch.set_num_threads(threads)
-    fitted = cast(LayoutNetwork, training.averaged)
-    if training.best:
-        fitted.load_state_dict(training.best.weights)
-    return fitted.eval(), training
+
+    def fit() -> tuple[dict[str, Tensor], Run, int]:
+        torch.set_num_threads(1)  # the steps are so small that several threads wait for each other most of the time
+        try:
+            training = train(
+                objective, network, objective.config, folder, budget, device=cpu, group=Processes(), **options
+            )
+        finally:
+            torch.set_num_threads(threads)
+        if best := training.best:
+            return best.weights, training.run, best.step
+        return training.averaged.state_dict(), training.run, training.run.step
+
+    with processes(cpu) as group:
+        weights, run, step = group.from_first(fit)
+    fitted = LayoutNetwork(network.config)
+    fitted.load_state_dict(weights)
+    return fitted.eval(), run, step
 
 
 def fit_layouts_of(

@@ -6,6 +6,7 @@ copies resemble what the denoiser samples: many of them are noised and sampled a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, cast
 
@@ -35,7 +36,7 @@ from trainer.runs import Run, log_samples
 Weight = Annotated[float, Field(ge=0)]
 # As a folder's pictures are read (`data.py`), and as `trainer render --size` writes them
 SQUEEZES: Final = (Image.Resampling.BILINEAR, Image.Resampling.BOX)
-HELD_OUT_EVERY = 50  # one picture in so many is not trained on
+HELD_OUT_EVERY = 50  # one scene in so many is not trained on
 SHOWN, MEASURED = 4, 48  # held-out pictures in a sample grid, and in the figures of the log
 
 
@@ -79,8 +80,8 @@ class Upsampling:
             raise TrainerError(f"pictures of {pictures.size} pixels are smaller than crop={config.crop} blocks")
         check_labelled(dataset, "pictures")
         known = dataset.labels.any(1).nonzero()[:, 0]  # the denoiser samples nothing without labels
-        self.held_out = known[::HELD_OUT_EVERY]
-        trained = known[torch.arange(len(known)) % HELD_OUT_EVERY != 0]
+        scenes = scenes_of([pictures.paths[i] for i in known.tolist()])
+        self.held_out, trained = known[scenes % HELD_OUT_EVERY == 0], known[scenes % HELD_OUT_EVERY != 0]
         self.trained = trained if len(trained) else known
         self.side, self.stepper, self.options = base.image_shape[-1], base.stepper(), base.options
         timesteps = [t for t, *_ in make_table(base.options, base.alpha_bar).rows]
@@ -170,18 +171,31 @@ class Upsampling:
         upsampler = cast(Adversaries, network).upsampler
         device = next(upsampler.parameters()).device
         dtype = autocast_dtype(device)
-        originals = [self.pictures.read(i) for i in self.held_out[:MEASURED].tolist()]
+        measured = self.held_out[torch.linspace(0, len(self.held_out) - 1, min(len(self.held_out), MEASURED)).long()]
+        originals = [self.pictures.read(i) for i in measured.tolist()]
         squeezed = to_float(torch.stack([self._squeeze(one, SQUEEZES[k % 2]) for k, one in enumerate(originals)]))
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             made = torch.cat([upsampler(one[None]).cpu() for one in squeezed.to(device)])
         target = to_float(torch.stack([as_tensor(one) for one in originals]))
-        shown = torch.stack([made[:SHOWN], target[:SHOWN]], 1).flatten(0, 1)
+        some = slice(0, None, max(1, len(made) // SHOWN))
+        shown = torch.stack([made[some][:SHOWN], target[some][:SHOWN]], 1).flatten(0, 1)
         log_samples(self.folder, grid(shown, columns=2), run.step)
         return {"held_out_loss": float((made - target).abs().mean())}
 
     def publish(self, network: nn.Module, storage: Location, name: str, training: dict[str, Any]) -> Location:
         weights = cast(Adversaries, network).upsampler.state_dict()
         return publish_upsampler(self.network, weights, self.base, storage, name, training)
+
+
+def scenes_of(paths: Sequence[Path]) -> Tensor:
+    """Return the number of each picture's scene, from 0 in order of appearance: (N,).
+
+    Pictures of one scene have one name up to the last `_`, as in i-CLEVR. Where that makes one scene of all, each
+    picture is one.
+    """
+    names = [path.with_name(path.stem.rpartition("_")[0] or path.name) for path in paths]
+    numbers = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    return torch.tensor([numbers[name] for name in names]) if len(numbers) > 1 else torch.arange(len(paths))
 
 
 def _balance(one: Tensor, other: Tensor, at: Tensor) -> Tensor:

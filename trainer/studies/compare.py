@@ -16,13 +16,12 @@ import torch
 from rich.progress import Progress
 
 from shared import storage as files
-from shared.diffusion.schedules import alpha_bar
 from shared.evaluator import Evaluator, cropping_judge
 from shared.options import SAMPLING_PRESETS, SamplingOptions
 from trainer.config import REPORT, TrainConfig, check_config
 from trainer.data import Dataset, read_folders, settled
 from trainer.errors import TrainerError
-from trainer.objectives.denoiser import Denoising, make_network
+from trainer.objectives.denoiser import Denoising, make_network, path_of
 from trainer.objectives.layouts import fit_layouts_of
 from trainer.runs import Budget, keep_setup, read_log, show_progress
 from trainer.score import Watcher, save_grid, score_runs
@@ -33,7 +32,7 @@ from trainer.train import train
 # average starts early, because the runs are short.
 BASE: Final = TrainConfig(
     schedule="sigmoid", prediction="eps", loss_weight="none", noise_levels="uniform", positions=False, batch=32,
-    warmup_steps=100, ema_start=200,
+    warmup_steps=100, ema_start=200, evaluate_every=10**9,  # but by shares of the budget
 )  # fmt: skip
 RECIPE: Final = {"schedule": "cosine", "prediction": "v", "loss_weight": "sqrt_snr", "noise_levels": "normal"}
 # Name -> what it changes; `network` is merged, all else replaced.
@@ -44,6 +43,7 @@ VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "cosine": {"schedule": "cosine"},
     "channels": {"network": {"conditioning": "channels"}},
     "v": {"prediction": "v"},
+    "flow": {"prediction": "flow", "schedule": "flow"},
     "v-min-snr": {"prediction": "v", "loss_weight": "min_snr"},
     "labels-only": RECIPE,
     "shipped": {**RECIPE, "positions": True},
@@ -54,7 +54,7 @@ VARIANTS: Final[dict[str, dict[str, Any]]] = {
 COMPARISONS: Final[dict[str, tuple[str, ...]]] = {
     "Noise schedules, eps": ("sigmoid", "linear", "quadratic", "cosine"),
     "Labels: embedding in every block, or input channels": ("sigmoid", "channels"),
-    "What is predicted": ("sigmoid", "v", "v-min-snr", "labels-only"),
+    "What is predicted": ("sigmoid", "v", "flow", "v-min-snr", "labels-only"),
     "Positions: unknown, or given": ("labels-only", "shipped"),
     "64x64 squeezed, or 32x32 padded": ("sigmoid", "pad-32", "report"),
 }
@@ -127,15 +127,13 @@ def run_variant(
     config = settled(config, dataset)
     budget = Budget(setup.minutes, setup.steps)
     layouts = fit_layouts_of(dataset, config, folder / "layouts", budget, show_progress(progress, f"{name}, layouts"))
-    schedule = alpha_bar(config.schedule, config.timesteps)
     watcher = Watcher(
-        schedule, config.prediction, dataset.vocabulary, dataset.aspect, folder, setup.tests, evaluator, device,
+        path_of(config), dataset.vocabulary, dataset.aspect, folder, setup.tests, evaluator, device,
         layouts=layouts,
     )  # fmt: skip
     training = train(
         Denoising(dataset, config, device, watcher), make_network(config, dataset), config, folder, budget,
-        device=device, on_step=show_progress(progress, name), evaluate_every_s=float("inf"),
-        evaluations=CURVE_POINTS,
+        device=device, on_step=show_progress(progress, name), evaluations=CURVE_POINTS,
     )  # fmt: skip
     curve = read_log(folder / "log.jsonl")
     (out / f"{name}.jsonl").write_text("".join(json.dumps(line) + "\n" for line in curve))

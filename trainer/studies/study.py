@@ -1,4 +1,4 @@
-"""What a study is: a measurement that says more about a checkpoint than its scores. `trainer evaluate` runs them.
+"""What a study is: a measurement that says more about a denoiser than its scores. `trainer evaluate` runs them.
 
 A study is an entry of STUDIES and a module of this package, whose `run` measures a Subject and returns a Report.
 """
@@ -16,7 +16,6 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
-from shared.checkpoint import CheckpointKind
 from shared.diffusion.denoise import Stepper, finish
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.evaluator import Evaluator, load_evaluator
@@ -37,7 +36,6 @@ class Subject:
     progress: Progress
     data: list[Path] = field(default_factory=list)
     trained_on: list[Path] = field(default_factory=list)
-    conditions: Path | None = None
     evaluator: str | None = None
     preset: str = "default"
     count: int | None = None
@@ -109,10 +107,9 @@ class Report:
 
 @dataclass(frozen=True)
 class Study:
-    """What a study needs: options, by their names in Subject, and a checkpoint of a kind."""
+    """What a study needs: options, by their names in Subject."""
 
     needs: tuple[str, ...] = ("data",)
-    kind: CheckpointKind = "denoiser"
 
 
 STUDIES: Final = {
@@ -122,7 +119,6 @@ STUDIES: Final = {
     "two-sample": Study(),
     "arrangements": Study(),
     "places": Study(()),
-    "calibration": Study(("data", "conditions"), kind="evaluator"),
 }
 
 

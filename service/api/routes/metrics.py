@@ -30,6 +30,7 @@ REDIS_WITHIN_S = 5.0  # Prometheus waits for 10 s, unless told otherwise, and wo
 async def read_metrics(models: ModelsDep, service: ServiceDep) -> PlainTextResponse:
     """The API's metrics and the state of the queue. Each worker serves its own metrics on a port of its own."""
     names, jobs = models.names, service.jobs
+    metrics.ON_DEMAND.set(service.settings.accept_without_workers)
     pending, oldest_s, claimed = Counter[str](), defaultdict[str, float](float), 0
     try:
         async with asyncio.timeout(REDIS_WITHIN_S):

@@ -19,7 +19,7 @@ export function byLabel({ by_label: labels = [], by_objects: objects = [] }) {
     faulty.length ? labelTable(faulty) : h("p", { class: "note" }, "Each label was found wherever it was asked for, and nowhere else."),
     heatMap(faulty.filter((one) => Object.keys(one.instead).length)),
     table(
-      ["Objects", "Pictures", "As asked", "Share"],
+      ["Objects", "Pictures", "Exact", "Share"],
       objects.map((one) => [String(one.objects), one.pictures, one.exact, figure(one.exact / one.pictures)]),
     ),
   );

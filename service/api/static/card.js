@@ -129,7 +129,7 @@ export class Card {
   }
 
   #name() {
-    const state = { waiting: ", not finished yet", sampling: ", not finished yet", abandoned: ", not finished", exact: ", as asked", judged: ", not as asked" };
+    const state = { waiting: ", not finished yet", sampling: ", not finished yet", abandoned: ", not finished", exact: ", exact", judged: ", not exact" };
     const verdict = state[this.element.dataset.state] ?? "";
     this.frame.setAttribute("aria-label", `Picture ${this.index + 1}: ${listed(this.labels)}${verdict}. Enlarge`);
   }

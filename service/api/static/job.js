@@ -243,7 +243,7 @@ export class JobView {
   #spoken(job) {
     if (!job.result) return `${nameOf(job)}: ${job.status}.`;
     const exact = job.result.pictures.filter((picture) => picture.exact).length;
-    return `${nameOf(job)}, finished. ${exact} of ${job.result.pictures.length} exactly as asked.`;
+    return `${nameOf(job)}, finished. ${exact} of ${job.result.pictures.length} exact.`;
   }
 
   async #cancel(button) {

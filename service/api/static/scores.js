@@ -14,7 +14,7 @@ export function scoreboard(job, more) {
   const exact = result.pictures.filter((picture) => picture.exact).length;
   if (job.kind === "generate") {
     return figures([
-      ["As asked", String(exact), `of ${result.pictures.length}`],
+      ["Exact", String(exact), `of ${result.pictures.length}`],
       ["Accuracy", figure(result.accuracy)],
       ["F1", figure(result.f1)],
     ]);

@@ -46,7 +46,7 @@ export class Support {
     return `${counted(count, "object")}: this model draws ${this.range} in a picture.`;
   }
 
-  /** Why an object cannot stand at a place, with the `others` where they are, or null. */
+  /** Return why an object cannot stand at a place while the `others` keep their places. Null if it can. */
   placeProblem(place, others) {
     if (this.#outside(place) > SLACK) return "This model has seen no objects outside the outlined area.";
     if (room(place, others) < this.nearest - SLACK) return "This model has seen no two objects so close to each other.";

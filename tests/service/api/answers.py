@@ -63,7 +63,8 @@ def problem(response: httpx.Response, status: int, slug: str) -> Body:
 
 def nothing_is_queued(connection: Redis) -> bool:
     """Return whether Redis holds nothing but a worker."""
-    return set(connection.keys("*")) <= {keys.OLD_WORKERS, keys.old_worker("w"), *connection.keys("rq:worker*")}
+    of_workers = {keys.OLD_WORKERS, keys.old_worker("w"), "rq:queues", *connection.keys("rq:worker*")}
+    return set(connection.keys("*")) <= of_workers
 
 
 def scoring(lists: Sequence[Sequence[str]], **fields: Any) -> dict[str, Any]:

@@ -20,7 +20,8 @@ from service.contract.records import (
     hour_of,
     new_job_id,
 )
-from shared.options import SamplingOptions, picture_seed
+from service.store.async_jobs import arguments
+from shared.options import Fraction, SamplingOptions, picture_seed
 from tests.service.contract.strategies import layouts
 from tests.service.store.helpers import record
 from tests.shared.test_options import sampling_options
@@ -43,6 +44,29 @@ def test_a_job_record_reads_back_unchanged(
 def test_each_repeat_has_the_seeds_of_a_separate_request() -> None:
     job = record(3, repeats=2, seed=40)
     assert [job.picture(i).seed for i in range(6)] == [picture_seed(40 + r, i) for r in range(2) for i in range(3)]
+
+
+class LaterOptions(SamplingOptions):
+    """Those of the next version, with one more."""
+
+    glow: Fraction | None = None
+
+
+class LaterRecord(JobRecord):
+    options: LaterOptions
+
+
+def test_workers_of_the_version_before_take_jobs_that_do_not_use_a_new_option() -> None:
+    """During a rolling upgrade, of a job that the next version's API has stored."""
+    plain = record(1)
+    for glow in (None, 0.5):
+        job = LaterRecord(**{**dict(plain), "options": LaterOptions(glow=glow)})
+        stored = arguments(job, None, {})[1]
+        if glow is None:
+            assert JobRecord.model_validate_json(stored) == plain.model_copy(update={"options": SamplingOptions()})
+        else:
+            with pytest.raises(ValidationError, match="glow"):
+                JobRecord.model_validate_json(stored)
 
 
 def test_a_record_of_the_next_version_is_read_without_what_is_new_but_not_to_sample_without_an_option() -> None:

@@ -62,7 +62,7 @@ def test_the_api_reports_requests_and_its_queue(client: httpx.Client, connection
 
     store = JobStore(connection, settings.model_copy(update={"lease_s": 60}))
     before = read()
-    assert before("workers") == before("open_jobs") == before("open_pictures") == 0
+    assert before("workers") == before("workers_on_demand") == before("open_jobs") == before("open_pictures") == 0
     workers.announce(store.connection, "w", {}, store.settings.lease_s)
     body = {"labels": [["red cube"]] * 3, "steps": 2, "guidance": 2.0}
     job = client.post("/generate", json=body, headers={"prefer": "respond-async"}).json()

@@ -1,7 +1,7 @@
 """Where webhooks may go: no spelling of a private address passes, and what was checked is what is called."""
 
-import asyncio
 import ipaddress
+import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -72,14 +72,16 @@ def test_a_name_is_resolved_once_and_the_checked_address_is_called(
     receiver = start(200)
     asked = list[str]()
 
-    async def once(self: object, host: str, port: int, **_: object) -> list[Any]:
-        if host == "127.0.0.1":  # Redis
-            return [(2, 1, 6, "", (host, port))]
+    look_up = socket.getaddrinfo
+
+    def once(host: Any, port: int, *arguments: Any, **options: Any) -> Any:
+        if host != "receiver.example":
+            return look_up(host, port, *arguments, **options)
         asked.append(host)
         assert len(asked) == 1, "a second answer could be another"
         return [(2, 1, 6, "", ("127.0.0.1", port))]
 
-    monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", once)
+    monkeypatch.setattr(socket, "getaddrinfo", once)
     store.cancel(job_id := create_job(store, f"http://receiver.example:{receiver.port}/"))
     attempt(hooked, job_id, "cancelled")
     assert asked == ["receiver.example"]
@@ -96,10 +98,12 @@ def test_the_certificate_is_checked_for_the_name(
     authority.issue_cert(name).private_key_and_cert_chain_pem.write_to_path(certificate)
     receiver = start(200, certificate=certificate)
 
-    async def resolved(self: object, host: str, port: int, **_: object) -> list[Any]:
-        return [(2, 1, 6, "", ("127.0.0.1", port))]
+    look_up = socket.getaddrinfo
 
-    monkeypatch.setattr(asyncio.base_events.BaseEventLoop, "getaddrinfo", resolved)
+    def resolved(host: Any, port: int, *arguments: Any, **options: Any) -> Any:
+        return look_up("127.0.0.1" if host == "receiver.example" else host, port, *arguments, **options)
+
+    monkeypatch.setattr(socket, "getaddrinfo", resolved)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "authority.pem"))
     store.cancel(job_id := create_job(store, f"https://receiver.example:{receiver.port}/"))
     attempt(hooked, job_id, "cancelled")

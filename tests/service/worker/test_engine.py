@@ -17,6 +17,7 @@ from service.contract.records import FinishedPicture, Picture
 from service.worker.engine import BatchSizes, Engine, frame_size
 from service.worker.judge import Failed, Outcome
 from shared.diffusion.denoise import Row, Stepper
+from shared.diffusion.path import NoisePath
 from shared.diffusion.schedules import alpha_bar
 from shared.options import SamplingOptions
 from shared.vocabulary import Vocabulary
@@ -68,7 +69,7 @@ def network() -> ToyNetwork:
 
 
 def engine(net: ToyNetwork | None = None, *, efficient_rows: int | None = None) -> Engine:
-    stepper = FaultyStepper(net or network(), AB, "v")
+    stepper = FaultyStepper(net or network(), NoisePath(AB, "v"))
     return Engine(stepper, Vocabulary(NAMES), ToyJudge(), BatchSizes(8, 64, efficient_rows))
 
 

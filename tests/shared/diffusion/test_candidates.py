@@ -5,6 +5,7 @@ from torch import Tensor
 
 from shared.diffusion.candidates import LOG_SNRS, evidence, sample_best
 from shared.diffusion.denoise import Row, Stepper, sample
+from shared.diffusion.path import NoisePath
 from shared.diffusion.schedules import alpha_bar
 from shared.options import SamplingOptions, picture_seed
 from tests.toy import ToyNetwork
@@ -24,7 +25,7 @@ class Expecting(ToyNetwork):
 
 
 def expecting() -> Stepper:
-    return Stepper(Expecting(AB), AB, "v", max_rows=2)
+    return Stepper(Expecting(AB), NoisePath(AB, "v"), max_rows=2)
 
 
 def finished(stepper: Stepper, value: float) -> Row:
@@ -44,7 +45,7 @@ def test_evidence_is_the_share_of_the_error_that_labels_remove() -> None:
 
 def test_the_candidate_with_most_evidence_is_kept() -> None:
     network = ToyNetwork(AB)
-    stepper = Stepper(network, AB, "v")
+    stepper = Stepper(network, NoisePath(AB, "v"))
     labels, seeds = torch.eye(network.num_labels)[:3], [5, 6, 7]
     best = sample_best(stepper, labels, OPTIONS, seeds, 4)
     for own, seed, picture in zip(labels, seeds, best, strict=True):
@@ -57,7 +58,7 @@ def test_the_candidate_with_most_evidence_is_kept() -> None:
 
 def test_a_single_candidate_is_what_is_sampled_anyway() -> None:
     network = ToyNetwork(AB)
-    stepper = Stepper(network, AB, "v")
+    stepper = Stepper(network, NoisePath(AB, "v"))
     labels = torch.eye(network.num_labels)[:2]
     steps: list[int] = []
     best = sample_best(stepper, labels, OPTIONS, [1, 2], 1, on_step=lambda rows: steps.append(len(rows)))

@@ -5,6 +5,7 @@ import torch
 from torch import Tensor
 
 from shared.diffusion.denoise import Row, Stepper, sample
+from shared.diffusion.path import NoisePath
 from shared.diffusion.schedules import alpha_bar, betas
 from shared.options import SamplingOptions
 from tests.toy import K, ToyNetwork
@@ -24,7 +25,7 @@ SEEDS = [11, 12, 13, 14, 15]
 
 def stepper(ab: Tensor = LINEAR, *, max_rows: int = 64) -> tuple[Stepper, ToyNetwork]:
     network = ToyNetwork(ab)
-    return Stepper(network, ab, "v", max_rows=max_rows), network
+    return Stepper(network, NoisePath(ab, "v"), max_rows=max_rows), network
 
 
 def alone(i: int) -> Tensor:
@@ -85,7 +86,7 @@ def test_torch_has_the_given_threads_during_a_step_and_its_own_after_it() -> Non
     torch.set_num_threads(3)
     try:
         for threads in (1, None):
-            sample(Stepper(Counting(LINEAR), LINEAR, "v", threads=threads), torch.eye(K)[:1], MIXED[0], [1])
+            sample(Stepper(Counting(LINEAR), NoisePath(LINEAR, "v"), threads=threads), torch.eye(K)[:1], MIXED[0], [1])
             assert torch.get_num_threads() == 3
     finally:
         torch.set_num_threads(before)
@@ -130,7 +131,7 @@ def test_network_rows_are_only_those_that_guidance_needs(options: SamplingOption
 def test_guidance_is_null_plus_w_times_the_difference(prediction: str, w: float, clip: bool) -> None:
     """A single step ends at x0_hat, which the toy network gives in closed form."""
     network = ToyNetwork(LINEAR, prediction)  # type: ignore[arg-type]
-    loop = Stepper(network, LINEAR, prediction)  # type: ignore[arg-type]
+    loop = Stepper(network, NoisePath(LINEAR, prediction))  # type: ignore[arg-type]
     row = loop.new_row(LABELS[2], SamplingOptions(steps=1, guidance=w, clip_x0=clip), 5)
     arguments = (row.x[None].double(), torch.tensor([T - 1]), torch.tensor([LABELS[2]]))
     cond, null = (network.x0(*arguments, torch.tensor([keep])) for keep in (True, False))
@@ -151,7 +152,7 @@ def test_guidance_is_null_plus_w_times_the_difference(prediction: str, w: float,
 
 def test_autocast_applies_to_the_network_only() -> None:
     network = ToyNetwork(LINEAR)
-    loop = Stepper(network, LINEAR, "v", dtype=torch.bfloat16)
+    loop = Stepper(network, NoisePath(LINEAR, "v"), dtype=torch.bfloat16)
     x = sample(loop, torch.tensor(LABELS), SamplingOptions(steps=2), SEEDS)
     assert x.dtype == torch.float32
     assert all(call.autocast for call in network.calls)
@@ -190,7 +191,7 @@ class Doubling:
 
 def test_finished_pictures_are_upsampled() -> None:
     upsampler = Doubling()
-    loop = Stepper(ToyNetwork(LINEAR), LINEAR, "v", upsampler=upsampler)
+    loop = Stepper(ToyNetwork(LINEAR), NoisePath(LINEAR, "v"), upsampler=upsampler)
     plain = sample(stepper()[0], torch.tensor(LABELS), MIXED, SEEDS)
     made = sample(loop, torch.tensor(LABELS), MIXED, SEEDS)
     assert made.shape == (5, *loop.picture_shape) == (5, 3, 8, 12)
@@ -240,5 +241,5 @@ def test_the_reports_cosine_run_diverges_and_ours_does_not() -> None:
         x += torch.sqrt(beta[i]) * torch.randn(x.shape, generator=generator) * (i > 1)
     assert float(x.std()) > 100
     options = SamplingOptions(sampler="ddpm", steps=999, spacing="uniform", guidance=1.0)
-    ours = sample(Stepper(network, COSINE, "eps"), nothing, options, [1])
+    ours = sample(Stepper(network, NoisePath(COSINE, "eps")), nothing, options, [1])
     assert float(ours.std()) < 0.05

@@ -10,6 +10,7 @@ from shared.diffusion.conditioning import PositionMap
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.layout_draws import LayoutDrawer, _gelu
 from shared.diffusion.layouts import DRAWS, OUTSIDE, LayoutConfig, LayoutNetwork, positions_at, with_positions
+from shared.diffusion.path import NoisePath
 from shared.diffusion.schedules import alpha_bar
 from shared.diffusion.unet import NetworkConfig, UNet
 from shared.options import SamplingOptions
@@ -141,7 +142,10 @@ def test_positions_change_the_prediction_unless_labels_are_dropped() -> None:
 
 def test_a_seed_determines_noise_and_layout_and_the_noise_does_not_depend_on_layouts() -> None:
     ab, layouts, options = alpha_bar("cosine", 50), LayoutDrawer(layout_network()), SamplingOptions(steps=2)
-    with_layouts, without = Stepper(network(), ab, "v", layouts=layouts), Stepper(network(False), ab, "v")
+    with_layouts, without = (
+        Stepper(network(), NoisePath(ab, "v"), layouts=layouts),
+        Stepper(network(False), NoisePath(ab, "v")),
+    )
     one, again, other = (with_layouts.new_row([1, 1, 0], options, seed) for seed in (5, 5, 6))
     assert torch.equal(one.labels, again.labels)
     assert one.labels.shape == (3, 3)

@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from shared.diffusion.predictions import PREDICTIONS, shares, to_x0
+from shared.diffusion.predictions import PREDICTIONS, PredictionName, shares, to_x0
 from shared.diffusion.schedules import alpha_bar
-from shared.options import PredictionName
 
 AB = alpha_bar("cosine")
 A, S = AB.sqrt(), (1 - AB).sqrt()
@@ -19,6 +18,15 @@ def test_x0_is_recovered_from_an_exact_prediction(prediction: PredictionName) ->
     x0_hat = convert(a * x_0 + s * eps, of_x_0 * x_0 + of_eps * eps, t)
     limit = convert.limit[:, None, None, None]
     torch.testing.assert_close(x0_hat, x_0.clamp(-limit, limit), rtol=1e-7, atol=1e-7)
+
+
+def test_flow_is_the_velocity_of_the_straight_path() -> None:
+    """On x_u = (1 - u) x_0 + u eps: x_0 = x_u - u velocity. Here x_u is divided by its norm."""
+    u = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    flow = to_x0(alpha_bar("flow"), "flow")
+    torch.testing.assert_close(flow.p, ((1 - u) ** 2 + u**2).sqrt())
+    torch.testing.assert_close(flow.q, -u)
+    assert flow.limit.isinf().all()
 
 
 def test_eps_and_v_are_those_of_the_papers() -> None:

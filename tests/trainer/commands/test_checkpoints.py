@@ -47,7 +47,7 @@ def test_scores_are_printed_and_written(command: Command) -> None:
     assert (figures["rows_per_picture"], figures["padding"], figures["evaluator"]) == (6, "none", "toy-evaluator")
     with Image.open("grid.png") as grid:
         assert grid.size == (2 + 2 * 18, 20)
-    succeeded(command("score", "few.json", "--candidates", 3, "--steps", 2, "--json", "score.json"))
+    succeeded(command("score", "few.json", "--repeats", 1, "--candidates", 3, "--steps", 2, "--json", "score.json"))
     sampled, examined = 2 * 2, 2 * len(LOG_SNRS)
     figures = json.loads(Path("score.json").read_text())
     assert (figures["candidates"], figures["rows_per_picture"]) == (3, 3 * (sampled + examined))
@@ -59,7 +59,10 @@ def test_pictures_that_are_not_finite_get_no_score(command: Command) -> None:
     publish(
         Path("models"), "broken", tensors, kind="denoiser", vocabulary=info.vocabulary, config=info.config, training={}
     )
-    refused(command("score", "few.json", "--model", "broken", "--steps", 2), "the network's output is not finite")
+    refused(
+        command("score", "few.json", "--repeats", 1, "--model", "broken", "--steps", 2),
+        "the network's output is not finite",
+    )
 
 
 def test_an_evaluator_of_more_labels_judges_as_in_the_service(command: Command) -> None:
@@ -71,7 +74,7 @@ def test_an_evaluator_of_more_labels_judges_as_in_the_service(command: Command) 
     promote(storage, "few")
     lists = [labels[:1], labels[1:]]
     Path("few.json").write_text(json.dumps(lists))
-    succeeded(command("score", "few.json", "--steps", 2, "--json", "score.json"))
+    succeeded(command("score", "few.json", "--repeats", 1, "--steps", 2, "--json", "score.json"))
     denoiser, judge = load_denoiser(storage / "few.safetensors"), load_evaluator(storage / "wide.safetensors")
     options = denoiser.options.model_copy(update={"steps": 2})
     seeds = [picture_seed(0, i) for i in range(2)]
@@ -89,7 +92,11 @@ def test_an_evaluator_of_more_labels_judges_as_in_the_service(command: Command) 
 
 def test_an_evaluator_is_exported_as_the_courses_checkpoint_which_can_judge(command: Command) -> None:
     succeeded(command("export", "toy-evaluator", "checkpoint.pth"))
-    succeeded(command("score", "few.json", "--evaluator", "checkpoint.pth", "--steps", 1, "--json", "score.json"))
+    succeeded(
+        command(
+            "score", "few.json", "--repeats", 1, "--evaluator", "checkpoint.pth", "--steps", 1, "--json", "score.json"
+        )
+    )
     assert json.loads(Path("score.json").read_text())["evaluator"] == "checkpoint.pth"
     course = CourseEvaluator(Path("checkpoint.pth"))  # loads strictly
     kept = load(Path("models/toy-evaluator.safetensors"))[1]
@@ -132,7 +139,11 @@ def test_the_padding_is_cropped_before_pictures_are_judged(command: Command, tmp
     assert load_denoiser(Path("models/padded.safetensors")).aspect == 2.0
     found = []
     for options in ((), ("--keep-padding",)):
-        succeeded(command("score", "few.json", "--model", "padded", "--steps", 1, *options, "--json", "a.json"))
+        succeeded(
+            command(
+                "score", "few.json", "--repeats", 1, "--model", "padded", "--steps", 1, *options, "--json", "a.json"
+            )
+        )
         found.append(json.loads(Path("a.json").read_text())["padding"])
     assert found == ["cut", "kept"]
 

@@ -16,8 +16,8 @@ from tests.trainer.command_line import Command, refused
         (["train", "denoiser", "--storage", "file"], "error: --storage file: file is a file, not a folder"),
         (["train", "distilled", "--teacher", "toy", "--run", "file"], "error: --run file: file is a file"),
         (["train", "upsampler", "--base", "toy", "--name", "toy"], "toy: is the checkpoint that the new one changes"),
-        (["train", "denoiser", "--patience", "2"], "--patience needs --held-out or --evaluator"),
-        (["train", "distilled", "--teacher", "toy", "--patience", "2"], "--patience needs --evaluator"),
+        (["train", "denoiser", "--patience", "2"], "--patience needs --held-out"),
+        (["train", "distilled", "--teacher", "toy", "--patience", "2"], "--patience is for objectives with a held-out"),
     ],
 )
 def test_what_could_not_be_published_is_not_trained(

@@ -1,25 +1,36 @@
 """`trainer train evaluator` and `trainer train denoiser`: publishing, resuming, logging, and refused arguments."""
 
 import json
+import os
 import re
 import shutil
+import signal
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from torch import Tensor
 
 from shared.checkpoint import read_info
+from shared.registry import promote, promoted
 from tests.toy_checkpoint import publish_toys
 from tests.trainer.command_line import TINY, Command, refused, succeeded
 from tests.trainer_fixtures import write_data_folder
+from trainer.objectives.denoiser import Denoising
 
 FIT = ("train", "evaluator", "--set", "batch=8")
 UNSEEN = "note: no picture shows brown cube, purple cube, .*, yellow cylinder, so they cannot be learnt\n"
 
 
-def test_the_evaluator_is_published_and_resumes(command: Command, data: Path) -> None:
+@pytest.fixture
+def unseen(tmp_path: Path) -> Path:
+    return write_data_folder(tmp_path / "unseen", pictures=4)
+
+
+def test_the_evaluator_is_published_and_resumes(command: Command, data: Path, unseen: Path) -> None:
     for has_finished in (False, True):
-        code, _, err = command(*FIT, "--data", data, "--data", data, "--held-out", data, "--steps", 1)
+        code, _, err = command(*FIT, "--data", data, "--data", data, "--held-out", unseen, "--steps", 1)
         assert (code, "the run was finished before" in err) == (0, has_finished), err
         assert re.search(UNSEEN, err)
     assert read_info(Path("models/evaluator.safetensors")).kind == "evaluator"
@@ -41,31 +52,66 @@ def test_the_denoiser_is_scored_while_it_trains_and_resumes_by_the_same_command(
     refused(command(*train, "--steps", 4, "--set", "lr=0.5"), "was started with another lr")
 
 
-def test_the_best_weights_are_published_beside_the_last_and_patience_ends_a_run(command: Command, data: Path) -> None:
+def test_the_best_weights_are_published_beside_the_last_and_patience_ends_a_run(
+    command: Command, data: Path, unseen: Path
+) -> None:
     """With a rate that undoes what is learnt, the first evaluation is the best."""
-    train = ["train", "denoiser", "--data", data, "--held-out", data, "--name", "tiny", "--evaluate-minutes", "0"]
+    train = ["train", "denoiser", "--data", data, "--held-out", unseen, "--name", "tiny", "--set", "evaluate_every=1"]
     train += [*TINY, "--set", "publish=raw", "--set", "warmup_steps=0"]
     succeeded(command(*train, "--steps", 1))
     assert not Path("models/tiny-best.safetensors").exists()
-    spoiling = [*train, "--set", "lr=1.0", "--run", "spoilt", "--steps", 50]
+    spoiling = [*train, "--set", "lr=3.0", "--run", "spoilt", "--steps", 50]
     assert "best, at step 1 " in command(*spoiling, "--patience", 2)[2]
     last, best = (read_info(Path(f"models/{name}.safetensors")).training for name in ("tiny", "tiny-best"))
     assert (last["steps"], best["steps"]) == (3, 1)
     assert best["last"]["held_out_loss"] < last["last"]["held_out_loss"]
     spoilt_further = command(*spoiling, "--patience", 2)
     assert "the run was finished before" in spoilt_further[2]
-    succeeded(command(*train, "--steps", 2))  # its last weights are its best, and those of the spoilt run go
-    last, best = (read_info(Path(f"models/{name}.safetensors")).training for name in ("tiny", "tiny-best"))
-    assert (best["config"], best["steps"]) == (last["config"], 2)
+    promote(Path("models"), "tiny-best")
+    plain = ("train", "denoiser", "--data", data, "--name", "tiny", *TINY, "--run", "plain", "--steps", 1)
+    succeeded(command(*plain))  # without held-out pictures it has no best, and the former run's does not stay
+    assert sorted(path.name for path in Path("models").glob("tiny*")) == [
+        "tiny-log.jsonl", "tiny-log.png", "tiny.md", "tiny.safetensors"
+    ]  # fmt: skip
+    assert promoted(Path("models")) == "tiny"
     publish_toys(Path("models"))
     shutil.copy("models/toy-evaluator.safetensors", "models/other-best.safetensors")
     other = ("train", "denoiser", "--data", data, "--name", "other", "--steps", 1)
     refused(command(*other), "other-best: exists and is of kind evaluator")
 
 
+def test_a_run_is_published_and_promoted_while_it_goes_on_and_after_a_signal(
+    command: Command, data: Path, unseen: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The signal comes while step 4 is drawn. The best of what is published is the default."""
+    seen = list[tuple[int, str | None]]()
+    original = Denoising.draw
+
+    def draw(self: Denoising, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
+        path = Path("models/tiny.safetensors")
+        if path.exists() and len(index) == 8:
+            seen.append((read_info(path).training["steps"], promoted(Path("models"))))
+        if self.config.seed == 0 and len(seen) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(self, index, share, generator)
+
+    monkeypatch.setattr(Denoising, "draw", draw)
+    train = ["train", "denoiser", "--data", data, "--name", "tiny", *TINY, "--steps", 9, "--set", "warmup_steps=2"]
+    refused(
+        command(*train, "--publish-every", 2, "--promote"),
+        "stopped by SIGTERM at step 4; the same command goes on from there", code=128 + signal.SIGTERM,
+    )  # fmt: skip
+    assert seen == [(2, "tiny"), (2, "tiny")]
+    assert read_info(Path("models/tiny.safetensors")).training["steps"] == 4
+    refused(command(*train, "--publish-every", "soon"), '"soon" is neither minutes, as 10m, nor steps, as 500')
+    same = [*train, "--held-out", unseen, "--held-out", data]
+    refused(command(*same), "data is given as --data and as --held-out; pictures that are learnt test nothing")
+    refused(command(*train, "--held-out", unseen), "was started with another held out; choose another --run")
+
+
 def test_the_loss_on_held_out_pictures_is_logged(command: Command, data: Path, tmp_path: Path) -> None:
-    unseen = write_data_folder(tmp_path / "unseen", pictures=8)
-    train = ("train", "denoiser", "--data", data, "--held-out", data, "--held-out", unseen, "--name", "tiny", *TINY)
+    unseen, other = (write_data_folder(tmp_path / name, pictures=4) for name in ("unseen", "other"))
+    train = ("train", "denoiser", "--data", data, "--held-out", other, "--held-out", unseen, "--name", "tiny", *TINY)
     code, _, err = command(*train, "--steps", 2)
     assert code == 0, err
     last = json.loads(Path("runs/denoiser/log.jsonl").read_text().splitlines()[-1])
@@ -76,7 +122,7 @@ def test_the_loss_on_held_out_pictures_is_logged(command: Command, data: Path, t
     for label in ("red cube", "cat"):
         (unseen / "objects.json").write_text(json.dumps({label: 0}))
         (unseen / "train.json").write_text(json.dumps({"CLEVR_train_000000_0.png": [label]}))
-        again = command(*train, "--steps", 3)
+        again = command(*train, "--steps", 3, "--run", label.split()[0])
     refused(again, "does not know labels of the folder: cat")
     assert read_info(Path("models/tiny.safetensors")).training["steps"] == 3
 

@@ -1,12 +1,19 @@
-"""What the importer reads from image folders, CSV files and COCO annotations."""
+"""What the importer reads from folders of pictures, captions, tables, CSV files and COCO annotations."""
 
 import json
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
+from PIL import Image
+from pyarrow import parquet as pq
 
+from shared.options import LIMITS
+from trainer.data import load_dataset
 from trainer.errors import TrainerError
-from trainer.importer.formats import Item, read_source
+from trainer.importer.folders import write_folders
+from trainer.importer.formats import Item, Source, read_source
+from trainer.score import some_lists
 
 
 def coco(images: list[int], categories: list[int]) -> str:
@@ -109,3 +116,80 @@ def test_what_cannot_be_read_is_refused(tmp_path: Path, name: str, content: str,
 def test_a_folder_without_metadata_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match=r"no metadata.jsonl or metadata.csv"):
         read_source(tmp_path)
+
+
+def picture(path: Path, shade: int = 0, size: int = 8) -> bytes:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (size, size), (shade, 0, 0)).save(path)
+    return path.read_bytes()
+
+
+def labels_of(source: Source) -> dict[str, tuple[str, ...]]:
+    return {item.file: item.labels for item in source.items}
+
+
+def test_a_folder_for_each_class(tmp_path: Path) -> None:
+    for name in ("train/cat/0.png", "train/dog/0.JPG", "train/dog/1.webp"):
+        picture(tmp_path / name)
+    (tmp_path / "train/cat/readme.md").write_text("not a picture")
+    assert labels_of(read_source(tmp_path)) == {
+        "train/cat/0.png": ("cat",), "train/dog/0.JPG": ("dog",), "train/dog/1.webp": ("dog",)
+    }  # fmt: skip
+    with pytest.raises(TrainerError, match=r"no such file that could have the field .tone.; it has no metadata"):
+        read_source(tmp_path, labels=["tone"])
+    picture(tmp_path / "lost.png")
+    with pytest.raises(TrainerError, match=r"lost\.png has no caption beside it and is in no folder of a class"):
+        read_source(tmp_path)
+
+
+def test_captions_are_label_sets(tmp_path: Path) -> None:
+    for name, caption in (("0", "a cat, on grass,  a cat"), ("1", "dog\non grass\n"), ("2", None)):
+        picture(tmp_path / f"{name}.png")
+        if caption:
+            (tmp_path / f"{name}.txt").write_text(caption)
+    read = read_source(tmp_path)
+    assert labels_of(read) == {"0.png": ("a cat", "on grass"), "1.png": ("dog", "on grass"), "2.png": ()}
+    assert read.notes == ["1 pictures have no caption"]
+    assert labels_of(read_source(tmp_path, separator=";"))["0.png"] == ("a cat, on grass,  a cat",)
+
+
+@pytest.mark.parametrize("saved", ["parquet", "arrow"])
+def test_pictures_in_tables(tmp_path: Path, saved: str) -> None:
+    """As Hugging Face's datasets write them: pictures with a path, and class labels as numbers."""
+    content = [picture(tmp_path / f"{i}.png", 40 * i) for i in range(4)]
+    images = [{"bytes": one, "path": f"{i}.png" if i else None} for i, one in enumerate(content)]
+    kinds = {"info": {"features": {"label": {"names": ["cat", "dog"], "_type": "ClassLabel"}}}}
+    table = pa.table({"image": images, "label": [0, 1, -1, 1], "scene": ["a", "a", "b", "b"]})
+    table = table.replace_schema_metadata({"huggingface": json.dumps(kinds)})
+    folder = tmp_path / "set"
+    folder.mkdir()
+    if saved == "parquet":
+        pq.write_table(table, folder / "0.parquet", row_group_size=3)
+    else:
+        with pa.OSFile(str(folder / "data-0.arrow"), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table, max_chunksize=3)
+    read = read_source(folder, group="scene")
+    names = ["0000000", "0000001-1.png", "0000002-2.png", "0000003-3.png"]
+    assert labels_of(read) == dict(zip(names, [("cat",), ("dog",), (), ("dog",)], strict=True))
+    assert [item.group for item in read.items] == ["a", "a", "b", "b"]
+    assert [item.content and item.content() for item in read.items] == content
+    report = write_folders(read, tmp_path / "out", share=0.0, unlabelled=True)
+    assert [one.name for one in report.train] == ["0000000.png", "0000001-1.png", "0000002-2.png", "0000003-3.png"]
+    assert [(tmp_path / "out/train/images" / one.name).read_bytes() for one in report.train] == content
+    with pytest.raises(TrainerError, match='has no field "tone"; it has image, label, scene'):
+        read_source(folder, labels=["tone"])
+    (folder / f"broken.{saved}").write_bytes(b"PAR1")
+    with pytest.raises(TrainerError, match=f"broken.{saved}: cannot be read"):
+        read_source(folder)
+
+
+def test_a_picture_may_have_more_labels_than_a_request(tmp_path: Path) -> None:
+    picture(tmp_path / "0.png")
+    tags = [f"tag {i}" for i in range(LIMITS.max_labels + 4)]
+    (tmp_path / "0.txt").write_text(", ".join(tags))
+    report = write_folders(read_source(tmp_path), tmp_path / "out", share=0.0)
+    assert not report.skipped
+    assert not (tmp_path / "out/train/test.json").exists()  # no list that a request could name
+    dataset = load_dataset(tmp_path / "out/train", size=8)
+    assert float(dataset.labels.sum()) == len(tags)
+    assert some_lists(dataset) == [sorted(tags)]  # of the grid

@@ -42,6 +42,25 @@ def test_it_learns_to_predict_noise(dataset: Dataset, tmp_path: Path, monkeypatc
     assert losses[-1] < 0.75  # measured: 0.67; a fresh network predicts no noise, whose variance is 1
 
 
+def test_it_learns_a_flow_along_the_straight_path(
+    dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("trainer.train.LOG_EVERY", 20)
+    tiny = TINY.model_dump(exclude={"schedule"})
+    config = TrainConfig.model_validate({**tiny, "prediction": "flow", "loss_weight": "none", "lr": 5e-3})
+    assert (config.schedule, TrainConfig(prediction="flow", schedule="cosine").schedule) == ("flow", "cosine")
+    objective, network, losses = Denoising(dataset, config, CPU), make_network(config, dataset), list[float]()
+    train(
+        objective, network, config, tmp_path / "run", Budget(steps=120), device=CPU,
+        on_step=lambda run: losses.append(run.loss),
+    )  # fmt: skip
+    assert losses[-1] < 0.85 * losses[20]  # a fresh network predicts no velocity; 0 before the first LOG_EVERY steps
+    denoiser = load_denoiser(objective.publish(network, tmp_path, "flow", {}))
+    assert (denoiser.prediction, denoiser.info.config["schedule"]) == ("flow", "flow")
+    images = sample(denoiser.stepper(), dataset.labels[:2], SamplingOptions(sampler="ddim", steps=4), [1, 2])
+    assert images.isfinite().all()
+
+
 @pytest.mark.parametrize("conditioning", ["embedding", "channels"])
 def test_a_published_denoiser_loads_and_samples(dataset: Dataset, tmp_path: Path, conditioning: str) -> None:
     config = _config(network={**NETWORK, "conditioning": conditioning}, prediction="eps", schedule="sigmoid")

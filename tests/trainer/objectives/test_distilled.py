@@ -87,6 +87,15 @@ def test_an_adapter_is_refused_without_the_weights_it_changes(teacher: Denoiser,
         (tmp_path / "toy.safetensors").unlink(missing_ok=True)
 
 
+def test_the_teacher_passes_through_the_students_own_timesteps(teacher: Denoiser) -> None:
+    """Rounded to whole timesteps, every 13th of 26 steps is one off the second of 2."""
+    path = SamplingOptions(sampler="dpmpp_2m", steps=26, guidance=1.0)
+    wanted = make_table(SamplingOptions(sampler="ddim", steps=2), teacher.alpha_bar).t
+    assert make_table(path, teacher.alpha_bar).t[::13].tolist() != wanted.tolist()
+    cut = trajectories(teacher, teacher.stepper(), torch.eye(len(teacher.vocabulary))[:1], [7], 2, path)
+    assert cut["t"].tolist() == wanted.tolist()
+
+
 @pytest.mark.parametrize("steps", [1, 4])
 def test_one_step_of_the_student_ends_where_the_teachers_steps_end(teacher: Denoiser, steps: int) -> None:
     labels = torch.eye(len(teacher.vocabulary))[:3]

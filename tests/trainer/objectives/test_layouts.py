@@ -33,16 +33,17 @@ def test_the_layout_network_learns_which_label_stands_where(tmp_path: Path) -> N
     vocabulary, count = Vocabulary(("sky", "boat")), 600
     heights = torch.rand(count, 2, generator=generator).sort(1).values  # y from the top: the sky's is the smaller
     positions = torch.stack([torch.rand(count, 2, generator=generator), heights], -1)
-    objective = Arranging(positions, vocabulary, LayoutsConfig(network={"cells": 16}))
-    network, training = fit_layouts(objective, make_network(objective), tmp_path, Budget(steps=100))
+    objective = Arranging(positions, vocabulary, LayoutsConfig(network={"cells": 16}, evaluate_every=5))
+    network, _, step = fit_layouts(objective, make_network(objective), tmp_path, Budget(steps=100))
     drawer = LayoutDrawer(network)
     drawn = torch.stack([drawer.draw(torch.ones(2), generator) for _ in range(100)])
     assert float((drawn[:, 0, 1] < drawn[:, 1, 1]).float().mean()) >= 0.75
     losses = {one["step"]: one["held_out_loss"] for one in read_log(tmp_path / "log.jsonl") if "held_out_loss" in one}
     assert list(losses) == list(range(5, 101, 5))
-    assert training.best is not None
-    assert losses[training.best.step] == min(losses.values()) < losses[100]
-    assert all(torch.equal(value, training.best.weights[key]) for key, value in network.state_dict().items())
+    assert losses[step] == min(losses.values()) < losses[100]
+    best = torch.load(tmp_path / "state.pt", weights_only=True)["best"]
+    assert best["step"] == step
+    assert all(torch.equal(value, best["weights"][key]) for key, value in network.state_dict().items())
 
 
 def test_a_batch_has_layouts_of_one_size() -> None:

@@ -22,7 +22,7 @@ from trainer.config import with_changes
 from trainer.data import as_tensor, load_dataset, to_float
 from trainer.data_folder import find_pictures
 from trainer.errors import TrainerError
-from trainer.objectives.upsampler import UpsampleConfig, Upsampling, make_upsampler
+from trainer.objectives.upsampler import UpsampleConfig, Upsampling, make_upsampler, scenes_of
 
 CHANGES = ["crop=4", "squares=2", "batch=3", "network.channels=8", "network.dilations=[1]", "network.hidden=16"]
 SET = [part for change in CHANGES for part in ("--set", change)]
@@ -63,6 +63,20 @@ def test_squares_belong_to_their_pictures_and_corners(tmp_path: Path, base: Deno
         assert torch.equal(own, made.dataset.images[i]) or torch.equal(own, box)
     parts = [drawn(made, slice(0, 1)), drawn(made, slice(1, 3))]  # processes draw their shares
     assert all(torch.equal(torch.cat(two), one) for one, *two in zip(whole, *parts, strict=True))
+
+
+def test_whole_scenes_are_held_out(tmp_path: Path, base: Denoiser, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trainer.objectives.upsampler.HELD_OUT_EVERY", 2)
+    folder = write_data_folder(tmp_path / "data", 6, 32, 24, noise=True)
+    labels = json.loads((folder / "train.json").read_text())
+    names = [f"scene_{scene}_{number}.png" for scene in (0, 1, 2) for number in (0, 1)]
+    for former, name in zip(labels, names, strict=True):
+        (folder / "iclevr" / former).rename(folder / "iclevr" / name)
+    (folder / "train.json").write_text(json.dumps(dict(zip(names, labels.values(), strict=True))))
+    made = objective(tmp_path, base)
+    assert (made.held_out.tolist(), made.trained.tolist()) == ([0, 1, 4, 5], [2, 3])
+    assert scenes_of([Path("1.png"), Path("2.png")]).tolist() == [0, 1]
+    assert scenes_of([Path("a_1.png"), Path("a_2.png")]).tolist() == [0, 1]  # else all were one scene
 
 
 def test_degraded_pictures_go_through_the_last_sampling_steps_or_get_some_noise(

@@ -138,7 +138,7 @@ def test_train_score_and_card_write_the_card(command: Command, data: Path) -> No
     assert "    python -m trainer train denoiser --data" in card.read_text()
     assert Path("models/tiny-log.png").exists()
     Path("few.json").write_text(json.dumps([["red cube"]]))
-    score = ("score", "few.json", "--model", "tiny", "--steps", 1)
+    score = ("score", "few.json", "--repeats", 1, "--model", "tiny", "--steps", 1)
     for others in (("--seed", 1), ("--evaluator", "toy-evaluator"), ("--keep-padding",)):
         succeeded(command(*score, *others))
     assert "## Scores" not in card.read_text()
@@ -151,6 +151,6 @@ def test_storage_that_cannot_be_written_only_lacks_the_card(command: Command) ->
     publish_toys(Path("models"))
     Path("models/toy.md").mkdir()
     Path("few.json").write_text(json.dumps([["red cube"]]))
-    code, out, err = command("score", "few.json", "--steps", 1)
+    code, out, err = command("score", "few.json", "--repeats", 1, "--steps", 1)
     assert (code, "accuracy" in out) == (0, True)
     assert "note: the model's card was not written" in err

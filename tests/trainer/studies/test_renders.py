@@ -18,7 +18,19 @@ def score(command: Command) -> Command:
     """Scores renders of two label lists."""
     publish_toy_evaluator(Path("models"), "more", Vocabulary(("pink cube", *ICLEVR.names[::-1])))  # than renders show
     Path("lists.json").write_text(json.dumps([["red cube", "blue sphere"], ["gray cylinder"]]))
-    common = ("score", "lists.json", "--renders", "--evaluator", "more", "--json", "a.json", "--grid", "a.png")
+    common = (
+        "score",
+        "lists.json",
+        "--repeats",
+        1,
+        "--renders",
+        "--evaluator",
+        "more",
+        "--json",
+        "a.json",
+        "--grid",
+        "a.png",
+    )
     return lambda *options: command(*common, *options)
 
 

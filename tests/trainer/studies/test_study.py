@@ -17,7 +17,6 @@ from trainer.studies import two_sample
 from trainer.studies.study import STUDIES
 
 PICTURES = 60
-OF_DENOISERS = [name for name, study in STUDIES.items() if study.kind == "denoiser"]
 OF_PICTURES = ["coverage", "memorisation", "spectrum", "two-sample"]
 NEEDS = [(name, need) for name, study in STUDIES.items() for need in study.needs]
 
@@ -44,7 +43,7 @@ def figures_of(study: str) -> Any:
     return json.loads(Path(f"out/{study}.json").read_text())["rows"]
 
 
-@pytest.mark.parametrize("study", OF_DENOISERS)
+@pytest.mark.parametrize("study", STUDIES)
 def test_figures_follow_from_the_seed_whatever_the_order_of_the_folders_labels(command: Command, study: str) -> None:
     """They are written beside a picture, if the study draws one, and a table is printed."""
     publish_toy_upsampler(Path("models"), "large", read_info(Path("models/placing.safetensors")))
@@ -75,8 +74,7 @@ def test_pictures_without_labels_and_with_unknown_ones(command: Command, study: 
 
 @pytest.mark.parametrize(("study", "need"), NEEDS)
 def test_what_a_study_needs_is_asked_for(command: Command, study: str, need: str) -> None:
-    model = "placing" if STUDIES[study].kind == "denoiser" else "toy-evaluator"
-    refused(evaluate(command, study, model=model, without=need), f"{study} needs --{need.replace('_', '-')}$")
+    refused(evaluate(command, study, without=need), f"{study} needs --{need.replace('_', '-')}$")
 
 
 def test_without_only_all_possible_studies_run_and_others_are_noted(command: Command) -> None:
@@ -90,9 +88,8 @@ def test_without_only_all_possible_studies_run_and_others_are_noted(command: Com
     ("arguments", "message"),
     [
         (["placing", "--only", "beauty"], 'no study "beauty"; there are coverage, memorisation'),
-        (["toy-evaluator", "--only", "places"], "places is for a checkpoint of kind denoiser; toy-evaluator is"),
+        (["toy-evaluator", "--only", "places"], "studies are of denoisers; toy-evaluator is of kind"),
         (["placing", "--only", "places", "--out", "file"], "error: --out file: file is a file, not a folder"),
-        (["toy-evaluator"], "say what to compare with: --data FOLDER"),
     ],
 )
 def test_bad_arguments_are_refused(command: Command, arguments: list[str], message: str) -> None:

@@ -183,12 +183,10 @@ def test_the_pictures_of_a_job_come_as_a_zip(client: httpx.Client, alive: JobSto
     assert client.get(f"/jobs/{job_id}/pictures.zip").content == answer.content
 
 
-def test_the_zip_of_a_score_has_the_best_run_and_can_be_scored(
-    client: httpx.Client, alive: JobStore, settings: Settings
-) -> None:
+def test_the_zip_of_a_score_has_the_best_run_and_can_be_scored(client: httpx.Client, alive: JobStore) -> None:
     job_id, pngs = finished(alive, 3, best=1, repeats=3)
     content = client.get(f"/jobs/{job_id}/pictures.zip").content
-    pictures = read_submission(io.BytesIO(content), 3, settings)
+    pictures = read_submission(io.BytesIO(content), 3)
     assert [pixels(one.read()).tolist() for one in pictures] == [pixels(one).tolist() for one in pngs[3:6]]
 
 

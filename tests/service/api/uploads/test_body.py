@@ -108,6 +108,7 @@ def test_the_bodies_of_one_owner_have_a_limit_together() -> None:
     assert asyncio.run(run()) == 5 * ["429: your other requests are too large; try again"]
 
 
+@pytest.mark.usefixtures("limits")
 @pytest.mark.parametrize(("content_type", "most"), [(b"multipart/form-data; boundary=x", 9), (b"application/json", 4)])
 def test_forms_count_until_their_requests_wait_and_other_bodies_until_the_answer(
     content_type: bytes, most: int
