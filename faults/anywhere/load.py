@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -58,6 +59,7 @@ BODIES: dict[str, dict[str, Any]] = {
 UPLOADED = zipped({"0.png": png(0), "1.png": png(1)})
 UPLOADED_LISTS = json.dumps([["red cube"], ["blue sphere"]])
 LATER = {"labels": [["yellow cube"]], "steps": 2, "seed": 6}
+PATHS = ("/readyz", "/models", "/labels", "/metrics")
 NOTIFIED = (VICTIM, BYSTANDER)  # jobs with a webhook
 RETRY_S = 0.05
 
@@ -359,17 +361,18 @@ class Load:
             self.out.states[name] = self._status(job_id)
             self.out.errors[name] = str(self.stack.connection.hget(keys.job(job_id), "error") or "")
         finished = [name for name, state in self.out.states.items() if state == "finished"]
-        reads = [(self._read_part, name, part) for name in finished for part in ("", "/grid.png", "/pictures.zip")]
-        reads += [(self._read_part, VICTIM, "/trajectories/0.png")] if VICTIM in finished else []
-        reads += [(self._read_list, owner, "") for owner in OWNERS]
-        reads += [(self._read_path, path, "") for path in ("/readyz", "/models", "/labels", "/metrics")]
-        for one in [self._threads.submit(*read) for read in reads]:
-            one.result()
+        parts = [(name, part) for name in finished for part in ("", "/grid.png", "/pictures.zip")]
+        parts += [(VICTIM, "/trajectories/0.png")] if VICTIM in finished else []
+        reads = [self._threads.submit(self._read_part, *part) for part in parts]
+        reads += [self._threads.submit(self._read_list, owner) for owner in OWNERS]
+        reads += [self._threads.submit(self._read_path, path) for path in PATHS]
+        for read in reads:
+            read.result()
         for name in NOTIFIED:
             wanted = f"{self.out.ids.get(name)}.finished"
             if self.out.states.get(name) == "finished" and name != self.spared:
                 with contextlib.suppress(NotInTime):
-                    until(lambda wanted=wanted: wanted in self.stack.receiver.got, "a webhook", self._left_s())
+                    until(partial(self.stack.receiver.got.__contains__, wanted), "a webhook", self._left_s())
                 if wanted not in self.stack.receiver.got:
                     self.out.problems.append(f"the webhook of {name} was not sent")
 
@@ -381,7 +384,7 @@ class Load:
         elif answer is not None:
             self._note(f"GET {part or 'job'} of {name}: {answer.status_code}", name)
 
-    def _read_list(self, owner: str, _: str) -> None:
+    def _read_list(self, owner: str) -> None:
         answer = self._request("GET", "/jobs?limit=100", owner)
         if answer is not None:
             listed = {job["id"] for job in answer.json()["jobs"]} if answer.status_code == 200 else set()
@@ -389,7 +392,7 @@ class Load:
                 if job_id not in listed and (name == OTHER_OWNER) == (owner == "owner-b"):
                     self._note(f"{name} is not in the list of jobs", name)
 
-    def _read_path(self, path: str, _: str) -> None:
+    def _read_path(self, path: str) -> None:
         answer = self._request("GET", path)
         if answer is not None and answer.status_code != 200:
             self.out.problems.append(f"{path}: {answer.status_code} {answer.text[:200]}")
@@ -423,10 +426,12 @@ class Load:
     def clear(self) -> None:
         """Delete all jobs, also those that nobody was told of."""
         self.deadline = time.monotonic() + self.within_s
-        jobs = [
-            (owner, member) for owner in OWNERS for member in self.stack.connection.zrange(keys.index(owner), 0, -1)
-        ]
-        for one in [self._threads.submit(self._delete, owner, member.partition("-")[2]) for owner, member in jobs]:
+        deletions = []
+        for owner in OWNERS:
+            members: Any = self.stack.connection.zrange(keys.index(owner), 0, -1)
+            ids = [member.partition("-")[2] for member in members]
+            deletions += [self._threads.submit(self._delete, owner, job_id) for job_id in ids]
+        for one in deletions:
             one.result()
 
     def _delete(self, owner: str, job_id: str) -> None:

@@ -235,8 +235,8 @@ class Sweeper:
         load.close()
         if problems:
             self.close()
-        error, seconds = out.errors.get(first.victim, ""), round((time.monotonic() - begun) / len(group), 1)
-        return [Result(one, problems, died, seconds, error) for one in reached]
+        seconds = round((time.monotonic() - begun) / len(group), 1)
+        return [Result(one, problems, died, seconds, out.errors.get(first.victim, "")) for one in reached]
 
 
 def fingerprint() -> str:
