@@ -210,6 +210,14 @@ class UNet(nn.Module):
         self.head = Conv(c[0], pixels, zero=True)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        return self.paint(self.features(x, t, labels, keep))
+
+    def paint(self, features: Tensor) -> Tensor:
+        """Return the prediction that the last layer makes of `features`."""
+        return F.pixel_shuffle(self.head(features), self.config.block)
+
+    def features(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        """Return what the last layer sees: (B, channels[0], H / block, W / block)."""
         places = labels[..., 1:] if labels.ndim == 3 else None  # (B, K, 2), or (B, K, 4) with rotations
         labels = (labels if places is None else labels[..., 0]) * keep[:, None]  # (B, K)
         label_embedding, tokens = self.conditioning(labels, keep)
@@ -231,4 +239,4 @@ class UNet(nn.Module):
             h = level(h, embedding, tokens)
             if skips:
                 h = torch.cat([F.interpolate(up(h), scale_factor=2, mode="nearest"), skips.pop()], 1)
-        return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.config.block)
+        return F.silu(self.norm(h))
