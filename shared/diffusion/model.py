@@ -101,8 +101,13 @@ class Denoiser:
         """The whole network, if its upsampler sees the denoiser's features: it samples in one step."""
         if self.upsampler is None or not self.upsampler.config.features:
             return None
+        return OneCall(self.network, self.upsampler, *self.first_step[1:]).eval()
+
+    @property
+    def first_step(self) -> tuple[int, float, float]:
+        """The timestep t of the default sampling's first step, and there p and q of x0_hat = p x + q prediction."""
         table, at = to_x0(self.alpha_bar, self.prediction), make_table(self.options, self.alpha_bar).rows[0][0]
-        return OneCall(self.network, self.upsampler, float(table.p[at]), float(table.q[at])).eval()
+        return at, float(table.p[at]), float(table.q[at])
 
     def stepper(self, *, max_rows: int = 64, engine: EngineName = "auto", kept: Path | None = None) -> Stepper:
         """Return a stepping loop on the network's device, in the device's fastest precision.
