@@ -134,6 +134,8 @@ class UpsamplerNet(nn.Module):
 
         For training, only squares of `side` blocks, as `crop` does; corners (N, k, 2) count blocks.
         """
+        if (self.features is None) != (features is None):
+            raise ValueError("an upsampler takes the denoiser's features if its configuration has some, else none")
         block = self.config.block
         enlarged = F.pad(self.enlarge(x), [MARGIN * block] * 4, mode="replicate")
         small = int(x.shape[-2]), int(x.shape[-1])  # a constant where the network is traced

@@ -20,7 +20,7 @@ from shared.checkpoint import publish
 from shared.diffusion.layouts import LAYOUTS
 from shared.diffusion.model import UPSAMPLER, Denoiser
 from shared.diffusion.upsampler import OneCall, UpsamplerConfig, UpsamplerNet, crop
-from shared.options import Count, SamplingOptions
+from shared.options import Count, Natural, SamplingOptions
 from shared.pictures import grid, resized
 from shared.storage import Location
 from trainer.config import Positive, RunConfig, Share
@@ -46,7 +46,7 @@ class OneStepConfig(RunConfig):
     lr: Positive = 3e-4
     weight_decay: Weight = 0.0
     betas: tuple[Share, Share] = (0.5, 0.99)  # a short memory, since the discriminators change
-    warmup_steps: int = Field(100, ge=0)
+    warmup_steps: Natural = 100
     clip_norm: Positive | None = None  # one for all networks would be the discriminators'
     crop: Annotated[int, Field(ge=4)] = 16  # side, in blocks, of the squares that are compared
     squares: Count = 4  # of each picture, around its objects
@@ -123,7 +123,7 @@ class OneStep:
         chosen, corners = chosen[share], corners[share]
         whole = torch.stack([as_tensor(self.pictures.read(i)) for i in chosen.tolist()])
         small = resized(to_float(whole), (rows, columns))
-        squares = crop(whole, corners * self.network.block, side).unflatten(0, (len(chosen), k))
+        squares = crop(whole, corners * self.network.block, side).view(len(chosen), k, -1, side, side)
         return [z[share], self.labels[chosen], corners, squares, small, noise, small_noise]
 
     def _corners(self, labels: Tensor, aside: Tensor, generator: torch.Generator) -> Tensor:
