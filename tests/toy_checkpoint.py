@@ -77,12 +77,18 @@ def publish_toy_adapter(storage: Location, name: str, base: CheckpointInfo) -> C
     )
 
 
-def publish_toy_upsampler(storage: Location, name: str, base: CheckpointInfo) -> CheckpointInfo:
-    """Publish an adapter whose upsampler, of random weights, enlarges `base`'s pictures to 32x24."""
-    own = UpsamplerConfig(picture=(32, 24), channels=8, dilations=(1,), hidden=16)
+def publish_toy_upsampler(
+    storage: Location, name: str, base: CheckpointInfo, *, features: int = 0, **config: Any
+) -> CheckpointInfo:  # fmt: skip
+    """Publish an adapter whose upsampler, of random weights, enlarges `base`'s pictures to 32x24.
+
+    `features`: how many of the denoiser's it sees, 0 or the channels of its first level. `config`: more of its
+    configuration.
+    """
+    own = UpsamplerConfig(picture=(32, 24), channels=8, dilations=(1,), hidden=16, features=features)
     network = UpsamplerNet(own)
-    randomize(network, 0, std=0.05)
-    added = {"base": {"name": base.name, "digest": base.digest}, "picture": [32, 24]}
+    randomize(network, 0, std=0.05 if not features else 0.2)
+    added = {"base": {"name": base.name, "digest": base.digest}, "picture": [32, 24], **config}
     config = {**base.config, **added, "upsampler": own.model_dump(mode="json")}
     weights = {f"upsampler.{key}": value for key, value in network.state_dict().items()}
     return read_info(

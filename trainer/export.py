@@ -55,9 +55,9 @@ class DenoiserGraph(nn.Module):
     def forward(
         self, x_t: Tensor, t: Tensor, labels: Tensor, keep: Tensor,
         positions: Tensor | None = None, rotations: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
         given = labels if positions is None else with_positions(labels, positions, rotations)
-        out: Tensor = self.network(x_t, t, given, keep)
+        out: Tensor | tuple[Tensor, Tensor] = self.network(x_t, t, given, keep)
         return out
 
 
@@ -75,9 +75,10 @@ class LayoutGraph(nn.Module):
 def write_onnx(path: Location, out: Path) -> list[Path]:
     """Write the checkpoint at `path` to `out` and return the files written.
 
-    An adapter is written together with its base, as one network. A denoiser's upsampler and layout network get files of
-    their own, OUT-upsampler.onnx and OUT-layouts.onnx; its own metadata says which it has. Raises TrainerError if the
-    package for that is not installed, CheckpointError if the checkpoint cannot be read.
+    An adapter is written together with its base, as one network, and so is an upsampler that sees the denoiser's
+    features. Another upsampler and a layout network get files of their own, OUT-upsampler.onnx and OUT-layouts.onnx;
+    the denoiser's metadata says which it has. Raises TrainerError if the package for that is not installed,
+    CheckpointError if the checkpoint cannot be read.
     """
     if importlib.util.find_spec("onnxscript") is None:
         raise TrainerError("ONNX files need the package onnxscript: pip install 'labelgrid[onnx]'")
@@ -86,7 +87,7 @@ def write_onnx(path: Location, out: Path) -> list[Path]:
         return [out]
     denoiser, (upsampler, layouts), written = load_denoiser(path), parts_of(out), [out]
     _write_denoiser(denoiser, out)
-    if denoiser.upsampler is not None:
+    if denoiser.upsampler is not None and not denoiser.one_call:
         written.append(upsampler)
         _write_upsampler(denoiser, denoiser.upsampler, upsampler)
     if denoiser.layouts is not None:
@@ -137,15 +138,19 @@ def _write_denoiser(denoiser: Denoiser, out: Path) -> None:
     if denoiser.network.config.rotations:
         inputs["rotations"], meanings["rotations"] = torch.zeros(2, K, 2), ROTATIONS
     to_x0 = denoiser.path.to_x0.rows()
+    if denoiser.one_call:
+        large = ", ".join(map(str, denoiser.picture_shape))
+        meanings["pictures"] = f"float32 (batch, {large}): finished, of x_0, RGB from about -1 to 1"
+    has = {"upsampler": denoiser.upsampler and not denoiser.one_call, "layouts": denoiser.layouts}
     more = {
         "prediction_type": denoiser.prediction,
         "to_x0": json.dumps([[p, q, limit if math.isfinite(limit) else None] for p, q, limit in to_x0]),
         "alpha_bar": json.dumps(denoiser.alpha_bar.tolist()),
         "sampling": denoiser.options.model_dump_json(),
         "table": json.dumps(make_table(denoiser.options, denoiser.alpha_bar).rows),
-        "parts": json.dumps([name for name in ("upsampler", "layouts") if getattr(denoiser, name) is not None]),
+        "parts": json.dumps([name for name, part in has.items() if part]),
     }
-    _write(DenoiserGraph(denoiser.network), inputs, meanings, describe(denoiser.info) | more, out)
+    _write(DenoiserGraph(denoiser.one_call or denoiser.network), inputs, meanings, describe(denoiser.info) | more, out)
 
 
 def _write_upsampler(denoiser: Denoiser, upsampler: UpsamplerNet, out: Path) -> None:

@@ -29,11 +29,12 @@ class Network(Protocol):
     @property
     def num_labels(self) -> int: ...  # K
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         """x (B, C, H, W) float32, t (B,) int64, labels (B, K) float32, keep (B,) bool -> eps_hat or v_hat (B, C, H, W).
 
-        keep False drops the row's labels (the null condition). A network with positions takes labels (B, K, 3):
-        multi-hot and position; one with rotations (B, K, 5), see `layouts.with_positions`.
+        A network of one call also returns the finished pictures (B, C, H', W'), as `upsampler.OneCall`. keep False
+        drops the row's labels (the null condition). A network with positions takes labels (B, K, 3): multi-hot and
+        position; one with rotations (B, K, 5), see `layouts.with_positions`.
         """
 
 
@@ -59,6 +60,7 @@ class Row:
     generator: torch.Generator  # on the CPU, so that a seed gives the same noise on any device
     step: int = 0
     x0_hat: Tensor | None = None  # (C, H, W), the latest prediction; None before the first step
+    picture: Tensor | None = None  # (C, H', W'), the finished picture of a network of one call, when `done`
 
     @property
     def done(self) -> bool:
@@ -84,9 +86,10 @@ class Stepper:
     `network`: see `Network`; in eval mode and on `device`. `path`: from pictures to noise, with what the network
     predicts. `dtype`: autocast to it, or None for float32. `max_rows`: the largest batch of a network call.
     `layouts`: draws the positions for a network that takes them; `rotations`: whether it takes those too; `inputs`: the
-    picture-wide ones that it takes.
-    `upsampler`: enlarges finished pictures. `threads`: of torch during a step, if the networks run in another library:
-    torch's would spin on the cores that it needs. `network_rows` counts the rows computed so far.
+    picture-wide ones that it takes. `upsampler`: enlarges finished pictures. `one_call`: the shape (C, H', W') of the
+    finished pictures that the network itself returns, which then samples in one step without guidance. `threads`: of
+    torch during a step, if the networks run in another library: torch's would spin on the cores that it needs.
+    `network_rows` counts the rows computed so far.
     """
 
     def __init__(
@@ -101,13 +104,14 @@ class Stepper:
         rotations: bool = False,
         inputs: Sequence[str] = (),
         upsampler: Upsampler | None = None,
+        one_call: tuple[int, int, int] | None = None,
         threads: int | None = None,
     ) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, got {max_rows}")
         self.network, self.device, self.dtype, self.max_rows = network, torch.device(device), dtype, max_rows
         self.layouts, self.rotations, self.upsampler = layouts, rotations, upsampler
-        self.inputs = tuple(inputs)
+        self.inputs, self.one_call = tuple(inputs), one_call
         self.network_rows, self.threads = 0, threads
         self.path, self._to_x0 = path, path.to_x0.rows()
         self._plan: Callable[[SamplingOptions], tuple[Table, Sequence[float]]] = lru_cache(128)(
@@ -117,6 +121,8 @@ class Stepper:
     @property
     def picture_shape(self) -> tuple[int, int, int]:
         """The shape (C, H, W) of a finished picture."""
+        if self.one_call is not None:
+            return self.one_call
         return self.network.image_shape if self.upsampler is None else self.upsampler.picture_shape
 
     def new_row(
@@ -131,9 +137,11 @@ class Stepper:
         and rotations, any of which is as likely as any other.
 
         labels (K,) multi-hot. `positions` (K, 2) replace the drawn ones and leave all else unchanged. `inputs`: the
-        numbers of picture-wide inputs, which are unknown otherwise. ValueError for other shapes, and for positions and
-        inputs if the network takes none.
+        numbers of picture-wide inputs, which are unknown otherwise. ValueError for other shapes, for positions and
+        inputs if the network takes none, and for more than one step of a network of one call.
         """
+        if self.one_call is not None and (options.steps, options.guidance) != (1, 1.0):
+            raise ValueError("the network draws a picture in one step, without guidance")
         labels = torch.as_tensor(labels, dtype=torch.float32, device="cpu")
         if labels.shape != (self.network.num_labels,):
             raise ValueError(f"labels have shape {tuple(labels.shape)}, the network takes ({self.network.num_labels},)")
@@ -179,7 +187,7 @@ class Stepper:
         now = [row.table.rows[row.step] for row in rows]
         p, q, limit, a, b, c, s = self._column_vectors(rows, now)
         labels, w = torch.stack([row.labels for row in rows]), [row.w[row.step] for row in rows]
-        out = self._predict(x, [t for t, *_ in now], labels, w)
+        out, pictures = self._predict(x, [t for t, *_ in now], labels, w)
         x0_hat = (p * x + q * out).clamp(-limit, limit)  # (N, C, H, W)
         x_next = a * x + b * x0_hat
         if any(c_i != 0 for *_, c_i, _ in now):
@@ -190,15 +198,19 @@ class Stepper:
             x_next += s * self._noise(generators)
         for row, row_x, row_x0_hat, generator in zip(rows, x_next.unbind(), x0_hat.unbind(), generators, strict=True):
             row.x, row.x0_hat, row.step, row.generator = row_x, row_x0_hat, row.step + 1, generator or row.generator
+        for row, picture in zip(rows, pictures, strict=self.one_call is not None):
+            row.picture = picture
 
     @torch.inference_mode()
     def pictures(self, rows: Sequence[Row]) -> Tensor:
         """Return the rows' pictures at their final size: (N, C, H, W) float32 in about [-1, 1], on the CPU.
 
-        That is `row.x` or, with an upsampler, its output.
+        That is `row.x` or, with an upsampler, its output, or what a network of one call returned.
         """
         if not rows:
             return torch.empty(0, *self.picture_shape)
+        if self.one_call is not None:
+            return torch.stack([row.picture for row in rows if row.picture is not None]).cpu()
         with torch_threads(self.threads):
             x = torch.stack([row.x for row in rows])
             return torch.cat([self._enlarge(chunk) for chunk in torch.split(x, self.max_rows)]).cpu()
@@ -212,7 +224,7 @@ class Stepper:
         t = self.path.nearest(log_snr)
         p, q, limit = self._to_x0[t]
         x_t = self.path.noised(x, noise, t)
-        x0_hat: Tensor = p * x_t + q * self._predict(x_t, [t] * len(x), labels, [w] * len(x))
+        x0_hat: Tensor = p * x_t + q * self._predict(x_t, [t] * len(x), labels, [w] * len(x))[0]
         return x0_hat.clamp(-limit, limit)
 
     def _enlarge(self, x: Tensor) -> Tensor:
@@ -244,8 +256,12 @@ class Stepper:
             return values
         return values.pin_memory().to(self.device, non_blocking=True)
 
-    def _predict(self, x: Tensor, t: Sequence[int], labels: Tensor, w: Sequence[float]) -> Tensor:
+    def _predict(
+        self, x: Tensor, t: Sequence[int], labels: Tensor, w: Sequence[float]
+    ) -> tuple[Tensor, Sequence[Tensor]]:  # fmt: skip
         """Return guided predictions null + w (cond - null): x (N, C, H, W) at timesteps t -> (N, C, H, W) float32.
+
+        Also returns the pictures that a network of one call has drawn.
 
         Classifier-free guidance (Ho & Salimans 2022, eq. 6, whose w is ours minus 1). Guiding the prediction equals
         guiding x0_hat, which is linear in it.
@@ -254,17 +270,22 @@ class Stepper:
         index = self._on_device(torch.tensor(pack.pictures))
         keep = self._on_device(torch.tensor(pack.keep))
         weights = self._on_device(torch.tensor(pack.weights, dtype=torch.float32))[:, None, None, None]
-        at, guided = self._on_device(torch.tensor(t)), torch.zeros_like(x)
+        at, guided, drawn = self._on_device(torch.tensor(t)), torch.zeros_like(x), list[Tensor]()
         calls = (torch.split(part, self.max_rows) for part in (index, keep, weights))
         for i, keep_i, weights_i in zip(*calls, strict=True):
-            guided.index_add_(0, i, self._call_network(x[i], at[i], labels[i], keep_i) * weights_i)
+            prediction, pictures = self._call_network(x[i], at[i], labels[i], keep_i)
+            guided.index_add_(0, i, prediction * weights_i)
+            drawn += pictures
         self.network_rows += len(index)
-        return guided
+        return guided, drawn
 
-    def _call_network(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-        """Call the network on B <= max_rows rows: (B, C, H, W) float32."""
+    def _call_network(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """Call the network on B <= max_rows rows: (B, C, H, W) float32, and the finished pictures of one call."""
         with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
-            return self.network(x, t, labels, keep).float()
+            out = self.network(x, t, labels, keep)
+        if isinstance(out, Tensor):
+            return out.float(), ()
+        return out[0].float(), out[1].float().unbind()
 
 
 def _pack(w: Sequence[float]) -> _Pack:

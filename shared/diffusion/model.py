@@ -22,8 +22,9 @@ from shared.diffusion.layout_draws import LayoutDrawer
 from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, Layouts, with_positions
 from shared.diffusion.path import NoisePath
 from shared.diffusion.predictions import PredictionName
+from shared.diffusion.samplers import make_table
 from shared.diffusion.unet import NetworkConfig, UNet, time_features
-from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet
+from shared.diffusion.upsampler import OneCall, UpsamplerConfig, UpsamplerNet
 from shared.openvino import TORCH_THREADS, CompiledNetwork, uses_openvino
 from shared.options import EngineName, SamplingOptions
 from shared.storage import Location
@@ -36,7 +37,7 @@ UPSAMPLER = "upsampler."  # begins the names of the upsampler's tensors in a che
 class CompiledDenoiser:
     """A denoising network in OpenVINO, as the stepping loop sees it (`denoise.Network`)."""
 
-    def __init__(self, network: UNet, kept: Path | None = None) -> None:
+    def __init__(self, network: UNet | OneCall, kept: Path | None = None) -> None:
         self.image_shape, self.num_labels = network.image_shape, network.num_labels
         self._features = partial(time_features, dim=network.config.embedding)
         # all labels at once, at places of their own: a sum of few labels might round alike in any order
@@ -50,10 +51,10 @@ class CompiledDenoiser:
         example = torch.randn(1, *network.image_shape), self._features(t), labels, keep
         self._compiled = CompiledNetwork(network, example, kept)
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         # the features of t in float32: in a graph, OpenVINO would round the angles to bfloat16
-        (prediction,) = self._compiled(x, self._features(t), labels, keep)
-        return prediction
+        prediction, *pictures = self._compiled(x, self._features(t), labels, keep)
+        return (prediction, pictures[0]) if pictures else prediction
 
 
 class CompiledUpsampler:
@@ -107,6 +108,19 @@ class Denoiser:
         """The shape (C, H, W) of a finished picture: that of the upsampler's output, where there is one."""
         return self.image_shape if self.upsampler is None else self.upsampler.picture_shape
 
+    @property
+    def one_call(self) -> OneCall | None:
+        """The whole network, if its upsampler sees the denoiser's features: it samples in one step."""
+        if self.upsampler is None or not self.upsampler.config.features:
+            return None
+        return OneCall(self.network, self.upsampler, *self.first_step[1:]).eval()
+
+    @property
+    def first_step(self) -> tuple[int, float, float]:
+        """The timestep t of the default sampling's first step, and there p and q of x0_hat = p x + q prediction."""
+        table, at = self.path.to_x0, make_table(self.options, self.alpha_bar).rows[0][0]
+        return at, float(table.p[at]), float(table.q[at])
+
     def stepper(self, *, max_rows: int = 64, engine: EngineName = "auto", kept: Path | None = None) -> Stepper:
         """Return a stepping loop on the network's device, in the device's fastest precision.
 
@@ -116,18 +130,19 @@ class Denoiser:
         device = next(self.network.parameters()).device
         dtype = autocast_dtype(device)
         threads: int | None = None
-        network: Network = self.network
-        upsampler: Upsampler | None = self.upsampler
+        module, upsampling = self.one_call or self.network, None if self.one_call else self.upsampler
+        network: Network = module
+        upsampler: Upsampler | None = upsampling
         if uses_openvino(engine, device):
             dtype, threads = None, TORCH_THREADS
             with ThreadPoolExecutor(1) as beside:  # compiling takes one core each
-                denoising = beside.submit(CompiledDenoiser, self.network, kept and kept / "denoiser")
-                if self.upsampler is not None:
-                    upsampler = CompiledUpsampler(self.upsampler, self.image_shape, kept and kept / "upsampler")
+                denoising = beside.submit(CompiledDenoiser, module, kept and kept / "denoiser")
+                if upsampling is not None:
+                    upsampler = CompiledUpsampler(upsampling, self.image_shape, kept and kept / "upsampler")
             network = denoising.result()
         return make_stepper(
             network, self.network.config, self.path, self.layouts, device=device, dtype=dtype, max_rows=max_rows,
-            upsampler=upsampler, threads=threads,
+            upsampler=upsampler, one_call=self.one_call.picture_shape if self.one_call else None, threads=threads,
         )  # fmt: skip
 
 
@@ -164,6 +179,8 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
             raise ValueError(f"aspect {aspect} is not a ratio of two sides")
         layouts = _load_layouts(info, state) if config.positions else None
         upsampler = _load_upsampler(info, state)
+        if upsampler is not None and upsampler.config.features and (options.steps, options.guidance) != (1, 1.0):
+            raise ValueError("its upsampler sees the denoiser's features, so it must sample in one step, w = 1")
         with torch.device("meta"):  # no initial weights: the checkpoint's take their place, and drawing them is slow
             network = UNet(config)
         network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)

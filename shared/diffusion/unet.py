@@ -228,6 +228,14 @@ class UNet(nn.Module):
         self.head = Conv(c[0], pixels, zero=True)
 
     def forward(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        return self.paint(self.features(x, t, labels, keep))
+
+    def paint(self, features: Tensor) -> Tensor:
+        """Return the prediction that the last layer makes of `features`."""
+        return F.pixel_shuffle(self.head(features), self.config.block)
+
+    def features(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
+        """Return what the last layer sees: (B, channels[0], H / block, W / block)."""
         given = None
         if self.inputs is not None and labels.ndim == 3:
             labels, given = labels[..., : -self.inputs.width], labels[:, 0, -self.inputs.width :]
@@ -255,4 +263,4 @@ class UNet(nn.Module):
             h = level(h, embedding, tokens)
             if skips:
                 h = torch.cat([F.interpolate(up(h), scale_factor=2, mode="nearest"), skips.pop()], 1)
-        return F.pixel_shuffle(self.head(F.silu(self.norm(h))), self.config.block)
+        return F.silu(self.norm(h))

@@ -15,7 +15,7 @@ from pydantic import ConfigDict
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.diffusion.unet import Conv
+from shared.diffusion.unet import Conv, UNet
 from shared.options import Count, Natural, NoOtherFields
 
 # Blocks around what is enlarged, computed and dropped: beyond them are zeros, which a picture does not end in
@@ -34,6 +34,7 @@ class UpsamplerConfig(NoOtherFields):
     dilations: tuple[Count, ...] = (1, 2, 4, 1)  # of the residual blocks, each of which sees so much farther
     hidden: Count = 192  # channels before the last layer
     colours: Natural = 3  # that each block has besides the interpolated picture
+    features: Natural = 0  # channels of the denoiser's last features (`UNet.features`) that it sees; 0 for none
 
     def model_post_init(self, _: object) -> None:
         if any(side % self.block for side in self.picture):
@@ -62,6 +63,25 @@ class Enlarge(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return F.interpolate(x, self.size, mode="bicubic", align_corners=False)
+
+
+class OneCall(nn.Module):
+    """A denoiser and an upsampler that sees its last features, as one network: from noise to the finished picture.
+
+    (x, t, labels, keep) as `UNet` takes them -> its prediction, and the pictures (B, C, H, W) of x0_hat = p x + q
+    prediction. So it samples in one step, at the timestep whose `p` and `q` these are.
+    """
+
+    def __init__(self, denoiser: UNet, upsampler: UpsamplerNet, p: float, q: float) -> None:
+        super().__init__()
+        self.denoiser, self.upsampler, self.p, self.q = denoiser, upsampler, p, q
+        self.image_shape, self.num_labels, self.config = denoiser.image_shape, denoiser.num_labels, denoiser.config
+        self.picture_shape = upsampler.picture_shape
+
+    def forward(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.denoiser.features(x, t, labels, keep)
+        prediction = self.denoiser.paint(features)
+        return prediction, self.upsampler(self.p * x + self.q * prediction, features=features)
 
 
 def crop(pictures: Tensor, corners: Tensor, side: int) -> Tensor:
@@ -103,15 +123,28 @@ class UpsamplerNet(nn.Module):
         self.parts = [area * (1 + config.colours), config.image_channels * config.colours, pixels]
         self.enlarge: nn.Module = Enlarge((height, width))
         self.stem, self.where = Conv(pixels, config.channels), Conv(4, config.channels, 1)
+        self.features = Conv(config.features, config.channels, 1) if config.features else None
         self.blocks = nn.Sequential(*(PlainBlock(config.channels, dilation) for dilation in config.dilations))
         self.widen, self.head = Conv(config.channels, config.hidden, 1), Conv(config.hidden, sum(self.parts), 1)
 
-    def forward(self, x: Tensor, corners: Tensor | None = None, side: int = 0) -> Tensor:
-        """Enlarge x. For training, only squares of `side` blocks, as `crop` does; corners (N, k, 2) count blocks."""
+    def forward(
+        self, x: Tensor, corners: Tensor | None = None, side: int = 0, features: Tensor | None = None
+    ) -> Tensor:  # fmt: skip
+        """Enlarge x, given the denoiser's last features if the configuration has some.
+
+        For training, only squares of `side` blocks, as `crop` does; corners (N, k, 2) count blocks.
+        """
+        if (self.features is None) != (features is None):
+            raise ValueError("an upsampler takes the denoiser's features if its configuration has some, else none")
         block = self.config.block
         enlarged = F.pad(self.enlarge(x), [MARGIN * block] * 4, mode="replicate")
         small = int(x.shape[-2]), int(x.shape[-1])  # a constant where the network is traced
         where = self.where(phases(self.picture_shape[1:], small, block).to(x.device))
+        if self.features is not None and features is not None:
+            rows, columns = (whole // block for whole in self.picture_shape[1:])
+            seen = F.interpolate(self.features(features), (rows, columns), mode="bilinear", align_corners=False)
+            # in this order: OpenVINO would write the sum into the constant `where`, where the next call finds it
+            where = F.pad(seen, [MARGIN] * 4, mode="replicate") + where
         if corners is not None:
             enlarged = crop(enlarged, corners * block, (side + 2 * MARGIN) * block)
             where = crop(where.expand(len(x), -1, -1, -1), corners, side + 2 * MARGIN)

@@ -25,6 +25,7 @@ from shared.diffusion.model import load_denoiser
 from shared.diffusion.predictions import to_x0
 from shared.diffusion.schedules import alpha_bar
 from shared.evaluator import Evaluator
+from shared.options import SamplingOptions
 from shared.pictures import to_uint8
 from shared.vocabulary import ICLEVR
 from tests.paths import ROOT
@@ -55,15 +56,17 @@ def metadata(file: Path) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ONNX files of an adapter without positions, and of a denoiser with positions, rotations and an upsampler."""
+    """ONNX files of an adapter without positions, and of denoisers with positions, rotations and an upsampler."""
     folder = tmp_path_factory.mktemp("exported")
     publish_toy_denoiser(folder, "toy", 0)
     reconfigure(folder / "toy.safetensors", lambda _: {"prediction": "eps", "sampling": QUIET})
     publish_toy_adapter(folder, "adapter", read_info(folder / "toy.safetensors"))
     placed = publish_toy_denoiser(folder, "placed", 3, positions=True, rotations=True, sampling=QUIET)
     publish_toy_upsampler(folder, "large", placed)
+    one_step = SamplingOptions(sampler="ddim", steps=1, guidance=1.0).model_dump(mode="json")
+    publish_toy_upsampler(folder, "whole", placed, features=8, sampling=one_step)
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("adapter", "large"):
+        for name in ("adapter", "large", "whole"):
             line = ["trainer", "export", name, str(folder / f"{name}.onnx"), "--storage", str(folder)]
             patch.setattr(sys, "argv", line)
             assert cli.main() == 0
@@ -117,6 +120,12 @@ def test_denoisers(exported: Path) -> None:
     assert large.upsampler is not None
     [pictures] = run(exported / "large-upsampler.onnx", x=found)
     torch.testing.assert_close(pictures, large.upsampler(found), **CLOSE)
+    one_call = load_denoiser(exported / "whole.safetensors").one_call
+    assert one_call is not None
+    assert not (exported / "whole-upsampler.onnx").exists()
+    expected = one_call(*plain[:2], labels, plain[3])
+    for found, own in zip(run(exported / "whole.onnx", **inputs), expected, strict=True):
+        torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-4)  # up to 20
     del inputs["positions"], inputs["rotations"]
     [found] = run(exported / "adapter.onnx", **inputs)
     torch.testing.assert_close(found, adapter.network(*plain), **CLOSE)
@@ -142,7 +151,7 @@ def test_the_layout_network(exported: Path) -> None:
     torch.testing.assert_close(torch.stack(losses), layouts(objects[None], places[None])[0], **CLOSE)
 
 
-@pytest.mark.parametrize("name", ["adapter", "large"])
+@pytest.mark.parametrize("name", ["adapter", "large", "whole"])
 def test_the_example_draws_the_services_picture(exported: Path, tmp_path: Path, name: str) -> None:
     """Given its noise, layout and rotations, the stepping loop of the service draws the same."""
     program = f"import sys, runpy\nsys.modules['torch'] = None\nrunpy.run_path({str(EXAMPLE)!r}, run_name='__main__')"
@@ -157,9 +166,10 @@ def test_the_example_draws_the_services_picture(exported: Path, tmp_path: Path, 
         points = runpy.run_path(str(EXAMPLE))["draw_layout"](session, list(chosen), rng)
         assert json.loads(done.stdout) == points.tolist()
         positions = positions_at(chosen, points.tolist(), len(ICLEVR))
+    upsampler, one_call = (None, loaded.picture_shape) if loaded.one_call else (loaded.upsampler, None)
     stepper = Stepper(
-        loaded.network, loaded.path, layouts=loaded.layouts,
-        rotations=loaded.network.config.rotations, upsampler=loaded.upsampler,
+        loaded.one_call or loaded.network, loaded.path, layouts=loaded.layouts,
+        rotations=loaded.network.config.rotations, upsampler=upsampler, one_call=one_call,
     )  # fmt: skip
     row = stepper.new_row(ICLEVR.multi_hot(["red cube", "blue sphere"]), loaded.options, 0, positions)
     if loaded.network.config.rotations:
@@ -174,7 +184,7 @@ def test_the_example_draws_the_services_picture(exported: Path, tmp_path: Path, 
 
 
 def test_the_metadata_says_what_the_tensors_mean(exported: Path, evaluator: tuple[Path, Evaluator]) -> None:
-    names = ("adapter", "large", "large-upsampler", "large-layouts")
+    names = ("adapter", "large", "large-upsampler", "large-layouts", "whole")
     for file in (*(exported / f"{name}.onnx" for name in names), evaluator[0]):
         session = onnxruntime.InferenceSession(file)
         said = session.get_modelmeta().custom_metadata_map
@@ -196,6 +206,7 @@ def test_the_metadata_says_what_the_tensors_mean(exported: Path, evaluator: tupl
     assert json.loads(said["parts"]) == []
     said = metadata(exported / "large.onnx")
     assert (said["prediction_type"], json.loads(said["parts"])) == ("v", ["upsampler", "layouts"])
+    assert json.loads(metadata(exported / "whole.onnx")["parts"]) == ["layouts"]
 
 
 def test_the_example_of_the_documentation_needs_no_torch(evaluator: tuple[Path, Evaluator], tmp_path: Path) -> None:

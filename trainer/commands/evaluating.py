@@ -118,6 +118,12 @@ def evaluate(
     upsampler_alone: Annotated[
         bool, typer.Option("--upsampler-alone", help="Two-sample: enlarge the folder's squeezed pictures instead.")
     ] = False,
+    around: Annotated[
+        str | None, typer.Option(help="Two-sample: only squares around objects whose label contains this word.")
+    ] = None,
+    longer: Annotated[
+        int, typer.Option(min=1, max=100, help="Two-sample: train its networks so many times as long.")
+    ] = 1,
     out: Annotated[
         Path | None, typer.Option(help="Folder for each study's figures and picture, STUDY.json and STUDY.png.")
     ] = None,
@@ -145,7 +151,7 @@ def evaluate(
     with terminal.bar() as progress:
         subject = Subject(
             storage, path_of(storage, name), terminal.pick_device(device), progress, preset=preset, seed=seed,
-            noise=noise, upsampler_alone=upsampler_alone, **given,
+            noise=noise, upsampler_alone=upsampler_alone, around=around, longer=longer, **given,
         )  # fmt: skip
         for study in chosen:
             try:

@@ -1,4 +1,4 @@
-"""`train OBJECTIVE`: `denoiser`, `evaluator`, `layouts`, `distilled` and `upsampler`.
+"""`train OBJECTIVE`: `denoiser`, `evaluator`, `layouts`, `distilled`, `upsampler` and `one-step`.
 
 Each prepares an objective (`objectives/`), and a `Plan` trains, publishes and prints.
 """
@@ -160,7 +160,7 @@ class Plan:
 
 def trains(command: Callable[..., None]) -> Callable[..., None]:
     """Make `train OBJECTIVE` of a function of that name: its own options, and those of Plan, its first argument."""
-    objective = command.__name__
+    objective = command.__name__.replace("_", "-")
     own = dict(list(inspect.signature(command, eval_str=True).parameters.items())[1:])
     shared = dict(inspect.signature(Plan, eval_str=True).parameters)
     for field, default in (("name", objective), ("run", Path("runs") / objective)):
@@ -403,3 +403,33 @@ def upsampler(
         objective = objectives.Upsampling(dataset, pictures, denoiser, network.config, config, plan.run)
         training = plan.train(progress, "upsampling", objective, network, config, where, data=plan.folders)
     plan.publish("upsampler trained", objective, training, data=plan.folders)
+
+
+@trains
+def one_step(
+    plan: Plan,
+    base: Annotated[str, typer.Option(help="A denoiser that samples in one step, whose pictures' light is kept.")],
+    size: Annotated[
+        str | None, typer.Option(help="Of the finished pictures, as 320x240; by default that of the data set's first.")
+    ] = None,
+) -> None:
+    """Train a denoiser and an upsampler together, to draw a picture in one network call, on renders with places."""
+    from shared.diffusion.model import load_denoiser
+    from trainer.config import with_changes
+    from trainer.data import read_folders
+    from trainer.data_folder import find_pictures
+    from trainer.objectives import one_step as objectives
+
+    terminal.check_budget(plan.minutes, plan.steps)
+    plan.check("denoiser")
+    where, config = terminal.pick_device(plan.device), with_changes(objectives.OneStepConfig(), plan.set_ or [])
+    source = load_denoiser(resolve(plan.storage, base, "denoiser"), device=where)
+    start = load_denoiser(resolve(plan.storage, plan.start_from, "denoiser")) if plan.start_from else source
+    pictures = find_pictures(plan.data, size)
+    network = objectives.make_networks(source, start, pictures.size, config)
+    with terminal.bar() as progress:
+        dataset = read_folders(plan.data, progress, size=source.image_shape[-1])
+        upsampler = network.drawing.upsampler.config
+        objective = objectives.OneStep(dataset, pictures, source, upsampler, config, plan.run)
+        training = plan.train(progress, "training one step", objective, network, config, where)
+    plan.publish("one step trained", objective, training, data=plan.folders)

@@ -148,7 +148,7 @@ class Upsampling:
         noise = self.config.levels / 127.5 * noise.flatten(0, 1).movedim(1, 0)
         made, adversarial, discriminating = network(x, corners, self.config.crop, real, noise)
         pixels = self.pixel_loss(made, real, x, left, corners)
-        weight = self.config.adversarial * _balance(pixels, adversarial, made)
+        weight = self.config.adversarial * balance(pixels, adversarial, made)
         loss: Tensor = pixels + weight * adversarial + discriminating
         return loss
 
@@ -198,7 +198,7 @@ def scenes_of(paths: Sequence[Path]) -> Tensor:
     return torch.tensor([numbers[name] for name in names]) if len(numbers) > 1 else torch.arange(len(paths))
 
 
-def _balance(one: Tensor, other: Tensor, at: Tensor) -> Tensor:
+def balance(one: Tensor, other: Tensor, at: Tensor) -> Tensor:
     """Return the weight of loss `other` whose gradient has the size of that of `one` (Esser et al. 2021, eq. 7)."""
     size, of_other = (torch.autograd.grad(loss, at, retain_graph=True)[0].norm() for loss in (one, other))
     weight: Tensor = size / of_other.clamp(min=1e-12)

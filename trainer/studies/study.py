@@ -43,6 +43,8 @@ class Subject:
     objects: list[int] = field(default_factory=list)
     noise: float = 0.0
     upsampler_alone: bool = False
+    around: str | None = None
+    longer: int = 1
 
     @cached_property
     def denoiser(self) -> Denoiser:

@@ -43,17 +43,37 @@ def crops(pictures: Tensor, generator: torch.Generator) -> Tensor:
 
     A picture without coloured pixels is cut anywhere, and a smaller picture is not cut.
     """
-    height, width = pictures.shape[2:]
-    rows, columns = min(SIDE, height), min(SIDE, width)
-    found = []
+    width, found = pictures.shape[3], []
     for picture in pictures:
         coloured = (picture.amax(0).float() - picture.amin(0).float()) > COLOURED * 255
         weights = coloured.float().flatten() + 1e-9
         for pixel in torch.multinomial(weights, CROPS, replacement=True, generator=generator).tolist():
-            y = min(max(pixel // width - rows // 2, 0), height - rows)
-            x = min(max(pixel % width - columns // 2, 0), width - columns)
-            found.append(picture[:, y : y + rows, x : x + columns])
+            found.append(_square(picture, pixel // width, pixel % width))
     return torch.stack(found)
+
+
+def crops_around(pictures: Tensor, layouts: Tensor, around: Sequence[int]) -> Tensor:
+    """Cut a square around each object whose label is one of `around` out of pictures (N, 3, H, W) uint8.
+
+    layouts (N, K, 3 or more): labels and positions, as `layouts.with_positions` joins them.
+    """
+    height, width = pictures.shape[2:]
+    found = []
+    for picture, layout in zip(pictures, layouts, strict=True):
+        for there, x, y in layout[list(around), :3].tolist():
+            if there:
+                found.append(_square(picture, int(y * height), int(x * width)))
+    return torch.stack(found) if found else pictures[:0]
+
+
+def _square(picture: Tensor, row: int, column: int) -> Tensor:
+    """Return the square of SIDE pixels around a pixel, moved into the picture; of a smaller picture, all there is."""
+    sides = picture.shape[1:]
+    y, x = (
+        min(max(at - min(SIDE, side) // 2, 0), side - min(SIDE, side))
+        for at, side in zip((row, column), sides, strict=True)
+    )
+    return picture[:, y : y + SIDE, x : x + SIDE]
 
 
 def with_noise(pictures: Tensor, deviation: float, generator: torch.Generator) -> Tensor:
@@ -79,13 +99,13 @@ def _classifier() -> nn.Module:
     return network
 
 
-def _learn(x: Tensor, y: Tensor, device: torch.device, generator: torch.Generator) -> nn.Module:
+def _learn(x: Tensor, y: Tensor, steps: int, device: torch.device, generator: torch.Generator) -> nn.Module:
     """Return a classifier in evaluation mode that has learnt to tell pictures x (N, 3, h, w) uint8 as y (N,) says."""
     network = _classifier().to(device)
     optimizer = torch.optim.AdamW(network.parameters(), LR, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=STEPS)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
     dtype = autocast_dtype(device)
-    for _ in range(STEPS):
+    for _ in range(steps):
         index = torch.randint(len(x), (BATCH,), generator=generator)
         with torch.autocast(device.type, dtype, enabled=dtype is not None):
             out = network(to_float(x[index]).to(device, memory_format=torch.channels_last))
@@ -105,9 +125,10 @@ def _scores(network: nn.Module, x: Tensor, device: torch.device) -> Tensor:
 
 
 def tell_apart(
-    first: Tensor, second: Tensor, device: torch.device, seed: int, advance: Callable[[int], None] = lambda _: None
-) -> Verdicts:
-    """Test whether crops of two sets, each (N, 3, h, w) uint8, can be told apart.
+    first: Tensor, second: Tensor, device: torch.device, seed: int, advance: Callable[[int], None] = lambda _: None,
+    *, longer: int = 1,
+) -> Verdicts:  # fmt: skip
+    """Test whether crops of two sets, each (N, 3, h, w) uint8, can be told apart. Networks learn `longer` times STEPS.
 
     A fold is a contiguous part of both sets, since neighbours in a folder may show the same scene.
     """
@@ -120,7 +141,7 @@ def tell_apart(
             learnt = fold_of != fold
             generator = torch.Generator().manual_seed(seed)
             x, y = torch.cat([first[learnt], second[learnt]]), torch.arange(2.0).repeat_interleave(int(learnt.sum()))
-            network = _learn(x, y, device, generator)
+            network = _learn(x, y, longer * STEPS, device, generator)
             for k, pictures in enumerate((first, second)):
                 scores[k, ~learnt] = _scores(network, pictures[~learnt], device)
             right = torch.cat([scores[0, ~learnt] < 0, scores[1, ~learnt] > 0])
@@ -146,12 +167,13 @@ def choose(dataset: Dataset, count: int) -> tuple[Tensor, Tensor]:
 def generate(
     denoiser: Denoiser, dataset: Dataset, index: Tensor, options: SamplingOptions, seed: int, *,
     upsampler_alone: bool = False, advance: Callable[[int], None] = lambda _: None,
-) -> Tensor:  # fmt: skip
+) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Generate a picture for the labels of each of the folder's pictures `index`: (N, 3, H, W) uint8.
 
-    With `upsampler_alone`, enlarge the folder's own squeezed pictures instead.
+    Also returns the labels as the network took them, with positions where it takes some: (N, K, ...). With
+    `upsampler_alone`, enlarge the folder's own squeezed pictures instead.
     """
-    stepper, made = denoiser.stepper(), list[Tensor]()
+    stepper, made, taken = denoiser.stepper(), list[Tensor](), list[Tensor]()
     places = layouts_of(dataset, denoiser)
     for part in torch.split(index, GENERATED_AT_ONCE):
         rows = [stepper.new_row(dataset.labels[i], options, picture_seed(seed, i)) for i in part.tolist()]
@@ -160,45 +182,66 @@ def generate(
                 row.x, row.labels = (one[i].to(stepper.device) for one in (to_float(dataset.images), places))
                 row.step = len(row.table)
         made.append(torch.from_numpy(to_uint8(finish(stepper, rows))).permute(0, 3, 1, 2))
+        taken += [row.labels.cpu() for row in rows]
         advance(len(part))
-    return torch.cat(made)
+    return torch.cat(made), torch.stack(taken)
 
 
 def run(subject: Subject) -> Report:
     """Compare generated pictures with the data's of the same labels, and those with as many others.
 
-    With an upsampler, also at the size that the network samples. The report shows the crops at full size that gave most
-    away, each generated one before one of the data's.
+    With an upsampler, also at the size that the network samples. With `subject.around`, squares around objects whose
+    labels contain this word, at full size alone. The report shows the crops at full size that gave most away, each
+    generated one before one of the data's.
     """
     denoiser, dataset, count, seed = subject.denoiser, subject.dataset, subject.count or 640, subject.seed
+    layouts, around = layouts_of(dataset, denoiser), _named(subject.around, denoiser) if subject.around else None
     chosen, others = choose(dataset, count)
     advance = subject.advance("sampling", count)
-    generated = generate(
+    generated, taken = generate(
         denoiser, dataset, chosen, subject.options, seed, upsampler_alone=subject.upsampler_alone, advance=advance
     )
     originals, rest = (
         torch.stack([as_tensor(subject.pictures.read(i)) for i in one.tolist()]) for one in (chosen, others)
     )
-    shown, small = torch.empty(0), denoiser.image_shape[1:]
+    shown, small = torch.empty(0), generated.shape[2:] if around else denoiser.image_shape[1:]
     rows = []
     advance = subject.advance("telling apart")
     for size in dict.fromkeys([generated.shape[2:], torch.Size(small)]):
-        sets = [crops(_at(size, one), torch.Generator().manual_seed(seed)) for one in (originals, generated, rest)]
+        sets = []
+        for pictures, places in ((originals, layouts[chosen]), (generated, taken), (rest, layouts[others])):
+            at = _at(size, pictures)
+            found = crops_around(at, places, around) if around else crops(at, torch.Generator().manual_seed(seed))
+            sets.append(found)
         if subject.noise:
             generator = torch.Generator().manual_seed(seed)
             sets = [with_noise(one, subject.noise, generator) for one in sets]
         what = "upsampled" if subject.upsampler_alone else "generated"
         for name, compared in ((what, sets[1]), ("the data's", sets[2])):
-            verdicts = tell_apart(sets[0], compared, subject.device, seed, advance)
+            first, second = (one[: min(len(sets[0]), len(compared))] for one in (sets[0], compared))
+            if len(first) < 2 * FOLDS:
+                raise TrainerError(f"only {len(first)} squares around objects; take more pictures (--count)")
+            verdicts = tell_apart(first, second, subject.device, seed, advance, longer=subject.longer)
             accuracy, error = float(verdicts.accuracies.mean()), float(verdicts.accuracies.std()) / FOLDS**0.5
             side = f"{size[1]}x{size[0]}"
             rows.append({"size": side, "pictures": name, "accuracy": accuracy, "standard_error": error})
             if not len(shown):
-                worst = verdicts.scores[1].topk(SHOWN).indices
-                best = verdicts.scores[0].topk(SHOWN, largest=False).indices
-                shown = to_float(torch.stack([compared[worst], sets[0][best]], 1).flatten(0, 1))
+                most = min(SHOWN, len(first))
+                worst = verdicts.scores[1].topk(most).indices
+                best = verdicts.scores[0].topk(most, largest=False).indices
+                shown = to_float(torch.stack([second[worst], first[best]], 1).flatten(0, 1))
     title = f"{count} pictures of {denoiser.info.name} told from the folder's"
     return Report(title, rows, png=png_bytes(grid(shown)))
+
+
+def _named(word: str, denoiser: Denoiser) -> list[int]:
+    """Return the labels that contain a word. TrainerError if there are none, or if the denoiser takes no positions."""
+    if denoiser.layouts is None:
+        raise TrainerError(f"--around needs the objects' places; {denoiser.info.name} takes no positions")
+    found = [i for i, name in enumerate(denoiser.vocabulary.names) if word in name]
+    if not found:
+        raise TrainerError(f'--around "{word}": no label of {denoiser.info.name} contains it')
+    return found
 
 
 def _at(size: Sequence[int], pictures: Tensor) -> Tensor:

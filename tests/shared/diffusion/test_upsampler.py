@@ -9,10 +9,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from shared.checkpoint import CheckpointError, load, publish
-from shared.diffusion.denoise import sample
+from shared.device import autocast_dtype
+from shared.diffusion.denoise import finish, sample
 from shared.diffusion.model import load_denoiser
 from shared.diffusion.upsampler import MARGIN, UpsamplerConfig, UpsamplerNet, crop, phases
-from shared.options import SamplingOptions
+from shared.options import EngineName, SamplingOptions
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler
 
 OPTIONS = SamplingOptions(steps=2, guidance=1.0)
@@ -106,6 +107,56 @@ def test_an_adapter_adds_an_upsampler_to_its_base(tmp_path: Path) -> None:
     assert (small.shape, made.shape) == ((3, 3, 16, 16), (3, 3, 24, 32))
     enlarged = F.interpolate(small, (24, 32), mode="bicubic")
     assert 0.01 < float((made - enlarged).abs().mean()) < 1  # the network adds something
+
+
+def test_features_are_seen_where_they_are() -> None:
+    made, x = upsampler(picture=(32, 24), dilations=(), features=2), torch.zeros(1, 3, 16, 16)
+    features = torch.zeros(1, 2, 8, 8)
+    plain = made(x, features=features)
+    features[0, :, 4, 4] = 1
+    differs = (made(x, features=features) - plain).abs().amax((0, 1)) > 1e-6
+    rows, columns = (differs.any(axis).nonzero()[:, 0] for axis in (1, 0))
+    # 8 x 8 features for 6 rows and 8 columns of blocks: row 3 has its centre at feature 4.17, column 4 at feature 4
+    assert (int(rows[0]), int(rows[-1]) + 1) == (12, 16)
+    assert (int(columns[0]), int(columns[-1]) + 1) == (16, 20)
+    squares = made(x, torch.tensor([[[2, 4]]]), 4, features)
+    torch.testing.assert_close(squares[0], made(x, features=features)[0, :, 8:24, 16:32])
+
+
+ONE_STEP = SamplingOptions(sampler="ddim", steps=1, guidance=1.0)
+
+
+@pytest.mark.parametrize("engine", ["torch", "openvino"])
+def test_with_an_upsampler_that_sees_features_a_picture_is_one_call(tmp_path: Path, engine: EngineName) -> None:
+    base = publish_toy_denoiser(tmp_path, "toy", 0, positions=True, rotations=True)
+    publish_toy_upsampler(tmp_path, "whole", base, features=8, sampling=ONE_STEP.model_dump(mode="json"))
+    denoiser = load_denoiser(tmp_path / "whole.safetensors")
+    stepper, labels = denoiser.stepper(engine=engine), torch.eye(len(base.vocabulary))[:3]
+    rows = [stepper.new_row(one, ONE_STEP, seed) for seed, one in enumerate(labels)]
+    x, t, given = torch.stack([row.x for row in rows]), torch.full((3,), 999), torch.stack([row.labels for row in rows])
+    made = finish(stepper, rows)
+    assert stepper.network_rows == 3
+    assert made.shape == (3, 3, 24, 32)
+    assert denoiser.upsampler is not None
+    with torch.inference_mode():
+        features = denoiser.network.features(x, t, given, torch.ones(3, dtype=torch.bool))
+        x0_hat = denoiser.alpha_bar[-1].sqrt() * x - (1 - denoiser.alpha_bar[-1]).sqrt() * denoiser.network.paint(
+            features
+        )
+        expected = denoiser.upsampler(x0_hat.float(), features=features)
+    torch.testing.assert_close(made, expected, atol=0.02 if autocast_dtype(torch.device("cpu")) else 1e-4, rtol=0)
+    assert (expected - denoiser.upsampler(x0_hat.float(), features=0 * features)).abs().max() > 0.1
+    torch.testing.assert_close(torch.stack([row.x for row in rows]), x0_hat.float(), atol=0.02, rtol=0)
+    for options in (OPTIONS, SamplingOptions(steps=1, guidance=2.0)):
+        with pytest.raises(ValueError, match="in one step, without guidance"):
+            stepper.new_row(labels[0], options, 0)
+
+
+def test_an_upsampler_that_sees_features_needs_a_model_of_one_step(tmp_path: Path) -> None:
+    base = publish_toy_denoiser(tmp_path, "toy", 0)
+    publish_toy_upsampler(tmp_path, "whole", base, features=8, sampling=OPTIONS.model_dump(mode="json"))
+    with pytest.raises(CheckpointError, match="must sample in one step, w = 1"):
+        load_denoiser(tmp_path / "whole.safetensors")
 
 
 def test_an_upsampler_that_does_not_fit_is_refused(tmp_path: Path) -> None:

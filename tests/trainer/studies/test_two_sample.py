@@ -13,9 +13,9 @@ from shared.diffusion.model import load_denoiser
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler
 from tests.trainer.command_line import Command, refused, succeeded
 from tests.trainer_fixtures import write_data_folder
-from trainer.data import load_dataset
+from trainer.data import layouts_of, load_dataset
 from trainer.studies import two_sample
-from trainer.studies.two_sample import choose, crops, generate, tell_apart
+from trainer.studies.two_sample import choose, crops, crops_around, generate, tell_apart
 
 CPU = torch.device("cpu")
 
@@ -69,6 +69,19 @@ def test_crops_are_cut_around_coloured_pixels() -> None:
     assert torch.equal(small, picture[None, :, :8, :12].expand(two_sample.CROPS, -1, -1, -1))
 
 
+def test_squares_around_objects_are_at_their_places() -> None:
+    pictures = torch.arange(2 * 3 * 60 * 80).remainder(251).byte().view(2, 3, 60, 80)
+    layouts = torch.zeros(2, 3, 5)  # labels, positions, rotations
+    layouts[0, 0] = torch.tensor([1, 0.5, 0.5, 0, 0])
+    layouts[0, 1] = torch.tensor([1, 0.1, 0.1, 0, 0])  # of another label
+    layouts[0, 2] = torch.tensor([1, 0.25, 0.75, 0, 0])
+    layouts[1, 2] = torch.tensor([1, 1, 0, 0, 0])  # in the corner
+    found = crops_around(pictures, layouts, [0, 2])
+    expected = [pictures[0, :, 22:38, 32:48], pictures[0, :, 37:53, 12:28], pictures[1, :, :16, -16:]]
+    assert torch.equal(found, torch.stack(expected))
+    assert crops_around(pictures, layouts[:, :1] * 0, [0]).shape == (0, 3, 60, 80)
+
+
 def write_folder(folder: Path) -> Path:
     names = list(json.loads((write_data_folder(folder, 16, 32, 24, noise=True) / "train.json").read_text()))
     (folder / "positions.json").write_text(json.dumps({name: [[0.5, 0.25]] for name in names}))
@@ -82,7 +95,8 @@ def test_the_upsampler_alone_enlarges_the_folders_pictures(tmp_path: Path) -> No
     denoiser, dataset = load_denoiser(tmp_path / "large.safetensors"), load_dataset(folder, size=16)
     chosen, others = choose(dataset, 8)
     assert not set(chosen.tolist()) & set(others.tolist())
-    made = generate(denoiser, dataset, chosen, denoiser.options, 0, upsampler_alone=True)
+    made, taken = generate(denoiser, dataset, chosen, denoiser.options, 0, upsampler_alone=True)
+    assert torch.equal(taken, layouts_of(dataset, denoiser)[chosen])
     assert made.shape == (8, 3, 24, 32)
     assert denoiser.upsampler is not None
     with torch.inference_mode():
@@ -105,5 +119,8 @@ def test_the_command_compares_both_sizes(command: Command, tmp_path: Path, monke
     with Image.open("two-sample.png") as shown:
         assert shown.width == 2 + 8 * (16 + 2)
     assert found("toy") != found("toy", "--noise", 99)
+    around = found("large", "--around", "e", "--longer", 2)
+    assert [(one["size"], one["pictures"]) for one in around] == expected[:2]
+    assert around != found("large", "--around", "e")
     too_many = command("evaluate", "large", "--only", "two-sample", "--data", "data", "--count", 9)
     refused(too_many, "--count 9 needs at least 8 and at most 8 pictures")

@@ -1,0 +1,139 @@
+"""Training for one network call a picture: examples, losses, and the command."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from shared.diffusion.denoise import sample
+from shared.diffusion.model import Denoiser, load_denoiser
+from shared.diffusion.upsampler import crop
+from shared.options import SamplingOptions
+from tests.toy_checkpoint import publish_toy_denoiser
+from tests.trainer.command_line import Command, refused, succeeded
+from tests.trainer_fixtures import write_data_folder
+from trainer.config import with_changes
+from trainer.data import as_tensor, load_dataset, to_float
+from trainer.data_folder import find_pictures
+from trainer.errors import TrainerError
+from trainer.objectives.adversary import detail_of
+from trainer.objectives.one_step import SAMPLING, OneStep, OneStepConfig, OneStepNetworks, check_base, make_networks
+from trainer.objectives.upsampler import HELD_OUT_EVERY
+
+CHANGES = ["crop=4", "squares=2", "batch=3", "network.channels=8", "network.dilations=[1]", "network.hidden=16"]
+SET = [part for change in CHANGES for part in ("--set", change)]
+
+
+def write_folder(folder: Path) -> Path:
+    names = list(json.loads((write_data_folder(folder, 6, 32, 24, noise=True) / "train.json").read_text()))
+    (folder / "positions.json").write_text(json.dumps({name: [[0.25, 0.75]] for name in names}))
+    (folder / "rotations.json").write_text(json.dumps({name: [0.5] for name in names}))
+    return folder
+
+
+def publish_base(storage: Path) -> None:
+    publish_toy_denoiser(
+        storage, "step", 0, positions=True, rotations=True, sampling=SAMPLING.model_dump(mode="json")
+    )  # fmt: skip
+
+
+@pytest.fixture
+def base(tmp_path: Path) -> Denoiser:
+    publish_base(tmp_path)
+    return load_denoiser(tmp_path / "step.safetensors")
+
+
+def made(tmp_path: Path, base: Denoiser, *changes: str) -> tuple[OneStep, OneStepNetworks]:
+    folder = tmp_path / "data" if (tmp_path / "data").exists() else write_folder(tmp_path / "data")
+    pictures, config = find_pictures([folder], None), with_changes(OneStepConfig(), [*CHANGES, *changes])
+    networks = make_networks(base, base, pictures.size, config)
+    upsampler = networks.drawing.upsampler.config
+    return OneStep(load_dataset(folder, size=16), pictures, base, upsampler, config, tmp_path / "run"), networks
+
+
+def drawn(objective: OneStep, share: slice = slice(None)) -> list[Tensor]:
+    return objective.draw(torch.tensor([0, 1, 2]), share, torch.Generator().manual_seed(0))
+
+
+def test_what_differs_from_the_mean_around_it_is_detail() -> None:
+    x = torch.randn(2, 3, 12, 9, generator=torch.Generator().manual_seed(0))
+    for side in (3, 5, 9):
+        expected = x - F.avg_pool2d(x, side, 1, side // 2, count_include_pad=False)
+        torch.testing.assert_close(detail_of(x, side), expected)
+
+
+def test_squares_are_those_of_the_renders_around_their_objects(tmp_path: Path, base: Denoiser) -> None:
+    objective, _ = made(tmp_path, base)
+    z, labels, corners, squares, small, noise, small_noise = whole = drawn(objective)
+    assert (z.shape, labels.shape, squares.shape) == ((3, 3, 16, 16), (3, 24, 5), (3, 2, 3, 16, 16))
+    assert (noise.shape, small_noise.shape) == ((3, 2, 2, 2, 3, 16, 16), (3, 2, 2, 3, 16, 16))
+    renders = torch.stack([as_tensor(objective.pictures.read(i)) for i in objective.trained[:3].tolist()])
+    assert torch.equal(crop(renders, corners * 4, 16), squares.flatten(0, 1))
+    assert torch.equal(labels, objective.labels[objective.trained[:3]])
+    torch.testing.assert_close(small, F.interpolate(to_float(renders), (16, 16), mode="bilinear", antialias=True))
+    # the object's middle is at column 8 and row 18, the square's first corner 8 pixels before, 20 more or less
+    many = objective._corners(labels, torch.rand(3, 50, 2), torch.Generator().manual_seed(0)).flatten(0, 1)
+    assert many.amin(0).tolist() == [0, 0]
+    assert many.amax(0).tolist() == [2, 4]  # of 6 rows and 8 columns of blocks
+    middle = torch.full((3, 1, 2), 0.5)
+    assert objective._corners(labels, middle, torch.Generator()).flatten(0, 1).tolist() == [[2, 0]] * 3
+    parts = [drawn(objective, slice(0, 1)), drawn(objective, slice(1, 3))]  # processes draw their shares
+    assert all(torch.equal(torch.cat(two), one) for one, *two in zip(whole, *parts, strict=True))
+
+
+def test_both_discriminators_teach_where_they_have_weight(tmp_path: Path, base: Denoiser) -> None:
+    grads = list[dict[str, Tensor]]()
+    for weight in (0, 1):
+        objective, networks = made(tmp_path, base, f"adversarial={weight}")
+        objective(networks, *drawn(objective)).backward()
+        grads.append({name: one.grad for name, one in networks.named_parameters() if one.grad is not None})
+    without, both = grads
+    assert not any(name.startswith("of_") for name in without)
+    learnt = {name for name in both if name.startswith("of_") and both[name].any()}
+    assert {name.split(".")[0] for name in learnt} == {"of_squares", "of_pictures"}
+    for name in ("drawing.denoiser.head.weight", "drawing.upsampler.head.weight"):
+        assert without[name].any()
+        assert not torch.allclose(without[name], both[name], rtol=0.1)
+
+
+def test_the_light_is_that_of_the_start(tmp_path: Path, base: Denoiser) -> None:
+    """Another picture's light costs as much as it differs; an equal one's costs nothing, whatever the render's is."""
+    objective, networks = made(tmp_path, base, "adversarial=0")
+    inputs = drawn(objective)
+    with torch.no_grad():
+        before = objective(networks, *inputs)
+        brighter = [*inputs[:3], inputs[3], inputs[4] + 0.5, *inputs[5:]]  # the small render: no detail changes
+        torch.testing.assert_close(objective(networks, *brighter), before, rtol=1e-4, atol=0)
+        networks.drawing.denoiser.head.bias -= 0.1 / networks.drawing.q * -1  # x0_hat grows by -0.1
+        assert objective(networks, *inputs) > before + 0.05
+
+
+def test_a_model_of_more_steps_is_distilled_first(tmp_path: Path) -> None:
+    more = SamplingOptions(steps=2, guidance=1.0).model_dump(mode="json")
+    publish_toy_denoiser(tmp_path, "toy", 0, positions=True, sampling=more)
+    with pytest.raises(TrainerError, match="toy samples in 2 steps; distil it first"):
+        check_base(load_denoiser(tmp_path / "toy.safetensors"))
+
+
+def test_the_command_publishes_a_model_of_one_call_and_goes_on_from_it(command: Command, tmp_path: Path) -> None:
+    write_folder(tmp_path / "data")
+    publish_base(Path("models"))
+    line = ("train", "one-step", "--data", "data", "--base", "step", "--name", "whole", *SET)
+    succeeded(command(*line, "--run", "pixels", "--steps", 2, "--set", "adversarial=0"))
+    first = load_denoiser(Path("models/whole.safetensors"))
+    assert (first.options, first.picture_shape) == (SAMPLING, (3, 24, 32))
+    assert first.info.config.get("base") is None
+    assert len(list(Path("pixels").glob("samples-*.png"))) == 1
+    stepper = first.stepper()
+    assert sample(stepper, torch.eye(24)[:2], SAMPLING, [1, 2]).shape == (2, 3, 24, 32)
+    assert stepper.network_rows == 2
+    succeeded(command(*line, "--run", "both", "--steps", 2, "--start-from", "whole"))
+    second = load_denoiser(Path("models/whole.safetensors"))
+    assert second.info.digest != first.info.digest
+    assert second.info.training["started_from"] == "whole"
+    other = command(*line, "--run", "other", "--steps", 2, "--start-from", "whole", "--set", "network.channels=4")
+    refused(other, "whole has an upsampler of another shape")
+    assert HELD_OUT_EVERY > 6  # so the one held-out picture is the first

@@ -1,0 +1,223 @@
+"""Trains a model of one network row a picture: a denoiser and an upsampler that sees its last features, together.
+
+Both start from a denoiser that samples in one step. Labels, places and rotations fix what a render shows, except for
+its light. So a picture of fresh noise is compared with the render of the same conditions in detail alone, which teaches
+it straight edges. Its light is compared with what the denoiser made of the same noise at the start: variety stays. Two
+discriminators, of squares at full size and of the small pictures, make it sharp.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Final, Literal, cast
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shared.checkpoint import publish
+from shared.diffusion.layouts import LAYOUTS
+from shared.diffusion.model import UPSAMPLER, Denoiser
+from shared.diffusion.upsampler import OneCall, UpsamplerConfig, UpsamplerNet, crop
+from shared.options import Count, Natural, SamplingOptions
+from shared.pictures import grid, resized
+from shared.storage import Location
+from trainer.config import Positive, RunConfig, Share
+from trainer.data import Dataset, as_tensor, check_labelled, in_vocabulary, layouts_of, to_float
+from trainer.data_folder import Pictures
+from trainer.errors import TrainerError
+from trainer.objectives.adversary import Discriminator, compare, detail_of
+from trainer.objectives.upsampler import HELD_OUT_EVERY, MEASURED, SHOWN, Weight, balance
+from trainer.runs import Run, log_samples
+
+SAMPLING: Final = SamplingOptions(sampler="ddim", steps=1, guidance=1.0)
+DETAIL, SMALL_DETAIL = 17, 5  # pixels a side whose mean is no detail, in finished and in small pictures
+LIGHT, SMALL_LIGHT = 16, 4  # pixels a side of the squares whose means are compared with the start's
+ASIDE = 20  # pixels by which a square's middle is at most beside its object's
+
+
+class OneStepConfig(RunConfig):
+    """One run. `network` holds those fields of UpsamplerConfig that do not follow from the data."""
+
+    network: dict[str, Any] = Field(default_factory=lambda: {"channels": 48, "dilations": (1, 2), "hidden": 128})
+    batch: Count = 8
+    optimizer: Literal["auto", "adamw", "muon"] = "adamw"
+    lr: Positive = 3e-4
+    weight_decay: Weight = 0.0
+    betas: tuple[Share, Share] = (0.5, 0.99)  # a short memory, since the discriminators change
+    warmup_steps: Natural = 100
+    clip_norm: Positive | None = None  # one for all networks would be the discriminators'
+    crop: Annotated[int, Field(ge=4)] = 16  # side, in blocks, of the squares that are compared
+    squares: Count = 4  # of each picture, around its objects
+    adversarial: Weight = 0.3  # of the adversarial losses' gradients, relative to those of the other losses
+    levels: Weight = 1.5  # of 256: deviation of the noise that hides finer grain from the discriminators
+
+
+class OneStepNetworks(nn.Module):
+    """A denoiser with its upsampler, and their two discriminators."""
+
+    def __init__(self, drawing: OneCall) -> None:
+        super().__init__()
+        self.drawing = drawing
+        channels = drawing.upsampler.config.image_channels
+        self.of_squares, self.of_pictures = Discriminator(channels), Discriminator(channels)
+
+    def forward(
+        self, z: Tensor, t: Tensor, labels: Tensor, corners: Tensor, side: int, real: Tensor, small: Tensor,
+        noise: Tensor, small_noise: Tensor, adversarial: bool,
+    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:  # fmt: skip
+        """Return small pictures, squares of finished ones, and the losses of both pairs of adversaries (`compare`).
+
+        noise (2, 2, n, C, s, s) and small_noise (2, 2, B, C, h, w): what `compare` takes as `noise` and as `moved`.
+        """
+        features = self.drawing.denoiser.features(z, t, labels, torch.ones_like(t, dtype=torch.bool))
+        x0_hat = self.drawing.p * z + self.drawing.q * self.drawing.denoiser.paint(features).float()
+        made = self.drawing.upsampler(x0_hat, corners, side, features)
+        if not adversarial:
+            return x0_hat, made, []
+        losses = [compare(self.of_squares, real, made, *noise), compare(self.of_pictures, small, x0_hat, *small_noise)]
+        return x0_hat, made, losses
+
+
+class OneStep:
+    """The objective: draw pictures of the data's conditions in one step, from noise of their own.
+
+    `base`: a denoiser that samples in one step, which the networks start from. `folder`: of the run, for sample grids.
+    """
+
+    name = "one-step"
+
+    def __init__(
+        self, dataset: Dataset, pictures: Pictures, base: Denoiser, network: UpsamplerConfig, config: OneStepConfig,
+        folder: Path,
+    ) -> None:  # fmt: skip
+        self.source = {"data set": dataset.digest, "base": base.info.digest, "size": list(pictures.size)}
+        dataset = in_vocabulary(dataset, base.vocabulary, base.info.name)
+        check_labelled(dataset, "pictures")
+        self.dataset, self.pictures, self.base, self.network = dataset, pictures, base, network
+        self.config, self.folder, self.labels = config, folder, layouts_of(dataset, base)
+        if self.labels.ndim != 3:
+            raise TrainerError(f"{base.info.name} takes no positions, so its pictures have no edges to compare")
+        self.places = [side // network.block - config.crop for side in reversed(pictures.size)]  # rows, columns
+        if min(self.places) < 0:
+            raise TrainerError(f"pictures of {pictures.size} pixels are smaller than crop={config.crop} blocks")
+        known = dataset.labels.any(1).nonzero()[:, 0]
+        self.held_out, trained = known[::HELD_OUT_EVERY], known[torch.arange(len(known)) % HELD_OUT_EVERY != 0]
+        self.trained = trained if len(trained) else known
+        self.timestep = base.first_step[0]
+
+    def __len__(self) -> int:
+        return len(self.trained)
+
+    def draw(self, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
+        """Draw noise, labels, corners of squares around objects, the renders' squares and small renders, and noise for
+        the discriminators: twice for each, on both.
+        """
+        B, (_, rows, columns) = len(index), self.base.image_shape
+        chosen, side, k = self.trained[index], self.config.crop * self.network.block, self.config.squares
+        z, aside = torch.randn(B, 3, rows, columns, generator=generator), torch.rand(B, k, 2, generator=generator)
+        corners = self._corners(self.labels[chosen], aside, generator)
+        noise = torch.randn(B, k, 2, 2, 3, side, side, generator=generator)[share]
+        small_noise = torch.randn(B, 2, 2, 3, rows, columns, generator=generator)[share]
+        chosen, corners = chosen[share], corners[share]
+        whole = torch.stack([as_tensor(self.pictures.read(i)) for i in chosen.tolist()])
+        small = resized(to_float(whole), (rows, columns))
+        squares = crop(whole, corners * self.network.block, side).view(len(chosen), k, -1, side, side)
+        return [z[share], self.labels[chosen], corners, squares, small, noise, small_noise]
+
+    def _corners(self, labels: Tensor, aside: Tensor, generator: torch.Generator) -> Tensor:
+        """Return rows and columns, in blocks, of the first corners of squares around random objects: (B, k, 2)."""
+        B, k, _ = aside.shape
+        objects = torch.multinomial(labels[..., 0], k, replacement=True, generator=generator)
+        middles = labels[torch.arange(B)[:, None], objects, 1:3] * torch.tensor(self.pictures.size)
+        corners = (middles + ASIDE * (2 * aside - 1)) / self.network.block - self.config.crop / 2
+        return corners.flip(-1).round().long().clamp(torch.zeros(2).long(), torch.tensor(self.places))
+
+    def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
+        """Return the sum of all networks' losses."""
+        z, labels, corners, squares, small, noise, small_noise = inputs
+        z = z.contiguous(memory_format=torch.channels_last)
+        t = torch.full((len(z),), self.timestep, device=z.device)
+        with torch.no_grad():
+            start = self.base.network(z, t, labels, torch.ones_like(t, dtype=torch.bool)).float()
+        real, grain = to_float(squares.flatten(0, 1)), self.config.levels / 127.5
+        x0_hat, made, compared = network(
+            z, t, labels, corners, self.config.crop, real, small,
+            grain * noise.flatten(0, 1).movedim(0, 2), grain * small_noise.movedim(0, 2), self.config.adversarial > 0,
+        )  # fmt: skip
+        drawing = cast(OneStepNetworks, getattr(network, "module", network)).drawing
+        light = drawing.p * z + drawing.q * start
+        enlarged = F.interpolate(light, self.pictures.size[::-1], mode="bicubic")
+        enlarged = crop(enlarged, corners * self.network.block, made.shape[-1])
+        of_squares = (detail_of(made, DETAIL) - detail_of(real, DETAIL)).abs().mean()
+        of_squares = of_squares + F.avg_pool2d(made - enlarged, LIGHT).abs().mean()
+        of_pictures = (detail_of(x0_hat, SMALL_DETAIL) - detail_of(small, SMALL_DETAIL)).abs().mean()
+        of_pictures = of_pictures + F.avg_pool2d(x0_hat - light, SMALL_LIGHT).abs().mean()
+        loss = of_squares + of_pictures
+        for own, (adversarial, discriminating), at in zip(
+            (of_squares, of_pictures), compared, (made, x0_hat), strict=False
+        ):  # fmt: skip
+            weight = self.config.adversarial * balance(own, adversarial, at)
+            loss = loss + weight * adversarial + discriminating
+        return loss
+
+    @torch.inference_mode()
+    def show(self, network: nn.Module, run: Run) -> dict[str, float]:
+        """Return how much detail of held-out renders differs, and write some beside pictures of their conditions."""
+        drawing, chosen = cast(OneStepNetworks, network).drawing, self.held_out[:MEASURED]
+        device = next(drawing.parameters()).device
+        z = torch.randn(len(chosen), *self.base.image_shape, generator=torch.Generator().manual_seed(0))
+        t, labels = torch.full((len(chosen),), self.timestep), self.labels[chosen]
+        keep = torch.ones_like(t, dtype=torch.bool)
+        parts = zip(*(torch.split(one.to(device), self.config.batch) for one in (z, t, labels, keep)), strict=True)
+        made = torch.cat([drawing(*part)[1].cpu() for part in parts])
+        target = to_float(torch.stack([as_tensor(self.pictures.read(i)) for i in chosen.tolist()]))
+        shown = torch.stack([made[:SHOWN], target[:SHOWN]], 1).flatten(0, 1)
+        log_samples(self.folder, grid(shown, columns=2), run.step)
+        return {"held_out_loss": float((detail_of(made, DETAIL) - detail_of(target, DETAIL)).abs().mean())}
+
+    def publish(self, network: nn.Module, storage: Location, name: str, training: dict[str, Any]) -> Location:
+        """Write both networks in bf16 as one checkpoint, with the base's layout network."""
+        drawing, base = cast(OneStepNetworks, network).drawing, self.base
+        state = dict(drawing.denoiser.state_dict())
+        state |= {UPSAMPLER + key: value for key, value in drawing.upsampler.state_dict().items()}
+        assert base.layouts is not None  # it takes positions
+        state |= {LAYOUTS + key: value for key, value in base.layouts.network.state_dict().items()}
+        config = {key: value for key, value in base.info.config.items() if key != "base"}
+        config |= {"picture": list(self.network.picture), "upsampler": self.network.model_dump(mode="json")}
+        config["sampling"] = SAMPLING.model_dump(mode="json")
+        return publish(
+            storage, name, {key: value.detach().to("cpu", torch.bfloat16) for key, value in state.items()},
+            kind="denoiser", vocabulary=base.info.vocabulary, config=config, training=training,
+        )  # fmt: skip
+
+
+def check_base(base: Denoiser) -> None:
+    """Raise TrainerError if a model of one step cannot start from `base`."""
+    if (base.options.steps, base.options.guidance) != (1, 1.0):
+        raise TrainerError(f"{base.info.name} samples in {base.options.steps} steps; distil it first (train distilled)")
+    if base.aspect != 1:
+        raise TrainerError(f"{base.info.name} learnt padded pictures; an upsampler needs squeezed ones (fit=squeeze)")
+
+
+def make_networks(base: Denoiser, start: Denoiser, size: tuple[int, int], config: OneStepConfig) -> OneStepNetworks:
+    """Return the networks with the denoiser of `start`, and its upsampler if it has one that fits, else a new one.
+
+    `size`: width and height of finished pictures. Raises TrainerError as `check_base`, and if `start` is of another
+    shape than `base`; pydantic.ValidationError for a bad size.
+    """
+    check_base(base)
+    if start.network.config != base.network.config:
+        raise TrainerError(f"{start.info.name} is another network than {base.info.name}")
+    torch.manual_seed(config.seed)
+    features = base.network.config.channels[0]
+    own = UpsamplerConfig.model_validate({**config.network, "picture": size, "features": features})
+    upsampler = UpsamplerNet(own)
+    if start.upsampler is not None:
+        if start.upsampler.config != own:
+            raise TrainerError(f"{start.info.name} has an upsampler of another shape")
+        upsampler.load_state_dict(start.upsampler.state_dict())
+    denoiser = type(start.network)(start.network.config)
+    denoiser.load_state_dict(start.network.state_dict())
+    return OneStepNetworks(OneCall(denoiser, upsampler, *base.first_step[1:]))
