@@ -27,7 +27,6 @@ COMMANDS = {
         "serve": "run Redis, a worker and the API on this machine",
         "api": "run the API",
         "worker": "run a worker, which generates and scores pictures",
-        "webhooks": "run the process that sends webhooks",
         "check": "exit with 1 unless a worker of this host is alive",
         "keys": "make an API key",
         "webhook-secret": "print the secret that verifies an owner's webhooks",

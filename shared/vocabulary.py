@@ -71,7 +71,7 @@ class Vocabulary:
         return len(self.names)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._indices
+        return isinstance(name, str) and name in self._indices
 
     def index(self, name: str) -> int:
         """Return the index of a name. LabelError, which suggests the nearest known name, for an unknown one."""

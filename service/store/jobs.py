@@ -104,6 +104,9 @@ class JobStore:
         """Remove an ended job; False if it has not ended, or is gone. Its files are not here."""
         return bool(call(self.connection, "delete", job_id))
 
+    def exists(self, job_id: str) -> bool:
+        return bool(self.connection.exists(keys.job(job_id)))
+
     def fail_overdue(self) -> None:
         """Fail the open jobs whose time is over. Redis's clock decides: those of API and workers may be wrong."""
         for job_id in call(self.connection, "overdue"):

@@ -3,6 +3,7 @@
 Knows no networks and no queues.
 """
 
+import asyncio
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -70,7 +71,12 @@ class Storer:
         fail = partial(self.store.fail, work.job)
         try:
             with confined("job", fail, concerns_all, job_id=work.job):
-                await self._store(work)
+                try:
+                    await self._store(work)
+                except asyncio.CancelledError:
+                    if not self.store.exists(work.job):  # some of its files may have been written since it was deleted
+                        await self._remove({work.job}, work)
+                    raise
             for claim in work.complete:
                 fail_grid = lambda reason: fail(f"the result cannot be composed: {reason}")  # noqa: E731
                 with confined("job", fail_grid, concerns_all, job_id=work.job):

@@ -110,7 +110,9 @@ def test_a_zip_bomb_is_stopped_while_it_unpacks_whatever_its_headers_claim(claim
     assert peak < 2 << 20
 
 
-def test_one_picture_is_in_memory_at_a_time(tmp_path: Path) -> None:
+def test_one_picture_is_in_memory_at_a_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(uploads, "PICTURE_SIDE", 128)
+    monkeypatch.setattr(uploads, "ZIP_UNPACKED_BYTES", 64 << 20)
     large = png(size=(128, 128))
     (tmp_path / "pictures.zip").write_bytes(zipped({f"{i}.png": large for i in range(40)}, zipfile.ZIP_STORED))
     with (tmp_path / "pictures.zip").open("rb") as file:
