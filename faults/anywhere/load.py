@@ -206,8 +206,13 @@ class Load:
         self._threads = ThreadPoolExecutor(8)
         self._done = threading.Event()
 
-    def _request(self, method: str, path: str, owner: str = "owner-a", tries: int = 1000, **options: Any) -> Any:
-        """Send a request until it is answered without a server's error. None if it never is, which is a problem."""
+    def _request(
+        self, method: str, path: str, owner: str = "owner-a", tries: int = 1000, about: str = "", **options: Any
+    ) -> Any:
+        """Send a request until it is answered without a server's error. None if it never is, which is a problem.
+
+        about: the name of the job that it concerns, if the path does not say so.
+        """
         headers = {"Authorization": f"Bearer {OWNERS[owner]}", **options.pop("headers", {})}
         why, deadline = "", max(self.deadline, time.monotonic() + 1)
         while tries > 0 and time.monotonic() < deadline:
@@ -220,7 +225,7 @@ class Load:
             except httpx.TransportError as error:
                 why = type(error).__name__
             time.sleep(RETRY_S)
-        self._note(f"{method} {path.replace(next(iter(self.out.ids.values()), '-'), 'ID')} got no answer: {why}", path)
+        self._note(f"{method} {path} got no answer: {why}", about or path)
         return None
 
     def _note(self, problem: str, about: str) -> None:
@@ -242,7 +247,7 @@ class Load:
         headers = {"Prefer": "respond-async", "Idempotency-Key": uuid4().hex, "X-Request-ID": name}
         owner = "owner-b" if name == OTHER_OWNER else "owner-a"
         tries = 3 if name == self.spared and self.for_good else 1000
-        answer = self._request("POST", path, owner, tries, headers=headers, **options)
+        answer = self._request("POST", path, owner, tries, name, headers=headers, **options)
         if answer is not None and answer.status_code == 202:
             self.out.ids[name] = answer.json()["id"]
         elif answer is not None:
@@ -385,7 +390,10 @@ class Load:
             self._note(f"GET {part or 'job'} of {name}: {answer.status_code}", name)
 
     def _read_list(self, owner: str) -> None:
-        answer = self._request("GET", "/jobs?limit=100", owner)
+        is_spared = self.spared == OTHER_OWNER and owner == "owner-b"
+        answer = self._request(
+            "GET", "/jobs?limit=100", owner, 3 if is_spared else 1000, OTHER_OWNER if is_spared else ""
+        )
         if answer is not None:
             listed = {job["id"] for job in answer.json()["jobs"]} if answer.status_code == 200 else set()
             for name, job_id in self.out.ids.items():

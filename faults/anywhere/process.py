@@ -101,8 +101,8 @@ class ForkServer:
             return Forked(int(self._process.stdout.readline()))
 
     def close(self) -> None:
-        self._process.kill()
-        self._process.wait()
+        with self._process:  # closes its pipes
+            self._process.kill()
 
 
 def mark_ids() -> None:

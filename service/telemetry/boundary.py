@@ -5,6 +5,8 @@ the rest goes on. Knows no torch and no Redis.
 """
 
 import contextlib
+import os
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypeVar
@@ -13,6 +15,9 @@ from service.telemetry.logs import get_logger
 from service.telemetry.metrics import UNFORESEEN
 
 log = get_logger(__name__)
+
+CRASHED = 1  # exit status
+end_process = os._exit  # nothing may catch it
 
 LOG_EVERY_S = 10.0  # the same unit: some are tried in every iteration of a loop
 _logged = dict[Any, float]()
@@ -83,3 +88,20 @@ def attempt(
         log.warning("work failed; it is repeated for each half of its pictures", jobs=jobs, exc_info=error)
         half = len(items) // 2
         return [one for part in (items[:half], items[half:]) for one in attempt(work, part, give_up, about, passes)]
+
+
+def start_vital(name: str, run: Callable[[], None]) -> threading.Thread:
+    """Run a thread that the process needs, such as its heartbeat's. If it raises, the process ends and is restarted."""
+
+    def run_or_end() -> None:
+        try:
+            run()
+        except BaseException:
+            try:
+                log.critical("a thread has failed that the process needs; it ends", task=name, exc_info=True)
+            finally:
+                end_process(CRASHED)
+
+    thread = threading.Thread(target=run_or_end, name=name, daemon=True)
+    thread.start()
+    return thread

@@ -4,7 +4,6 @@ Calls of storage may fail or hang. They wait in coroutines, all in one thread, a
 """
 
 import asyncio
-import threading
 import time
 import weakref
 from collections.abc import Callable, Coroutine, Mapping
@@ -17,7 +16,7 @@ from numpy.typing import NDArray
 
 from service.contract.records import new_job_id
 from service.files import THREADS, PictureFiles, Stalled, StorageThreads, picture_name
-from service.telemetry.boundary import reason_of
+from service.telemetry.boundary import reason_of, start_vital
 from service.telemetry.logs import get_logger
 from shared.pictures import read_png
 
@@ -44,7 +43,7 @@ class JobFiles:
         self.problem = ""
         self.failing_since = 0.0  # monotonic seconds; means something while there is a problem
         self._loop, self._own = asyncio.new_event_loop(), StorageThreads(1)
-        threading.Thread(target=_run, args=(self._loop,), name="job files", daemon=True).start()
+        start_vital("job files", partial(_run, self._loop))
         weakref.finalize(self, self._loop.call_soon_threadsafe, self._loop.stop).atexit = False
 
     def start(self, work: Coroutine[Any, Any, T]) -> "Future[T]":

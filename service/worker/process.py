@@ -29,7 +29,7 @@ from service.settings import SettingError, Settings
 from service.start import read_to_serve
 from service.store import functions, workers
 from service.store.connection import RetryUntilStopped, best_effort, connect
-from service.telemetry.boundary import confined
+from service.telemetry.boundary import CRASHED, confined, start_vital
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import serve_worker
 from service.watchdog import Watchdog
@@ -43,12 +43,14 @@ log = get_logger(__name__)
 PRUNE_EVERY_S = 3600.0
 WAIT_S = 1  # how long an idle worker waits for an RQ job before it looks by itself
 CLEAN_EVERY_S = 60  # how often one worker looks for RQ jobs whose workers died; `rq info` does, too
-CRASHED = 1  # exit status
 FORESEEN = RedisError, OSError  # while Redis or storage is away
 
 
 def repeat(what: str, work: Callable[[], None], every_s: float, ended: threading.Event) -> threading.Thread:
-    """Do something now and every so often, in a thread of its own, which lives on whatever fails."""
+    """Do something now and every so often, in a thread of its own, which lives on whatever fails.
+
+    If it ends all the same, so does the process: without a heartbeat it would work unseen, and renew no lease.
+    """
 
     def run() -> None:
         while not ended.is_set():
@@ -59,9 +61,7 @@ def repeat(what: str, work: Callable[[], None], every_s: float, ended: threading
                 log.warning(f"{what} failed", reason=str(error))
             ended.wait(every_s)
 
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    return thread
+    return start_vital(what, run)
 
 
 def about(runner: Runner) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.telemetry.boundary import attempt, confined, reason_of
+from service.telemetry.boundary import attempt, confined, reason_of, start_vital
 from service.telemetry.metrics import UNFORESEEN
 
 
@@ -56,3 +56,18 @@ def test_of_many_that_fail_together_only_those_that_fail_alone_are_given_up(bad:
 
     found = attempt(work, range(8), lambda item, reason: (item, reason), lambda item: {"job_id": item}, lambda _: False)
     assert found == [(item, f"ValueError: not {bad}") if item in bad else item for item in range(8)]
+
+
+@pytest.mark.parametrize(("error", "statuses"), [(None, []), (OverflowError(), [1]), (SystemExit(), [1])])
+def test_a_process_ends_with_a_thread_that_it_needs(
+    error: BaseException | None, statuses: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ended = list[int]()
+    monkeypatch.setattr("service.telemetry.boundary.end_process", ended.append)
+
+    def run() -> None:
+        if error is not None:
+            raise error
+
+    start_vital("heartbeat", run).join()
+    assert ended == statuses
