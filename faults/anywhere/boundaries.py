@@ -23,7 +23,13 @@ from faults.anywhere.orders import Kind, OrderBook, Unforeseen
 ROOT = Path(__file__).parents[2]
 OURS = tuple(f"{ROOT / name}/" for name in ("service", "shared"))
 # They only pass calls on: a place is the line before them.
-PASSING = ("service/store/connection.py", "service/store/functions.py", "service/files.py", "shared/storage.py")
+PASSING = (
+    "service/store/connection.py",
+    "service/store/functions.py",
+    "service/files.py",
+    "service/telemetry/boundary.py",
+    "shared/storage.py",
+)
 STORAGE = str(ROOT / "shared/storage.py")
 DIGITS = re.compile(r"\d+(?=\.)")
 
