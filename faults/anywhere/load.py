@@ -123,7 +123,9 @@ class SweptStack(Stack):
 
     def stop(self) -> None:
         super().stop()
+        self.connection.close()
         self.receiver.shutdown()
+        self.receiver.server_close()
 
     def left(self) -> dict[str, Any]:
         """Return what must be as before once all jobs are deleted: queues, leases, keys, files and threads."""
