@@ -110,7 +110,7 @@ def arguments(record: JobRecord, request: IdempotentRequest | None, limits: Mapp
         about["webhook_events"] = " ".join(record.webhook_events)
     if request is not None:
         about |= {"request_key": request.redis_key, "request_hash": _hash(request.request)}
-    return [json.dumps(about), record.model_dump_json(exclude_none=True), record.summary, *new_task()]
+    return [json.dumps(about), record.model_dump_json(exclude_defaults=True), record.summary, *new_task()]
 
 
 def before(answer: Any, request: IdempotentRequest | None) -> str:

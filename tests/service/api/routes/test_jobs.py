@@ -91,7 +91,7 @@ def test_a_job_that_this_version_cannot_read_hides_no_others_and_can_be_cancelle
 def test_a_job_with_an_option_of_a_newer_version_is_shown_but_not_retried_without_it(
     client: httpx.Client, alive: JobStore
 ) -> None:
-    newer = submitted(client)
+    newer = submitted(client, steps=2)
     raw = alive.connection.hget(keys.job(newer), "record")
     alive.connection.hset(keys.job(newer), "record", raw.replace('"options":{', '"options":{"glow":0.5,'))
     alive.cancel(newer)
