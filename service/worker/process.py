@@ -177,6 +177,11 @@ class Worker(SimpleWorker):
         self.runner.moved()
         repeat("removing old pictures", partial(prune, self.settings, connection), PRUNE_EVERY_S, self._ended)
 
+    def set_state(self, state: Any, pipeline: Any = None) -> None:
+        """Note the state. A full Redis refuses it, which must not end the worker: the next heartbeat repeats it."""
+        with best_effort():
+            super().set_state(state, pipeline)
+
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """Drain, or end at once after a second signal. RQ's own handler writes to Redis, and knows no drain."""
         assert self.runner is not None
