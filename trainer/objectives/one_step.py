@@ -28,7 +28,7 @@ from trainer.data import Dataset, as_tensor, check_labelled, in_vocabulary, layo
 from trainer.data_folder import Pictures
 from trainer.errors import TrainerError
 from trainer.objectives.adversary import Discriminator, compare, detail_of
-from trainer.objectives.upsampler import HELD_OUT_EVERY, MEASURED, SHOWN, Weight, balance
+from trainer.objectives.upsampler import HELD_OUT_EVERY, MEASURED, SHOWN, Weight, balance, scenes_of
 from trainer.runs import Run, log_samples
 
 SAMPLING: Final = SamplingOptions(sampler="ddim", steps=1, guidance=1.0)
@@ -103,7 +103,8 @@ class OneStep:
         if min(self.places) < 0:
             raise TrainerError(f"pictures of {pictures.size} pixels are smaller than crop={config.crop} blocks")
         known = dataset.labels.any(1).nonzero()[:, 0]
-        self.held_out, trained = known[::HELD_OUT_EVERY], known[torch.arange(len(known)) % HELD_OUT_EVERY != 0]
+        scenes = scenes_of([pictures.paths[i] for i in known.tolist()])
+        self.held_out, trained = known[scenes % HELD_OUT_EVERY == 0], known[scenes % HELD_OUT_EVERY != 0]
         self.trained = trained if len(trained) else known
         self.timestep = base.first_step[0]
 
