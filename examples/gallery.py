@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import cos, pi, sin
 from pathlib import Path
 
-from labelgrid import Client
+from labelgrid import Client, Point
 
 COLOURS = ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
 CUBES, SPHERES, CYLINDERS = ([f"{colour} {shape}" for colour in COLOURS] for shape in ("cube", "sphere", "cylinder"))
@@ -27,13 +27,14 @@ class Part:
     text: str
     model: str
     labels: list[list[str]]
-    layouts: list[list[tuple[float, float]]] | None = None
+    layouts: list[list[Point]] | None = None
     width: int = 213  # of a picture on the page, in pixels
 
 
-def ring(number: int) -> list[tuple[float, float]]:
+def ring(number: int) -> list[Point]:
     """Return places on an ellipse around the middle of the ground."""
-    return [(0.5 + 0.27 * sin(2 * pi * i / number), 0.52 - 0.17 * cos(2 * pi * i / number)) for i in range(number)]
+    angles = [2 * pi * i / number for i in range(number)]
+    return [Point(x=0.5 + 0.27 * sin(angle), y=0.52 - 0.17 * cos(angle)) for angle in angles]
 
 
 PARTS = [
@@ -84,7 +85,7 @@ PARTS = [
     ),
     Part(
         "emoji",
-        "Emoji of combinations that were never trained on",
+        "Emoji of a skin tone, a gender and an activity",
         "emoji-64",
         [
             ["medium skin", "man", "surfing"],
