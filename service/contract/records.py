@@ -106,6 +106,8 @@ class ModelName(Stored):
 class JobSummary(Stored):
     """What a list shows of a job: some hundred bytes beside its record, which may have hundreds of kilobytes."""
 
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
     id: str
     kind: JobKind
     created_at: float  # seconds since 1970
@@ -114,8 +116,8 @@ class JobSummary(Stored):
     seed: int
     options: SamplingOptions
     # Whether the pictures were uploaded to be judged: `model` and `digest` are then the evaluator's, and seed and
-    # options have no effect.
-    sent: bool = False
+    # options have no effect. In Redis its name is the one that all versions know.
+    uploaded: bool = Field(default=False, validation_alias="sent", serialization_alias="sent")
 
     @classmethod
     def read(cls, raw: str) -> Self:
@@ -161,7 +163,7 @@ class JobRecord(JobSummary):
     @property
     def has_grid(self) -> bool:
         """Whether the job has a grid of its own; otherwise its only picture is the grid."""
-        return len(self.labels) > 1 or self.sent
+        return len(self.labels) > 1 or self.uploaded
 
     def picture(self, index: int) -> Picture:
         """Return a picture. Repeat r of n lists has the indices r n to r n + n - 1 and the seeds of `seed` + r."""
@@ -175,7 +177,7 @@ class JobRecord(JobSummary):
             layout=tuple(layout) if layout else None,
             seed=picture_seed(run_seed, position),
             options=self.options,
-            run_seed=None if self.sent else run_seed,
+            run_seed=None if self.uploaded else run_seed,
             position=position,
             trajectory=self.trajectory,
         )

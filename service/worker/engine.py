@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from service.contract.recipe import Recipe
 from service.contract.records import FinishedPicture, Picture, Verdict
-from service.worker.judge import Failed, Key, Outcome, end_pictures, judge_pictures
+from service.worker.judge import Failed, Outcome, PictureKey, end_pictures, judge_pictures
 from service.worker.step_order import Workload, jobs_to_step, room
 from shared.device import THREADS
 from shared.diffusion.denoise import Row, Stepper
@@ -67,9 +67,8 @@ class Member:
 class Engine:
     """The batch of one model: pictures of any labels and options, of which large jobs may have to wait.
 
-    If a step raises, it is repeated for each half of its pictures; only a picture that fails alone is given up. `admit`
-    and `step` raise an error only if the device itself has failed. `recipe` returns the recipe that a picture's PNG
-    carries.
+    A `PictureEngine` of `models.py`. If a step raises, it is repeated for each half of its pictures; only a picture
+    that fails alone is given up. `recipe` returns the recipe that a picture's PNG carries.
     """
 
     def __init__(
@@ -84,7 +83,7 @@ class Engine:
         self.sizes, self.max_pictures = sizes, sizes.pictures + sizes.late_pictures
         self.judged_at = 0.0, 0.0  # begin and end of the last judging, in seconds since 1970
         self._encoding = ThreadPoolExecutor(THREADS, "png")  # zlib lets other threads run
-        self.batch: dict[Key, Member] = {}
+        self.batch: dict[PictureKey, Member] = {}
         self._computed = 0  # network rows so far
         self._failed = list[Outcome]()  # while joining; the next step returns them
 
@@ -108,7 +107,7 @@ class Engine:
             member.record()
             self.batch[picture.key] = member
 
-    def drop(self, keys: Container[Key]) -> None:
+    def drop(self, keys: Container[PictureKey]) -> None:
         """Remove pictures between two steps; the others are unaffected."""
         self.batch = {key: member for key, member in self.batch.items() if key not in keys}
         self._failed = [failed for failed in self._failed if failed.picture.key not in keys]

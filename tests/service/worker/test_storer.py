@@ -67,7 +67,7 @@ def back(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 def leased(store: JobStore, job: JobRecord) -> list[int]:
     """Return how often each picture in the stream was delivered."""
-    found: Any = store.connection.xpending_range(keys.stream(job.digest), GROUP, "-", "+", 99)
+    found: Any = store.connection.xpending_range(keys.pictures(job.digest), GROUP, "-", "+", 99)
     return [one["times_delivered"] for one in found]
 
 
@@ -126,7 +126,7 @@ def test_while_storage_is_away_nothing_is_lost_and_a_job_past_its_deadline_fails
     reason = "storage has not answered" if hangs else "no space left"
     workers.announce(runner.connection, runner.name, process.about(runner), lease_s=60)
     assert [reason in one["storage_problem"] for one in workers.list_live(store.connection)] == [True]
-    store.connection.zadd(keys.OPEN, {overdue.id: 0})
+    store.connection.zadd(keys.DEADLINES, {overdue.id: 0})
     other = create(LISTS[:1], options=ONE_STEP)
     run(runner, overdue.id)
     assert error_of(store, overdue) == OVERDUE
@@ -193,7 +193,7 @@ def test_pictures_that_cannot_be_stored_for_a_reason_that_nobody_foresaw_fail_th
     assert error_of(store, picture) == "picture 1: ValueError: a defect"
     assert error_of(store, verdict) == "KeyError: 'another'"
     assert status(store, good) == "finished"
-    assert (leased(store, good), model_of(runner).stream.held) == ([], set())
+    assert (leased(store, good), model_of(runner).stream.leased) == ([], set())
 
 
 @pytest.mark.parametrize("trouble", ["a file stands there", "hangs", "cancelled"])
@@ -220,7 +220,7 @@ def test_a_job_whose_folder_cannot_be_written_keeps_no_other_from_being_stored(
     run(runner, good.id)
     assert status(store, good) == "finished"
     if trouble == "cancelled":
-        assert runner.storer.held
+        assert runner.storer.works
         store.cancel(bad.id)
         settle(runner)
     else:
@@ -230,7 +230,7 @@ def test_a_job_whose_folder_cannot_be_written_keeps_no_other_from_being_stored(
         assert reason in error_of(store, bad)
     assert runner.storage.problem == ""
     settle(runner)
-    assert (leased(store, good), model_of(runner).stream.held) == ([], set())
+    assert (leased(store, good), model_of(runner).stream.leased) == ([], set())
     back.set()
 
 
@@ -254,7 +254,7 @@ def test_a_job_that_is_deleted_while_a_file_of_it_is_written_leaves_none(
     run(runner, job.id)
     settle(runner)
     assert list(store.settings.pictures.rglob("*.png")) == []
-    assert store.connection.xlen(keys.stream(job.digest)) == 0
+    assert store.connection.xlen(keys.pictures(job.digest)) == 0
 
 
 # Workers that die before the grid.
@@ -281,7 +281,7 @@ def test_a_grid_that_a_worker_died_before_is_composed_by_another_unless_too_many
         assert grid_of(store, job.id)
     else:
         assert error_of(store, job) == "workers died 4 times while composing the grid"
-    assert store.connection.xlen(keys.stream(job.digest)) == 0
+    assert store.connection.xlen(keys.pictures(job.digest)) == 0
 
 
 # Scores and grids.
