@@ -228,7 +228,7 @@ class NotInTime(ServiceError, status=504, slug="not-in-time", title="The request
 
 
 class JobFailed(ServiceError, slug="job-failed", title="The job failed"):
-    example = "workers died 4 times while sampling picture 3"
+    example = "workers died or failed 4 times while sampling picture 3"
 
 
 class Unavailable(ServiceError, status=503, slug="unavailable", title="The service is not available"):

@@ -39,13 +39,12 @@ from service.contract.records import (
 from service.contract.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Repeat, ScoreResult, Summary
 from service.settings import Settings
 from service.store import keys
+from service.store.connection import concerns_all
 from service.store.functions import Pipeline
 from service.store.hub import Hub
 from service.store.jobs import read_record
 from service.store.workers import ReadyWorkers, new_task
-from service.telemetry.logs import get_logger
-
-log = get_logger(__name__)
+from service.telemetry.boundary import confined
 
 HEAD = "summary", "status", "total", "started_at", "finished_at", "error"  # of a job in a list: only small fields
 WHOLE = "record", *HEAD[1:], "result"
@@ -132,6 +131,7 @@ class AsyncJobs:
         self.redis, self.hub, self.settings = Pipeline(connection), Hub(connection), settings
         self.workers = ReadyWorkers(self.redis)
         self._limits = limits_of(settings)
+        self._record = asyncio.Lock()  # while one is read for a list
 
     async def known(self, request: IdempotentRequest | None) -> str | None:
         """Return the job that the same request created before, if it still exists. Nothing is the same as None.
@@ -196,31 +196,26 @@ class AsyncJobs:
         last = f"({cursor}" if cursor else "+"
         members = await self.redis("ZREVRANGEBYLEX", keys.jobs(owner), last, "-", "LIMIT", 0, limit + 1)
         ids = [member.partition("-")[2] for member in members[:limit]]
-        stored = await self.redis.ask(*(("HMGET", keys.job(job_id), *HEAD) for job_id in ids))
-        counts = await self.redis.ask(*(("HLEN", keys.verdicts(job_id)) for job_id in ids))
-        heads = [
-            await self._listed(job_id, dict(zip(HEAD, values, strict=True)), done)
-            for job_id, values, done in zip(ids, stored, counts, strict=True)
-        ]
+        heads = await asyncio.gather(*map(self._listed, ids))  # in one turn of the event loop: in one pipeline
         return JobPage(jobs=[*filter(None, heads)], next=members[limit - 1] if len(members) > limit else None)
 
-    async def _listed(self, job_id: str, fields: Mapping[str, str | None], done: int) -> JobHead | None:
+    async def _listed(self, job_id: str) -> JobHead | None:
         """Return a job of a list; None for one that has expired or cannot be read, which hides no others.
 
         Versions that know no summaries may have created the job: its record, one at a time and not on the event loop,
         has the same fields.
         """
-        given = {name: value for name, value in fields.items() if value is not None}
-        if (raw := given.get("summary")) is None and given:
-            raw = await self.redis("HGET", keys.job(job_id), "record")
-        if raw is None:
-            return None
-        try:
-            summary = await asyncio.to_thread(JobSummary.read, raw) if "summary" not in given else JobSummary.read(raw)
-            return JobHead.model_validate(_head(summary, given, done))
-        except Exception as error:
-            log.warning("a job cannot be listed", job_id=job_id, reason=f"{type(error).__name__}: {error}")
-            return None
+        with confined("record", passes=concerns_all, job_id=job_id):
+            head, done = ("HMGET", keys.job(job_id), *HEAD), ("HLEN", keys.verdicts(job_id))
+            values, count = await self.redis.ask(head, done)
+            fields = {name: value for name, value in zip(HEAD, values, strict=True) if value is not None}
+            if raw := fields.get("summary"):
+                return JobHead.model_validate(_head(JobSummary.read(raw), fields, count))
+            async with self._record:
+                if fields and (raw := await self.redis("HGET", keys.job(job_id), "record")):
+                    summary = await asyncio.to_thread(JobSummary.read, raw)
+                    return JobHead.model_validate(_head(summary, fields, count))
+        return None
 
     async def wait(self, job_id: str, timeout_s: float, gone: asyncio.Future[None]) -> bool:
         """Wait until the job ends, `timeout_s` pass, the client is gone or the shutdown's deadline comes.

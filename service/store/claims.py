@@ -72,7 +72,7 @@ class Triage:
 
 
 def triage(pending: Iterable[tuple[str, int]], max_deliveries: int) -> Triage:
-    """Sort expired leases, each with the number of its deliveries, after every one of which its worker died.
+    """Sort expired leases, each with the number of its deliveries: after each its worker died, or gave up the model.
 
     A picture whose workers died twice may be what killed them. One that was delivered `max_deliveries` times is given
     up.
@@ -113,7 +113,7 @@ class PictureStream:
             late = []
         pending = [(one["message_id"], one["times_delivered"]) for one in late if one["message_id"] not in self.leased]
         found = triage(pending, MAX_DELIVERIES)
-        reason = f"workers died {MAX_DELIVERIES} times while "
+        reason = f"workers died or failed {MAX_DELIVERIES} times while "
         hopeless = [(claim, reason + claim.what) for claim in self._take_over(found.hopeless)]
         if not (found.alone and self._keeps_suspects()):
             self.suspects = 0

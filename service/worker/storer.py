@@ -59,8 +59,18 @@ class Storer:
         return sum(len(work.finished) for work in list(self.works) if work.stream is stream and not work.is_stored)
 
     def submit(self, work: Work) -> None:
-        self.works[work] = None
-        self.files.start(self._do(work))
+        try:
+            self.works[work] = None
+            self.files.start(self._do(work)).add_done_callback(lambda _: self._end(work))
+        except BaseException:
+            self._end(work)
+            raise
+
+    def _end(self, work: Work) -> None:
+        """Hold work no longer. Of what was not stored, the leases expire."""
+        if work in self.works:  # else it was left to other workers
+            work.stream.leased.difference_update(work.entries)
+            self.works.pop(work, None)
 
     def drop(self, works: Iterable[Work]) -> None:
         """Give up work as soon as its files are in trouble."""
@@ -69,22 +79,17 @@ class Storer:
 
     async def _do(self, work: Work) -> None:
         fail = partial(self.store.fail, work.job)
-        try:
-            with confined("job", fail, concerns_all, job_id=work.job):
-                try:
-                    await self._store(work)
-                except asyncio.CancelledError:
-                    if not self.store.exists(work.job):  # some of its files may have been written since it was deleted
-                        await self._remove({work.job}, work)
-                    raise
-            for claim in work.complete:
-                fail_grid = lambda reason: fail(f"the result cannot be composed: {reason}")  # noqa: E731
-                with confined("job", fail_grid, concerns_all, job_id=work.job):
-                    await self._complete(work, claim)
-        finally:
-            if work in self.works:  # else it was left to other workers
-                work.stream.leased.difference_update(work.entries)  # of what was not stored, the leases expire
-                self.works.pop(work, None)
+        with confined("job", fail, concerns_all, job_id=work.job):
+            try:
+                await self._store(work)
+            except asyncio.CancelledError:
+                if not self.store.exists(work.job):  # some of its files may have been written since it was deleted
+                    await self._remove({work.job}, work)
+                raise
+        for claim in work.complete:
+            fail_grid = lambda reason: fail(f"the result cannot be composed: {reason}")  # noqa: E731
+            with confined("job", fail_grid, concerns_all, job_id=work.job):
+                await self._complete(work, claim)
 
     async def _all(self, work: Work, calls: Mapping[str, Callable[[], object]], sample: bytes) -> None:
         await self.files.all(calls, lambda: work.is_wanted, sample)

@@ -197,7 +197,7 @@ def test_a_picture_that_kills_workers_fails_only_its_job(
     quick = settings.model_copy(update={"lease_s": 0.2})
     assert deaths_until_ended(connection, quick, bad.id, good.id, deadly=True) == 4
     assert status(store, good) == "finished"
-    assert error_of(store, bad) == "workers died 4 times while sampling picture 0"
+    assert error_of(store, bad) == "workers died or failed 4 times while sampling picture 0"
 
 
 @pytest.mark.parametrize("loses_device", [False, True])
@@ -395,7 +395,7 @@ def test_a_model_that_fails_takes_no_other_models_jobs_with_it(
     if where == "_claim":
         assert (status(store, bad), failures) == ("finished", ["other"])
     else:
-        assert error_of(store, bad) == "workers died 4 times while sampling picture 0"
+        assert error_of(store, bad) == "workers died or failed 4 times while sampling picture 0"
         assert len(failures) == 4
 
 

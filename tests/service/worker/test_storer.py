@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -196,6 +197,22 @@ def test_pictures_that_cannot_be_stored_for_a_reason_that_nobody_foresaw_fail_th
     assert (leased(store, good), model_of(runner).stream.leased) == ([], set())
 
 
+def test_work_that_cannot_begin_is_not_held_for_its_leases_would_be_renewed_for_ever(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(work: Any) -> None:
+        work.close()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(runner.storage, "start", refuse)
+    stream: Any
+    claim: Any
+    stream, claim = SimpleNamespace(leased={"1-0", "2-0"}), SimpleNamespace(entry="1-0")
+    with pytest.raises(RuntimeError, match="new thread"):
+        runner.storer.submit(storer.Work(job="j", stream=stream, judged_by=None, complete=[claim]))
+    assert (runner.busy, stream.leased) == (False, {"2-0"})
+
+
 @pytest.mark.parametrize("trouble", ["a file stands there", "hangs", "cancelled"])
 def test_a_job_whose_folder_cannot_be_written_keeps_no_other_from_being_stored(
     runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch, trouble: str
@@ -280,7 +297,7 @@ def test_a_grid_that_a_worker_died_before_is_composed_by_another_unless_too_many
         assert status(store, job) == "finished"
         assert grid_of(store, job.id)
     else:
-        assert error_of(store, job) == "workers died 4 times while composing the grid"
+        assert error_of(store, job) == "workers died or failed 4 times while composing the grid"
     assert store.connection.xlen(keys.pictures(job.digest)) == 0
 
 
