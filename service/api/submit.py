@@ -298,7 +298,7 @@ class Submitter:
         try:
             created = await self.service.jobs.create(record, same)
         except NoRoom as error:
-            created = _refusal(error, record.total, workers)
+            created = _refusal(error, record, workers)
         except KeyReuse as error:
             created = error
         if pictures and created != record.id:  # after any other error the job may exist
@@ -378,18 +378,18 @@ async def _disconnect(request: Request) -> None:
         pass
 
 
-def _refusal(full: NoRoom, pictures: int, workers: Sequence[Mapping[str, Any]]) -> QueueFull | QuotaExceeded:
+def _refusal(full: NoRoom, record: JobRecord, workers: Sequence[Mapping[str, Any]]) -> QueueFull | QuotaExceeded:
     """Return the error for a job that does not fit. workers: what they say about themselves."""
     if full.what == "stored":
-        detail = f"{full.taken} pictures of yours are stored and {pictures} more would exceed {full.most}"
+        detail = f"{full.taken} pictures of yours are stored and {record.total} more would exceed {full.most}"
         headers = {"Retry-After": str(STORED_WAIT_S)}
         return QuotaExceeded(f"{detail}; delete jobs or retry later", headers=headers, stored=full.taken)
     whose = "of yours " if full.what == "owner" else ""
-    excess = full.taken + pictures - full.most
+    excess = full.taken + record.draws - full.most
     rate = sum(about.get("pictures_per_s", 0.0) for about in workers)
     wait_s = math.ceil(min(excess, full.taken) / rate) if rate > 0 else UNMEASURED_WAIT_S
     detail = (
-        f"{full.taken} pictures {whose}are waiting and {pictures} more would exceed {full.most}; nothing was queued"
+        f"{full.taken} pictures {whose}are waiting and {record.draws} more would exceed {full.most}; nothing was queued"
     )
     return QueueFull(detail, headers={"Retry-After": str(min(wait_s, MAX_WAIT_S))}, queued=full.taken)
 

@@ -11,7 +11,7 @@ from service.api.catalog import Models
 from service.api.openapi import problems
 from service.api.submit import ERRORS, RESPONSES, JobSpec, PreferencesDep, SubmitterDep, check_lists
 from service.api.uploads import Upload, read_submission
-from service.contract.errors import BadForm, BadRequest, TooLarge
+from service.contract.errors import BadForm, BadRequest, SelectedScore, TooLarge
 from service.contract.schemas import Job, ScoreFields
 from shared.options import LIMITS
 from shared.vocabulary import LabelError, parse_label_lists
@@ -40,7 +40,7 @@ class ScoreForm(ScoreFields):
 @router.post(
     "/score",
     response_model=Job,
-    responses={**RESPONSES, **problems(*ERRORS, BadForm)},
+    responses={**RESPONSES, **problems(*ERRORS, BadForm, SelectedScore)},
     summary="Score the model on a test file",
 )
 async def score(
@@ -53,6 +53,9 @@ async def score(
     With a zip of `pictures` it generates none and scores those, as one run, by the evaluator of `model`.
     """
     fields = ScoreFields.model_validate(form.model_dump(exclude={"file", "pictures"}, exclude_unset=True))
+    if fields.until is not None:
+        reason = "the evaluator would score pictures that it has selected itself; leave it out, or send POST /generate"
+        raise SelectedScore.at(("body", "until"), reason)
     pictures = list[Upload]()
     lists = await _read_lists(form.file)
     if form.pictures is not None:
