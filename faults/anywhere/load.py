@@ -475,5 +475,9 @@ class Load:
 
 
 def _comparable(answer: httpx.Response, job_id: str) -> bytes:
-    """Return a job's result, without what differs from run to run."""
-    return json.dumps(answer.json()["result"]).replace(job_id, "ID").encode()
+    """Return a job's result, without what differs from run to run.
+
+    Probabilities to three digits: uploaded pictures are judged alone or together, and the sums differ by rounding.
+    """
+    result = json.loads(json.dumps(answer.json()["result"]), parse_float=lambda text: round(float(text), 3))
+    return json.dumps(result).replace(job_id, "ID").encode()

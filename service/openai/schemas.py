@@ -44,8 +44,10 @@ class Image(BaseModel):
     b64_json: str | None = Field(default=None, description="the PNG; null with `response_format` `url`")
     url: str | None = Field(default=None, description="address of the PNG; send the same API key")
     revised_prompt: str = Field(description="the labels read from the prompt")
-    exact: bool | None = Field(None, description="with `until`: whether the evaluator finds exactly these labels")
-    attempts: int | None = Field(None, description="with `until`: how often it was drawn")
+    exact: bool | None = Field(
+        default=None, description="with `until`: whether the evaluator finds exactly these labels"
+    )
+    attempts: int | None = Field(default=None, description="with `until`: how often it was drawn")
 
 
 class Images(BaseModel):
