@@ -70,8 +70,20 @@ def measure(subject: Subject, second: Evaluator, lists: Lists) -> Selection:
         if not left:
             break
     rows, n = subject.stepper.network_rows - before, len(lists)
-    exact = [sum(one[judge].exact for one in some.values()) / n for judge in (0, 1) for some in (first, kept)]
-    return Selection(len(lists[0]), *exact, sum(drawn.values()) / n, rows / n, (rows - first_rows) / n)
+
+    def exact(pictures: dict[int, tuple[PictureScore, ...]], judge: int) -> float:
+        return sum(scores[judge].exact for scores in pictures.values()) / n
+
+    return Selection(
+        objects=len(lists[0]),
+        first=exact(first, 0),
+        selected=exact(kept, 0),
+        second_first=exact(first, 1),
+        second_selected=exact(kept, 1),
+        attempts=sum(drawn.values()) / n,
+        rows=rows / n,
+        extra_rows=(rows - first_rows) / n,
+    )
 
 
 def _rank(score: PictureScore) -> tuple[float, float]:
