@@ -139,6 +139,8 @@ class SweptStack(Stack):
                     found[f"entries of {name[:24]}"] = entries
                 if leases := self.connection.xpending(name, "workers")["pending"]:
                     found[f"leases of {name[:24]}"] = leases
+            elif name.endswith(":watched") and self.connection.ttl(name) >= 0:  # it goes by itself, in seconds
+                continue
             elif kind not in kept and not (kind == "turns" and name.count(":") == 2):  # an owner stays until their turn
                 found[name] = self.connection.type(name)
         pictures = self.folder / "pictures"

@@ -41,13 +41,13 @@ def test_the_sweep_draws_every_combination_from_one_seed(
 def test_the_gallery_has_every_picture_with_its_labels_and_recipe(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    page = tmp_path / "gallery.md"
+    page = tmp_path / "README.md"
     monkeypatch.setattr("sys.argv", ["gallery.py", str(page)])
     gallery = runpy.run_path(str(ROOT / "examples/gallery.py"))
     lists = [["red cube", "gray cube"], ["blue sphere"]]
     gallery["main"]([gallery["Part"]("two", "Two pictures", "denoiser", lists)])
     tags = re.findall(r'<img src="([^"]+)" title="([^"]+)"', page.read_text())
-    assert tags == [("gallery/two-0.png", "red cube, gray cube"), ("gallery/two-1.png", "blue sphere")]
+    assert tags == [("two-0.png", "red cube, gray cube"), ("two-1.png", "blue sphere")]
     for (source, _), labels in zip(tags, lists, strict=True):
         recipe = Recipe.model_validate_json(Image.open(tmp_path / source).info["labelgrid"])
         assert (recipe.labels, recipe.seed) == ([labels], gallery["SEED"])
