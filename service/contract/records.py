@@ -11,7 +11,16 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.options import IGNORE_UNKNOWN, LIMITS, THRESHOLD, Fraction, SamplingOptions, Strict, picture_seed
+from shared.options import (
+    IGNORE_UNKNOWN,
+    LIMITS,
+    THRESHOLD,
+    Fraction,
+    SamplingOptions,
+    Strict,
+    attempt_seed,
+    picture_seed,
+)
 
 MAX_STAGES = 32  # of a trajectory
 MAX_STAGES_PER_REQUEST = 1024  # of all trajectories: a stage is some 16 KB of noise, which PNG cannot compress
@@ -77,7 +86,8 @@ Layouts = Annotated[list[Layout | None], Field(max_length=LIMITS.max_pictures_pe
 class Picture:
     """One picture of a job, with all that decides its content, so that every worker gets the same pixels.
 
-    Its `seed` is picture_seed(run_seed, position); both are kept for its recipe.
+    Its `seed` is picture_seed(run_seed, position); both are kept for its recipe. If `attempt`, from 1, is not exact,
+    the next one is drawn, up to the attempt `last`.
     """
 
     job: str
@@ -89,10 +99,17 @@ class Picture:
     run_seed: int | None = None
     position: int = 0
     trajectory: int | None = None
+    attempt: int = 1
+    last: int = 1
 
     @property
     def key(self) -> tuple[str, int]:
         return self.job, self.index
+
+    @property
+    def noise_seed(self) -> int:
+        """The seed of this attempt's noise."""
+        return attempt_seed(self.seed, self.attempt)
 
 
 class ModelName(Stored):
@@ -161,6 +178,11 @@ class JobRecord(JobSummary):
         return len(self.labels) * self.repeats
 
     @property
+    def draws(self) -> int:
+        """How many pictures may be drawn for it."""
+        return self.total * (1 if self.options.kept else self.options.attempts or 1)
+
+    @property
     def has_grid(self) -> bool:
         """Whether the job has a grid of its own; otherwise its only picture is the grid."""
         return len(self.labels) > 1 or self.uploaded
@@ -170,6 +192,7 @@ class JobRecord(JobSummary):
         repeat, i = divmod(index, len(self.labels))
         run_seed, position = self.seed + repeat, self.first + i
         layout = self.layouts[i] if self.layouts else None
+        attempt, last = (self.options.kept[i],) * 2 if self.options.kept else (1, self.options.attempts or 1)
         return Picture(
             job=self.id,
             index=index,
@@ -180,6 +203,8 @@ class JobRecord(JobSummary):
             run_seed=None if self.uploaded else run_seed,
             position=position,
             trajectory=self.trajectory,
+            attempt=attempt,
+            last=last,
         )
 
 
@@ -195,6 +220,8 @@ class Verdict(Stored):
     probabilities: dict[str, float]  # of all labels
     # How far each label's object is from its place in the layout, in widths of the picture; None for one not found.
     distances: tuple[float | None, ...] | None = None  # None without a layout, or if the evaluator finds no places
+    attempt: int = 1  # which of the picture's attempts it judges
+    attempts: tuple["Verdict", ...] = ()  # on all of them, in order, if it was drawn until exact
 
     def shown(self, digits: int) -> dict[str, Any]:
         """Return what recipes and answers show of it, rounded: of the probabilities, highest first, those of the

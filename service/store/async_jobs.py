@@ -36,7 +36,17 @@ from service.contract.records import (
     Verdict,
     created_at,
 )
-from service.contract.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Repeat, ScoreResult, Summary
+from service.contract.schemas import (
+    AttemptResult,
+    GenerateResult,
+    Job,
+    JobHead,
+    JobPage,
+    PictureResult,
+    Repeat,
+    ScoreResult,
+    Summary,
+)
 from service.settings import Settings
 from service.store import keys
 from service.store.connection import concerns_all
@@ -104,7 +114,7 @@ def limits_of(settings: Settings) -> dict[str, int]:
 
 def arguments(record: JobRecord, request: IdempotentRequest | None, limits: Mapping[str, int]) -> list[Any]:
     """Return all arguments of `create`."""
-    about = {"owner": record.owner, "total": record.total, **limits}
+    about = {"owner": record.owner, "total": record.total, "draws": record.draws, **limits}
     if record.webhook:
         about["webhook_events"] = " ".join(record.webhook_events)
     if request is not None:
@@ -319,13 +329,16 @@ def _result(record: JobRecord, result: JobResult, verdicts: Sequence[Verdict]) -
             seed=None if record.uploaded else verdict.seed,
             url=f"/jobs/{record.id}/images/{verdict.index}.png",
             trajectory_url=f"/jobs/{record.id}/trajectories/{verdict.index}.png" if record.trajectory else None,
+            kept=verdict.attempt if record.options.until else None,
+            attempts=[AttemptResult(seed=one.seed, **one.shown(DIGITS)) for one in verdict.attempts] or None,
         )
         for verdict in verdicts
     ]
     shown, worst = shown[: len(record.labels)], shown[len(record.labels) :]
     grid_url = f"/jobs/{record.id}/grid.png"
     if record.kind == "generate":
-        return GenerateResult(**vars(result.repeats[0]), grid_url=grid_url, pictures=shown)
+        selected = record.options.until is not None
+        return GenerateResult(**vars(result.repeats[0]), selected=selected, grid_url=grid_url, pictures=shown)
     repeats = [
         Repeat(**vars(scores), seed=None if record.uploaded else record.seed + r)
         for r, scores in enumerate(result.repeats)

@@ -245,7 +245,7 @@ end
 
 -- Returns {'queue' or 'owner', how many pictures are queued, how many may be} if the model's queue or the owner's part of
 -- it is full; else nil. An empty queue takes any one job, of which no more than its owner's share counts for the others:
--- one large request would close the queue to them.
+-- one large request would close the queue to them. Of a new job all attempts count, since all of them may be drawn.
 local function find_full_queue(new)
   local model = keys_of_model(new.digest)
   local share = new.most_own > 0 and new.most_own or math.huge
@@ -259,10 +259,10 @@ local function find_full_queue(new)
     end
     queued = queued + math.min(count, share)
   end
-  if queued > 0 and queued + new.total > new.most_queued then
+  if queued > 0 and queued + new.draws > new.most_queued then
     return {'queue', queued, new.most_queued}
   end
-  if own > 0 and own + new.total > share then
+  if own > 0 and own + new.draws > share then
     return {'owner', own, share}
   end
 end
@@ -306,7 +306,7 @@ end
 
 -- create(settings, record, summary, then an RQ job as for `wake`)
 --
--- Settings: owner, total (pictures), webhook_events if there is a webhook, request_key and request_hash if there is an
+-- Settings: owner, total (pictures), draws (how many may be drawn), webhook_events if there is a webhook, request_key and request_hash if there is an
 -- Idempotency-Key, timeout_s, lifetime_s (timeout_s and how long a job is kept), idempotent_s, most_queued, most_own,
 -- most_stored (0: no limit). The record may be large and is not decoded; the summary is for lists.
 -- Reads the request's key, the model's queue and stream, and the owner's stored pictures. Writes the job, the open jobs,

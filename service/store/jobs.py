@@ -145,7 +145,7 @@ class JobStore:
         for claim, one in finished:
             picture = {"entry": claim.entry, "job": claim.job, "index": claim.index}
             ending = {"fields": results[claim.job].fields(claim.record)} if claim.job in results else {}
-            pictures.append({**picture, "verdict": one.verdict.model_dump_json(), **ending})
+            pictures.append({**picture, "verdict": one.verdict.model_dump_json(exclude_defaults=True), **ending})
         about = self.keep_s, stream.digest, stream.consumer, json.dumps(pictures)
         answers, leased = call(self.connection, "commit", *about)
         claims = [claim for claim, _ in finished]

@@ -7,7 +7,7 @@ import base64
 import time
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,14 +34,30 @@ class BatchSizes:
     late_pictures: int = 0  # that may join beyond `pictures`, a few at each step
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """An attempt at a picture, its verdict, its pixels (H, W, 3), and the frames of its trajectory, (h, w, 3) each."""
+
+    verdict: Verdict
+    pixels: NDArray[np.uint8]
+    frames: list[NDArray[np.uint8]]
+
+    def or_better(self, other: "Drawn | None") -> "Drawn":
+        """Return the better one: of the higher F1, then accuracy; of equals the other one, which is earlier."""
+        rank = self.verdict.f1, self.verdict.accuracy
+        return self if other is None or rank > (other.verdict.f1, other.verdict.accuracy) else other
+
+
 @dataclass(eq=False)
 class Member:
-    """A picture in the batch."""
+    """An attempt at a picture, in the batch."""
 
     picture: Picture
     row: Row
     joined_at: int  # network rows that the batch had computed then
     shape: tuple[int, int, int]  # (C, H, W) of the finished picture
+    before: Sequence[Verdict] = ()  # on earlier attempts
+    best: Drawn | None = None  # of them
     frames: list[NDArray[np.uint8]] = field(default_factory=list)  # of its trajectory
 
     def record(self) -> None:
@@ -98,14 +114,19 @@ class Engine:
 
     def _join(self, pictures: Sequence[Picture]) -> None:
         for picture in pictures:
-            labels, positions = self.vocabulary.multi_hot(picture.labels), None
-            if picture.layout is not None:
-                points = [(point.x, point.y) for point in picture.layout]
-                positions = positions_at(self.vocabulary.encode(picture.labels), points, len(self.vocabulary))
-            row = self.stepper.new_row(labels, picture.options, picture.seed, positions)
-            member = Member(picture, row, self._computed, self.stepper.picture_shape)
-            member.record()
-            self.batch[picture.key] = member
+            self.batch[picture.key] = self._member(picture, self._computed)
+
+    def _member(
+        self, picture: Picture, joined_at: int, before: Sequence[Verdict] = (), best: Drawn | None = None
+    ) -> Member:
+        labels, positions = self.vocabulary.multi_hot(picture.labels), None
+        if picture.layout is not None:
+            points = [(point.x, point.y) for point in picture.layout]
+            positions = positions_at(self.vocabulary.encode(picture.labels), points, len(self.vocabulary))
+        row = self.stepper.new_row(labels, picture.options, picture.noise_seed, positions)
+        member = Member(picture, row, joined_at, self.stepper.picture_shape, before, best)
+        member.record()
+        return member
 
     def drop(self, keys: Container[PictureKey]) -> None:
         """Remove pictures between two steps; the others are unaffected."""
@@ -147,7 +168,7 @@ class Engine:
         return ended
 
     def _finish(self, done: Sequence[Member]) -> list[Outcome]:
-        """Judge and encode the pictures whose steps are done."""
+        """Judge the pictures whose steps are done. Encode those that end; the others begin their next attempt."""
         images = self.stepper.pictures([member.row for member in done])  # (N, 3, H, W)
         finite = images.flatten(1).sum(1).isfinite()  # one NaN or infinity makes the sum one; sums are fast
         whole = [member for member, is_finite in zip(done, finite.tolist(), strict=True) if is_finite]
@@ -161,15 +182,27 @@ class Engine:
         begun_at = time.time()
         verdicts = judge_pictures(self.judge, [member.picture for member in whole], images)
         self.judged_at = begun_at, time.time()
-        judged = zip(whole, verdicts, to_uint8(images), strict=True)
-        return [*outcomes, *self._encoding.map(lambda one: self._encode(*one), judged)]
+        again, ended = list[Member](), list[tuple[Picture, Drawn]]()
+        for member, verdict, pixels in zip(whole, verdicts, to_uint8(images), strict=True):
+            picture, so_far = member.picture, (*member.before, verdict)
+            best = Drawn(verdict, pixels, member.frames).or_better(member.best)
+            if not verdict.exact and picture.attempt < picture.last:
+                following = replace(picture, attempt=picture.attempt + 1)
+                again.append(self._member(following, member.joined_at, so_far, best))
+                continue
+            if picture.options.until is not None and picture.options.kept is None:
+                best = replace(best, verdict=best.verdict.model_copy(update={"attempts": so_far}))
+            ended.append((picture, best))
+        outcomes += self._encoding.map(lambda one: self._encode(*one), ended)
+        self.batch |= {member.picture.key: member for member in again}  # last, because what raises is repeated
+        return outcomes
 
-    def _encode(self, member: Member, verdict: Verdict, pixels: NDArray[np.uint8]) -> FinishedPicture:
-        picture, recipe = member.picture, self.recipe(member.picture, verdict)
+    def _encode(self, picture: Picture, drawn: Drawn) -> FinishedPicture:
+        verdict, pixels, recipe = drawn.verdict, drawn.pixels, self.recipe(picture, drawn.verdict)
         png = png_bytes(pixels, recipe.text() if recipe else None)
-        if not member.frames:
+        if not drawn.frames:
             return FinishedPicture(picture, verdict, png, pixels=pixels)
-        trajectory = sheet(np.stack(member.frames), columns=len(member.frames))
+        trajectory = sheet(np.stack(drawn.frames), columns=len(drawn.frames))
         own = recipe.model_copy(update={"trajectory": picture.trajectory}) if recipe else None
         strip = png_bytes(trajectory, own.text() if own else None)
         return FinishedPicture(picture, verdict, png, strip, pixels)

@@ -75,7 +75,8 @@ def judge_pictures(judge: Judge, pictures: Sequence[Picture], images: Tensor) ->
         Verdict(
             index=picture.index,
             labels=picture.labels,
-            seed=picture.seed,
+            seed=picture.noise_seed,
+            attempt=picture.attempt,
             accuracy=score.accuracy,
             f1=score.f1,
             exact=score.exact,

@@ -347,6 +347,8 @@ class Previews:
         reports = defaultdict[str, list[dict[str, Any]]](list)
         for i, one in enumerate(shown):
             report: dict[str, Any] = {"index": one.picture.index, "step": one.row.step, "steps": len(one.row.table)}
+            if one.picture.attempt > 1:
+                report["attempt"] = one.picture.attempt
             if i < PREVIEWS_AT_ONCE:
                 with self.confined("preview", job_id=one.picture.job, picture=one.picture.index):
                     report["preview"] = one.preview()

@@ -12,7 +12,7 @@ from service.api.dependencies import Caller, CallerDep
 from service.api.openapi import problems
 from service.api.submit import ERRORS, create, new_record, ready_workers, same_request
 from service.api.uploads import Upload, read_submission
-from service.contract.errors import BadForm, BadRequest, TooLarge
+from service.contract.errors import BadForm, BadRequest, SelectedScore, TooLarge
 from service.contract.records import JobRecord
 from service.contract.schemas import Job, ScoreFields
 from shared.options import LIMITS
@@ -42,7 +42,7 @@ class ScoreForm(ScoreFields):
 @router.post(
     "/score",
     response_model=Job,
-    responses={**RESPONSES, **problems(*ERRORS, BadForm)},
+    responses={**RESPONSES, **problems(*ERRORS, BadForm, SelectedScore)},
     summary="Score the model on a test file",
 )
 async def score(
@@ -55,6 +55,9 @@ async def score(
     With a zip of `pictures` it generates none and scores those, as one run, by the evaluator of `model`.
     """
     fields = ScoreFields.model_validate(form.model_dump(exclude={"file", "pictures"}, exclude_unset=True))
+    if fields.until is not None:
+        reason = "the evaluator would score pictures that it has selected itself; leave it out, or send POST /generate"
+        raise SelectedScore.at(("body", "until"), reason)
     pictures = list[Upload]()
     lists = await _read_lists(form.file)
     if form.pictures is not None:

@@ -27,6 +27,7 @@ from shared.registry import resolve
 from shared.vocabulary import ICLEVR
 from tests.service.api.answers import pixels
 from tests.service.processes import new_job
+from tests.service.store.ageing import age
 from tests.service.store.helpers import add_job, done_count
 from tests.service.worker.conftest import (
     LISTS,
@@ -82,6 +83,25 @@ def test_the_batch_is_bounded_and_the_other_pictures_follow(runner: Runner, stor
     run(runner, job.id)
     assert status(store, job) == "finished"
     assert batches == [8] * 4 + [4] * 4
+
+
+def test_after_a_death_attempts_begin_anew_and_end_with_the_same_picture(
+    connection: Redis, settings: Settings, store: JobStore, create: Create
+) -> None:
+    """The toy evaluator finds nothing exact, so that all three are drawn."""
+    options = QUICK.model_copy(update={"until": "exact", "attempts": 3})
+    undisturbed, dying = started(connection, settings, "w1"), started(connection, settings, "w2")
+    whole = create(options=options)
+    run(undisturbed, whole.id)
+    job = create(options=options)
+    while not any(one.picture.attempt == 2 for _, engine in dying.models.denoisers() for one in engine.batch.values()):
+        dying.run_once()
+    assert not store.connection.hlen(keys.verdicts(job.id))
+    age(connection, 60)
+    run(undisturbed, job.id)
+    verdicts = [verdicts_of(store, one) for one in (whole, job)]
+    assert verdicts[0] == verdicts[1]
+    assert [len(verdict.attempts) for verdict in verdicts[0]] == [3, 3, 3]
 
 
 def test_a_cancelled_job_leaves_the_batch_at_the_next_step_and_the_others_are_unaffected(
