@@ -12,7 +12,7 @@ BIN := $(VENV)/bin
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help demo serve train test test-browser compose-test scaling-out-test alert-drill pages-test kubernetes-check screenshots check \
-  check-lowest format clean docs lock audit bench bench-quick fuzz faults anywhere wheel wheel-test soak flood
+  check-lowest format clean docs lock audit bench bench-quick gpu-report fuzz faults anywhere wheel wheel-test soak flood
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -92,6 +92,9 @@ bench: $(VENV)/.bench  ## Run all benchmarks (half an hour), write docs/performa
 
 bench-quick: $(VENV)/.bench  ## Run the benchmarks at small sizes (three minutes), write to runs/bench-quick
 	$(BIN)/python -m benchmarks.run --quick
+
+gpu-report: $(VENV)/.bench  ## On a machine with a GPU: its tests, ten minutes of training, sampling; write docs/gpu.md
+	$(BIN)/python -m benchmarks.gpu_report
 
 HISTORIES ?= 300
 fuzz: $(VENV)/.dev  ## Fuzz the API, label files, zips, recipes and the life of jobs (seven minutes; HISTORIES=10000 of jobs: half an hour)

@@ -28,7 +28,7 @@ Storage = Annotated[
         help="Where checkpoints are published to and read from: a folder, or an address such as s3://bucket/path.",
     ),
 ]
-DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Change one field of the run: --set batch=64. Repeatable.")
 ]
