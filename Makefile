@@ -11,7 +11,7 @@ BIN := $(VENV)/bin
 # Without byte code every process would compile torch anew, for two seconds and more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo serve train test test-browser compose-test scaling-out-test alert-drill pages-test kubernetes-check screenshots check \
+.PHONY: help demo serve train test test-browser compose-test scaling-out-test alert-drill pages-test own-data-test kubernetes-check screenshots check \
   check-lowest format clean docs lock audit bench bench-quick gpu-report fuzz faults anywhere wheel wheel-test soak flood
 
 help:  ## List the targets
@@ -55,6 +55,9 @@ alert-drill: $(VENV)/.dev  ## Break a service in each way that an alert is for, 
 pages-test: $(VENV)/.dev  ## Run every command of README.md and the tracks of docs/ in empty machines of namespaces, as root (ten minutes)
 	command -v prometheus-alertmanager && command -v nginx && command -v redis-server || (apt-get update -qq && apt-get install -y -qq --no-install-recommends curl nginx openssl prometheus prometheus-alertmanager redis-server)
 	unshare --net --mount $(BIN)/python -m pytest --override-ini timeout=1800 deploy/pages_test.py
+
+own-data-test: $(VENV)/.dev  ## Import, train and serve 2,000 pictures of each kind, by docs/own-data.md (ten minutes; MINUTES=5 of each training: half an hour)
+	$(BIN)/python -m pytest -s --override-ini timeout=7200 deploy/own_data_test.py
 
 kubernetes-check: $(VENV)/.kubernetes  ## Check deploy/kubernetes against the schemas of Kubernetes, KEDA and the Prometheus operator, and against the code
 	command -v kustomize || command -v kubectl || (apt-get update -qq && apt-get install -y -qq --no-install-recommends kustomize)
