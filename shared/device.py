@@ -25,10 +25,10 @@ class DeviceError(ValueError):
 def pick_device(name: str = "auto") -> torch.device:
     """Return the device `auto`, `cpu`, `cuda`, `cuda:N` or `mps`, the GPU of a Mac.
 
-    `auto` is the first GPU (under torchrun, the process's own), or the CPU if there is none. Raises DeviceError for
-    any other name, and for a GPU that this machine does not have.
+    `auto` is the first CUDA GPU (under torchrun, the process's own), or the CPU if there is none; never `mps`, which
+    nobody has run yet. Raises DeviceError for any other name, and for a GPU that this machine does not have.
     """
-    if name == "mps" or (name == "auto" and torch.backends.mps.is_available()):
+    if name == "mps":
         if not torch.backends.mps.is_available():
             raise DeviceError('no device "mps": this machine has no GPU that Metal knows')
         return torch.device("mps")

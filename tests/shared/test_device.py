@@ -95,9 +95,12 @@ def test_a_gpu_without_bfloat16_computes_in_float16(monkeypatch: pytest.MonkeyPa
     assert autocast_dtype(torch.device("cuda", 2)) is None
 
 
-def test_a_mac_has_its_gpu_and_another_machine_says_that_it_has_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_gpu_of_a_mac_is_used_if_it_is_named_and_another_machine_says_that_it_has_none(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
-    assert pick_device("auto") == pick_device("mps") == torch.device("mps")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (pick_device("auto"), pick_device("mps")) == (torch.device("cpu"), torch.device("mps"))
     assert autocast_dtype(torch.device("mps")) is None
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(DeviceError, match='no device "mps"'):
