@@ -95,7 +95,7 @@ def test_a_gpu_without_bfloat16_computes_in_float16(monkeypatch: pytest.MonkeyPa
     assert autocast_dtype(torch.device("cuda", 2)) is None
 
 
-def test_the_gpu_of_a_mac_is_used_if_it_is_named_and_another_machine_says_that_it_has_none(
+def test_the_gpu_of_a_mac_is_used_if_it_is_named(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
