@@ -3,6 +3,7 @@
 ServiceError                500  unexpected; the server's log has the cause
 ├── BadRequest              422  an invalid label, option or file
 │   ├── NotLearnt                a number of labels or a layout that the model has not learnt to draw
+│   ├── NoSuchObject             an edit of an object that the picture lacks
 │   ├── KeyReuse                 an Idempotency-Key sent before with another request
 │   ├── UnknownCheckpoint        a recipe of a checkpoint that is not in storage
 │   └── NotJson             400
@@ -122,6 +123,10 @@ def _message(error: Mapping[str, Any]) -> str:
 
 class NotLearnt(BadRequest, slug="not-learnt", title="The model has not learnt such pictures"):
     example = "labels.0: 5 labels; this model has learnt pictures of 1 to 3 objects"
+
+
+class NoSuchObject(BadRequest, slug="no-such-object", title="The picture has no such object"):
+    example = 'edits.0: the picture has no "red cube"; it has gray cylinder'
 
 
 class KeyReuse(BadRequest, slug="idempotency-key-reused", title="The Idempotency-Key belongs to another request"):

@@ -6,16 +6,18 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
-from pydantic import Field
+from pydantic import Field, Json
 
 from service.api.catalog import Models, knows_positions
+from service.api.edits import checked_edits
 from service.api.openapi import problems
 from service.api.submit import ERRORS, RESPONSES, JobSpec, PreferencesDep, SubmitterDep, check_lists, not_learnt
 from service.api.uploads import PngError, recipe_of
-from service.contract.errors import BadForm, BadRequest, UnknownCheckpoint
+from service.contract.errors import BadForm, BadRequest, NoSuchObject, UnknownCheckpoint
 from service.contract.records import Layout
 from service.contract.schemas import GenerateRequest, Job, Stages, WebhookEvents, WebhookUrl, with_examples
 from shared.checkpoint import CheckpointInfo
+from shared.edits import MAX_EDITS, Edit
 from shared.options import NoOtherFields
 
 router = APIRouter(tags=["pictures"])
@@ -24,13 +26,13 @@ router = APIRouter(tags=["pictures"])
 @router.post(
     "/generate",
     response_model=Job,
-    responses={**RESPONSES, **problems(*ERRORS, UnknownCheckpoint)},
+    responses={**RESPONSES, **problems(*ERRORS, NoSuchObject, UnknownCheckpoint)},
     summary="Generate pictures from labels, or again from a recipe",
 )
 async def generate(body: GenerateRequest, submitter: SubmitterDep, preferences: PreferencesDep) -> Response:
     """Generates one picture for each list of labels, scores it, and waits for it unless `Prefer` says otherwise.
 
-    A recipe generates the same pictures again.
+    A recipe generates the same pictures again. `edits` change the objects that they name in each picture.
     """
     labels = (body.recipe or body).labels
     return await submitter.answer(await submitter.submit("generate", body, labels, partial(_check, body)), preferences)
@@ -42,6 +44,9 @@ class PngForm(NoOtherFields):
     model_config = with_examples({"file": "the bytes of a PNG"})
 
     file: UploadFile = Field(description="a PNG from this service, with its recipe")
+    edits: list[Json[Edit]] | None = Field(
+        None, max_length=MAX_EDITS, description="changes to each picture, in this order, each as JSON; all else stays"
+    )
     trajectory: Stages = None
     webhook: WebhookUrl = None
     webhook_events: WebhookEvents = None
@@ -50,7 +55,7 @@ class PngForm(NoOtherFields):
 @router.post(
     "/generate/png",
     response_model=Job,
-    responses={**RESPONSES, **problems(*ERRORS, BadForm, UnknownCheckpoint)},
+    responses={**RESPONSES, **problems(*ERRORS, BadForm, NoSuchObject, UnknownCheckpoint)},
     summary="Generate the pictures of a PNG again",
 )
 async def generate_from_png(
@@ -72,15 +77,15 @@ async def generate_from_png(
 
 def _check(body: GenerateRequest, models: Models) -> JobSpec:
     """Check the request against the models. Raises BadRequest, UnknownCheckpoint, NoModel."""
-    recipe = body.recipe
-    source = recipe or body
-    at = ("body", "recipe") if recipe else ("body",)
-    info = models.with_digest(recipe.model.digest) if recipe else models.find(body.model)
+    source = body.recipe or body
+    at = ("body", "recipe") if body.recipe else ("body",)
+    info = models.with_digest(body.recipe.model.digest) if body.recipe else models.find(body.model)
     labels = check_lists(source.labels, info, (*at, "labels"))
     layouts = source.layouts
     if layouts is not None:
         check_layouts(layouts, labels, info, (*at, "layouts"))
         layouts = layouts if any(layouts) else None
+    recipe = checked_edits(body, info)
     trajectory = recipe.trajectory if recipe and body.trajectory is None else body.trajectory
     return JobSpec(labels, info, recipe=recipe, trajectory=trajectory, layouts=layouts)
 
