@@ -4,7 +4,7 @@ An edited picture has the noise, places and rotations of the one before, with th
 neither torch nor HTTP.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Final, Self
 
@@ -81,8 +81,9 @@ class PictureOptions(SamplingOptions):
 class EditError(ValueError):
     """An edit of an object that the picture lacks (`is_missing`), or that it has already. `index`: of the edit."""
 
-    def __init__(self, index: int, label: str, *, is_missing: bool) -> None:
-        super().__init__(f'the picture {"has no" if is_missing else "already has a"} "{label}"')
+    def __init__(self, index: int, label: str, objects: Iterable[str], *, is_missing: bool) -> None:
+        has = ", ".join(objects) or "nothing"
+        super().__init__(f'no object is "{label}": there are {has}' if is_missing else f'there already is "{label}"')
         self.index, self.label, self.is_missing = index, label, is_missing
 
 
@@ -104,7 +105,7 @@ def edited(labels: Sequence[str], edits: Sequence[Edit] | None) -> list[Object]:
 
     def check(index: int, label: str, *, there: bool) -> None:
         if (label in objects) != there:
-            raise EditError(index, label, is_missing=there)
+            raise EditError(index, label, objects, is_missing=there)
 
     for i, edit in enumerate(edits or ()):
         if new := edit.add:

@@ -139,6 +139,8 @@ class SweptStack(Stack):
                     found[f"entries of {name[:24]}"] = entries
                 if leases := self.connection.xpending(name, "workers")["pending"]:
                     found[f"leases of {name[:24]}"] = leases
+            elif name.endswith(":watched") and self.connection.ttl(name) >= 0:  # it goes by itself, in seconds
+                continue
             elif kind not in kept and not (kind == "turns" and name.count(":") == 2):  # an owner stays until their turn
                 found[name] = self.connection.type(name)
         pictures = self.folder / "pictures"
@@ -475,5 +477,9 @@ class Load:
 
 
 def _comparable(answer: httpx.Response, job_id: str) -> bytes:
-    """Return a job's result, without what differs from run to run."""
-    return json.dumps(answer.json()["result"]).replace(job_id, "ID").encode()
+    """Return a job's result, without what differs from run to run.
+
+    Probabilities to three digits: uploaded pictures are judged alone or together, and the sums differ by rounding.
+    """
+    result = json.loads(json.dumps(answer.json()["result"]), parse_float=lambda text: round(float(text), 3))
+    return json.dumps(result).replace(job_id, "ID").encode()

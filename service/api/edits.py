@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 
 from service.api.catalog import knows_positions
-from service.api.submit import not_learnt
+from service.api.checks import not_learnt
 from service.contract.errors import BadRequest, NoSuchObject
 from service.contract.recipe import Recipe
 from service.contract.records import Point
@@ -74,7 +74,7 @@ def _check_one(
         objects = edited(list(before), edits)
     except EditError as error:
         kind = NoSuchObject if error.is_missing else BadRequest
-        raise kind.at((*at, error.index), f"{error}; it has {', '.join(before)}", entry=entry) from error
+        raise kind.at((*at, error.index), str(error), entry=entry) from error
     kept = [before[one.origin] for one in objects if one.place is None and one.origin]
     placed = [one.place for one in objects if one.place]
     problem = info.support.count_problem(len(objects)) or info.support.layout_problem(placed, list(filter(None, kept)))

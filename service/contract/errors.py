@@ -126,7 +126,7 @@ class NotLearnt(BadRequest, slug="not-learnt", title="The model has not learnt s
 
 
 class NoSuchObject(BadRequest, slug="no-such-object", title="The picture has no such object"):
-    example = 'edits.0: the picture has no "red cube"; it has gray cylinder'
+    example = 'edits.0: no object is "red cube": there are gray cylinder, blue sphere'
 
 
 class KeyReuse(BadRequest, slug="idempotency-key-reused", title="The Idempotency-Key belongs to another request"):

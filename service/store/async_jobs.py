@@ -133,11 +133,13 @@ class AsyncJobs:
         self.workers = ReadyWorkers(self.redis)
         self._limits = limits_of(settings)
 
-    async def existing(self, request: IdempotentRequest) -> str | None:
-        """Return the job that the same request created before, if it still exists.
+    async def known(self, request: IdempotentRequest | None) -> str | None:
+        """Return the job that the same request created before, if it still exists. Nothing is the same as None.
 
         KeyReuse if the key stands for another request, whose job is there.
         """
+        if request is None:
+            return None
         raw = await self.redis("GET", request.redis_key)
         if raw is None or not await self.redis("EXISTS", keys.job(raw.partition(" ")[0])):
             return None

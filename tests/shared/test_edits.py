@@ -33,11 +33,11 @@ def test_a_chain_keeps_the_places_of_all_objects_that_it_does_not_name() -> None
 @pytest.mark.parametrize(
     ("edit", "is_missing", "message"),
     [
-        ({"remove": {"label": "c"}}, True, 'the picture has no "c"'),
-        ({"move": {"label": "c", "x": 0, "y": 0}}, True, 'the picture has no "c"'),
-        ({"recolour": {"label": "c", "to": "d"}}, True, 'the picture has no "c"'),
-        ({"add": {"label": "b", "x": 0, "y": 0}}, False, 'the picture already has a "b"'),
-        ({"recolour": {"label": "a", "to": "b"}}, False, 'the picture already has a "b"'),
+        ({"remove": {"label": "c"}}, True, 'no object is "c": there are a, b'),
+        ({"move": {"label": "c", "x": 0, "y": 0}}, True, 'no object is "c": there are a, b'),
+        ({"recolour": {"label": "c", "to": "d"}}, True, 'no object is "c": there are a, b'),
+        ({"add": {"label": "b", "x": 0, "y": 0}}, False, 'there already is "b"'),
+        ({"recolour": {"label": "a", "to": "b"}}, False, 'there already is "b"'),
     ],
 )
 def test_an_edit_that_does_not_fit_is_named(edit: dict[str, Any], is_missing: bool, message: str) -> None:

@@ -4,10 +4,11 @@ import io
 
 from fastapi import APIRouter, Response
 
-from service.api.dependencies import Index, OwnJob
+from service.api.answers import RESPONSES, PreferencesDep
+from service.api.dependencies import CallerDep, Index, OwnJob
 from service.api.openapi import problems
 from service.api.routes.generate import generate
-from service.api.submit import ERRORS, RESPONSES, PreferencesDep, SubmitterDep
+from service.api.submit import ERRORS
 from service.api.uploads import PngError, recipe_of
 from service.contract.errors import (
     BadRequest,
@@ -33,17 +34,17 @@ router = APIRouter(tags=["pictures"])
     summary="Edit a picture",
 )
 async def edit_picture(
-    job_id: OwnJob, index: Index, body: EditRequest, submitter: SubmitterDep, preferences: PreferencesDep
+    job_id: OwnJob, index: Index, body: EditRequest, caller: CallerDep, preferences: PreferencesDep
 ) -> Response:
     """Adds, removes, moves or recolours objects of a finished picture; the others and the background stay.
 
     Does the same as `POST /generate` with the picture's recipe and `edits`: a new job with one picture, whose recipe
     has all edits so far.
     """
-    png = await submitter.service.results.image(job_id, submitter.owner, index)
+    png = await caller.service.results.image(job_id, caller.owner, index)
     try:
         recipe = recipe_of(io.BytesIO(png))
     except PngError as error:  # of an uploaded picture
         raise BadRequest.at(("path", "index"), f"the picture cannot be edited: {error}") from error
     request = GenerateRequest.model_validate({**body.model_dump(exclude_unset=True), "recipe": recipe})
-    return await generate(request, submitter, preferences)
+    return await generate(request, caller, preferences)

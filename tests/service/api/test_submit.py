@@ -20,8 +20,8 @@ from redis import Redis
 import service.api.app
 import service.store.async_jobs
 from service.api.access.keys import hash_of, new_key
+from service.api.answers import Preferences, read_preferences
 from service.api.dependencies import Service
-from service.api.submit import Preferences, read_preferences
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.jobs import JobStore

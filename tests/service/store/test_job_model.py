@@ -116,7 +116,7 @@ class JobMachine(RuleBasedStateMachine):
         job = record(n, owner, digest=digest, id=new_job_id(self.model.clock + ahead * T))
         asked = IdempotentRequest(owner, key, request) if key else None
         try:
-            existing = self.model.existing(asked) if asked else None
+            existing = self.model.known(asked) if asked else None
         except KeyReuse:
             with pytest.raises(KeyReuse):
                 add_job(self.store, job, asked)

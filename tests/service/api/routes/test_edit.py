@@ -121,8 +121,8 @@ def test_edits_of_places_that_were_asked_for(client: httpx.Client, worker: Runne
 @pytest.mark.parametrize(
     ("edits", "slug", "detail"),
     [
-        ([REMOVE, MOVE, REMOVE], "no-such-object", 'edits.2: the picture has no "red cube"; it has red cube, blue sphere'),
-        ([{"add": {**ADD["add"], "label": "red cube"}}], "invalid-request", "already has a"),
+        ([REMOVE, MOVE, REMOVE], "no-such-object", 'edits.2: no object is "red cube": there are blue sphere'),
+        ([{"add": {**ADD["add"], "label": "red cube"}}], "invalid-request", 'there already is "red cube"'),
         ([{"add": {**ADD["add"], "label": "green cub"}}], "invalid-request", 'did you mean "green cube"'),
         ([REMOVE], "not-learnt", "1 labels; this model has learnt pictures of 2 to 3 objects"),
         ([{"move": {"label": "red cube", "x": 0.9, "y": 0.5}}], "not-learnt", "is outside the area"),
