@@ -2,7 +2,9 @@
 
 ServiceError                500  unexpected; the server's log has the cause
 ├── BadRequest              422  an invalid label, option or file
+│   ├── SelectedScore            a score of pictures that are drawn until exact
 │   ├── NotLearnt                a number of labels or a layout that the model has not learnt to draw
+│   ├── NoSuchObject             an edit of an object that the picture lacks
 │   ├── KeyReuse                 an Idempotency-Key sent before with another request
 │   ├── UnknownCheckpoint        a recipe of a checkpoint that is not in storage
 │   └── NotJson             400
@@ -122,6 +124,16 @@ def _message(error: Mapping[str, Any]) -> str:
 
 class NotLearnt(BadRequest, slug="not-learnt", title="The model has not learnt such pictures"):
     example = "labels.0: 5 labels; this model has learnt pictures of 1 to 3 objects"
+
+
+class SelectedScore(BadRequest, slug="selected-score", title="A score of selected pictures is no score"):
+    example = (
+        "until: the evaluator would score pictures that it has selected itself; leave it out, or send POST /generate"
+    )
+
+
+class NoSuchObject(BadRequest, slug="no-such-object", title="The picture has no such object"):
+    example = 'edits.0: no object is "red cube": there are gray cylinder, blue sphere'
 
 
 class KeyReuse(BadRequest, slug="idempotency-key-reused", title="The Idempotency-Key belongs to another request"):

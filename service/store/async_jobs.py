@@ -36,7 +36,17 @@ from service.contract.records import (
     Verdict,
     created_at,
 )
-from service.contract.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Repeat, ScoreResult, Summary
+from service.contract.schemas import (
+    AttemptResult,
+    GenerateResult,
+    Job,
+    JobHead,
+    JobPage,
+    PictureResult,
+    Repeat,
+    ScoreResult,
+    Summary,
+)
 from service.settings import Settings
 from service.store import keys
 from service.store.connection import concerns_all
@@ -74,7 +84,7 @@ class IdempotentRequest:
 
     @property
     def redis_key(self) -> str:
-        return keys.idempotency(_hash(f"{self.owner}:{self.key}"))  # an owner's name has no colon
+        return keys.key(_hash(f"{self.owner}:{self.key}"))  # an owner's name has no colon
 
     def job_of(self, value: str) -> str:
         """Return the job in what Redis stores under `redis_key`. KeyReuse if it belongs to another request."""
@@ -104,7 +114,7 @@ def limits_of(settings: Settings) -> dict[str, int]:
 
 def arguments(record: JobRecord, request: IdempotentRequest | None, limits: Mapping[str, int]) -> list[Any]:
     """Return all arguments of `create`."""
-    about = {"owner": record.owner, "total": record.total, **limits}
+    about = {"owner": record.owner, "total": record.total, "draws": record.draws, **limits}
     if record.webhook:
         about["webhook_events"] = " ".join(record.webhook_events)
     if request is not None:
@@ -194,7 +204,7 @@ class AsyncJobs:
     async def page(self, owner: str, limit: int, cursor: str | None) -> JobPage:
         """Return up to `limit` of an owner's jobs, newest first; `cursor`: the previous page's `next`."""
         last = f"({cursor}" if cursor else "+"
-        members = await self.redis("ZREVRANGEBYLEX", keys.index(owner), last, "-", "LIMIT", 0, limit + 1)
+        members = await self.redis("ZREVRANGEBYLEX", keys.jobs(owner), last, "-", "LIMIT", 0, limit + 1)
         ids = [member.partition("-")[2] for member in members[:limit]]
         heads = await asyncio.gather(*map(self._listed, ids))  # in one turn of the event loop: in one pipeline
         return JobPage(jobs=[*filter(None, heads)], next=members[limit - 1] if len(members) > limit else None)
@@ -280,8 +290,8 @@ class AsyncJobs:
 
     async def longest_wait_s(self, digest: str) -> float:
         """Return the age of the oldest job that is next for its owner; 0 if none is pending."""
-        owners = await self.redis("ZRANGE", keys.owners(digest), 0, -1)
-        firsts = await self.redis.ask(*(("LINDEX", keys.owner_jobs(digest, owner), 0) for owner in owners))
+        owners = await self.redis("ZRANGE", keys.turns(digest), 0, -1)
+        firsts = await self.redis.ask(*(("LINDEX", keys.turns_of(digest, owner), 0) for owner in owners))
         now = await self.redis.now()
         return max([0.0, *(now - created_at(first) for first in firsts if first)])
 
@@ -296,7 +306,7 @@ def _head(about: JobSummary, fields: Mapping[str, str], done: int) -> dict[str, 
     """Return what clients see of a job, but its result. `about`: its summary, or the whole record."""
     times = {"created_at": about.created_at}
     times |= {name: float(fields[name]) for name in ("started_at", "finished_at") if name in fields}
-    uploaded = {"seed": None, "options": None} if about.sent else {}
+    uploaded = {"seed": None, "options": None} if about.uploaded else {}
     return {
         **vars(about),
         "status": fields["status"],
@@ -316,18 +326,22 @@ def _result(record: JobRecord, result: JobResult, verdicts: Sequence[Verdict]) -
         PictureResult(
             **verdict.shown(DIGITS),
             labels=list(verdict.labels),
-            seed=None if record.sent else verdict.seed,
+            seed=None if record.uploaded else verdict.seed,
             url=f"/jobs/{record.id}/images/{verdict.index}.png",
             trajectory_url=f"/jobs/{record.id}/trajectories/{verdict.index}.png" if record.trajectory else None,
+            kept=verdict.attempt if record.options.until else None,
+            attempts=[AttemptResult(seed=one.seed, **one.shown(DIGITS)) for one in verdict.attempts] or None,
         )
         for verdict in verdicts
     ]
     shown, worst = shown[: len(record.labels)], shown[len(record.labels) :]
     grid_url = f"/jobs/{record.id}/grid.png"
     if record.kind == "generate":
-        return GenerateResult(**vars(result.repeats[0]), grid_url=grid_url, pictures=shown)
+        selected = record.options.until is not None
+        return GenerateResult(**vars(result.repeats[0]), selected=selected, grid_url=grid_url, pictures=shown)
     repeats = [
-        Repeat(**vars(scores), seed=None if record.sent else record.seed + r) for r, scores in enumerate(result.repeats)
+        Repeat(**vars(scores), seed=None if record.uploaded else record.seed + r)
+        for r, scores in enumerate(result.repeats)
     ]
     summaries: dict[str, Any] = {
         name: _summary([getattr(scores, name) for scores in result.repeats])

@@ -52,15 +52,15 @@ class Storer:
 
     def __init__(self, store: JobStore, files: JobFiles) -> None:
         self.store, self.files = store, files
-        self.held = dict[Work, None]()  # all work that is not over, in order
+        self.works = dict[Work, None]()  # all work that is not over, in order
 
     def count(self, stream: PictureStream) -> int:
         """Return how many pictures of a model are not stored yet."""
-        return sum(len(work.finished) for work in list(self.held) if work.stream is stream and not work.is_stored)
+        return sum(len(work.finished) for work in list(self.works) if work.stream is stream and not work.is_stored)
 
     def submit(self, work: Work) -> None:
         try:
-            self.held[work] = None
+            self.works[work] = None
             self.files.start(self._do(work)).add_done_callback(lambda _: self._end(work))
         except BaseException:
             self._end(work)
@@ -68,9 +68,9 @@ class Storer:
 
     def _end(self, work: Work) -> None:
         """Hold work no longer. Of what was not stored, the leases expire."""
-        if work in self.held:  # else it was left to other workers
-            work.stream.held.difference_update(work.entries)
-            self.held.pop(work, None)
+        if work in self.works:  # else it was left to other workers
+            work.stream.leased.difference_update(work.entries)
+            self.works.pop(work, None)
 
     def drop(self, works: Iterable[Work]) -> None:
         """Give up work as soon as its files are in trouble."""
@@ -181,7 +181,7 @@ def compose(
     """Return the PNG of the best repeat's pictures (n, H, W, 3). Uploaded ones are marked as right or wrong."""
     shown = [verdicts[index] for index in result.best_indices(record)]
     columns = min(record.columns, len(shown))
-    if record.sent:
+    if record.uploaded:
         return png_bytes(marked_grid(pixels, [verdict.exact for verdict in shown], columns))
     made_with = recipe.of_grid(record, result.best, shown, judged_by)
     return png_bytes(sheet(pixels, columns), made_with.text())
