@@ -32,6 +32,8 @@ PASSING = (
 )
 STORAGE = str(ROOT / "shared/storage.py")
 DIGITS = re.compile(r"\d+(?=\.)")
+# Labels that were found: verdicts and results concern those that were asked for.
+FOUND = re.compile(r'(probabilities|instead)\\*": ?\{[^}]*\}|label\\*": ?\\*"[^"]*", ?\\*"asked\\*": ?0\b')
 
 Describe = Callable[..., str]  # a call's arguments -> text
 
@@ -98,7 +100,7 @@ class Boundaries:
             if self.book is None or sys._getframe(2).f_code.co_filename == STORAGE:  # which calls itself
                 return None
             place = self.place(boundary, what(*arguments, **named))
-            return self.book.kind_at(place, lambda: about(*arguments, **named))
+            return self.book.kind_at(place, lambda: FOUND.sub("", about(*arguments, **named)))
 
         if inspect.iscoroutinefunction(function):
 

@@ -186,16 +186,21 @@ class Sweeper:
             raise RuntimeError(f"without a fault: {problems} {wrong}")
         return out
 
-    def record(self, phases: Sequence[str] = PHASES) -> list[list[str]]:
+    def record(self) -> list[list[str]]:
         """Return the places that runs without a fault reach: while processes start, under the load, while they stop."""
-        stack = self._start(recording=True)
+        self.record_load()
+        stack = self.stack()
         again = self._run_clean(stack)
         if different := [name for name, content in self.clean.contents.items() if again.contents[name] != content]:
             raise RuntimeError(f"two runs without a fault differ: {different}")
         stack.book.record(Recording("stop", stack.marks))
-        for process in PROCESSES.values() if "stop" in phases else ():
+        for process in PROCESSES.values():
             self._run_clean(stack, process)
         return stack.book.places()
+
+    def record_load(self) -> list[list[str]]:
+        """Return the places that one run reaches, and the start before it."""
+        return self._start(recording=True).book.places()
 
     def run(self, group: Sequence[Trial]) -> Iterator[tuple[Trial, Result]]:
         """Run trials together, and each alone of a group that was not confined, or whose place was not reached.

@@ -1,9 +1,10 @@
 """What routes depend on. `app.py` creates it once; FastAPI takes some tens of microseconds for each dependency."""
 
+import json
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Any
 
-from fastapi import Depends, Path, Request, Security
+from fastapi import Depends, Header, Path, Request, Security
 from fastapi.openapi.models import HTTPBearer
 from fastapi.security.base import SecurityBase
 from structlog.contextvars import bind_contextvars
@@ -12,7 +13,7 @@ from service.api.catalog import Catalog, Models
 from service.api.results import ResultReader, Slots
 from service.contract.schemas import EXAMPLE_ID
 from service.settings import Settings
-from service.store.async_jobs import AsyncJobs
+from service.store.async_jobs import AsyncJobs, IdempotentRequest
 from service.store.jobs import JobStore
 
 MAX_UPLOADS = 2  # uploads that are checked at the same time, each in a thread and one of an owner
@@ -76,3 +77,30 @@ async def _own_job(
 
 OwnJob = Annotated[str, Depends(_own_job)]  # the path's job; UnknownJob if it belongs to another owner
 Index = Annotated[int, Path(ge=0, le=2**31, description="position of the picture, from 0", examples=[0])]
+
+
+@dataclass(frozen=True)
+class Caller:
+    """Who sends a request that creates a job, and the key with which they may repeat it."""
+
+    request: Request
+    service: ServiceDep
+    owner: OwnerDep
+    idempotency_key: Annotated[
+        str | None,
+        Header(
+            min_length=1,
+            max_length=200,
+            description="a retry of the same request with the same key returns the same job",
+            examples=["order-1234"],
+        ),
+    ] = None
+
+    def same(self, *content: Any) -> IdempotentRequest | None:
+        """Return what the request has in common with those that repeat it; None if it has no Idempotency-Key."""
+        if self.idempotency_key is None:
+            return None
+        return IdempotentRequest(self.owner, self.idempotency_key, json.dumps(content, sort_keys=True))
+
+
+CallerDep = Annotated[Caller, Depends()]

@@ -131,13 +131,20 @@ class ResultReader:
         return _from(await anext(parts), parts)
 
     def uploaded(self, job_id: str, total: int) -> Reads:
-        """Return how to read each picture that was uploaded for a job."""
-        return [partial(self.files.read, job_id, picture_name(i)) for i in range(total)]
+        """Return how to read each picture that was uploaded for a job. ExpiredJob then if it is gone."""
+
+        def read(name: str) -> bytes:
+            try:
+                return self.files.read(job_id, name)
+            except FileNotFoundError as error:
+                raise ExpiredJob.of(job_id) from error
+
+        return [partial(read, picture_name(i)) for i in range(total)]
 
     async def upload(self, job_id: str, reads: Reads) -> None:
         """Write pictures that a job is to judge, each in the thread that reads it, so that few are in memory.
 
-        Unavailable if storage does not take them, FileNotFoundError if one to read is gone. Then none is left.
+        Raises Unavailable if storage does not take them, and what reading one raises. Then none is left.
         """
 
         def write(i: int) -> None:

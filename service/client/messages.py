@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypedDict, TypeVar
+from typing import Any, Final, Literal, TypedDict, TypeVar
 
 import httpx
 from httpx_sse import ServerSentEvent
@@ -38,6 +38,8 @@ class Options(TypedDict, total=False):
     guidance_interval: Sequence[float]
     eta: float
     clip_x0: bool
+    until: Literal["exact"]
+    attempts: int
     model: str
     columns: int
 

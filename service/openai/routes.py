@@ -7,18 +7,19 @@ from datetime import datetime
 from functools import partial
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Path, Request, Response
+from fastapi import APIRouter, Path, Response
 from PIL import Image as PictureFile
 
 from service.api import openapi
-from service.api.catalog import Models
-from service.api.dependencies import ModelsDep, OwnerDep
+from service.api.answers import wait, why_unfinished
+from service.api.checks import not_learnt
+from service.api.dependencies import Caller, CallerDep, ModelsDep, OwnerDep
 from service.api.openapi import Dialect, DocumentedAPI
 from service.api.results import CutStream
-from service.api.submit import ERRORS, JobSpec, Submitter, SubmitterDep, not_learnt, why_unfinished
+from service.api.submit import ERRORS, create, new_record, same_request
 from service.contract.errors import BadRequest, NotFound, NotInTime
-from service.contract.records import TERMINAL
-from service.contract.schemas import Job
+from service.contract.records import TERMINAL, JobRecord
+from service.contract.schemas import GenerateResult, Job
 from service.openai.prompt import parse_prompt
 from service.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels, OpenAIProblem
 from shared.checkpoint import CheckpointInfo
@@ -57,58 +58,65 @@ problems = partial(openapi.problems, dialect=OPENAI)
     responses=problems(*ERRORS, NotInTime),
     summary="Generate pictures with OpenAI's images API",
 )
-async def generate_images(request: Request, body: ImagesRequest, submitter: SubmitterDep) -> Response:
+async def generate_images(body: ImagesRequest, caller: CallerDep) -> Response:
     """Reads the labels from the prompt; for a word that is no label, the error suggests the nearest one."""
-    job_id = await submitter.submit("generate", body, [], partial(_check, body))  # the prompt has the labels
-    wait_s = submitter.service.settings.wait_s
-    await submitter.wait(job_id, wait_s)
-    job = await submitter.service.jobs.job(job_id)
+    service = caller.service
+    same = same_request(caller, "generate", body, [])  # the prompt has the labels
+    job_id = await service.jobs.known(same)
+    if job_id is None:
+        record = await _checked(body, caller)
+        job_id = await create(service, record, same)
+    wait_s = service.settings.wait_s
+    await wait(caller, job_id, wait_s)
+    job = await service.jobs.job(job_id)
     if job.status not in TERMINAL:
         detail = f"not finished within {wait_s:.0f} s; the job goes on"
         raise NotInTime(detail, headers=NO_RETRY, job=f"/jobs/{job_id}")
     if job.result is None:
         raise why_unfinished(job, NO_RETRY)
-    png = await submitter.service.results.image(job.id, submitter.owner, 0)
+    png = await service.results.image(job.id, caller.owner, 0)
     with PictureFile.open(io.BytesIO(png)) as first:
         size = first.size
-    return CutStream(_images(request, body, submitter, job, size), media_type="application/json")
+    return CutStream(_images(body, caller, job, size), media_type="application/json")
 
 
-async def _images(
-    request: Request, body: ImagesRequest, submitter: Submitter, job: Job, size: tuple[int, int]
-) -> AsyncIterator[str]:
+async def _images(body: ImagesRequest, caller: Caller, job: Job, size: tuple[int, int]) -> AsyncIterator[str]:
     """Yield the JSON of a finished job's pictures. Where a client does not read, one picture waits in memory."""
     assert job.seed is not None  # only jobs that score uploaded pictures have none
+    assert isinstance(job.result, GenerateResult)
     answer = Images(
         created=_unix_time(job.finished_at or job.created_at),
         data=[],
         size="{}x{}".format(*size),
         seed=job.seed,
+        selected=job.result.selected,
         job=f"/jobs/{job.id}",
     )
     before, after = answer.model_dump_json().split("[]")
     yield before + "["
     for i, labels in enumerate(job.labels):
-        image = Image(revised_prompt=", ".join(labels))
+        image, picture = Image(revised_prompt=", ".join(labels)), job.result.pictures[i]
+        if picture.attempts:
+            image.exact, image.attempts = picture.exact, len(picture.attempts)
         if body.response_format == "url":
-            image.url = f"{request.base_url}jobs/{job.id}/images/{i}.png"
+            image.url = f"{caller.request.base_url}jobs/{job.id}/images/{i}.png"
         else:
-            png = await submitter.service.results.image(job.id, submitter.owner, i)
+            png = await caller.service.results.image(job.id, caller.owner, i)
             image.b64_json = base64.b64encode(png).decode()
         yield ("," if i else "") + image.model_dump_json(exclude_none=True)
     yield "]" + after
 
 
-def _check(body: ImagesRequest, models: Models) -> JobSpec:
-    """Check the request against the models. Raises BadRequest, NoModel."""
-    info = models.find(body.model)
+async def _checked(body: ImagesRequest, caller: Caller) -> JobRecord:
+    """Return the job of a request. Raises BadRequest, NoModel."""
+    info = (await caller.service.catalog.models()).find(body.model)
     try:
         labels = parse_prompt(body.prompt, info.labels)
     except LabelError as error:
         raise BadRequest.from_label_error(error, "prompt") from error
     if problem := info.support.count_problem(len(labels)):
         raise not_learnt(problem, info, ("body", "prompt"), 0)
-    return JobSpec([labels] * (body.n or 1), info)
+    return await new_record(caller, "generate", body, info, [labels] * (body.n or 1))
 
 
 def _unix_time(time: str) -> int:

@@ -10,6 +10,7 @@ import typer
 from shared import registry
 from shared import storage as files
 from shared.checkpoint import path_of
+from shared.options import LIMITS
 from shared.vocabulary import Vocabulary
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
@@ -110,7 +111,7 @@ def evaluate(
     seed: options.Seed = 0,
     objects: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=10, help="Places: objects in a scene, all numbers by default. Repeatable."),
+        typer.Option(min=1, max=10, help="Places, selection: objects, all numbers by default. Repeatable."),
     ] = None,
     noise: Annotated[
         float,
@@ -125,13 +126,17 @@ def evaluate(
     longer: Annotated[
         int, typer.Option(min=1, max=100, help="Two-sample: train its networks so many times as long.")
     ] = 1,
+    second: Annotated[str | None, typer.Option(help="Selection: an evaluator that selects nothing.")] = None,
+    attempts: Annotated[
+        int, typer.Option(min=1, max=LIMITS.max_attempts, help="Selection: of a picture, until it is exact.")
+    ] = 8,
     out: Annotated[
         Path | None, typer.Option(help="Folder for each study's figures and picture, STUDY.json and STUDY.png.")
     ] = None,
     storage: options.Storage = Path("models"),
     device: options.DeviceName = "auto",
 ) -> None:
-    """Study a denoiser: coverage, spectrum, two-sample, arrangements, places.
+    """Study a denoiser: coverage, spectrum, two-sample, arrangements, places, selection.
 
     By default all studies that the checkpoint and the options allow.
     """
@@ -141,7 +146,9 @@ def evaluate(
         terminal.check_folder(out, "--out")
     if (kind := registry.find(storage, name).kind) != "denoiser":
         raise TrainerError(f"studies are of denoisers; {name} is of kind {kind}")
-    given = options.given(data=data, trained_on=trained_on, evaluator=evaluator, count=count, objects=objects)
+    given = options.given(
+        data=data, trained_on=trained_on, evaluator=evaluator, count=count, objects=objects, second=second
+    )
     possible = [one for one, study in STUDIES.items() if given.keys() >= set(study.needs)]
     chosen = [one.strip() for one in only.split(",")] if only else possible
     for study in chosen:
@@ -152,7 +159,7 @@ def evaluate(
     with terminal.bar() as progress:
         subject = Subject(
             storage, path_of(storage, name), terminal.pick_device(device), progress, preset=preset, seed=seed,
-            noise=noise, upsampler_alone=upsampler_alone, around=around, longer=longer, **given,
+            noise=noise, upsampler_alone=upsampler_alone, around=around, longer=longer, attempts=attempts, **given,
         )  # fmt: skip
         for study in chosen:
             try:

@@ -180,6 +180,9 @@ def trains(command: Callable[..., None]) -> Callable[..., None]:
 def evaluator(
     plan: Plan,
     held_out: Annotated[Path, typer.Option(exists=True, help="A data set folder that is scored and not trained on.")],
+    architecture: Annotated[
+        Literal["resnet10", "resnet18"], typer.Option(help="resnet10 has half as many blocks, for a second opinion.")
+    ] = "resnet18",
 ) -> None:
     """Fit the evaluator, a ResNet-18. Repeat --data for several folders."""
     from shared.evaluator import IMAGE_SIZE
@@ -196,7 +199,7 @@ def evaluator(
         unseen = plan.read_held_out([held_out], partial(read_folders, progress=progress, size=IMAGE_SIZE))
         terminal.note_unseen(dataset)
         objective = objectives.Recognising(dataset, unseen)
-        network = objectives.make_network(dataset, config.seed)
+        network = objectives.make_network(dataset, config.seed, architecture)
         if plan.start_from:
             objectives.start_from(network, plan.storage, plan.start_from)
         details = {"data": plan.folders, "pictures": len(dataset)}

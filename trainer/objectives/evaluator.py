@@ -129,7 +129,7 @@ class Recognising:
         }
         return publish(
             storage, name, tensors, kind="evaluator", vocabulary=evaluator.vocabulary.names,
-            config={"architecture": "resnet18", "image_size": IMAGE_SIZE},
+            config={"architecture": evaluator.architecture, "image_size": IMAGE_SIZE},
             training={**training, "held_out": measure(evaluator, self.held_out)},
         )  # fmt: skip
 
@@ -156,9 +156,10 @@ def measure(evaluator: Evaluator, held_out: Dataset) -> dict[str, Any]:
     return figures
 
 
-def make_network(dataset: Dataset, seed: int) -> Evaluator:
+def make_network(dataset: Dataset, seed: int, architecture: str) -> Evaluator:
     torch.manual_seed(seed)
-    evaluator = Evaluator(dataset.vocabulary, locates=dataset.positions is not None)
+    locates = dataset.positions is not None
+    evaluator = Evaluator(dataset.vocabulary, locates=locates, architecture=architecture)
     evaluator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return evaluator
 
@@ -171,4 +172,8 @@ def start_from(evaluator: Evaluator, storage: Location, name: str) -> None:
     start = load_evaluator(resolve(storage, name, "evaluator"))
     if start.vocabulary != evaluator.vocabulary:
         raise TrainerError(f"{name} has another vocabulary than the data set; it cannot be started from")
+    if start.architecture != evaluator.architecture:
+        raise TrainerError(
+            f"{name} is a {start.architecture}, not a {evaluator.architecture}; it cannot be started from"
+        )
     evaluator.load_state_dict(start.state_dict(), strict=False)

@@ -45,6 +45,8 @@ class Subject:
     upsampler_alone: bool = False
     around: str | None = None
     longer: int = 1
+    second: str | None = None
+    attempts: int = 8
 
     @cached_property
     def denoiser(self) -> Denoiser:
@@ -120,6 +122,7 @@ STUDIES: Final = {
     "two-sample": Study(),
     "arrangements": Study(),
     "places": Study(()),
+    "selection": Study(("second",)),
 }
 
 

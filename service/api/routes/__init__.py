@@ -1,4 +1,4 @@
 """The endpoints, one module for each subject.
 
-Start reading in `generate.py`. A route checks its request and leaves jobs to `submit.py`.
+Start reading in `generate.py`. A route checks its request, creates its job by `submit.py`, and answers by `answers.py`.
 """

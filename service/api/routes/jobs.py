@@ -5,12 +5,13 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 
-from service.api.dependencies import Index, OwnerDep, OwnJob, ServiceDep
+from service.api.answers import RESPONSES, PreferencesDep, answer
+from service.api.dependencies import CallerDep, Index, OwnerDep, OwnJob, ServiceDep
 from service.api.events import is_complete, job_events
 from service.api.openapi import BINARY, PNG, Responses, problems
 from service.api.results import CutStream
 from service.api.submit import ERRORS as SUBMIT_ERRORS
-from service.api.submit import RESPONSES, PreferencesDep, SubmitterDep
+from service.api.submit import create, new_ids
 from service.contract.errors import (
     ExpiredJob,
     JobEnded,
@@ -110,12 +111,24 @@ async def delete_job(job_id: OwnJob, service: ServiceDep, response: Response) ->
     responses={**RESPONSES, **problems(*SUBMIT_ERRORS, *ERRORS, UnknownCheckpoint, NotFailed)},
     summary="Retry a job that failed or was cancelled",
 )
-async def retry_job(job_id: OwnJob, submitter: SubmitterDep, preferences: PreferencesDep) -> Response:
+async def retry_job(job_id: OwnJob, caller: CallerDep, preferences: PreferencesDep) -> Response:
     """Creates a new job with the same request, seed and checkpoint, and answers like the request that it repeats.
 
     Uploaded pictures need not be sent again. The job that failed stays as it is.
     """
-    return await submitter.answer(await submitter.retry(job_id), preferences)
+    service = caller.service
+    status, before = (await service.jobs.job(job_id)).status, await service.jobs.record(job_id)
+    same = caller.same("retry", job_id)
+    new_id = await service.jobs.known(same)
+    if new_id is None:
+        if status not in ("failed", "cancelled"):
+            raise NotFailed(f"the job is {status}; only a failed or cancelled job can be retried", job_status=status)
+        if not before.uploaded:
+            (await service.catalog.models()).with_digest(before.digest, ("path", "job_id"))
+        record = before.model_copy(update=await new_ids(service))
+        pictures = service.results.uploaded(job_id, before.total) if before.uploaded else ()
+        new_id = await create(service, record, same, pictures)
+    return await answer(caller, new_id, preferences)
 
 
 @router.get(

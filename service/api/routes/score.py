@@ -1,17 +1,19 @@
 """POST /score: the scores of repeated runs over a test file, or of uploaded pictures."""
 
-from functools import partial
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from pydantic import ConfigDict, Field
 
-from service.api.catalog import Models
+from service.api.answers import RESPONSES, PreferencesDep, answer
+from service.api.checks import check_lists
+from service.api.dependencies import Caller, CallerDep
 from service.api.openapi import problems
-from service.api.submit import ERRORS, RESPONSES, JobSpec, PreferencesDep, SubmitterDep, check_lists
+from service.api.submit import ERRORS, create, new_record, ready_workers, same_request
 from service.api.uploads import Upload, read_submission
-from service.contract.errors import BadForm, BadRequest, TooLarge
+from service.contract.errors import BadForm, BadRequest, SelectedScore, TooLarge
+from service.contract.records import JobRecord
 from service.contract.schemas import Job, ScoreFields
 from shared.options import LIMITS
 from shared.vocabulary import LabelError, parse_label_lists
@@ -40,12 +42,12 @@ class ScoreForm(ScoreFields):
 @router.post(
     "/score",
     response_model=Job,
-    responses={**RESPONSES, **problems(*ERRORS, BadForm)},
+    responses={**RESPONSES, **problems(*ERRORS, BadForm, SelectedScore)},
     summary="Score the model on a test file",
 )
 async def score(
     form: Annotated[ScoreForm, Form(media_type="multipart/form-data")],
-    submitter: SubmitterDep,
+    caller: CallerDep,
     preferences: PreferencesDep,
 ) -> Response:
     """Generates every picture of a test file `repeats` times, run r with seed + r, and scores each run.
@@ -53,19 +55,25 @@ async def score(
     With a zip of `pictures` it generates none and scores those, as one run, by the evaluator of `model`.
     """
     fields = ScoreFields.model_validate(form.model_dump(exclude={"file", "pictures"}, exclude_unset=True))
+    if fields.until is not None:
+        reason = "the evaluator would score pictures that it has selected itself; leave it out, or send POST /generate"
+        raise SelectedScore.at(("body", "until"), reason)
     pictures = list[Upload]()
     lists = await _read_lists(form.file)
     if form.pictures is not None:
         if unused := sorted(fields.model_fields_set - BESIDE_PICTURES):
             raise BadRequest.at(("body", unused[0]), "has no effect on uploaded pictures; leave it out")
-        await submitter.ready_workers()  # no zip is unpacked that no worker would judge
-        async with submitter.service.uploads.of(submitter.owner):
+        await ready_workers(caller.service)  # no zip is unpacked that no worker would judge
+        async with caller.service.uploads.of(caller.owner):
             pictures = await run_in_threadpool(read_submission, form.pictures.file, len(lists))
-    check = partial(_check, fields, lists, are_sent=bool(pictures))
-    job_id = await submitter.submit("score", fields, lists, check, pictures)
+    same = same_request(caller, "score", fields, lists, pictures)
+    job_id = await caller.service.jobs.known(same)
+    if job_id is None:
+        record = await _checked(fields, lists, caller, are_uploaded=bool(pictures))
+        job_id = await create(caller.service, record, same, [one.read for one in pictures])
     for file in filter(None, (form.file, form.pictures)):
         await file.close()  # before the request waits
-    return await submitter.answer(job_id, preferences)
+    return await answer(caller, job_id, preferences)
 
 
 async def _read_lists(file: UploadFile) -> list[list[str]]:
@@ -81,7 +89,11 @@ async def _read_lists(file: UploadFile) -> list[list[str]]:
         raise BadRequest.from_label_error(error, "file") from error
 
 
-def _check(fields: ScoreFields, lists: list[list[str]], models: Models, *, are_sent: bool) -> JobSpec:
-    """Check the request against the models. `are_sent`: it has the pictures. Raises BadRequest, NoModel."""
-    info = models.find_evaluator(fields.model) if are_sent else models.find(fields.model)
-    return JobSpec(check_lists(lists, info, ("body", "file")), info, 1 if are_sent else fields.repeats)
+async def _checked(fields: ScoreFields, lists: list[list[str]], caller: Caller, *, are_uploaded: bool) -> JobRecord:
+    """Return the job of a request. `are_uploaded`: it has the pictures. Raises BadRequest, NoModel."""
+    models = await caller.service.catalog.models()
+    info = models.find_evaluator(fields.model) if are_uploaded else models.find(fields.model)
+    labels = check_lists(lists, info, ("body", "file"))
+    return await new_record(
+        caller, "score", fields, info, labels, repeats=1 if are_uploaded else fields.repeats, uploaded=are_uploaded
+    )

@@ -150,7 +150,7 @@ class Model:
         taken = sum(self.stored[owner].values())
         return "stored" if taken > 0 and taken + n > LIMITS["max_stored_pictures_per_owner"] else ""
 
-    def existing(self, request: IdempotentRequest) -> str | None:
+    def known(self, request: IdempotentRequest) -> str | None:
         """Return the job that the same request created. KeyReuse if the key's job, of another request, exists."""
         known = self.keys.get((request.owner, request.key))
         if known is None or self.now >= known[2] + IDEMPOTENT_S or not self.exists(known[1]):

@@ -1,0 +1,119 @@
+"""From a job to the answer that the client prefers: waited for or 202, JSON or PNG."""
+
+import asyncio
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated
+from urllib.request import parse_http_list
+
+from fastapi import Depends, Header, Request, Response
+from opentelemetry.trace import get_current_span
+from structlog.contextvars import bind_contextvars
+
+from service.api.dependencies import Caller, ServiceDep
+from service.api.openapi import PNG, Responses
+from service.contract.errors import ClientGone, JobCancelled, JobFailed, NotReady
+from service.contract.records import TERMINAL
+from service.contract.schemas import Job
+
+RESPONSES: Responses = {
+    200: {"content": PNG, "description": "The finished job, or with `Accept: image/png` its grid"},
+    202: {"model": Job, "description": "The job is accepted and has not ended yet"},
+}
+
+
+@dataclass(frozen=True)
+class Preferences:
+    """How the client prefers its answer: how long it waits for it, and whether as PNG."""
+
+    wait_s: float
+    png: bool
+    applied: str | None  # value of Preference-Applied (RFC 7240)
+
+
+async def read_preferences(
+    service: ServiceDep,
+    prefer: Annotated[
+        list[str] | None,
+        Header(
+            description="`respond-async` answers 202 at once, `wait=N` waits at most N seconds",
+            examples=[["respond-async"], ["wait=10"]],
+        ),
+    ] = None,
+    accept: Annotated[list[str] | None, Header(include_in_schema=False)] = None,
+) -> Preferences:
+    """Read the headers. A preference that is not understood is ignored, and so are a preference's parameters, of which
+    those understood here have none (RFC 7240). A PNG is for clients that name it, and not JSON, in Accept.
+    """
+    accepted = ",".join(accept or ()).lower()
+    png = "image/png" in accepted and "application/json" not in accepted
+    longest_s = service.settings.wait_s
+    preferred = [part.partition(";")[0].strip().lower() for part in parse_http_list(",".join(prefer or ()))]
+    waits = [match for p in preferred if (match := re.fullmatch(r'wait\s*=\s*"?(\d{1,9})"?', p))]
+    if waits:
+        wait_s = int(waits[0][1])
+        return Preferences(min(wait_s, longest_s), png, f"wait={wait_s}")
+    if "respond-async" in preferred:
+        return Preferences(0.0, png, "respond-async")
+    return Preferences(longest_s, png, None)
+
+
+PreferencesDep = Annotated[Preferences, Depends(read_preferences)]
+
+
+async def answer(caller: Caller, job_id: str, preferences: Preferences) -> Response:
+    """Wait for the job and answer in the form that the client prefers."""
+    service = caller.service
+    await wait(caller, job_id, preferences.wait_s)
+    location = f"/jobs/{job_id}"
+    headers = {"Vary": "Accept, Prefer"}
+    if preferences.applied:
+        headers["Preference-Applied"] = preferences.applied
+    if preferences.png:
+        try:
+            picture = await service.jobs.grid(job_id)
+        except NotReady:  # or it has ended without one
+            pass
+        else:
+            headers["Content-Location"] = f"{location}/grid.png"
+            return await service.results.send_grid(job_id, picture, caller.owner, headers)
+    job = await service.jobs.job(job_id)
+    has_ended = job.status in TERMINAL
+    headers["Content-Location" if has_ended else "Location"] = location
+    if has_ended and job.result is None:
+        raise why_unfinished(job, headers)
+    return Response(job.model_dump_json(), 200 if has_ended else 202, headers, media_type="application/json")
+
+
+async def wait(caller: Caller, job_id: str, wait_s: float) -> None:
+    """Return once the job has ended, or after `wait_s`. Raises ClientGone after a disconnect.
+
+    The request's log line and span name the job.
+    """
+    get_current_span().set_attributes({"labelgrid.job_id": job_id})
+    bind_contextvars(job_id=job_id)
+    if wait_s <= 0:
+        return
+    gone = asyncio.create_task(_disconnect(caller.request))
+    try:
+        has_ended = await caller.service.jobs.wait(job_id, wait_s, gone)
+    finally:
+        gone.cancel()
+    if gone.done() and not has_ended:
+        gone.result()  # raises what else went wrong
+        raise ClientGone(ClientGone.example)
+
+
+def why_unfinished(job: Job, headers: Mapping[str, str]) -> JobFailed | JobCancelled:
+    """Return the error for a client that waited for the end of a job that failed or was cancelled."""
+    location = f"/jobs/{job.id}"
+    if job.status == "cancelled":
+        return JobCancelled("the job was cancelled while you waited for it", headers=headers, job=location)
+    return JobFailed(job.error or "it failed", headers=headers, job=location)
+
+
+async def _disconnect(request: Request) -> None:
+    """Return when the client disconnects. The request's body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
