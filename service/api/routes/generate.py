@@ -14,7 +14,7 @@ from service.api.submit import ERRORS, create, new_record, same_request
 from service.api.uploads import PngError, recipe_of
 from service.contract.errors import BadForm, BadRequest, UnknownCheckpoint
 from service.contract.records import JobRecord
-from service.contract.schemas import GenerateRequest, Job, Stages, WebhookEvents, WebhookUrl, with_examples
+from service.contract.schemas import Deadline, GenerateRequest, Job, Stages, WebhookEvents, WebhookUrl, with_examples
 from shared.options import NoOtherFields
 
 router = APIRouter(tags=["pictures"])
@@ -46,6 +46,7 @@ class PngForm(NoOtherFields):
 
     file: UploadFile = Field(description="a PNG from this service, with its recipe")
     trajectory: Stages = None
+    deadline_s: Deadline = None
     webhook: WebhookUrl = None
     webhook_events: WebhookEvents = None
 
