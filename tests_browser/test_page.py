@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import BrowserContext, Page, Route, expect
 
-from service.api.access.keys import hash_of
+from service.api.access.api_keys import hash_of
 from service.settings import Settings
 from service.store.jobs import JobStore
 from service.worker.runner import Runner

@@ -85,11 +85,11 @@ async def new_record(
     layouts: list[Layout | None] | None = None,
     trajectory: int | None = None,
     recipe: Recipe | None = None,
-    sent: bool = False,
+    uploaded: bool = False,
 ) -> JobRecord:
     """Return the job of a request whose labels and layouts were checked against the model `info`.
 
-    recipe: determines seed and options. sent: the request has the pictures, and `info` is the evaluator.
+    recipe: determines seed and options. uploaded: the request has the pictures, and `info` is the evaluator.
     Raises BadRequest for fields that do not go together.
     """
     check_webhook(fields, caller.service.settings)
@@ -124,7 +124,7 @@ async def new_record(
         webhook_events=tuple(fields.webhook_events or ENDS) if fields.webhook else (),
         columns=recipe.columns if recipe else fields.columns,
         options=options,
-        sent=sent,
+        uploaded=uploaded,
     )
 
 

@@ -143,7 +143,8 @@ def given(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _form(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return fields for a form, in which a list is a field that is given several times."""
     lists = {name: value for name, value in fields.items() if isinstance(value, list)}
-    return {**fields, **{name: [json.dumps(one) for one in value] for name, value in lists.items()}}
+    texts = {name: [one if isinstance(one, str) else json.dumps(one) for one in value] for name, value in lists.items()}
+    return {**fields, **texts}
 
 
 def _bytes(content: bytes | str | Path) -> bytes:

@@ -4,6 +4,7 @@ ServiceError                500  unexpected; the server's log has the cause
 ├── BadRequest              422  an invalid label, option or file
 │   ├── SelectedScore            a score of pictures that are drawn until exact
 │   ├── NotLearnt                a number of labels or a layout that the model has not learnt to draw
+│   ├── NoSuchObject             an edit of an object that the picture lacks
 │   ├── KeyReuse                 an Idempotency-Key sent before with another request
 │   ├── UnknownCheckpoint        a recipe of a checkpoint that is not in storage
 │   └── NotJson             400
@@ -132,6 +133,10 @@ class SelectedScore(BadRequest, slug="selected-score", title="A score of selecte
     )
 
 
+class NoSuchObject(BadRequest, slug="no-such-object", title="The picture has no such object"):
+    example = 'edits.0: no object is "red cube": there are gray cylinder, blue sphere'
+
+
 class KeyReuse(BadRequest, slug="idempotency-key-reused", title="The Idempotency-Key belongs to another request"):
     example = "Idempotency-Key: the key was used for another request; a new request needs a new key"
 
@@ -236,7 +241,7 @@ class NotInTime(ServiceError, status=504, slug="not-in-time", title="The request
 
 
 class JobFailed(ServiceError, slug="job-failed", title="The job failed"):
-    example = "workers died 4 times while sampling picture 3"
+    example = "workers died or failed 4 times while sampling picture 3"
 
 
 class Unavailable(ServiceError, status=503, slug="unavailable", title="The service is not available"):

@@ -16,9 +16,11 @@ from service.contract.records import (
     LabelScore,
     Layouts,
     ObjectsScore,
+    Point,
     Scores,
     WebhookEvent,
 )
+from shared.edits import Edits, PictureOptions
 from shared.options import (
     ATTEMPTS,
     LIMITS,
@@ -37,6 +39,10 @@ MAX_DEADLINE_S = 86_400.0
 LONGEST_PAGE = 100  # jobs that GET /jobs lists at once
 EXAMPLE_ID = "5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a"
 LABELS_EXAMPLE: Any = [["red cube", "blue sphere"], ["gray cylinder"]]
+EDITS_EXAMPLE: Any = [
+    {"add": {"label": "green cylinder", "x": 0.3, "y": 0.45}},
+    {"recolour": {"label": "red cube", "to": "cyan cube"}},
+]
 
 
 def with_examples(*examples: dict[str, Any]) -> ConfigDict:
@@ -44,7 +50,8 @@ def with_examples(*examples: dict[str, Any]) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [*examples]})
 
 
-BESIDE_RECIPE = {"recipe", "trajectory", "deadline_s", "webhook", "webhook_events"}  # fields of a request with a recipe
+# fields of a request with a recipe
+BESIDE_RECIPE = {"recipe", "edits", "trajectory", "deadline_s", "webhook", "webhook_events"}
 
 
 WebhookUrl = Annotated[str | None, Field(max_length=2000, description="URL for signed POSTs (docs/api.md)")]
@@ -93,13 +100,13 @@ class SamplingFields(Strict):
     webhook_events: WebhookEvents = None
     columns: int = Field(8, ge=1, le=LIMITS.max_columns, description="columns of the grid")
 
-    def sampling(self, own: SamplingOptions) -> SamplingOptions:
+    def sampling(self, own: SamplingOptions) -> PictureOptions:
         """Return the sampling options, the model's `own` where none is given. ValidationError if they conflict."""
-        names = SamplingOptions.model_fields.keys() & type(self).model_fields.keys()
-        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        names = PictureOptions.model_fields.keys()
+        given = {name: value for name in names if (value := getattr(self, name, None)) is not None}
         if self.until is not None:
             given.setdefault("attempts", ATTEMPTS)
-        return own if not given else SamplingOptions.model_validate({**own.model_dump(), **given})
+        return PictureOptions.model_validate({**own.model_dump(), **given})
 
 
 class GenerateRequest(SamplingFields):
@@ -120,6 +127,7 @@ class GenerateRequest(SamplingFields):
                 {"labels": LABELS_EXAMPLE, "seed": 7, "steps": 20, "guidance": 2.0, "sampler": "dpmpp_2m"},
                 {"labels": LABELS_EXAMPLE, "layouts": [[{"x": 0.5, "y": 0.43}, {"x": 0.7, "y": 0.6}], None]},
                 {"recipe": example()},
+                {"recipe": example(), "edits": EDITS_EXAMPLE},
             ],
         }
     )
@@ -128,7 +136,12 @@ class GenerateRequest(SamplingFields):
     layouts: Layouts | None = Field(
         None, description="for each picture a point per label, or null for random places; for models with `positions`"
     )
-    recipe: Recipe | None = Field(None, description="repeats pictures; goes with trajectory and webhook fields only")
+    recipe: Recipe | None = Field(
+        None, description="repeats pictures; goes with edits, trajectory and webhook fields only"
+    )
+    edits: Edits | None = Field(
+        None, description="changes to each picture, in this order; all else stays. For models with `positions`"
+    )
     trajectory: Stages = None
 
     @model_validator(mode="before")
@@ -141,6 +154,17 @@ class GenerateRequest(SamplingFields):
             if given.get("recipe") is not None and (more := sorted(fields - BESIDE_RECIPE)):
                 raise PydanticCustomError("recipe_alone", f"a recipe must be sent without {more[0]}")
         return given
+
+
+class EditRequest(Strict):
+    """The edits of a picture of a job."""
+
+    model_config = with_examples({"edits": EDITS_EXAMPLE})
+
+    edits: Annotated[Edits, Field(min_length=1, description="changes to the picture, in this order; all else stays")]
+    trajectory: Stages = None
+    webhook: WebhookUrl = None
+    webhook_events: WebhookEvents = None
 
 
 class ScoreFields(SamplingFields):
@@ -178,6 +202,9 @@ class PictureResult(BaseModel):
         description="how far each label's object is from its place in the layout, in widths of the picture, in the "
         "order of `labels`; null for an object that was not found. Null without a layout, or if the evaluator finds "
         "no places",
+    )
+    places: list[Point] | None = Field(
+        None, description="where the picture has each label's object; null if the model knows no positions"
     )
     url: str = Field(pattern=r"^/jobs/[^/]+/images/[0-9]{1,10}\.png$")
     trajectory_url: str | None = Field(None, description="its trajectory from noise to picture, if requested")
@@ -250,7 +277,7 @@ class JobHead(BaseModel):
     model: str = Field(description="the model that sampled the pictures, or the evaluator that judged uploaded ones")
     digest: str
     seed: int | None = Field(description="null if the pictures were uploaded")
-    options: SamplingOptions | None = Field(description="null if the pictures were uploaded")
+    options: PictureOptions | None = Field(description="null if the pictures were uploaded")
     progress: Progress
     error: str | None
     reason: Literal["deadline"] | None = Field(

@@ -53,7 +53,7 @@ def score(
     from shared.diffusion.model import load_denoiser
     from shared.evaluator import load_evaluator
     from trainer.score import best, evaluator_path, load_judge, make_options, save_grid, score_file
-    from trainer.studies.card import score_row, write_card
+    from trainer.studies.card import score_of, write_card
     from trainer.studies.renders import render_runs
 
     terminal.check_file(grid, ".png")
@@ -86,7 +86,7 @@ def score(
         save_grid(best(runs).images, grid)
     terminal.write_json(json_out, figures)
     if not renders and not evaluator and not keep_padding and seed == 0:
-        terminal.with_card(lambda: write_card(storage, figures["model"], score=score_row(figures)))
+        terminal.with_card(lambda: write_card(storage, figures["model"], score=score_of(figures)))
 
 
 def evaluate(
@@ -100,7 +100,8 @@ def evaluate(
     ] = None,
     only: Annotated[str | None, typer.Option(help="Run only these studies: a,b.")] = None,
     trained_on: Annotated[
-        list[Path] | None, typer.Option(exists=True, help="Memorisation: a folder that it was trained on. Repeatable.")
+        list[Path] | None,
+        typer.Option(exists=True, help="Coverage: a folder that it learnt from, to find copies. Repeatable."),
     ] = None,
     evaluator: options.Judge = None,
     preset: options.Preset = "default",
@@ -135,7 +136,7 @@ def evaluate(
     storage: options.Storage = Path("models"),
     device: options.DeviceName = "auto",
 ) -> None:
-    """Study a denoiser: coverage, memorisation, spectrum, two-sample, arrangements, places, selection.
+    """Study a denoiser: coverage, spectrum, two-sample, arrangements, places, selection.
 
     By default all studies that the checkpoint and the options allow.
     """

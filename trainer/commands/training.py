@@ -128,7 +128,7 @@ class Plan:
 
         Return the names of what is published. The run itself does not change.
         """
-        from trainer.studies.card import write_card
+        from trainer.studies.card import DATA, write_card
 
         run, best = training.run, training.best
         network, name = copy.deepcopy(training.averaged).eval(), f"{self.name}-best"
@@ -151,7 +151,7 @@ class Plan:
         elif path_of(self.storage, name).exists():  # that of a former run, or of an earlier part of this one
             if name in registry.promoted_names(self.storage).values():
                 registry.promote(self.storage, self.name)
-            for suffix in (SUFFIX, ".md", "-log.png", "-log.jsonl"):
+            for suffix in (SUFFIX, ".md", DATA, "-log.png", "-log.jsonl"):
                 (self.storage / f"{name}{suffix}").unlink(missing_ok=True)
         if self.promote:
             registry.promote(self.storage, names[-1])

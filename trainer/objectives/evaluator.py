@@ -22,6 +22,7 @@ from shared.storage import Location
 from trainer.config import RunConfig
 from trainer.data import Dataset, check_labelled, in_vocabulary, labelled, to_float
 from trainer.errors import TrainerError
+from trainer.joined import chunks
 from trainer.runs import Run
 
 RUN: Final = RunConfig(
@@ -139,8 +140,7 @@ def measure(evaluator: Evaluator, held_out: Dataset) -> dict[str, Any]:
     A position's error is a fraction of the picture's side.
     """
     names, labels = evaluator.vocabulary.names, held_out.labels
-    chunks = [to_float(chunk) for chunk in torch.split(held_out.images, 256)]
-    probabilities = torch.cat([evaluator.probabilities(chunk) for chunk in chunks])
+    probabilities = torch.cat([evaluator.probabilities(to_float(chunk)) for chunk in chunks(held_out.images, 256)])
     score = score_set(probabilities, labels, names)
     figures: dict[str, Any] = {"accuracy": score.accuracy, "exact_match": score.exact_match, "f1": score.f1}
     counts = labels.sum(1).int()
@@ -149,7 +149,8 @@ def measure(evaluator: Evaluator, held_out: Dataset) -> dict[str, Any]:
         for n in sorted(set(counts.tolist()))
     }
     if evaluator.locator and held_out.positions is not None:
-        found = torch.cat([cast(Tensor, evaluator.positions(chunk)) for chunk in chunks])
+        parts = map(to_float, chunks(held_out.images, 256))
+        found = torch.cat([cast(Tensor, evaluator.positions(part)) for part in parts])
         errors = (found - held_out.positions).norm(dim=-1)[labels > 0]
         figures |= {"position_error_median": float(errors.median()), "position_error_mean": float(errors.mean())}
     return figures

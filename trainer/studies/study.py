@@ -118,7 +118,6 @@ class Study:
 
 STUDIES: Final = {
     "coverage": Study(),
-    "memorisation": Study(("data", "trained_on")),
     "spectrum": Study(),
     "two-sample": Study(),
     "arrangements": Study(),

@@ -69,7 +69,7 @@ async def score(
     same = same_request(caller, "score", fields, lists, pictures)
     job_id = await caller.service.jobs.known(same)
     if job_id is None:
-        record = await _checked(fields, lists, caller, are_sent=bool(pictures))
+        record = await _checked(fields, lists, caller, are_uploaded=bool(pictures))
         job_id = await create(caller.service, record, same, [one.read for one in pictures])
     for file in filter(None, (form.file, form.pictures)):
         await file.close()  # before the request waits
@@ -89,11 +89,11 @@ async def _read_lists(file: UploadFile) -> list[list[str]]:
         raise BadRequest.from_label_error(error, "file") from error
 
 
-async def _checked(fields: ScoreFields, lists: list[list[str]], caller: Caller, *, are_sent: bool) -> JobRecord:
-    """Return the job of a request. `are_sent`: it has the pictures. Raises BadRequest, NoModel."""
+async def _checked(fields: ScoreFields, lists: list[list[str]], caller: Caller, *, are_uploaded: bool) -> JobRecord:
+    """Return the job of a request. `are_uploaded`: it has the pictures. Raises BadRequest, NoModel."""
     models = await caller.service.catalog.models()
-    info = models.find_evaluator(fields.model) if are_sent else models.find(fields.model)
+    info = models.find_evaluator(fields.model) if are_uploaded else models.find(fields.model)
     labels = check_lists(lists, info, ("body", "file"))
     return await new_record(
-        caller, "score", fields, info, labels, repeats=1 if are_sent else fields.repeats, sent=are_sent
+        caller, "score", fields, info, labels, repeats=1 if are_uploaded else fields.repeats, uploaded=are_uploaded
     )

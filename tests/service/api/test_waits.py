@@ -64,7 +64,7 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once(client: httpx.Client, 
     found = problem(answer, 503, "deadline-exceeded")
     assert (found["ahead"], answer.headers["retry-after"]) == (10, "6")
     assert "in 10 s, after its deadline of 4 s" in found["detail"]
-    assert alive.connection.zcard(keys.OPEN) == 1
+    assert alive.connection.zcard(keys.DEADLINES) == 1
     assert client.post("/generate", json={**body, "deadline_s": 11}, headers=later).status_code == 202
     problem(client.post("/score", **scoring([["red cube"]], deadline_s=1)), 503, "deadline-exceeded")
     requests = list[httpx.Request]()
@@ -102,9 +102,9 @@ def test_a_job_that_cannot_meet_its_deadline_any_more_ends_with_a_reason_of_its_
     waiting = [threading.Thread(target=one) for one in (ask, ask_openai)]
     for thread in waiting:
         thread.start()
-    until(lambda: alive.connection.zcard(keys.OPEN) == 2)
+    until(lambda: alive.connection.zcard(keys.DEADLINES) == 2)
     alive.fail_overdue()
-    assert alive.connection.zcard(keys.OPEN) == 2
+    assert alive.connection.zcard(keys.DEADLINES) == 2
     announce(alive, client, 0.1)  # the machine is busy with something else: 100 s
     alive.fail_overdue()
     for thread in waiting:

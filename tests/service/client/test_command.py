@@ -16,7 +16,7 @@ import typer
 from redis import Redis
 from typer.testing import CliRunner
 
-from service.api.access.keys import hash_of
+from service.api.access.api_keys import hash_of
 from service.client import Client
 from service.client.__main__ import app
 from service.client.display import plain

@@ -11,7 +11,7 @@ import openai
 import pytest
 from redis import Redis
 
-from service.api.access.keys import hash_of, new_key
+from service.api.access.api_keys import hash_of, new_key
 from service.settings import Settings
 from service.store import workers
 from service.store.jobs import JobStore
