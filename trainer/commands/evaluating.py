@@ -130,7 +130,7 @@ def evaluate(
     storage: options.Storage = Path("models"),
     device: options.DeviceName = "auto",
 ) -> None:
-    """Study a denoiser: coverage, memorisation, spectrum, two-sample, arrangements, places.
+    """Study a denoiser: coverage, memorisation, spectrum, two-sample, arrangements, places, edits.
 
     By default all studies that the checkpoint and the options allow.
     """

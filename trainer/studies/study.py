@@ -121,6 +121,7 @@ STUDIES: Final = {
     "two-sample": Study(),
     "arrangements": Study(),
     "places": Study(()),
+    "edits": Study(()),
 }
 
 
