@@ -77,7 +77,7 @@ BREAKAGES = [
     ),
     Breakage(
         "a stopping worker gives back what it cannot finish",
-        "service/worker/runner.py", "stream.release(list(stream.held))", "pass",
+        "service/worker/runner.py", "stream.release(list(stream.leased))", "pass",
         f"{WORKER}/test_runner.py",
     ),
     Breakage(

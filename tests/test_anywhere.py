@@ -148,7 +148,7 @@ CLEAN = Outcome(
 
 
 REASON = "picture 1: Unforeseen: injected"
-DIED = "picture 1: workers died 4 times"
+DIED = "picture 1: workers died or failed 4 times"
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,8 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from service.api import problems
+from service.api.access.api_keys import KeyRing
 from service.api.access.guard import Guard, RateLimiter, read_limit
-from service.api.access.keys import KeyRing
 from service.api.access.observe import QUIET_PATHS, ObserveRequests
 from service.api.catalog import Catalog
 from service.api.dependencies import MAX_UPLOADS, Service

@@ -84,11 +84,11 @@ async def new_record(
     layouts: list[Layout | None] | None = None,
     trajectory: int | None = None,
     recipe: Recipe | None = None,
-    sent: bool = False,
+    uploaded: bool = False,
 ) -> JobRecord:
     """Return the job of a request whose labels and layouts were checked against the model `info`.
 
-    recipe: determines seed and options. sent: the request has the pictures, and `info` is the evaluator.
+    recipe: determines seed and options. uploaded: the request has the pictures, and `info` is the evaluator.
     Raises BadRequest for fields that do not go together.
     """
     check_webhook(fields, caller.service.settings)
@@ -122,7 +122,7 @@ async def new_record(
         webhook_events=tuple(fields.webhook_events or ENDS) if fields.webhook else (),
         columns=recipe.columns if recipe else fields.columns,
         options=options,
-        sent=sent,
+        uploaded=uploaded,
     )
 
 
@@ -149,7 +149,7 @@ async def create(service: Service, record: JobRecord, same: IdempotentRequest | 
         job_id = await service.jobs.create(record, same)
     except NoRoom as error:
         await _forget(service, record, pictures)
-        raise _refusal(error, record.total, workers) from error
+        raise _refusal(error, record, workers) from error
     except KeyReuse:
         await _forget(service, record, pictures)
         raise  # after any other error the job may exist
@@ -181,17 +181,17 @@ async def ready_workers(service: Service) -> list[dict[str, Any]]:
     return ready
 
 
-def _refusal(full: NoRoom, pictures: int, workers: Sequence[Mapping[str, Any]]) -> QueueFull | QuotaExceeded:
+def _refusal(full: NoRoom, record: JobRecord, workers: Sequence[Mapping[str, Any]]) -> QueueFull | QuotaExceeded:
     """Return the error for a job that does not fit. workers: what they say about themselves."""
     if full.what == "stored":
-        detail = f"{full.taken} pictures of yours are stored and {pictures} more would exceed {full.most}"
+        detail = f"{full.taken} pictures of yours are stored and {record.total} more would exceed {full.most}"
         headers = {"Retry-After": str(STORED_WAIT_S)}
         return QuotaExceeded(f"{detail}; delete jobs or retry later", headers=headers, stored=full.taken)
     whose = "of yours " if full.what == "owner" else ""
-    excess = full.taken + pictures - full.most
+    excess = full.taken + record.draws - full.most
     rate = sum(about.get("pictures_per_s", 0.0) for about in workers)
     wait_s = math.ceil(min(excess, full.taken) / rate) if rate > 0 else UNMEASURED_WAIT_S
     detail = (
-        f"{full.taken} pictures {whose}are waiting and {pictures} more would exceed {full.most}; nothing was queued"
+        f"{full.taken} pictures {whose}are waiting and {record.draws} more would exceed {full.most}; nothing was queued"
     )
     return QueueFull(detail, headers={"Retry-After": str(min(wait_s, MAX_WAIT_S))}, queued=full.taken)

@@ -68,6 +68,9 @@ def pictures(pictures: Sequence[PictureResult]) -> Table:
             verdict = "[green]exact[/]"
         elif picture.extra:
             verdict += f", also {plain(', '.join(picture.extra))}"
+        if picture.kept is not None:
+            verdict += f", selected: attempt {picture.kept}"
+            verdict += f" of {len(picture.attempts)}" if picture.attempts else ""
         table.add_row(str(i), plain(requested), verdict)
     return table
 
@@ -80,6 +83,7 @@ def result(job: Job, console: Console) -> None:
     elif job.result is not None:  # pictures scored once: generated, or uploaded, which have no seed
         scores = job.result.repeats[0] if isinstance(job.result, ScoreResult) else job.result
         figures = f"accuracy {scores.accuracy:.3f}, exact match {scores.exact_match:.3f}, F1 {scores.f1:.3f}"
+        figures += " of selected pictures" if getattr(scores, "selected", False) else ""
         source = "scored by" if job.seed is None else f"seed {job.seed}, model"
         console.print(pictures(job.result.pictures))
         console.print(f"{figures}; {source} {plain(job.model)}", highlight=False)

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypedDict, TypeVar
+from typing import Any, Final, Literal, TypedDict, TypeVar
 
 import httpx
 from httpx_sse import ServerSentEvent
@@ -40,6 +40,8 @@ class Options(TypedDict, total=False):
     guidance_interval: Sequence[float]
     eta: float
     clip_x0: bool
+    until: Literal["exact"]
+    attempts: int
     model: str
     columns: int
 
@@ -142,7 +144,8 @@ def given(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _form(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return fields for a form, in which a list is a field that is given several times."""
     lists = {name: value for name, value in fields.items() if isinstance(value, list)}
-    return {**fields, **{name: [json.dumps(one) for one in value] for name, value in lists.items()}}
+    texts = {name: [one if isinstance(one, str) else json.dumps(one) for one in value] for name, value in lists.items()}
+    return {**fields, **texts}
 
 
 def _bytes(content: bytes | str | Path) -> bytes:

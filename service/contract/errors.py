@@ -2,6 +2,7 @@
 
 ServiceError                500  unexpected; the server's log has the cause
 ├── BadRequest              422  an invalid label, option or file
+│   ├── SelectedScore            a score of pictures that are drawn until exact
 │   ├── NotLearnt                a number of labels or a layout that the model has not learnt to draw
 │   ├── NoSuchObject             an edit of an object that the picture lacks
 │   ├── KeyReuse                 an Idempotency-Key sent before with another request
@@ -125,6 +126,12 @@ class NotLearnt(BadRequest, slug="not-learnt", title="The model has not learnt s
     example = "labels.0: 5 labels; this model has learnt pictures of 1 to 3 objects"
 
 
+class SelectedScore(BadRequest, slug="selected-score", title="A score of selected pictures is no score"):
+    example = (
+        "until: the evaluator would score pictures that it has selected itself; leave it out, or send POST /generate"
+    )
+
+
 class NoSuchObject(BadRequest, slug="no-such-object", title="The picture has no such object"):
     example = 'edits.0: no object is "red cube": there are gray cylinder, blue sphere'
 
@@ -233,7 +240,7 @@ class NotInTime(ServiceError, status=504, slug="not-in-time", title="The request
 
 
 class JobFailed(ServiceError, slug="job-failed", title="The job failed"):
-    example = "workers died 4 times while sampling picture 3"
+    example = "workers died or failed 4 times while sampling picture 3"
 
 
 class Unavailable(ServiceError, status=503, slug="unavailable", title="The service is not available"):

@@ -108,6 +108,10 @@ class Recipe(_Part):
     def _check_last(self) -> Self:
         if self.first + len(self.labels) - 1 > MAX_POSITION:  # that picture's own recipe would be invalid
             raise ValueError(f"the last picture's position would exceed {MAX_POSITION}")
+        if self.options.kept is not None and len(self.options.kept) != len(self.labels):
+            raise ValueError(
+                f"options.kept has {len(self.options.kept)} attempts; wanted {len(self.labels)}, one a picture"
+            )
         return self
 
     def text(self) -> dict[str, str]:
@@ -133,7 +137,7 @@ def of_picture(picture: Picture, verdict: Verdict, model: MadeWith, evaluator: M
         layouts=[list(picture.layout)] if picture.layout else None,
         seed=picture.run_seed,
         first=picture.position,
-        options=picture.options,
+        options=_kept(picture.options, [verdict]),
         evaluator=evaluator,
         verdicts=[RecipeVerdict(**verdict.shown(DIGITS))],
     )
@@ -148,11 +152,18 @@ def of_grid(record: JobRecord, repeat: int, verdicts: Sequence[Verdict], evaluat
         layouts=record.layouts,
         seed=record.seed + repeat,
         first=record.first,
-        options=record.options,
+        options=_kept(record.options, verdicts),
         columns=record.columns,
         evaluator=evaluator,
         verdicts=[RecipeVerdict(**verdict.shown(DIGITS)) for verdict in verdicts],
     )
+
+
+def _kept(options: PictureOptions, verdicts: Sequence[Verdict]) -> PictureOptions:
+    """Return the options with the attempts that were kept, if pictures were drawn until exact."""
+    if options.until is None:
+        return options
+    return options.model_copy(update={"kept": tuple(verdict.attempt for verdict in verdicts)})
 
 
 def example() -> dict[str, Any]:

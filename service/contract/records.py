@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field
 
 from shared.edits import Object, PictureOptions, edited
-from shared.options import IGNORE_UNKNOWN, LIMITS, THRESHOLD, Fraction, Strict, picture_seed
+from shared.options import IGNORE_UNKNOWN, LIMITS, THRESHOLD, Fraction, Strict, attempt_seed, picture_seed
 
 MAX_STAGES = 32  # of a trajectory
 MAX_STAGES_PER_REQUEST = 1024  # of all trajectories: a stage is some 16 KB of noise, which PNG cannot compress
@@ -80,7 +80,7 @@ class Picture:
     """One picture of a job, with all that decides its content, so that every worker gets the same pixels.
 
     Its `seed` is picture_seed(run_seed, position); both are kept for its recipe. `labels` and `layout` are those before
-    its edits.
+    its edits. If `attempt`, from 1, is not exact, the next one is drawn, up to the attempt `last`.
     """
 
     job: str
@@ -92,10 +92,17 @@ class Picture:
     run_seed: int | None = None
     position: int = 0
     trajectory: int | None = None
+    attempt: int = 1
+    last: int = 1
 
     @property
     def key(self) -> tuple[str, int]:
         return self.job, self.index
+
+    @property
+    def noise_seed(self) -> int:
+        """The seed of this attempt's noise."""
+        return attempt_seed(self.seed, self.attempt)
 
     @property
     def objects(self) -> list[Object]:
@@ -119,6 +126,8 @@ class ModelName(Stored):
 class JobSummary(Stored):
     """What a list shows of a job: some hundred bytes beside its record, which may have hundreds of kilobytes."""
 
+    model_config = ConfigDict(populate_by_name=True, serialize_by_alias=True)
+
     id: str
     kind: JobKind
     created_at: float  # seconds since 1970
@@ -127,8 +136,8 @@ class JobSummary(Stored):
     seed: int
     options: PictureOptions
     # Whether the pictures were uploaded to be judged: `model` and `digest` are then the evaluator's, and seed and
-    # options have no effect.
-    sent: bool = False
+    # options have no effect. In Redis its name is the one that all versions know.
+    uploaded: bool = Field(default=False, validation_alias="sent", serialization_alias="sent")
 
     @classmethod
     def read(cls, raw: str) -> Self:
@@ -172,15 +181,21 @@ class JobRecord(JobSummary):
         return len(self.labels) * self.repeats
 
     @property
+    def draws(self) -> int:
+        """How many pictures may be drawn for it."""
+        return self.total * (1 if self.options.kept else self.options.attempts or 1)
+
+    @property
     def has_grid(self) -> bool:
         """Whether the job has a grid of its own; otherwise its only picture is the grid."""
-        return len(self.labels) > 1 or self.sent
+        return len(self.labels) > 1 or self.uploaded
 
     def picture(self, index: int) -> Picture:
         """Return a picture. Repeat r of n lists has the indices r n to r n + n - 1 and the seeds of `seed` + r."""
         repeat, i = divmod(index, len(self.labels))
         run_seed, position = self.seed + repeat, self.first + i
         layout = self.layouts[i] if self.layouts else None
+        attempt, last = (self.options.kept[i],) * 2 if self.options.kept else (1, self.options.attempts or 1)
         return Picture(
             job=self.id,
             index=index,
@@ -188,9 +203,11 @@ class JobRecord(JobSummary):
             layout=tuple(layout) if layout else None,
             seed=picture_seed(run_seed, position),
             options=self.options,
-            run_seed=None if self.sent else run_seed,
+            run_seed=None if self.uploaded else run_seed,
             position=position,
             trajectory=self.trajectory,
+            attempt=attempt,
+            last=last,
         )
 
 
@@ -207,6 +224,8 @@ class Verdict(Stored):
     places: tuple[tuple[float, float], ...] | None = None  # of the labels' objects; None if the model has no positions
     # How far each label's object is from its place in the layout, in widths of the picture; None for one not found.
     distances: tuple[float | None, ...] | None = None  # None without a layout, or if the evaluator finds no places
+    attempt: int = 1  # which of the picture's attempts it judges
+    attempts: tuple["Verdict", ...] = ()  # on all of them, in order, if it was drawn until exact
 
     def shown(self, digits: int) -> dict[str, Any]:
         """Return what recipes and answers show of it, rounded: of the probabilities, highest first, those of the

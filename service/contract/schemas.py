@@ -21,7 +21,18 @@ from service.contract.records import (
     WebhookEvent,
 )
 from shared.edits import Edits, PictureOptions
-from shared.options import LIMITS, MAX_SEED, THRESHOLD, Fraction, SamplerName, SamplingOptions, SpacingName, Strict
+from shared.options import (
+    ATTEMPTS,
+    LIMITS,
+    MAX_SEED,
+    THRESHOLD,
+    Attempt,
+    Fraction,
+    SamplerName,
+    SamplingOptions,
+    SpacingName,
+    Strict,
+)
 from shared.support import Support
 
 LONGEST_PAGE = 100  # jobs that GET /jobs lists at once
@@ -66,6 +77,12 @@ class SamplingFields(Strict):
     )
     eta: Fraction | None = Field(None, description="noise of ddim; for other samplers it is fixed")
     clip_x0: bool | None = Field(None, description="clip the predicted picture to [-1, 1] at each step")
+    until: Literal["exact"] | None = Field(
+        None, description="draw each picture again until the evaluator finds exactly its labels; not with /score"
+    )
+    attempts: Attempt | None = Field(
+        None, description=f"with `until`: how often a picture is drawn at most; {ATTEMPTS} if not given"
+    )
     model: str | None = Field(None, max_length=100, description="a name from GET /models; null for the default")
     webhook: WebhookUrl = None
     webhook_events: WebhookEvents = None
@@ -75,6 +92,8 @@ class SamplingFields(Strict):
         """Return the sampling options, the model's `own` where none is given. ValidationError if they conflict."""
         names = PictureOptions.model_fields.keys()
         given = {name: value for name in names if (value := getattr(self, name, None)) is not None}
+        if self.until is not None:
+            given.setdefault("attempts", ATTEMPTS)
         return PictureOptions.model_validate({**own.model_dump(), **given})
 
 
@@ -148,6 +167,17 @@ class Progress(BaseModel):
     total: Count
 
 
+class AttemptResult(BaseModel):
+    """The evaluator's verdict on one attempt at a picture, with fields as in PictureResult."""
+
+    seed: int
+    accuracy: float
+    exact: bool
+    f1: float
+    scores: dict[str, float]
+    distances: list[float | None] | None = None
+
+
 class PictureResult(BaseModel):
     labels: list[str]
     seed: int | None = Field(description="seed of this picture's own noise; null if it was uploaded")
@@ -166,6 +196,14 @@ class PictureResult(BaseModel):
     )
     url: str = Field(pattern=r"^/jobs/[^/]+/images/[0-9]{1,10}\.png$")
     trajectory_url: str | None = Field(None, description="its trajectory from noise to picture, if requested")
+    kept: int | None = Field(
+        None,
+        description="which attempt it is, from 1, if it was selected with `until`: the first exact one or, if none is, "
+        "the one with the highest F1",
+    )
+    attempts: list[AttemptResult] | None = Field(
+        None, description="the verdicts on all attempts, in order; null unless the request has `until`"
+    )
 
     @model_validator(mode="after")
     def _check_distances(self) -> Self:
@@ -180,6 +218,9 @@ class PictureResult(BaseModel):
 
 
 class GenerateResult(Scores):
+    selected: bool = Field(
+        False, description="the pictures were selected with `until`: the scores are those of a choice, not of the model"
+    )
     grid_url: str
     pictures: list[PictureResult]
 
@@ -265,6 +306,7 @@ class PictureSteps(BaseModel):
     index: Count
     step: Count
     steps: Annotated[int, Field(ge=1, le=2**53)]
+    attempt: Annotated[int, Field(ge=1)] = Field(1, description="with `until`, which attempt this is")
     preview: str | None = Field(
         None, description="x0_hat as a data URL of a PNG, in the picture's proportions, at most 64 pixels a side"
     )

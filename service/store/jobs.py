@@ -123,7 +123,7 @@ class JobStore:
 
     def of_model(self, digest: str) -> list[str]:
         """Return the open jobs of a model."""
-        ids: Any = self.connection.zrange(keys.OPEN, 0, -1)
+        ids: Any = self.connection.zrange(keys.DEADLINES, 0, -1)
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.hget(keys.job(job_id), "digest")
@@ -145,7 +145,7 @@ class JobStore:
         for claim, one in finished:
             picture = {"entry": claim.entry, "job": claim.job, "index": claim.index}
             ending = {"fields": results[claim.job].fields(claim.record)} if claim.job in results else {}
-            pictures.append({**picture, "verdict": one.verdict.model_dump_json(), **ending})
+            pictures.append({**picture, "verdict": one.verdict.model_dump_json(exclude_defaults=True), **ending})
         about = self.keep_s, stream.digest, stream.consumer, json.dumps(pictures)
         answers, leased = call(self.connection, "commit", *about)
         claims = [claim for claim, _ in finished]
@@ -179,7 +179,7 @@ class JobStore:
 
     def _ended(self, stream: PictureStream, claims: Sequence[BegunClaim], answers: Sequence[str]) -> set[str]:
         """Note which claims and jobs ended, and return the jobs that do not exist, as `commit` and `finish` answer."""
-        stream.held.difference_update(claim.entry for claim in claims)
+        stream.leased.difference_update(claim.entry for claim in claims)
         for claim, answer in zip(claims, answers, strict=True):
             if answer == "finished":
                 self._moved(claim.job, "finished", claim.record)
@@ -213,7 +213,7 @@ class JobStore:
         """Return those of the jobs that have ended, or are gone. One command, for it is asked before every step."""
         if not (ids := list(job_ids)):
             return set()
-        found = self.connection.zmscore(keys.OPEN, ids)
+        found = self.connection.zmscore(keys.DEADLINES, ids)
         return {job_id for job_id, overdue_at in zip(ids, found, strict=True) if overdue_at is None}
 
 

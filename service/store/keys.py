@@ -45,7 +45,7 @@ from rq.defaults import RQ_KEY_PREFIX
 from rq.worker_registration import REDIS_WORKER_KEYS
 
 PREFIX: Final = "labelgrid"
-OPEN: Final = "labelgrid:deadlines"
+DEADLINES: Final = "labelgrid:deadlines"
 CHANGES: Final = "labelgrid:changes"
 PREVIEWS: Final = "labelgrid:previews"
 WORKERS: Final = REDIS_WORKER_KEYS
@@ -58,15 +58,15 @@ verdicts = "labelgrid:job:{}:verdicts".format
 events = "labelgrid:job:{}:events".format
 watched = "labelgrid:job:{}:watched".format
 # Of an owner, the hash of an idempotency key, and a worker's name.
-index = "labelgrid:jobs:{}".format
+jobs = "labelgrid:jobs:{}".format
 stored = "labelgrid:stored:{}".format
-idempotency = "labelgrid:key:{}".format
+key = "labelgrid:key:{}".format
 worker = (RQ_KEY_PREFIX + ":worker:{}").format
 old_worker = "labelgrid:worker:{}".format
 # Of a checkpoint's digest.
-owners = "labelgrid:turns:{}".format
-pending_counts = "labelgrid:waiting:{}".format
-stream = "labelgrid:pictures:{}".format
-suspects_keeper = "labelgrid:suspects:{}".format
-owner_jobs = "labelgrid:turns:{}:{}".format  # with an owner
+turns = "labelgrid:turns:{}".format
+waiting = "labelgrid:waiting:{}".format
+pictures = "labelgrid:pictures:{}".format
+suspects = "labelgrid:suspects:{}".format
+turns_of = "labelgrid:turns:{}:{}".format  # with an owner
 loading = "labelgrid:loading:{}".format

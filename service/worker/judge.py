@@ -39,7 +39,7 @@ class Failed:
 
 
 Outcome = FinishedPicture | Failed
-Key = tuple[str, int]
+PictureKey = tuple[str, int]
 Read = tuple[Picture, "Future[NDArray[np.uint8]]"]
 Distances = tuple[float | None, ...]
 Places = tuple[tuple[float, float], ...]  # of a picture's objects, in the order of its labels
@@ -81,7 +81,8 @@ def judge_pictures(
         Verdict(
             index=picture.index,
             labels=asked[i],
-            seed=picture.seed,
+            seed=picture.noise_seed,
+            attempt=picture.attempt,
             accuracy=score.accuracy,
             f1=score.f1,
             exact=score.exact,
@@ -123,7 +124,7 @@ def _distances(
 class Uploads:
     """Uploaded pictures of one evaluator: they are read from storage in threads, and judged together.
 
-    It has the methods of an `Engine`. Pictures are judged before others are claimed.
+    A `PictureEngine` of `models.py`. Pictures are judged before others are claimed.
     """
 
     max_pictures = JUDGED_TOGETHER
@@ -131,7 +132,7 @@ class Uploads:
     def __init__(self, judge: Judge, files: JobFiles, device: torch.device) -> None:
         self.judge, self.files, self.device = judge, files, device
         self.judged_at = 0.0, 0.0  # begin and end of the last judging, in seconds since 1970
-        self._reads: dict[Key, Read] = {}
+        self._reads: dict[PictureKey, Read] = {}
 
     @property
     def room(self) -> int:
@@ -142,7 +143,7 @@ class Uploads:
         for picture in pictures:
             self._reads[picture.key] = picture, self.files.start(self._read(picture))
 
-    def drop(self, keys: Container[Key]) -> None:
+    def drop(self, keys: Container[PictureKey]) -> None:
         self._reads = {key: read for key, read in self._reads.items() if key not in keys}
 
     async def _read(self, picture: Picture) -> NDArray[np.uint8]:

@@ -185,8 +185,8 @@ class Worker(SimpleWorker):
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """Drain, or end at once after a second signal. RQ's own handler writes to Redis, and knows no drain."""
         assert self.runner is not None
-        self.runner.stop(0.0 if self.runner.stopping else self.settings.drain_s)
         self._stop_requested = True
+        self.runner.stop(0.0 if self.runner.stopping else self.settings.drain_s)
 
     def teardown(self) -> None:
         """Leave the registry, and end with status 1 if nobody asked for an end: RQ swallows what a worker dies of."""

@@ -56,7 +56,7 @@ export const recipeOf = ({ model, digest, labels, layouts, seed, first, options,
 
 /** A request for the pictures of a job, with every option of the job. */
 export function requestOf(job) {
-  if (job.first) return { recipe: recipeOf(job) };
+  if (job.first || job.options.kept) return { recipe: recipeOf(job) };
   const { eta, ...options } = job.options;
   const { labels, layouts, seed, model, trajectory, columns } = job;
   return {

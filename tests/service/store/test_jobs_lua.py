@@ -50,7 +50,7 @@ class Library:
         """Create a job; `more`: other settings."""
         about = {"owner": owner, "total": pictures}
         about |= {"webhook_events": "running finished", "timeout_s": 50, "lifetime_s": 150, "idempotent_s": 300}
-        about |= {"most_queued": 10_000, "most_own": 0, "most_stored": 0, **more}
+        about |= {"draws": about["total"], "most_queued": 10_000, "most_own": 0, "most_stored": 0, **more}
         summary = {"id": job, "model": "toy", "digest": digest, "sent": False}
         return self("create", json.dumps(about), f"record of {job[-1]}", json.dumps(summary), *TASK)
 

@@ -141,7 +141,7 @@ def create_upload(runner: Runner, count: int) -> JobRecord:
     """Create a job of uploaded pictures."""
     judge = model_of(runner).judged_by
     assert judge is not None
-    job = record(count, kind="score", model=judge.name, digest=judge.digest, sent=True)
+    job = record(count, kind="score", model=judge.name, digest=judge.digest, uploaded=True)
     for i in range(count):
         runner.storage.files.write(job.id, picture_name(i), png(i))
     add_job(runner.store, job)

@@ -100,7 +100,7 @@ def test_a_job_larger_than_a_batch_is_judged_completely(runner: Runner, store: J
     assert status(store, job) == "finished"
     assert [verdict.index for verdict in verdicts_of(store, job)] == list(range(job.total))
     settle(runner)
-    assert runner.connection.xlen(keys.stream(job.digest)) == 0
+    assert runner.connection.xlen(keys.pictures(job.digest)) == 0
 
 
 def test_a_single_upload_has_a_grid_that_marks_it(runner: Runner, store: JobStore) -> None:
