@@ -120,7 +120,7 @@ def limits_of(settings: Settings) -> dict[str, int]:
 
 def open_job(record: JobRecord, dispatched: int = 0, done: int = 0) -> OpenJob:
     """Return a job as forecasts see it. An uploaded picture costs no network rows."""
-    cost = 0.0 if record.sent else record.options.cost
+    cost = 0.0 if record.uploaded else record.options.cost
     return OpenJob(record.id, record.owner, record.total, dispatched, done, cost)
 
 
