@@ -11,8 +11,8 @@ BIN := $(VENV)/bin
 # Without byte code every process would compile torch anew, for two seconds and more.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help demo serve train test test-browser compose-test scaling-out-test alert-drill pages-test kubernetes-check screenshots check \
-  check-lowest format clean docs lock audit bench bench-quick fuzz faults anywhere wheel wheel-test soak flood
+.PHONY: help demo serve train test test-browser compose-test scaling-out-test alert-drill pages-test own-data-test kubernetes-check screenshots check \
+  check-lowest format clean docs lock audit bench bench-quick gpu-report fuzz faults anywhere wheel wheel-test soak flood
 
 help:  ## List the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | sort
@@ -56,6 +56,9 @@ pages-test: $(VENV)/.dev  ## Run every command of README.md and the tracks of do
 	command -v prometheus-alertmanager && command -v nginx && command -v redis-server || (apt-get update -qq && apt-get install -y -qq --no-install-recommends curl nginx openssl prometheus prometheus-alertmanager redis-server)
 	unshare --net --mount $(BIN)/python -m pytest --override-ini timeout=1800 deploy/pages_test.py
 
+own-data-test: $(VENV)/.dev  ## Import, train and serve 2,000 pictures of each kind, by docs/own-data.md (ten minutes; MINUTES=5 of each training: half an hour)
+	$(BIN)/python -m pytest -s --override-ini timeout=7200 deploy/own_data_test.py
+
 kubernetes-check: $(VENV)/.kubernetes  ## Check deploy/kubernetes against the schemas of Kubernetes, KEDA and the Prometheus operator, and against the code
 	command -v kustomize || command -v kubectl || (apt-get update -qq && apt-get install -y -qq --no-install-recommends kustomize)
 	$(BIN)/python -m pytest deploy/kubernetes_test.py
@@ -92,6 +95,9 @@ bench: $(VENV)/.bench  ## Run all benchmarks (half an hour), write docs/performa
 
 bench-quick: $(VENV)/.bench  ## Run the benchmarks at small sizes (three minutes), write to runs/bench-quick
 	$(BIN)/python -m benchmarks.run --quick
+
+gpu-report: $(VENV)/.bench  ## On a machine with a GPU: its tests, ten minutes of training, sampling; write docs/gpu.md
+	$(BIN)/python -m benchmarks.gpu_report
 
 HISTORIES ?= 300
 fuzz: $(VENV)/.dev  ## Fuzz the API, label files, zips, recipes and the life of jobs (seven minutes; HISTORIES=10000 of jobs: half an hour)

@@ -1,10 +1,12 @@
 """`python -m benchmarks.request_path`: how many of our functions one request runs through, by a profiler.
 
-A POST of two label lists, until its PNG is there; API and worker run in this process. Prints functions and files of
-each package, and with --list the functions themselves.
+A POST of two label lists, until its PNG is there, with an API and an RQ worker in this process. What is done once,
+such as loading the models, and what runs every so often, such as heartbeats, does not count. Prints functions and files
+of each package, and with --list the functions themselves.
 """
 
 import argparse
+import importlib
 import sys
 import tempfile
 import threading
@@ -16,17 +18,23 @@ from typing import Any
 import httpx
 
 from benchmarks.stack import redis_server
+from faults.harness import until
 from service.api.app import create_app
 from service.api.server import Server
 from service.settings import Settings
-from service.store.connection import connect
-from service.store.workers import announce
-from service.worker.runner import Runner
+from service.worker.process import Worker
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("service", "shared")
 BODY = {"labels": [["red cube", "blue sphere"], ["gray cylinder"]], "seed": 1}
 PNG = {"Accept": "image/png"}
+NEVER_AGAIN = {  # how often things are done beside requests, by module
+    "service.api.app": ("STORAGE_EVERY_S",),
+    "service.store.workers": ("FRESH_S",),
+    "service.worker.process": ("CLEAN_EVERY_S",),
+    "service.worker.runner": ("CHECK_EVERY_S", "LIVE_EVERY_S"),
+}
+BESIDE = {"heartbeat", "removing old pictures"}  # threads that do nothing for requests
 
 
 class Profile:
@@ -38,7 +46,9 @@ class Profile:
 
     def __call__(self, frame: FrameType, event: str, argument: Any) -> None:
         code = frame.f_code
-        if self.is_on and event == "call" and code.co_filename.startswith(str(ROOT)):
+        if not (self.is_on and event == "call") or threading.current_thread().name in BESIDE:
+            return
+        if code.co_filename.startswith(str(ROOT)):
             file = str(Path(code.co_filename).relative_to(ROOT))
             if file.split("/")[0] in PACKAGES and not code.co_qualname.rpartition(".")[2].startswith("<"):
                 self.called.add((file, code.co_qualname))
@@ -46,30 +56,33 @@ class Profile:
 
 def traced(settings: Settings) -> set[tuple[str, str]]:
     """Return the functions, by file and name, that run from the request to its answer."""
+    for module, names in NEVER_AGAIN.items():
+        for name in names:
+            setattr(importlib.import_module(module), name, 86_400)
     profile = Profile()
     threading.setprofile(profile)
-    connection = connect(settings.redis_url)
-    runner = Runner(connection, settings, "traced")
-    runner.models.load()
-    announce(connection, "traced", {}, 600)
+    sys.setprofile(profile)
+    worker = Worker(settings=settings)
     server = Server(create_app(settings), host="127.0.0.1", port=0)
 
-    def work() -> None:
-        while not runner.stopping:
-            runner.run_once()
+    def ask() -> None:
+        try:
+            until(lambda: worker.runner is not None and not worker.runner.loading and server.started, "API and worker")
+            port = server.servers[0].sockets[0].getsockname()[1]
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300, headers=PNG) as client:
+                client.post("/generate", json=BODY).raise_for_status()  # what is done once, is done
+                until(lambda: worker.runner is not None and worker.runner.idle, "the first job")
+                profile.is_on = True
+                client.post("/generate", json=BODY).raise_for_status()
+                profile.is_on = False
+        finally:
+            server.should_exit = True
+            worker.request_stop(0, None)
 
-    threads = [threading.Thread(target=work), threading.Thread(target=server.run)]
+    threads = [threading.Thread(target=work) for work in (server.run, ask)]
     for thread in threads:
         thread.start()
-    while not server.started:
-        assert threads[1].is_alive()
-    port = server.servers[0].sockets[0].getsockname()[1]
-    with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=300, headers=PNG) as client:
-        client.post("/generate", json=BODY).raise_for_status()  # what is done once, is done
-        profile.is_on = True
-        client.post("/generate", json=BODY).raise_for_status()
-        profile.is_on = False
-    server.should_exit, runner.stopping = True, True
+    worker.work(logging_level="WARNING")  # RQ handles signals, so it runs in the main thread
     for thread in threads:
         thread.join()
     return profile.called

@@ -21,7 +21,7 @@ import httpx
 import pytest
 from PIL import Image
 
-from service.api.access.keys import hash_of, new_key
+from service.api.access.api_keys import hash_of, new_key
 from service.client import ApiError, Client, JobUnfinished
 from service.contract.records import hour_of
 from service.contract.schemas import Job

@@ -24,7 +24,7 @@ from redis.backoff import NoBackoff
 from redis.exceptions import AuthenticationError, RedisError
 from redis.retry import Retry
 
-from service.api.access.keys import hash_of, new_key
+from service.api.access.api_keys import hash_of, new_key
 from service.client import Client
 from service.contract.schemas import Job
 from service.settings import Settings
@@ -186,7 +186,7 @@ class Deployment:
     def at_work(self, job: Job) -> set[str]:
         """The hosts whose workers are alive and have claimed pictures."""
         connection = self.store.connection
-        consumers = connection.xpending(keys.stream(job.digest), GROUP)["consumers"]
+        consumers = connection.xpending(keys.pictures(job.digest), GROUP)["consumers"]
         abouts = [connection.hget(keys.worker(one["name"]), workers.ABOUT) for one in consumers]
         return {json.loads(about)["host"] for about in abouts if about}
 

@@ -204,7 +204,7 @@ class Stack:
         names = {child.process.pid: name for name, child in self.children.items()}
         found = {}
         with contextlib.suppress(ResponseError):  # no worker has created the stream's group yet
-            for one in self.connection.xpending(keys.stream(self.digest), GROUP)["consumers"]:
+            for one in self.connection.xpending(keys.pictures(self.digest), GROUP)["consumers"]:
                 consumer = one["name"]
                 if about := self.connection.get(keys.old_worker(consumer)):  # which both releases write
                     found[names.get(json.loads(about)["pid"], "a former worker")] = (consumer, int(one["pending"]))
@@ -217,12 +217,12 @@ class Stack:
     def claims(self) -> list[tuple[str, str, int]]:
         """Return the pictures in progress: entry, worker process, and how often it was delivered."""
         names = {consumer: name for name, (consumer, _) in self.consumers().items()}
-        found: Any = self.connection.xpending_range(keys.stream(self.digest), GROUP, "-", "+", 100)
+        found: Any = self.connection.xpending_range(keys.pictures(self.digest), GROUP, "-", "+", 100)
         return [(one["message_id"], names.get(one["consumer"], ""), int(one["times_delivered"])) for one in found]
 
     def pending(self, consumer: str) -> int:
         """Return the number of pictures in progress at a worker, given its consumer name."""
-        found = self.connection.xpending(keys.stream(self.digest), GROUP)["consumers"]
+        found = self.connection.xpending(keys.pictures(self.digest), GROUP)["consumers"]
         return sum(int(one["pending"]) for one in found if one["name"] == consumer)
 
     def requests_in_work(self) -> int:

@@ -206,9 +206,9 @@ class Trial:
 
         def left() -> dict[str, int]:
             counts = {
-                "open jobs": connection.zcard(keys.OPEN),
-                "pictures in the stream": connection.xlen(keys.stream(digest)),
-                "waiting pictures": sum(int(n) for n in connection.hvals(keys.pending_counts(digest))),
+                "open jobs": connection.zcard(keys.DEADLINES),
+                "pictures in the stream": connection.xlen(keys.pictures(digest)),
+                "waiting pictures": sum(int(n) for n in connection.hvals(keys.waiting(digest))),
             }
             return {what: count for what, count in counts.items() if count}
 

@@ -176,7 +176,7 @@ def keys(
     The key goes to its client and is shown only this once. The line with its hash goes into LABELGRID_API_KEYS, or into
     the file that LABELGRID_API_KEYS_FILE names.
     """
-    from service.api.access.keys import ENTRY, hash_of, new_key
+    from service.api.access.api_keys import ENTRY, hash_of, new_key
 
     key = new_key()
     entry = f"{name}:{hash_of(key)}"

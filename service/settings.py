@@ -43,8 +43,8 @@ def _origins(value: str) -> str:
 
 
 def _device(value: str) -> str:
-    if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?", value):
-        raise ValueError("it should be auto, cpu, cuda or cuda:N")
+    if not re.fullmatch("auto|cpu|cuda(:[0-9]+)?|mps", value):
+        raise ValueError("it should be auto, cpu, cuda, cuda:N or mps")
     return value
 
 
@@ -160,7 +160,7 @@ class Settings(BaseSettings):
     """Whether to send traces by OTLP, to OTEL_EXPORTER_OTLP_ENDPOINT. Needs the extra `otel`."""
 
     device: Annotated[str, AfterValidator(_device)] = "auto"
-    """Where the network runs: cpu, cuda, cuda:1, or auto, a GPU if there is one."""
+    """Where the network runs: cpu, cuda, cuda:1, mps, or auto, a CUDA GPU if there is one."""
     engine: EngineName = "auto"
     """What computes the networks: openvino, on a CPU only; torch; or auto, OpenVINO on a CPU where it is installed."""
     batch_pictures: int | None = Field(default=None, ge=1)

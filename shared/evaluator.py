@@ -20,7 +20,7 @@ from shared.checkpoint import CheckpointError, CheckpointInfo, load
 from shared.openvino import CompiledNetwork, uses_openvino
 from shared.options import THRESHOLD, EngineName
 from shared.pictures import resized, without_padding
-from shared.resnet import ResNet18
+from shared.resnet import BLOCKS, ResNet
 from shared.storage import Location
 from shared.vocabulary import ICLEVR, Vocabulary
 
@@ -72,15 +72,22 @@ class Evaluator(nn.Module):
     """ResNet-18 (He et al. 2016) with a linear layer and a sigmoid for K labels, as in the course's evaluator.py.
 
     `resnet` has the course's names in its state dict, so weights can be exchanged in both directions. `locates`: it has
-    a position head beside it.
+    a position head beside it. `architecture`: a key of `BLOCKS`; only a ResNet-18 is the course's.
     """
 
     edges: Final = ("resnet.fc", "locator")  # last layers, which Muon leaves to AdamW
 
-    def __init__(self, vocabulary: Vocabulary, info: CheckpointInfo | None = None, *, locates: bool = False) -> None:
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        info: CheckpointInfo | None = None,
+        *,
+        locates: bool = False,
+        architecture: str = "resnet18",
+    ) -> None:
         super().__init__()
-        self.vocabulary, self.info = vocabulary, info
-        self.resnet = ResNet18(nn.Sequential(nn.Linear(512, len(vocabulary)), nn.Sigmoid()))
+        self.vocabulary, self.info, self.architecture = vocabulary, info, architecture
+        self.resnet = ResNet(nn.Sequential(nn.Linear(512, len(vocabulary)), nn.Sigmoid()), BLOCKS[architecture])
         self.locator = Locator(len(vocabulary)) if locates else None
         self._compiled: CompiledNetwork | None = None
 
@@ -204,7 +211,7 @@ def load_evaluator(
     """
     path = Path(path) if isinstance(path, str) else path
     head: dict[str, Tensor] = {}
-    vocabulary, info = ICLEVR, None
+    vocabulary, info, architecture = ICLEVR, None, "resnet18"
     if path.suffix == ".pth" and isinstance(path, Path):
         state = _read_course_checkpoint(path)
     else:
@@ -213,14 +220,17 @@ def load_evaluator(
             raise CheckpointError(path.name, f"holds a {info.kind}, not an evaluator")
         head = {key.removeprefix(LOCATOR): tensors.pop(key) for key in list(tensors) if key.startswith(LOCATOR)}
         vocabulary, state = info.labels, tensors
+        architecture = info.config.get("architecture", architecture)
+        if architecture not in BLOCKS:
+            raise CheckpointError(path.name, f"its architecture is {architecture!r}; known are {', '.join(BLOCKS)}")
     with torch.device("meta"):  # no initial weights: the checkpoint's take their place, and drawing them is slow
-        evaluator = Evaluator(vocabulary, info, locates=bool(head))
+        evaluator = Evaluator(vocabulary, info, locates=bool(head), architecture=architecture)
     try:
         evaluator.resnet.load_state_dict(state, assign=True)
         if evaluator.locator:
             evaluator.locator.load_state_dict(head, assign=True)
     except (RuntimeError, TypeError) as error:
-        raise CheckpointError(path.name, f"weights do not fit ResNet-18: {_short(error)}") from error
+        raise CheckpointError(path.name, f"weights do not fit {architecture}: {_short(error)}") from error
     return evaluator.to(device).float().freeze(engine, kept)
 
 

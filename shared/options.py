@@ -35,6 +35,7 @@ class Limits:
     max_labels: int = 16  # of one picture; each model has a narrower range of its own (`support.py`)
     max_steps: int = 1000  # T of the schedules, the number of timesteps
     max_guidance: float = 20.0  # far above where pictures saturate
+    max_attempts: int = 16  # of one picture that is drawn until it is exact
     max_repeats: int = 100  # of one /score request; the report uses 10
     max_columns: int = 64  # of a grid
     max_file_bytes: int = 1 << 20  # 256 lists of 16 labels are about 80 KB
@@ -42,6 +43,7 @@ class Limits:
 
 
 LIMITS: Final = Limits()
+ATTEMPTS: Final = 4  # of a picture that is drawn until it is exact, unless a request says otherwise
 
 MAX_SEED: Final = 2**53 - 1  # the largest integer that JavaScript reads exactly
 THRESHOLD: Final = 0.5  # a label counts as found above this probability
@@ -51,6 +53,7 @@ IGNORE_UNKNOWN: Final = {"unknown": "ignore"}  # pydantic's context for what ano
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
+Attempt = Annotated[int, Field(ge=1, le=LIMITS.max_attempts)]
 
 
 class NoOtherFields(BaseModel):
@@ -101,6 +104,10 @@ class Strict(NoOtherFields):
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
+def _is_none(value: object) -> bool:
+    return value is None
+
+
 class SamplingOptions(Strict):
     """How one picture is sampled. An unknown, out-of-range or wrongly typed option raises pydantic.ValidationError."""
 
@@ -121,6 +128,19 @@ class SamplingOptions(Strict):
     eta: Fraction = 0.0
     # clip x0_hat to [-1, 1] at every step
     clip_x0: bool = False
+    # For the service, which has a judge: draw a picture until it is exact, at most `attempts` times. In recipes, `kept`
+    # is the one attempt of each picture, from 1, to draw again. None is not even written
+    until: Literal["exact"] | None = Field(default=None, exclude_if=_is_none)
+    attempts: Attempt | None = Field(default=None, exclude_if=_is_none)
+    kept: tuple[Attempt, ...] | None = Field(
+        default=None, strict=False, max_length=LIMITS.max_pictures_per_request, exclude_if=_is_none
+    )
+
+    @property
+    def cost(self) -> float:
+        """About how long a picture takes, in network rows; to enlarge, judge and encode it takes as long as two."""
+        low, high = self.guidance_interval
+        return 2.0 + self.steps * (1 + (network_rows(self.guidance) - 1) * (high - low))
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:
@@ -129,6 +149,12 @@ class SamplingOptions(Strict):
             raise ValueError(f"guidance_interval is [{low}, {high}]; the first fraction must not exceed the second")
         if self.eta > 0 and self.sampler != "ddim":
             raise ValueError(f"eta is {self.eta} with sampler {self.sampler}; only ddim takes an eta other than 0")
+        if self.until is None and (self.attempts, self.kept) != (None, None):
+            raise ValueError("attempts has no effect without until; leave it out")
+        if self.until is not None and self.attempts is None:
+            raise ValueError("until needs attempts")
+        if max(self.kept or (1,)) > (self.attempts or 1):
+            raise ValueError(f"kept is {max(self.kept or ())}; there are {self.attempts} attempts")
         return self
 
 
@@ -165,3 +191,8 @@ def picture_seed(seed: int, index: int) -> int:
     """
     message = seed.to_bytes(8, "little", signed=True) + index.to_bytes(8, "little", signed=True)
     return int.from_bytes(blake2b(message, digest_size=8).digest(), "little") >> 1
+
+
+def attempt_seed(seed: int, attempt: int) -> int:
+    """Return the seed of an attempt, from 1, at the picture with `seed` (`picture_seed`). The first is its own."""
+    return seed if attempt == 1 else picture_seed(seed, attempt - 1)

@@ -1,13 +1,17 @@
-"""ResNet-18 (He et al. 2016).
+"""ResNet-18, and ResNet-10 with half as many blocks (He et al. 2016).
 
 Has torchvision's names in its state dict, without torchvision: importing that costs a worker as much time as torch
 itself. Must not know labels or scores.
 """
 
+from typing import Final
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.device import initial_weights
+
+BLOCKS: Final = {"resnet10": 1, "resnet18": 2}  # of each layer
 
 
 class Block(nn.Module):
@@ -28,18 +32,18 @@ class Block(nn.Module):
         return F.relu(self.bn2(self.conv2(h)) + self.downsample(x))
 
 
-class ResNet18(nn.Module):
-    """The four layers of blocks. `fc`, the last layer, is for the caller to apply to layer 4's mean."""
+class ResNet(nn.Module):
+    """The four layers of `blocks` each. `fc`, the last layer, is for the caller to apply to layer 4's mean."""
 
-    def __init__(self, fc: nn.Sequential) -> None:
+    def __init__(self, fc: nn.Sequential, blocks: int) -> None:
         super().__init__()
         self.conv1 = _conv(3, 64, 7, 2)
         self.bn1 = nn.BatchNorm2d(64)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self.layer1 = nn.Sequential(Block(64, 64, 1), Block(64, 64, 1))
-        self.layer2 = nn.Sequential(Block(64, 128, 2), Block(128, 128, 1))
-        self.layer3 = nn.Sequential(Block(128, 256, 2), Block(256, 256, 1))
-        self.layer4 = nn.Sequential(Block(256, 512, 2), Block(512, 512, 1))
+        self.layer1 = _layer(64, 64, 1, blocks)
+        self.layer2 = _layer(64, 128, 2, blocks)
+        self.layer3 = _layer(128, 256, 2, blocks)
+        self.layer4 = _layer(256, 512, 2, blocks)
         self.fc = fc
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -47,6 +51,10 @@ class ResNet18(nn.Module):
         fine = self.layer2(self.layer1(self.maxpool(F.relu(self.bn1(self.conv1(x))))))
         coarse = self.layer3(fine)
         return fine, coarse, self.layer4(coarse)
+
+
+def _layer(inputs: int, channels: int, stride: int, blocks: int) -> nn.Sequential:
+    return nn.Sequential(Block(inputs, channels, stride), *(Block(channels, channels, 1) for _ in range(blocks - 1)))
 
 
 def _conv(inputs: int, channels: int, side: int, stride: int) -> nn.Conv2d:

@@ -25,7 +25,7 @@ import httpx
 import numpy as np
 
 from faults.harness import ROOT, start
-from service.api.access.keys import hash_of, new_key
+from service.api.access.api_keys import hash_of, new_key
 from service.contract.recipe import KEYWORD, example
 from service.local.demo import free_port
 from shared.options import LIMITS

@@ -8,7 +8,7 @@ from shutil import copy
 from tempfile import TemporaryDirectory
 
 from faults.harness import Stack
-from service.api.access.keys import hash_of, new_key
+from service.api.access.api_keys import hash_of, new_key
 from service.local.demo import free_port
 from service.store.connection import connect
 

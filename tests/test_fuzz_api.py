@@ -26,7 +26,7 @@ from schemathesis.engine import events, from_schema
 from schemathesis.openapi.checks import RejectedPositiveData
 from schemathesis.schemas import BaseSchema
 
-from service.api.access.keys import hash_of, new_key
+from service.api.access.api_keys import hash_of, new_key
 from service.contract.recipe import example as recipe_example
 from service.settings import Settings
 from service.store import workers

@@ -16,7 +16,7 @@ import pytest
 from PIL import Image
 from playwright.sync_api import BrowserContext, Page, Route, expect
 
-from service.api.access.keys import hash_of
+from service.api.access.api_keys import hash_of
 from service.settings import Settings
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
@@ -384,6 +384,26 @@ def test_a_picture_of_a_request_is_made_again_from_its_job(
     page.get_by_label("Seed").fill("")
     expect(page.locator("#kept")).to_be_hidden()
     assert drawn(page, client)["first"] == 0
+
+
+def test_pictures_are_drawn_until_exact_and_say_that_they_were_selected(
+    opened: Page, compose: Compose, working: Runner, client: httpx.Client
+) -> None:
+    compose(LISTS)
+    job = drawn(opened, client, Steps="2", Attempts="3")
+    assert (job["options"]["until"], job["options"]["attempts"]) == ("exact", 3)
+    kept = job["result"]["pictures"][0]["kept"]
+    expect(opened.locator("#job .note")).to_contain_text("Selected")
+    frame = opened.locator(".frame").first
+    expect(frame).to_have_attribute("aria-label", re.compile(f"selected, attempt {kept}"))
+    frame.click()
+    expect(opened.locator("#picture-dialog .facts")).to_contain_text(f"attempt {kept} of 3")
+    opened.keyboard.press("Escape")
+    opened.get_by_label("Attempts").fill("")
+    opened.get_by_role("button", name="Edit as new").click()
+    expect(opened.get_by_label("Attempts")).to_have_value("3")
+    assert not drawn(opened, client, Attempts="")["result"]["selected"]
+    expect(opened.locator("#job .note")).to_have_count(0)
 
 
 def test_the_way_from_noise_is_shown_and_asked_for_again(

@@ -29,6 +29,7 @@ from shared.vocabulary import Vocabulary, read_train_file
 from trainer.config import Fit, Share, TrainConfig
 from trainer.data_folder import pictures_folder, read_picture
 from trainer.errors import TrainerError
+from trainer.joined import Joined, chunks
 
 DECODED_AT_ONCE = 1024  # pictures
 MEASURED = 2048  # pictures whose deviation stands for all
@@ -41,7 +42,7 @@ UNLIKE = "differ in proportions, so padding gives them different borders; squeez
 @dataclass(frozen=True)
 class Dataset:
     vocabulary: Vocabulary
-    images: Tensor  # (N, 3, S, S) uint8
+    images: Tensor | Joined  # (N, 3, S, S) uint8, mapped from files where they can be
     labels: Tensor  # (N, K) float32 multi-hot
     positions: Tensor | None = None  # (N, K, 2) float32, as in `shared/diffusion/layouts.py`, if the folder has some
     rotations: Tensor | None = None  # (N, K, 2) float32, as in `shared/diffusion/layouts.py`, if the folder has some
@@ -57,7 +58,9 @@ class Dataset:
     def digest(self) -> str:
         """A hash of all data that a run learns from, so that it is not resumed with other data."""
         found = hashlib.sha256(f"{self.vocabulary.names} {self.aspect}".encode())
-        for tensor in (self.images, self.labels, self.positions, self.rotations, *self.inputs.values()):
+        for chunk in chunks(self.images, DECODED_AT_ONCE):
+            found.update(chunk.contiguous().numpy().data)
+        for tensor in (self.labels, self.positions, self.rotations, *self.inputs.values()):
             if tensor is not None:
                 found.update(tensor.contiguous().numpy().data)
         return found.hexdigest()
@@ -317,7 +320,7 @@ def merge(datasets: list[Dataset]) -> Dataset:
     turned = any(d.rotations is not None for d in datasets)
     typical = first_of_their_number([dataset.labels.sum(1) for dataset in datasets])
     return Dataset(
-        first.vocabulary, torch.cat([d.images for d in datasets]), torch.cat([d.labels for d in datasets]),
+        first.vocabulary, Joined([d.images for d in datasets]), torch.cat([d.labels for d in datasets]),
         torch.cat(positions) if positions else None, torch.cat(rotations) if turned else None, first.aspect,
         first.object_size, typical, _merged_inputs(datasets),
     )  # fmt: skip
@@ -364,8 +367,9 @@ def labelled(dataset: Dataset) -> Dataset:
     maybe = (dataset.positions, dataset.rotations, dataset.typical)
     positions, rotations, typical = (None if part is None else part[known] for part in maybe)
     return replace(
-        dataset, images=dataset.images[known], labels=dataset.labels[known], positions=positions, rotations=rotations,
-        typical=typical, inputs={name: values[known] for name, values in dataset.inputs.items()},
+        dataset, images=Joined([dataset.images], known.nonzero()[:, 0]), labels=dataset.labels[known],
+        positions=positions, rotations=rotations, typical=typical,
+        inputs={name: values[known] for name, values in dataset.inputs.items()},
     )  # fmt: skip
 
 
@@ -385,7 +389,7 @@ def settled(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     return config.model_copy(update={key: value for key, value in found.items() if key not in config.model_fields_set})
 
 
-def pixel_deviation(images: Tensor) -> float:
+def pixel_deviation(images: Tensor | Joined) -> float:
     """Return the root mean square difference of (N, C, S, S) uint8 from their mean picture, for values in [-1, 1]."""
     some = images[torch.linspace(0, len(images) - 1, min(len(images), MEASURED)).long()].float() / 127.5
     return float((some - some.mean(0)).square().mean().sqrt())

@@ -13,7 +13,7 @@ FORMER: Final = {
     "set-support": "configure NAME --objects, --proportions",
     "move-upsampler": "configure NAME --base BASE",
     "coverage": "evaluate NAME --only coverage --data DATA",
-    "memorisation": "evaluate NAME --only memorisation --trained-on DATA --data HELD_OUT",
+    "memorisation": "evaluate NAME --only coverage --trained-on DATA --data HELD_OUT",
     "spectrum": "evaluate NAME --only spectrum --data DATA",
     "two-sample": "evaluate NAME --only two-sample --data DATA",
     "arrangements": "evaluate NAME --only arrangements --data DATA",

@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from shared.device import process_backends
 from trainer.errors import TrainerError
 
 TIMEOUT: Final = timedelta(minutes=30)  # long, since the others wait while the first process samples and scores
@@ -76,7 +77,7 @@ def processes(device: torch.device) -> Iterator[Processes]:
     outermost = not dist.is_initialized()
     if outermost:
         # gloo beside nccl for what is on the CPU: decisions, and the layout network
-        dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=TIMEOUT)
+        dist.init_process_group(process_backends(device), timeout=TIMEOUT)
     yield Processes(dist.get_rank(), dist.get_world_size())
     if outermost:
         dist.barrier()  # no process leaves while the first still evaluates

@@ -198,7 +198,7 @@ def load_state(path: Path, recipe: dict[str, Any], network: nn.Module) -> dict[s
 
 
 @contextmanager
-def undamaged(path: Path) -> Iterator[None]:
+def undamaged(path: files.Location) -> Iterator[None]:
     """Turn what reading another or a damaged file raises into a TrainerError that names the file."""
     try:
         yield

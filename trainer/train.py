@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from shared.device import autocast_dtype, kept_memory
+from shared.device import autocast_dtype, draws_ahead, fast, kept_memory, loss_scaler, to_device
 from shared.storage import Location
 from trainer.averages import Averages
 from trainer.config import RunConfig
@@ -89,10 +90,11 @@ class Training:
         self, network: nn.Module, config: RunConfig, device: torch.device, state: dict[str, Any] | None
     ) -> None:
         if config.optimizer == "auto":
-            here = "muon" if autocast_dtype(device) else "adamw"
+            here = "muon" if autocast_dtype(device) is torch.bfloat16 else "adamw"
             config = config.model_copy(update={"optimizer": state["recipe"]["optimizer"] if state else here})
         self.network, self.config, self.run = network, config, Run()
         self.averages, self.optimizers = Averages(network, config), make_optimizers(network, config)
+        self.scaler = loss_scaler(device)
         self.best: Best | None = None
         self.evaluated_at = -1  # the step of the last evaluation
         if state is not None:
@@ -105,6 +107,8 @@ class Training:
         self.averages.load_state_dict(state["averages"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
+        if scaling := state.get("scaler"):  # not of a run that began on another kind of device
+            self.scaler.load_state_dict(scaling)
         self.best = Best(**state["best"]) if state.get("best") else None
         self.evaluated_at = state.get("evaluated_at", -1)
 
@@ -116,6 +120,7 @@ class Training:
             "network": self.network.state_dict(),
             "averages": self.averages.state_dict(),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
+            "scaler": self.scaler.state_dict(),
             "best": self.best and vars(self.best),
             "evaluated_at": self.evaluated_at,
         }
@@ -175,12 +180,38 @@ def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:
     return torch.cat(orders)[step * batch - first * n :][:batch]
 
 
+@contextmanager
+def ahead(draw: Callable[[int], Any], wanted: bool) -> Iterator[Callable[[int], Any]]:
+    """Yield `draw`, which if `wanted` draws the next step's examples in a thread while a step is taken.
+
+    What is drawn follows from the step alone, so that it makes no difference who asks for it, and when.
+    """
+    if not wanted:
+        yield draw
+        return
+    with ThreadPoolExecutor(1) as beside:
+        drawn = dict[int, Future[Any]]()
+
+        def examples(step: int) -> Any:
+            now = drawn.pop(step, None) or beside.submit(draw, step)
+            drawn.clear()  # of a run that has gone back
+            drawn[step + 1] = beside.submit(draw, step + 1)
+            return now.result()
+
+        yield examples
+
+
 class DivergedError(FloatingPointError):
     """Loss or gradient is no longer a number, in every process alike."""
 
 
-def check_finite(sums: Tensor) -> None:
-    """Raise DivergedError unless the loss and its gradient (the first two) are finite. Waits for the device."""
+def check_finite(sums: Tensor, scaler: torch.amp.GradScaler) -> None:
+    """Raise DivergedError unless the loss and its gradient (the first two) are finite. Waits for the device.
+
+    With a `scaler`, gradients that overflow are no sign; that they do so at any scale is.
+    """
+    if scaler.is_enabled() and scaler.get_scale() < 1:
+        raise DivergedError("the gradient overflows at any scale")
     for what, value in zip(("loss", "gradient"), sums.tolist(), strict=False):
         if not math.isfinite(value):
             raise DivergedError(f"the {what} is {value}")
@@ -233,9 +264,16 @@ def train(
             problem = f"is at step {run.step} here, and at step {step:.0f} for the first process"
             raise TrainerError(f"{folder}: {problem}; all processes must resume from the same folder")
         wrapper = DistributedDataParallel(network) if group.size > 1 else None
-        dtype = autocast_dtype(device)
+        scaler = training.scaler
 
-        with run_log(folder if is_first else None, run.step) as log:
+        def draw(step: int) -> list[list[Tensor]]:
+            """Return the examples of a step, on the device, for each of its parts."""
+            generator = torch.Generator().manual_seed(step_seed(config.seed, step))
+            index = batch_indices(len(objective), config.batch, config.seed, step)
+            drawn = [objective.draw(index, part, generator.clone_state()) for part in parts]
+            return [[to_device(value, device) for value in one] for one in drawn]
+
+        with run_log(folder if is_first else None, run.step) as log, ahead(draw, draws_ahead(device)) as examples:
             last = saved_at = published_at = time.monotonic()
             saved_step, published_step, shown_step = -1, run.step, -1
             sums = torch.zeros(3, device=device)  # of loss, gradient norm and steps since the last line of the log
@@ -243,7 +281,7 @@ def train(
             def save() -> None:
                 """Save the state, unless it has diverged. All processes do so at the same step."""
                 nonlocal saved_at, saved_step
-                check_finite(group.added(sums))
+                check_finite(group.added(sums), scaler)
                 if is_first:
                     save_state(state_path, {"recipe": recipe, **training.state_dict()})
                 saved_at, saved_step = time.monotonic(), run.step
@@ -258,26 +296,27 @@ def train(
 
             def take_step() -> None:
                 nonlocal last, sums
-                generator = torch.Generator().manual_seed(step_seed(config.seed, run.step))
-                index = batch_indices(len(objective), config.batch, config.seed, run.step)
                 rate = config.lr * run.rate * rate_share(run.step, progress, config.warmup_steps, config.cooldown)
                 loss = torch.zeros((), device=device)
-                for part in parts:
-                    drawn = objective.draw(index, part, generator.clone_state())
-                    inputs = [value.to(device, non_blocking=True) for value in drawn]
+                for part, inputs in zip(parts, examples(run.step), strict=True):
                     torch.manual_seed(step_seed(config.seed, run.step) + part.start)  # of dropout
                     # processes exchange gradients after the last part
                     with wrapper.no_sync() if wrapper and part is not parts[-1] else nullcontext():
-                        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+                        with fast(device):
                             own = objective(wrapper or network, *inputs) / len(parts)
-                        own.backward()  # type: ignore[no-untyped-call]
+                        scaler.scale(own).backward()  # type: ignore[no-untyped-call]
                     loss += own.detach()
+                for optimizer in training.optimizers:
+                    scaler.unscale_(optimizer)
                 norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm or torch.inf)
                 for optimizer in training.optimizers:
                     for parameters in optimizer.param_groups:
                         parameters["lr"] = rate
-                    optimizer.step()
+                    scaler.step(optimizer)  # not where the gradients overflow, after which the scale is lower
                     optimizer.zero_grad(set_to_none=True)
+                scaler.update()
+                if scaler.is_enabled():
+                    norm = norm.nan_to_num(0, 0)
                 averages.update(run.step)
                 sums += torch.stack([loss, norm, torch.ones_like(norm)])
 
@@ -285,7 +324,7 @@ def train(
                 run.step, run.elapsed_s, last = run.step + 1, run.elapsed_s + now - last, now
                 run.progress = progress_of()
                 if run.step % LOG_EVERY == 0:
-                    check_finite(added := group.added(sums))
+                    check_finite(added := group.added(sums), scaler)
                     loss_sum, norm_sum, steps = added.tolist()
                     sums = torch.zeros_like(sums)
                     run.loss = loss_sum / steps

@@ -16,7 +16,7 @@ from benchmarks.baselines.training_loops import diffusers_loop, report_loop
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
 from benchmarks.timing import Deadline, figure, paired, seconds
-from shared.device import autocast_dtype, kept_memory, pick_device
+from shared.device import fast, kept_memory, pick_device
 from trainer.config import TrainConfig
 from trainer.data import Dataset, load_dataset
 from trainer.objectives import evaluator
@@ -44,11 +44,11 @@ def our_loop(dataset: Dataset, config: TrainConfig, steps: int, on_step: Callabl
 def network_alone(dataset: Dataset, config: TrainConfig, steps: int, on_step: Callable[[], None]) -> None:
     """Run forward and backward of one batch repeatedly: the upper limit of any loop with this network."""
     device, network, objective = pick_device(), make_network(config, dataset), Denoising(dataset, config, pick_device())
-    index, dtype = batch_indices(len(objective), config.batch, config.seed, 0), autocast_dtype(device)
+    index = batch_indices(len(objective), config.batch, config.seed, 0)
     inputs = objective.draw(index, slice(0, config.batch), torch.Generator())
     with kept_memory():
         for _ in range(steps):
-            with torch.autocast(device.type, dtype, enabled=dtype is not None):
+            with fast(device):
                 loss = objective(network.to(device), *(value.to(device) for value in inputs))
             loss.backward()  # type: ignore[no-untyped-call]
             network.zero_grad(set_to_none=True)

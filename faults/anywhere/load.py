@@ -23,7 +23,7 @@ from faults import checks, history
 from faults.anywhere.orders import OrderBook, Recording
 from faults.anywhere.process import FOLDER, VICTIMS, ForkServer
 from faults.harness import NotInTime, Stack, until
-from service.api.access.keys import hash_of, new_key
+from service.api.access.api_keys import hash_of, new_key
 from service.contract.records import TERMINAL
 from service.local.supervisor import Child
 from service.store import keys
@@ -440,7 +440,7 @@ class Load:
         self.deadline = time.monotonic() + self.within_s
         deletions = []
         for owner in OWNERS:
-            members: Any = self.stack.connection.zrange(keys.index(owner), 0, -1)
+            members: Any = self.stack.connection.zrange(keys.jobs(owner), 0, -1)
             ids = [member.partition("-")[2] for member in members]
             deletions += [self._threads.submit(self._delete, owner, job_id) for job_id in ids]
         for one in deletions:

@@ -44,7 +44,7 @@ def connect_and_reset(trial: Trial, count: int) -> None:
     port, idempotency_keys = trial.stack.port, [uuid4().hex for _ in range(count)]
 
     def open_now() -> list[str]:
-        found: Any = trial.stack.connection.zrange(keys.OPEN, 0, -1)
+        found: Any = trial.stack.connection.zrange(keys.DEADLINES, 0, -1)
         return list(found)
 
     open_jobs = open_now()

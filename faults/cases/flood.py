@@ -5,7 +5,7 @@ import json
 
 from faults.harness import until
 from faults.trial import BODIES, SMALL, Trial
-from service.api.access.keys import hash_of, new_key
+from service.api.access.api_keys import hash_of, new_key
 from service.store import keys
 
 REQUESTS, AT_A_TIME = 10_000, 200
@@ -72,4 +72,4 @@ def flood(trial: Trial) -> None:
     trial.strike(pour)
     trial.end()
     trial.recover()
-    until(lambda: trial.stack.connection.zcard(keys.OPEN) < 5, "the flood's jobs")
+    until(lambda: trial.stack.connection.zcard(keys.DEADLINES) < 5, "the flood's jobs")

@@ -41,8 +41,8 @@ def oversize_requests_at_once(trial: Trial) -> None:
     def pour() -> None:
         with ThreadPoolExecutor(TOGETHER) as threads:
             answers = list(threads.map(send, range(TOGETHER)))
-        pending = sum(int(n) for n in connection.hvals(keys.pending_counts(digest)))
-        queued = pending + connection.xlen(keys.stream(digest))
+        pending = sum(int(n) for n in connection.hvals(keys.waiting(digest)))
+        queued = pending + connection.xlen(keys.pictures(digest))
         accepted = [answer.json()["id"] for answer in answers if answer.status_code == 202]
         trial.must_finish(*accepted)
         refused = sum(answer.status_code == 429 and int(answer.headers["retry-after"]) > 0 for answer in answers)

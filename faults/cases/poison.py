@@ -26,7 +26,7 @@ def poison_picture_that_kills(trial: Trial) -> None:
 def _kills(trial: Trial, label: str) -> None:
     trial.begin()
     poisoned: list[str] = []
-    trial.strike(lambda: poisoned.append(trial.submit_failing([[label]], "workers died 4 times")))
+    trial.strike(lambda: poisoned.append(trial.submit_failing([[label]], "workers died or failed 4 times")))
     trial.wait(poisoned)
     if len(trial.stack.deaths) != 4:
         raise RuntimeError(f"{len(trial.stack.deaths)} workers died instead of 4")

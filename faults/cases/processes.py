@@ -35,7 +35,7 @@ def worker_paused(trial: Trial) -> None:
 
 def picture_claimed_twice(trial: Trial) -> None:
     """eight pictures of one worker are delivered to another too, which samples them at the same time"""
-    connection, stream = trial.stack.connection, keys.stream(trial.stack.digest)
+    connection, stream = trial.stack.connection, keys.pictures(trial.stack.digest)
     trial.submit(2)
     first = trial.busiest()
     (other,) = (name for name in trial.stack.workers() if name != first)

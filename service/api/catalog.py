@@ -5,6 +5,7 @@ found last. Knows no HTTP; its errors are the service's own.
 """
 
 import asyncio
+import contextlib
 import math
 import re
 import time
@@ -14,13 +15,11 @@ from functools import lru_cache, partial
 
 from service.contract.errors import BadRequest, NoModel, UnknownCheckpoint
 from service.files import StorageThreads
-from service.telemetry.logs import get_logger
+from service.telemetry.boundary import confined
 from shared import storage as stored
 from shared.checkpoint import CheckpointError, CheckpointInfo, CheckpointKind
 from shared.registry import Registry, StorageError, Unreadable, copy_of, scan
 from shared.storage import Location
-
-log = get_logger(__name__)
 
 MAX_CARD_BYTES = 1 << 18  # a card is a page of text
 KEPT = 1024  # cards as they were read
@@ -101,22 +100,19 @@ def look(before: Models) -> Models:
 
     If the look fails as a whole, what was found before stays.
     """
-    storage = before.registry.storage
-    try:
-        found = scan(storage, before.registry)
-        registry = found.usable()
-        cards = {
-            one.name: _card(storage, one.name, found.versions.get(f"{one.name}.md"), one.digest)
-            for one in registry.of_kind("denoiser")
-        }
-        return Models(registry, cards, {info.digest: info.name for info in found.infos})
-    except StorageError as error:
-        return before.with_problem(copy_of(error))
-    except Exception as error:
-        problem = StorageError(str(storage), f"{type(error).__name__}: {error}")
-        if str(problem) != str(before.registry.problem):
-            log.exception("the storage of models cannot be read")
-        return before.with_problem(problem)
+    storage, problems = before.registry.storage, list[StorageError]()
+    with confined("look at storage", lambda reason: problems.append(StorageError(str(storage), reason))):
+        try:
+            found = scan(storage, before.registry)
+            registry = found.usable()
+            cards = {
+                one.name: _card(storage, one.name, found.versions.get(f"{one.name}.md"), one.digest)
+                for one in registry.of_kind("denoiser")
+            }
+            return Models(registry, cards, {info.digest: info.name for info in found.infos})
+        except StorageError as error:
+            problems.append(copy_of(error))
+    return before.with_problem(problems[0])
 
 
 @lru_cache(KEPT)
@@ -127,17 +123,13 @@ def _card(storage: Location, name: str, version: str | None, digest: str) -> str
     """
     if version is None:
         return ""
-    try:
+    with confined("card", model=name), contextlib.suppress(OSError):  # deleted since the look, or a link
         # Clients read the card: a link would show them any file that this process can read.
         with stored.reading(storage / f"{name}.md", block=MAX_CARD_BYTES, follow=False) as card:
             text = card.read(MAX_CARD_BYTES).decode(errors="replace")
-    except OSError:  # deleted since the look, or a link
-        return ""
-    except Exception:
-        log.exception("a card cannot be read", model=name)
-        return ""
-    written_for = WRITTEN_FOR.search(text)
-    return "" if written_for and written_for[1] != digest[:16] else HUB_METADATA.sub("", text)
+        written_for = WRITTEN_FOR.search(text)
+        return "" if written_for and written_for[1] != digest[:16] else HUB_METADATA.sub("", text)
+    return ""
 
 
 class Catalog:

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 
 from rich.console import Console
 from rich.markup import escape
@@ -9,7 +10,9 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 from service.client.messages import Event, Retry
+from service.contract.records import TERMINAL
 from service.contract.schemas import (
+    EtaEvent,
     Job,
     JobHead,
     ModelList,
@@ -38,13 +41,24 @@ class JobProgress(Progress):
         super().__init__(*columns, console=console, disable=not console.is_terminal, transient=True)
         self._task = self.add_task("sending", total=None)
         self._finished: set[int] = set()
+        self._status, self._eta = "sending", ""
+
+    def _words(self, eta: str | None = None) -> str:
+        """Return the job's status, and when it will be done by the service's forecast; by default, the last one."""
+        if eta is not None:
+            self._eta = f", done at {datetime.fromisoformat(eta).astimezone():%H:%M:%S}"
+        return self._status + (self._eta if self._status not in TERMINAL else "")
 
     def on_event(self, event: Event) -> None:
         match event.data:
             case Job() as job:
-                self.update(self._task, description=job.status, total=job.progress.total)
+                self._status = job.status
+                self.update(self._task, description=self._words(job.eta), total=job.progress.total)
             case StatusEvent(status=status):
-                self.update(self._task, description=status)
+                self._status = status
+                self.update(self._task, description=self._words())
+            case EtaEvent(eta=eta):
+                self.update(self._task, description=self._words(eta))
             case PictureEvent(index=index):
                 self._finished.add(index)
                 self.update(self._task, completed=len(self._finished))
@@ -68,6 +82,9 @@ def pictures(pictures: Sequence[PictureResult]) -> Table:
             verdict = "[green]exact[/]"
         elif picture.extra:
             verdict += f", also {plain(', '.join(picture.extra))}"
+        if picture.kept is not None:
+            verdict += f", selected: attempt {picture.kept}"
+            verdict += f" of {len(picture.attempts)}" if picture.attempts else ""
         table.add_row(str(i), plain(requested), verdict)
     return table
 
@@ -80,6 +97,7 @@ def result(job: Job, console: Console) -> None:
     elif job.result is not None:  # pictures scored once: generated, or uploaded, which have no seed
         scores = job.result.repeats[0] if isinstance(job.result, ScoreResult) else job.result
         figures = f"accuracy {scores.accuracy:.3f}, exact match {scores.exact_match:.3f}, F1 {scores.f1:.3f}"
+        figures += " of selected pictures" if getattr(scores, "selected", False) else ""
         source = "scored by" if job.seed is None else f"seed {job.seed}, model"
         console.print(pictures(job.result.pictures))
         console.print(f"{figures}; {source} {plain(job.model)}", highlight=False)

@@ -7,7 +7,7 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, TypedDict, TypeVar
+from typing import Any, Final, Literal, TypedDict, TypeVar
 
 import httpx
 from httpx_sse import ServerSentEvent
@@ -16,12 +16,14 @@ from pydantic_core import to_jsonable_python
 
 from service.client.errors import ClientError, Unreachable
 from service.contract.records import Point
-from service.contract.schemas import EVENTS, Job, PictureEvent, StatusEvent, StepsEvent
+from service.contract.schemas import EVENTS, EtaEvent, Job, PictureEvent, StatusEvent, StepsEvent
+from shared.edits import Edit
 from shared.options import IGNORE_UNKNOWN, SamplerName, SpacingName
 
 Body = TypeVar("Body", bound=BaseModel)
 LabelLists = Sequence[Sequence[str]]
 Layouts = Sequence[Sequence[Point] | None]
+Edits = Sequence[Edit | Mapping[str, Any]]  # as the API has them
 AnyRecipe = Mapping[str, Any] | bytes | str | Path  # parsed JSON, or the PNG that contains it: its bytes or its path
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
@@ -38,7 +40,10 @@ class Options(TypedDict, total=False):
     guidance_interval: Sequence[float]
     eta: float
     clip_x0: bool
+    until: Literal["exact"]
+    attempts: int
     model: str
+    deadline_s: float
     columns: int
 
 
@@ -55,7 +60,7 @@ class Event:
     """An event of a job. `name` is one of docs/api.md, or `retry`; the `data` of `job` and `end` is the job."""
 
     name: str
-    data: Job | StatusEvent | PictureEvent | StepsEvent | Retry
+    data: Job | EtaEvent | StatusEvent | PictureEvent | StepsEvent | Retry
 
 
 class Png(bytes):
@@ -140,7 +145,8 @@ def given(fields: Mapping[str, Any]) -> dict[str, Any]:
 def _form(fields: Mapping[str, Any]) -> dict[str, Any]:
     """Return fields for a form, in which a list is a field that is given several times."""
     lists = {name: value for name, value in fields.items() if isinstance(value, list)}
-    return {**fields, **{name: [json.dumps(one) for one in value] for name, value in lists.items()}}
+    texts = {name: [one if isinstance(one, str) else json.dumps(one) for one in value] for name, value in lists.items()}
+    return {**fields, **texts}
 
 
 def _bytes(content: bytes | str | Path) -> bytes:

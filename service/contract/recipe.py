@@ -6,10 +6,11 @@ Imports pydantic only: knows no Redis, no HTTP and no PNG.
 from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, Field, PlainValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError, model_validator
 
-from service.contract.records import MAX_STAGES, JobRecord, Layouts, Picture, Verdict
-from shared.options import LIMITS, MAX_SEED, SamplingOptions, Strict
+from service.contract.records import MAX_STAGES, JobRecord, Layouts, Picture, Point, Verdict
+from shared.edits import PictureOptions
+from shared.options import LIMITS, MAX_SEED, Strict
 
 MAX_POSITION = 2**31  # of a picture in its request, from 0
 KEYWORD = "labelgrid"  # of the PNG's text chunk
@@ -59,6 +60,24 @@ class RecipeVerdict(_Part):
     f1: float
     scores: dict[str, float]
     distances: list[float | None] | None = None
+    places: list[Point] | None = None
+
+
+class Drawn(BaseModel):
+    """Of a verdict, where its picture's objects are: what edits are checked with."""
+
+    places: list[Point] | None = None
+
+
+_VERDICTS = TypeAdapter(list[Drawn])
+
+
+def _drawn(verdicts: Any) -> list[Drawn]:
+    """Read verdicts that anybody may have written; an empty list for what cannot be read."""
+    try:
+        return _VERDICTS.validate_python(verdicts)
+    except ValidationError:
+        return []
 
 
 class Recipe(_Part):
@@ -72,7 +91,7 @@ class Recipe(_Part):
     )
     seed: int = Field(ge=0, le=MAX_SEED, description="of the request; for repeat r of a score, the request's seed + r")
     first: int = Field(ge=0, le=MAX_POSITION, description="position of the first picture in its request")
-    options: SamplingOptions
+    options: PictureOptions
     trajectory: int | None = Field(
         default=None, ge=2, le=MAX_STAGES, description="stages, in the recipe of a trajectory"
     )
@@ -80,14 +99,19 @@ class Recipe(_Part):
     evaluator: Annotated[Any, PlainValidator(lambda given: None)] = Field(
         default=None, description="source of the verdicts; ignored in requests"
     )
-    verdicts: Annotated[Any, PlainValidator(lambda given: [])] = Field(
-        default=[], description="one for each picture; ignored in requests"
+    verdicts: Annotated[Any, PlainValidator(_drawn)] = Field(
+        default=[],
+        description="one for each picture; in a request only their `places` count, if it has edits",
     )
 
     @model_validator(mode="after")
     def _check_last(self) -> Self:
         if self.first + len(self.labels) - 1 > MAX_POSITION:  # that picture's own recipe would be invalid
             raise ValueError(f"the last picture's position would exceed {MAX_POSITION}")
+        if self.options.kept is not None and len(self.options.kept) != len(self.labels):
+            raise ValueError(
+                f"options.kept has {len(self.options.kept)} attempts; wanted {len(self.labels)}, one a picture"
+            )
         return self
 
     def text(self) -> dict[str, str]:
@@ -113,7 +137,7 @@ def of_picture(picture: Picture, verdict: Verdict, model: MadeWith, evaluator: M
         layouts=[list(picture.layout)] if picture.layout else None,
         seed=picture.run_seed,
         first=picture.position,
-        options=picture.options,
+        options=_kept(picture.options, [verdict]),
         evaluator=evaluator,
         verdicts=[RecipeVerdict(**verdict.shown(DIGITS))],
     )
@@ -128,11 +152,18 @@ def of_grid(record: JobRecord, repeat: int, verdicts: Sequence[Verdict], evaluat
         layouts=record.layouts,
         seed=record.seed + repeat,
         first=record.first,
-        options=record.options,
+        options=_kept(record.options, verdicts),
         columns=record.columns,
         evaluator=evaluator,
         verdicts=[RecipeVerdict(**verdict.shown(DIGITS)) for verdict in verdicts],
     )
+
+
+def _kept(options: PictureOptions, verdicts: Sequence[Verdict]) -> PictureOptions:
+    """Return the options with the attempts that were kept, if pictures were drawn until exact."""
+    if options.until is None:
+        return options
+    return options.model_copy(update={"kept": tuple(verdict.attempt for verdict in verdicts)})
 
 
 def example() -> dict[str, Any]:
@@ -143,6 +174,6 @@ def example() -> dict[str, Any]:
         labels=[["red cube", "blue sphere"]],
         seed=7,
         first=0,
-        options=SamplingOptions(),
+        options=PictureOptions(),
     )
     return recipe.model_dump(mode="json", exclude_none=True)

@@ -16,15 +16,33 @@ from service.contract.records import (
     LabelScore,
     Layouts,
     ObjectsScore,
+    Point,
     Scores,
     WebhookEvent,
 )
-from shared.options import LIMITS, MAX_SEED, THRESHOLD, Fraction, SamplerName, SamplingOptions, SpacingName, Strict
+from shared.edits import Edits, PictureOptions
+from shared.options import (
+    ATTEMPTS,
+    LIMITS,
+    MAX_SEED,
+    THRESHOLD,
+    Attempt,
+    Fraction,
+    SamplerName,
+    SamplingOptions,
+    SpacingName,
+    Strict,
+)
 from shared.support import Support
 
+MAX_DEADLINE_S = 86_400.0
 LONGEST_PAGE = 100  # jobs that GET /jobs lists at once
 EXAMPLE_ID = "5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a"
 LABELS_EXAMPLE: Any = [["red cube", "blue sphere"], ["gray cylinder"]]
+EDITS_EXAMPLE: Any = [
+    {"add": {"label": "green cylinder", "x": 0.3, "y": 0.45}},
+    {"recolour": {"label": "red cube", "to": "cyan cube"}},
+]
 
 
 def with_examples(*examples: dict[str, Any]) -> ConfigDict:
@@ -32,13 +50,23 @@ def with_examples(*examples: dict[str, Any]) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [*examples]})
 
 
-BESIDE_RECIPE = {"recipe", "trajectory", "webhook", "webhook_events"}  # fields of a request with a recipe
+# fields of a request with a recipe
+BESIDE_RECIPE = {"recipe", "edits", "trajectory", "deadline_s", "webhook", "webhook_events"}
 
 
 WebhookUrl = Annotated[str | None, Field(max_length=2000, description="URL for signed POSTs (docs/api.md)")]
 WebhookEvents = Annotated[
     list[WebhookEvent] | None,
     Field(min_length=1, max_length=len(get_args(WebhookEvent)), description="which events; by default the end"),
+]
+Deadline = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        le=MAX_DEADLINE_S,
+        allow_inf_nan=False,
+        description="seconds within which the job must be finished: refused, or given up, once that is impossible",
+    ),
 ]
 Stages = Annotated[int | None, Field(ge=2, le=MAX_STAGES, description="stages of a trajectory for each picture")]
 
@@ -60,16 +88,25 @@ class SamplingFields(Strict):
     )
     eta: Fraction | None = Field(None, description="noise of ddim; for other samplers it is fixed")
     clip_x0: bool | None = Field(None, description="clip the predicted picture to [-1, 1] at each step")
+    until: Literal["exact"] | None = Field(
+        None, description="draw each picture again until the evaluator finds exactly its labels; not with /score"
+    )
+    attempts: Attempt | None = Field(
+        None, description=f"with `until`: how often a picture is drawn at most; {ATTEMPTS} if not given"
+    )
     model: str | None = Field(None, max_length=100, description="a name from GET /models; null for the default")
+    deadline_s: Deadline = None
     webhook: WebhookUrl = None
     webhook_events: WebhookEvents = None
     columns: int = Field(8, ge=1, le=LIMITS.max_columns, description="columns of the grid")
 
-    def sampling(self, own: SamplingOptions) -> SamplingOptions:
+    def sampling(self, own: SamplingOptions) -> PictureOptions:
         """Return the sampling options, the model's `own` where none is given. ValidationError if they conflict."""
-        names = SamplingOptions.model_fields.keys()
-        given = {name: value for name in names if (value := getattr(self, name)) is not None}
-        return own if not given else SamplingOptions.model_validate({**own.model_dump(), **given})
+        names = PictureOptions.model_fields.keys()
+        given = {name: value for name in names if (value := getattr(self, name, None)) is not None}
+        if self.until is not None:
+            given.setdefault("attempts", ATTEMPTS)
+        return PictureOptions.model_validate({**own.model_dump(), **given})
 
 
 class GenerateRequest(SamplingFields):
@@ -90,6 +127,7 @@ class GenerateRequest(SamplingFields):
                 {"labels": LABELS_EXAMPLE, "seed": 7, "steps": 20, "guidance": 2.0, "sampler": "dpmpp_2m"},
                 {"labels": LABELS_EXAMPLE, "layouts": [[{"x": 0.5, "y": 0.43}, {"x": 0.7, "y": 0.6}], None]},
                 {"recipe": example()},
+                {"recipe": example(), "edits": EDITS_EXAMPLE},
             ],
         }
     )
@@ -98,7 +136,12 @@ class GenerateRequest(SamplingFields):
     layouts: Layouts | None = Field(
         None, description="for each picture a point per label, or null for random places; for models with `positions`"
     )
-    recipe: Recipe | None = Field(None, description="repeats pictures; goes with trajectory and webhook fields only")
+    recipe: Recipe | None = Field(
+        None, description="repeats pictures; goes with edits, trajectory and webhook fields only"
+    )
+    edits: Edits | None = Field(
+        None, description="changes to each picture, in this order; all else stays. For models with `positions`"
+    )
     trajectory: Stages = None
 
     @model_validator(mode="before")
@@ -113,6 +156,17 @@ class GenerateRequest(SamplingFields):
         return given
 
 
+class EditRequest(Strict):
+    """The edits of a picture of a job."""
+
+    model_config = with_examples({"edits": EDITS_EXAMPLE})
+
+    edits: Annotated[Edits, Field(min_length=1, description="changes to the picture, in this order; all else stays")]
+    trajectory: Stages = None
+    webhook: WebhookUrl = None
+    webhook_events: WebhookEvents = None
+
+
 class ScoreFields(SamplingFields):
     repeats: int = Field(10, ge=1, le=LIMITS.max_repeats, description="runs over the whole file, each with a new seed")
 
@@ -123,6 +177,17 @@ Count = Annotated[int, Field(ge=0, le=2**53)]  # which every reader of JSON has 
 class Progress(BaseModel):
     done: Count
     total: Count
+
+
+class AttemptResult(BaseModel):
+    """The evaluator's verdict on one attempt at a picture, with fields as in PictureResult."""
+
+    seed: int
+    accuracy: float
+    exact: bool
+    f1: float
+    scores: dict[str, float]
+    distances: list[float | None] | None = None
 
 
 class PictureResult(BaseModel):
@@ -138,8 +203,19 @@ class PictureResult(BaseModel):
         "order of `labels`; null for an object that was not found. Null without a layout, or if the evaluator finds "
         "no places",
     )
+    places: list[Point] | None = Field(
+        None, description="where the picture has each label's object; null if the model knows no positions"
+    )
     url: str = Field(pattern=r"^/jobs/[^/]+/images/[0-9]{1,10}\.png$")
     trajectory_url: str | None = Field(None, description="its trajectory from noise to picture, if requested")
+    kept: int | None = Field(
+        None,
+        description="which attempt it is, from 1, if it was selected with `until`: the first exact one or, if none is, "
+        "the one with the highest F1",
+    )
+    attempts: list[AttemptResult] | None = Field(
+        None, description="the verdicts on all attempts, in order; null unless the request has `until`"
+    )
 
     @model_validator(mode="after")
     def _check_distances(self) -> Self:
@@ -154,6 +230,9 @@ class PictureResult(BaseModel):
 
 
 class GenerateResult(Scores):
+    selected: bool = Field(
+        False, description="the pictures were selected with `until`: the scores are those of a choice, not of the model"
+    )
     grid_url: str
     pictures: list[PictureResult]
 
@@ -198,9 +277,12 @@ class JobHead(BaseModel):
     model: str = Field(description="the model that sampled the pictures, or the evaluator that judged uploaded ones")
     digest: str
     seed: int | None = Field(description="null if the pictures were uploaded")
-    options: SamplingOptions | None = Field(description="null if the pictures were uploaded")
+    options: PictureOptions | None = Field(description="null if the pictures were uploaded")
     progress: Progress
     error: str | None
+    reason: Literal["deadline"] | None = Field(
+        None, description="why it failed, for programs: it could not be finished by its deadline"
+    )
 
 
 class JobPage(BaseModel):
@@ -217,7 +299,18 @@ class Job(JobHead):
     trajectory: int | None = Field(None, description="stages of each picture's trajectory; null if not requested")
     columns: int = Field(8, description="columns of the grid, as requested")
     delay: str | None = Field(None, description="why an open job does not move on: workers cannot store pictures")
+    ahead: int | None = Field(
+        None, description="of an open job: pictures of other jobs whose turn comes before its last one"
+    )
+    eta: str | None = Field(None, description="when an open job will be done; null until a worker has worked")
     result: GenerateResult | ScoreResult | None
+
+
+class EtaEvent(BaseModel):
+    """Event `eta` of GET /jobs/{id}/events: the forecast has changed."""
+
+    ahead: Count
+    eta: str
 
 
 class StatusEvent(BaseModel):
@@ -239,6 +332,7 @@ class PictureSteps(BaseModel):
     index: Count
     step: Count
     steps: Annotated[int, Field(ge=1, le=2**53)]
+    attempt: Annotated[int, Field(ge=1)] = Field(1, description="with `until`, which attempt this is")
     preview: str | None = Field(
         None, description="x0_hat as a data URL of a PNG, in the picture's proportions, at most 64 pixels a side"
     )
@@ -250,8 +344,9 @@ class StepsEvent(BaseModel):
     pictures: list[PictureSteps]
 
 
-EVENTS: Final[dict[str, type[Job | StatusEvent | PictureEvent | StepsEvent]]] = {
+EVENTS: Final[dict[str, type[Job | EtaEvent | StatusEvent | PictureEvent | StepsEvent]]] = {
     "job": Job,
+    "eta": EtaEvent,
     "status": StatusEvent,
     "picture": PictureEvent,
     "steps": StepsEvent,

@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Response
 from PIL import Image as PictureFile
 
 from service.api import openapi
-from service.api.answers import wait, why_unfinished
+from service.api.answers import retry_after, wait, why_unfinished
 from service.api.checks import not_learnt
 from service.api.dependencies import Caller, CallerDep, ModelsDep, OwnerDep
 from service.api.openapi import Dialect, DocumentedAPI
@@ -19,7 +19,7 @@ from service.api.results import CutStream
 from service.api.submit import ERRORS, create, new_record, same_request
 from service.contract.errors import BadRequest, NotFound, NotInTime
 from service.contract.records import TERMINAL, JobRecord
-from service.contract.schemas import Job
+from service.contract.schemas import GenerateResult, Job
 from service.openai.prompt import parse_prompt
 from service.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels, OpenAIProblem
 from shared.checkpoint import CheckpointInfo
@@ -71,7 +71,7 @@ async def generate_images(body: ImagesRequest, caller: CallerDep) -> Response:
     job = await service.jobs.job(job_id)
     if job.status not in TERMINAL:
         detail = f"not finished within {wait_s:.0f} s; the job goes on"
-        raise NotInTime(detail, headers=NO_RETRY, job=f"/jobs/{job_id}")
+        raise NotInTime(detail, headers={**NO_RETRY, **await retry_after(service, job)}, job=f"/jobs/{job_id}")
     if job.result is None:
         raise why_unfinished(job, NO_RETRY)
     png = await service.results.image(job.id, caller.owner, 0)
@@ -83,17 +83,21 @@ async def generate_images(body: ImagesRequest, caller: CallerDep) -> Response:
 async def _images(body: ImagesRequest, caller: Caller, job: Job, size: tuple[int, int]) -> AsyncIterator[str]:
     """Yield the JSON of a finished job's pictures. Where a client does not read, one picture waits in memory."""
     assert job.seed is not None  # only jobs that score uploaded pictures have none
+    assert isinstance(job.result, GenerateResult)
     answer = Images(
         created=_unix_time(job.finished_at or job.created_at),
         data=[],
         size="{}x{}".format(*size),
         seed=job.seed,
+        selected=job.result.selected,
         job=f"/jobs/{job.id}",
     )
     before, after = answer.model_dump_json().split("[]")
     yield before + "["
     for i, labels in enumerate(job.labels):
-        image = Image(revised_prompt=", ".join(labels))
+        image, picture = Image(revised_prompt=", ".join(labels)), job.result.pictures[i]
+        if picture.attempts:
+            image.exact, image.attempts = picture.exact, len(picture.attempts)
         if body.response_format == "url":
             image.url = f"{caller.request.base_url}jobs/{job.id}/images/{i}.png"
         else:

@@ -44,6 +44,10 @@ class Image(BaseModel):
     b64_json: str | None = Field(default=None, description="the PNG; null with `response_format` `url`")
     url: str | None = Field(default=None, description="address of the PNG; send the same API key")
     revised_prompt: str = Field(description="the labels read from the prompt")
+    exact: bool | None = Field(
+        default=None, description="with `until`: whether the evaluator finds exactly these labels"
+    )
+    attempts: int | None = Field(default=None, description="with `until`: how often it was drawn")
 
 
 class Images(BaseModel):
@@ -53,6 +57,7 @@ class Images(BaseModel):
     output_format: Literal["png"] = "png"
     size: str = Field(description="width and height of these pictures, such as `320x240`")
     seed: int = Field(description="the same seed gives the same pictures")
+    selected: bool = Field(False, description="with `until`: the pictures are a choice of several attempts")
     job: str = Field(description="address of the job, with its scores")
 
 

@@ -36,19 +36,34 @@ from service.contract.records import (
     Verdict,
     created_at,
 )
-from service.contract.schemas import GenerateResult, Job, JobHead, JobPage, PictureResult, Repeat, ScoreResult, Summary
+from service.contract.schemas import (
+    AttemptResult,
+    GenerateResult,
+    Job,
+    JobHead,
+    JobPage,
+    PictureResult,
+    Repeat,
+    ScoreResult,
+    Summary,
+)
 from service.settings import Settings
-from service.store import keys
+from service.store import keys, workers
+from service.store.connection import concerns_all
+from service.store.forecast import Forecast, OpenJob, Queue
 from service.store.functions import Pipeline
 from service.store.hub import Hub
 from service.store.jobs import read_record
 from service.store.workers import ReadyWorkers, new_task
+from service.telemetry.boundary import confined
 from service.telemetry.logs import get_logger
+from shared.options import SamplingOptions
 
 log = get_logger(__name__)
 
-HEAD = "summary", "status", "total", "started_at", "finished_at", "error"  # of a job in a list: only small fields
-WHOLE = "record", *HEAD[1:], "result"
+# Of a job in a list: only small fields.
+HEAD = "summary", "status", "total", "started_at", "finished_at", "error", "reason"
+WHOLE = "record", *HEAD[1:], "dispatched", "result"
 LOOK_AGAIN_S = 5.0  # how often one who waits looks at the job itself, in case its end was not heard
 IDEMPOTENT_S = 86_400  # how long an Idempotency-Key counts, at most as long as its job; about 300 bytes each
 DIGITS = 6  # of scores and distances
@@ -75,7 +90,7 @@ class IdempotentRequest:
 
     @property
     def redis_key(self) -> str:
-        return keys.idempotency(_hash(f"{self.owner}:{self.key}"))  # an owner's name has no colon
+        return keys.key(_hash(f"{self.owner}:{self.key}"))  # an owner's name has no colon
 
     def job_of(self, value: str) -> str:
         """Return the job in what Redis stores under `redis_key`. KeyReuse if it belongs to another request."""
@@ -103,9 +118,23 @@ def limits_of(settings: Settings) -> dict[str, int]:
     }
 
 
+def open_job(record: JobRecord, dispatched: int = 0, done: int = 0) -> OpenJob:
+    """Return a job as forecasts see it. An uploaded picture costs no network rows."""
+    cost = 0.0 if record.uploaded else record.options.cost
+    return OpenJob(record.id, record.owner, record.total, dispatched, done, cost)
+
+
 def arguments(record: JobRecord, request: IdempotentRequest | None, limits: Mapping[str, int]) -> list[Any]:
     """Return all arguments of `create`."""
-    about = {"owner": record.owner, "total": record.total, **limits}
+    about = {
+        "owner": record.owner,
+        "total": record.total,
+        "draws": record.draws,
+        "cost": open_job(record).cost,
+        **limits,
+    }
+    if record.deadline_s is not None:
+        about["deadline_s"] = record.deadline_s
     if record.webhook:
         about["webhook_events"] = " ".join(record.webhook_events)
     if request is not None:
@@ -132,6 +161,8 @@ class AsyncJobs:
         self.redis, self.hub, self.settings = Pipeline(connection), Hub(connection), settings
         self.workers = ReadyWorkers(self.redis)
         self._limits = limits_of(settings)
+        self._queues = dict[str, tuple[float, Queue]]()  # by digest, with when it was read
+        self._record = asyncio.Lock()  # while one is read for a list
 
     async def known(self, request: IdempotentRequest | None) -> str | None:
         """Return the job that the same request created before, if it still exists. Nothing is the same as None.
@@ -173,7 +204,39 @@ class AsyncJobs:
         if about["status"] not in TERMINAL:
             problems = [worker.get("storage_problem") for worker in await self.workers()]
             about["delay"] = next(filter(None, problems), None)
+            about |= await self.eta(record.digest, open_job(record, int(fields["dispatched"]), done))
         return Job.model_validate(about)
+
+    async def forecast(self, digest: str, job: OpenJob) -> Forecast | None:
+        """Return when a job of a model will be done, queued or not.
+
+        None for uploaded pictures, which have no cost, and if no worker has a rate.
+        """
+        if not job.cost:
+            return None
+        rates = [
+            model.get("rows_per_s", 0.0)
+            for about in await self.workers()
+            for model in about.get("models", ())
+            if model["digest"] == digest
+        ]
+        return (await self._queue(digest)).forecast(job, rates)
+
+    async def eta(self, digest: str, job: OpenJob) -> dict[str, Any]:
+        """Return the fields of a job that say when it will be done, if that is known."""
+        found = await self.forecast(digest, job)
+        return {"ahead": found.ahead, "eta": _iso(await self.redis.now() + found.seconds)} if found else {}
+
+    async def _queue(self, digest: str) -> Queue:
+        """Return the open jobs of a model as they were within the last second."""
+        asked_at, queue = self._queues.get(digest, (-math.inf, None))
+        if queue is None or time.monotonic() - asked_at >= workers.FRESH_S:
+            queue = Queue(
+                OpenJob(id_, owner, int(total), int(dispatched), done, float(cost or SamplingOptions().cost))
+                for id_, owner, total, dispatched, done, cost in await self.redis.call("queue", digest)
+            )
+            self._queues[digest] = time.monotonic(), queue
+        return queue
 
     async def _gone(self, job_id: str) -> ServiceError:
         """Return the error for a job that is not in Redis."""
@@ -194,33 +257,28 @@ class AsyncJobs:
     async def page(self, owner: str, limit: int, cursor: str | None) -> JobPage:
         """Return up to `limit` of an owner's jobs, newest first; `cursor`: the previous page's `next`."""
         last = f"({cursor}" if cursor else "+"
-        members = await self.redis("ZREVRANGEBYLEX", keys.index(owner), last, "-", "LIMIT", 0, limit + 1)
+        members = await self.redis("ZREVRANGEBYLEX", keys.jobs(owner), last, "-", "LIMIT", 0, limit + 1)
         ids = [member.partition("-")[2] for member in members[:limit]]
-        stored = await self.redis.ask(*(("HMGET", keys.job(job_id), *HEAD) for job_id in ids))
-        counts = await self.redis.ask(*(("HLEN", keys.verdicts(job_id)) for job_id in ids))
-        heads = [
-            await self._listed(job_id, dict(zip(HEAD, values, strict=True)), done)
-            for job_id, values, done in zip(ids, stored, counts, strict=True)
-        ]
+        heads = await asyncio.gather(*map(self._listed, ids))  # in one turn of the event loop: in one pipeline
         return JobPage(jobs=[*filter(None, heads)], next=members[limit - 1] if len(members) > limit else None)
 
-    async def _listed(self, job_id: str, fields: Mapping[str, str | None], done: int) -> JobHead | None:
+    async def _listed(self, job_id: str) -> JobHead | None:
         """Return a job of a list; None for one that has expired or cannot be read, which hides no others.
 
         Versions that know no summaries may have created the job: its record, one at a time and not on the event loop,
         has the same fields.
         """
-        given = {name: value for name, value in fields.items() if value is not None}
-        if (raw := given.get("summary")) is None and given:
-            raw = await self.redis("HGET", keys.job(job_id), "record")
-        if raw is None:
-            return None
-        try:
-            summary = await asyncio.to_thread(JobSummary.read, raw) if "summary" not in given else JobSummary.read(raw)
-            return JobHead.model_validate(_head(summary, given, done))
-        except Exception as error:
-            log.warning("a job cannot be listed", job_id=job_id, reason=f"{type(error).__name__}: {error}")
-            return None
+        with confined("record", passes=concerns_all, job_id=job_id):
+            head, done = ("HMGET", keys.job(job_id), *HEAD), ("HLEN", keys.verdicts(job_id))
+            values, count = await self.redis.ask(head, done)
+            fields = {name: value for name, value in zip(HEAD, values, strict=True) if value is not None}
+            if raw := fields.get("summary"):
+                return JobHead.model_validate(_head(JobSummary.read(raw), fields, count))
+            async with self._record:
+                if fields and (raw := await self.redis("HGET", keys.job(job_id), "record")):
+                    summary = await asyncio.to_thread(JobSummary.read, raw)
+                    return JobHead.model_validate(_head(summary, fields, count))
+        return None
 
     async def wait(self, job_id: str, timeout_s: float, gone: asyncio.Future[None]) -> bool:
         """Wait until the job ends, `timeout_s` pass, the client is gone or the shutdown's deadline comes.
@@ -285,8 +343,8 @@ class AsyncJobs:
 
     async def longest_wait_s(self, digest: str) -> float:
         """Return the age of the oldest job that is next for its owner; 0 if none is pending."""
-        owners = await self.redis("ZRANGE", keys.owners(digest), 0, -1)
-        firsts = await self.redis.ask(*(("LINDEX", keys.owner_jobs(digest, owner), 0) for owner in owners))
+        owners = await self.redis("ZRANGE", keys.turns(digest), 0, -1)
+        firsts = await self.redis.ask(*(("LINDEX", keys.turns_of(digest, owner), 0) for owner in owners))
         now = await self.redis.now()
         return max([0.0, *(now - created_at(first) for first in firsts if first)])
 
@@ -297,18 +355,23 @@ def _unreadable(job_id: str) -> Unavailable:
     return Unavailable(detail, headers={"Retry-After": "2"})
 
 
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+
+
 def _head(about: JobSummary, fields: Mapping[str, str], done: int) -> dict[str, Any]:
     """Return what clients see of a job, but its result. `about`: its summary, or the whole record."""
     times = {"created_at": about.created_at}
     times |= {name: float(fields[name]) for name in ("started_at", "finished_at") if name in fields}
-    uploaded = {"seed": None, "options": None} if about.sent else {}
+    uploaded = {"seed": None, "options": None} if about.uploaded else {}
     return {
         **vars(about),
         "status": fields["status"],
         "error": fields.get("error"),
+        "reason": fields.get("reason"),
         "started_at": None,
         "finished_at": None,
-        **{name: datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds") for name, at in times.items()},
+        **{name: _iso(at) for name, at in times.items()},
         **uploaded,
         "progress": {"done": done, "total": int(fields["total"])},
         "result": None,
@@ -321,18 +384,22 @@ def _result(record: JobRecord, result: JobResult, verdicts: Sequence[Verdict]) -
         PictureResult(
             **verdict.shown(DIGITS),
             labels=list(verdict.labels),
-            seed=None if record.sent else verdict.seed,
+            seed=None if record.uploaded else verdict.seed,
             url=f"/jobs/{record.id}/images/{verdict.index}.png",
             trajectory_url=f"/jobs/{record.id}/trajectories/{verdict.index}.png" if record.trajectory else None,
+            kept=verdict.attempt if record.options.until else None,
+            attempts=[AttemptResult(seed=one.seed, **one.shown(DIGITS)) for one in verdict.attempts] or None,
         )
         for verdict in verdicts
     ]
     shown, worst = shown[: len(record.labels)], shown[len(record.labels) :]
     grid_url = f"/jobs/{record.id}/grid.png"
     if record.kind == "generate":
-        return GenerateResult(**vars(result.repeats[0]), grid_url=grid_url, pictures=shown)
+        selected = record.options.until is not None
+        return GenerateResult(**vars(result.repeats[0]), selected=selected, grid_url=grid_url, pictures=shown)
     repeats = [
-        Repeat(**vars(scores), seed=None if record.sent else record.seed + r) for r, scores in enumerate(result.repeats)
+        Repeat(**vars(scores), seed=None if record.uploaded else record.seed + r)
+        for r, scores in enumerate(result.repeats)
     ]
     summaries: dict[str, Any] = {
         name: _summary([getattr(scores, name) for scores in result.repeats])

@@ -72,7 +72,7 @@ class Triage:
 
 
 def triage(pending: Iterable[tuple[str, int]], max_deliveries: int) -> Triage:
-    """Sort expired leases, each with the number of its deliveries, after every one of which its worker died.
+    """Sort expired leases, each with the number of its deliveries: after each its worker died, or gave up the model.
 
     A picture whose workers died twice may be what killed them. One that was delivered `max_deliveries` times is given
     up.
@@ -90,12 +90,12 @@ def triage(pending: Iterable[tuple[str, int]], max_deliveries: int) -> Triage:
 
 
 class PictureStream:
-    """One worker's view of the stream of one checkpoint. `held`: entries leased to it, also those being stored."""
+    """One worker's view of the stream of one checkpoint. `leased`: its entries, also those being stored."""
 
     def __init__(self, connection: Redis, settings: Settings, digest: str, consumer: str) -> None:
         self.connection, self.settings, self.consumer = connection, settings, consumer
-        self.digest, self.key, self.lease_ms = digest, keys.stream(digest), int(settings.lease_s * 1000)
-        self.held = set[str]()
+        self.digest, self.key, self.lease_ms = digest, keys.pictures(digest), int(settings.lease_s * 1000)
+        self.leased = set[str]()
         self.suspects = 0  # pictures that nobody has claimed and that must be sampled alone, when last looked
         call(connection, "open_stream", digest, self.lease_ms)
 
@@ -111,9 +111,9 @@ class PictureStream:
             late: Any = self.connection.xpending_range(self.key, GROUP, "-", "+", count=MOST_SEEN, idle=self.lease_ms)
         except ResponseError:  # NOGROUP: somebody emptied Redis
             late = []
-        pending = [(one["message_id"], one["times_delivered"]) for one in late if one["message_id"] not in self.held]
+        pending = [(one["message_id"], one["times_delivered"]) for one in late if one["message_id"] not in self.leased]
         found = triage(pending, MAX_DELIVERIES)
-        reason = f"workers died {MAX_DELIVERIES} times while "
+        reason = f"workers died or failed {MAX_DELIVERIES} times while "
         hopeless = [(claim, reason + claim.what) for claim in self._take_over(found.hopeless)]
         if not (found.alone and self._keeps_suspects()):
             self.suspects = 0
@@ -124,7 +124,7 @@ class PictureStream:
 
     def _keeps_suspects(self) -> bool:
         """Whether this worker is the one that samples suspects. It stops being so if it does not ask for `lease_s`."""
-        key = keys.suspects_keeper(self.digest)
+        key = keys.suspects(self.digest)
         with best_effort():  # while Redis is full, nobody becomes it: the other pictures must go on
             self.connection.set(key, self.consumer, nx=True, px=self.lease_ms)
         if self.connection.get(key) != self.consumer:
@@ -153,19 +153,19 @@ class PictureStream:
             except (KeyError, ValueError):
                 log.error("entry cannot be read and is removed", entry=entry, stream=self.key, fields=fields)
                 unknown.append(entry)
-        self.held.update(claim.entry for claim in claims)
+        self.leased.update(claim.entry for claim in claims)
         if unknown:
             self.discard(unknown)
         return claims
 
     def renew(self) -> None:
         """Renew all leases: reset their idle time without counting a delivery. Safe in another thread."""
-        self._reset(list(self.held))
+        self._reset(list(self.leased))
 
     def release(self, entries: Sequence[str]) -> None:
         """Return claims as if they had never been delivered, for another worker to take at once."""
         self._reset(entries, idle=self.lease_ms + 1, retrycount=0)
-        self.held.difference_update(entries)
+        self.leased.difference_update(entries)
 
     def _reset(self, entries: Sequence[str], **leases: Any) -> None:
         """Claim entries again. Does nothing if Redis has lost the stream: the next claim creates it."""
@@ -183,4 +183,4 @@ class PictureStream:
             pipe.xack(self.key, GROUP, *entries)
             pipe.xdel(self.key, *entries)
             pipe.execute()
-        self.held.difference_update(entries)
+        self.leased.difference_update(entries)

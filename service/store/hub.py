@@ -20,9 +20,7 @@ from redis.exceptions import RedisError
 
 from service.store import keys
 from service.store.connection import SILENT_S
-from service.telemetry.logs import get_logger
-
-log = get_logger(__name__)
+from service.telemetry.boundary import confined
 
 KEPT = 4  # previews for a slow client: only the newest matter, but several workers may share a job
 RECONNECT_S = 1.0
@@ -93,14 +91,11 @@ class Hub:
 
     async def _listen(self) -> None:
         while True:
-            try:
+            # Those who wait see for themselves whether Redis is away.
+            with confined("periodic task", task="hearing of jobs"), contextlib.suppress(RedisError):
                 async with self.connection.pubsub() as messages:
                     await messages.subscribe(keys.CHANGES, keys.PREVIEWS)
                     await self._hear_all(messages)
-            except RedisError:  # those who wait see for themselves whether it is away
-                pass
-            except Exception:
-                log.exception("a message of jobs cannot be read")
             await asyncio.sleep(RECONNECT_S)
 
     async def _hear_all(self, messages: PubSub) -> None:
@@ -119,27 +114,22 @@ class Hub:
                 await messages.ping()
 
     def _hear(self, message: dict[str, Any]) -> None:
-        """Wake whom a message concerns. One that cannot be read is logged, and concerns nobody."""
-        try:
-            self._wake(message)
-        except Exception:
-            log.exception("a message of jobs cannot be read")
-
-    def _wake(self, message: dict[str, Any]) -> None:
-        if message["type"] == "pong":
-            return
-        if message["type"] != "message":  # subscribed, perhaps again
-            self._wake_all()
-        elif message["channel"] == keys.PREVIEWS:
-            job_id, _, previews = message["data"].partition(" ")
-            for watch in self._watches.get(job_id, ()):
-                watch.previews.append(previews)
-                watch.heard.set()
-        else:
-            for job_id, has_ended in json.loads(message["data"]).items():
+        """Wake whom a message concerns. One that cannot be read concerns nobody."""
+        with confined("message"):
+            if message["type"] == "pong":
+                return
+            if message["type"] != "message":  # subscribed, perhaps again
+                self._wake_all()
+            elif message["channel"] == keys.PREVIEWS:
+                job_id, _, previews = message["data"].partition(" ")
                 for watch in self._watches.get(job_id, ()):
-                    watch.has_ended = watch.has_ended or has_ended
+                    watch.previews.append(previews)
                     watch.heard.set()
+            else:
+                for job_id, has_ended in json.loads(message["data"]).items():
+                    for watch in self._watches.get(job_id, ()):
+                        watch.has_ended = watch.has_ended or has_ended
+                        watch.heard.set()
 
     def _wake_all(self) -> None:
         for watches in self._watches.values():

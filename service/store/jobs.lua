@@ -14,7 +14,8 @@ local VERSION = 'development'
 local GROUP = 'workers' -- the consumer group of every stream of pictures
 local KEPT_EVENTS = 1000 -- per job; a client that missed older ones reads the job itself
 
-local OPEN = 'labelgrid:deadlines'
+local DEADLINES = 'labelgrid:deadlines'
+local TIMED = 'labelgrid:timed'
 local CHANGES = 'labelgrid:changes'
 local WEBHOOKS = 'labelgrid:webhooks'
 local MODELS = 'labelgrid:models'
@@ -35,13 +36,13 @@ end
 
 local function keys_of_model(digest)
   return {
-    owners = 'labelgrid:turns:' .. digest,
-    counts = 'labelgrid:waiting:' .. digest,
-    stream = 'labelgrid:pictures:' .. digest,
+    turns = 'labelgrid:turns:' .. digest,
+    waiting = 'labelgrid:waiting:' .. digest,
+    pictures = 'labelgrid:pictures:' .. digest,
   }
 end
 
-local function key_of_owner_jobs(digest, owner)
+local function key_of_turns(digest, owner)
   return 'labelgrid:turns:' .. digest .. ':' .. owner
 end
 
@@ -130,10 +131,10 @@ end
 -- requests do not come first every time. An owner whose list is not empty has a place.
 local function enqueue(id, digest, owner, total)
   local model = keys_of_model(digest)
-  if redis.call('RPUSH', key_of_owner_jobs(digest, owner), id) == 1 then
-    redis.call('ZADD', model.owners, 'NX', 0, owner)
+  if redis.call('RPUSH', key_of_turns(digest, owner), id) == 1 then
+    redis.call('ZADD', model.turns, 'NX', 0, owner)
   end
-  redis.call('HINCRBY', model.counts, owner, total)
+  redis.call('HINCRBY', model.waiting, owner, total)
 end
 
 local function lower_count(counts, owner, by)
@@ -145,7 +146,7 @@ end
 -- Takes the next picture of an owner's first job, which then goes to the end of their list. Returns the job's id and the
 -- picture's index; nil if they have none.
 local function take_from_owner(digest, owner)
-  local jobs = key_of_owner_jobs(digest, owner)
+  local jobs = key_of_turns(digest, owner)
   local id = redis.call('LPOP', jobs)
   if not id then
     return nil
@@ -162,7 +163,7 @@ end
 -- it is their turn is forgotten. Not before: coming back, they would be first.
 local function dispatch(digest, most)
   local model = keys_of_model(digest)
-  local scored = redis.call('ZRANGE', model.owners, 0, -1, 'WITHSCORES')
+  local scored = redis.call('ZRANGE', model.turns, 0, -1, 'WITHSCORES')
   local owners = {}
   for i = 1, #scored, 2 do
     table.insert(owners, {name = scored[i], taken = 0})
@@ -180,7 +181,7 @@ local function dispatch(digest, most)
         id, index = take_from_owner(digest, owner.name)
       end
       if id then
-        redis.call('XADD', model.stream, '*', 'job', id, 'index', index)
+        redis.call('XADD', model.pictures, '*', 'job', id, 'index', index)
         moved = moved + 1
         turn = turn + 1
         owner.taken = owner.taken + 1
@@ -192,11 +193,11 @@ local function dispatch(digest, most)
   until moved == most or moved == before
   for _, owner in ipairs(owners) do
     if owner.taken > 0 then
-      lower_count(model.counts, owner.name, owner.taken)
-      redis.call('ZADD', model.owners, owner.turn, owner.name)
+      lower_count(model.waiting, owner.name, owner.taken)
+      redis.call('ZADD', model.turns, owner.turn, owner.name)
     end
     if owner.is_idle then
-      redis.call('ZREM', model.owners, owner.name)
+      redis.call('ZREM', model.turns, owner.name)
     end
   end
 end
@@ -205,8 +206,8 @@ end
 local function dequeue(id, state)
   local pending = state.total - state.dispatched
   if pending > 0 then
-    redis.call('LREM', key_of_owner_jobs(state.digest, state.owner), 1, id)
-    lower_count(keys_of_model(state.digest).counts, state.owner, pending)
+    redis.call('LREM', key_of_turns(state.digest, state.owner), 1, id)
+    lower_count(keys_of_model(state.digest).waiting, state.owner, pending)
   end
 end
 
@@ -245,13 +246,13 @@ end
 
 -- Returns {'queue' or 'owner', how many pictures are queued, how many may be} if the model's queue or the owner's part of
 -- it is full; else nil. An empty queue takes any one job, of which no more than its owner's share counts for the others:
--- one large request would close the queue to them.
+-- one large request would close the queue to them. Of a new job all attempts count, since all of them may be drawn.
 local function find_full_queue(new)
   local model = keys_of_model(new.digest)
   local share = new.most_own > 0 and new.most_own or math.huge
-  local queued = redis.call('XLEN', model.stream)
+  local queued = redis.call('XLEN', model.pictures)
   local own = 0
-  local counts = redis.call('HGETALL', model.counts)
+  local counts = redis.call('HGETALL', model.waiting)
   for i = 1, #counts, 2 do
     local count = tonumber(counts[i + 1])
     if counts[i] == new.owner then
@@ -259,10 +260,10 @@ local function find_full_queue(new)
     end
     queued = queued + math.min(count, share)
   end
-  if queued > 0 and queued + new.total > new.most_queued then
+  if queued > 0 and queued + new.draws > new.most_queued then
     return {'queue', queued, new.most_queued}
   end
-  if own > 0 and own + new.total > share then
+  if own > 0 and own + new.draws > share then
     return {'owner', own, share}
   end
 end
@@ -298,16 +299,16 @@ end
 -- Adds a job to its owner's list, after dropping those older than a lifetime. A job that no worker ended in time may outlive
 -- its place in the list.
 local function add_to_list(new, now)
-  local index = 'labelgrid:jobs:' .. new.owner
-  redis.call('ZREMRANGEBYLEX', index, '-', string.format('(%013.0f', (now - new.lifetime_s) * 1000))
-  redis.call('ZADD', index, 0, member_of(new.id))
-  redis.call('EXPIRE', index, new.lifetime_s)
+  local jobs = 'labelgrid:jobs:' .. new.owner
+  redis.call('ZREMRANGEBYLEX', jobs, '-', string.format('(%013.0f', (now - new.lifetime_s) * 1000))
+  redis.call('ZADD', jobs, 0, member_of(new.id))
+  redis.call('EXPIRE', jobs, new.lifetime_s)
 end
 
 -- create(settings, record, summary, then an RQ job as for `wake`)
 --
--- Settings: owner, total (pictures), webhook_events if there is a webhook, request_key and request_hash if there is an
--- Idempotency-Key, timeout_s, lifetime_s (timeout_s and how long a job is kept), idempotent_s, most_queued, most_own,
+-- Settings: owner, total (pictures), draws (how many may be drawn), webhook_events if there is a webhook, request_key and request_hash if there is an
+-- Idempotency-Key, cost (of a picture, in network rows), deadline_s if the request has one, timeout_s, lifetime_s (timeout_s and how long a job is kept), idempotent_s, most_queued, most_own,
 -- most_stored (0: no limit). The record may be large and is not decoded; the summary is for lists.
 -- Reads the request's key, the model's queue and stream, and the owner's stored pictures. Writes the job, the open jobs,
 -- the models with work, the owner's list of jobs, the fair queue, the owner's stored pictures, the request's key and RQ's
@@ -325,11 +326,15 @@ local function create(args)
   end
 
   redis.call('HSET', job, 'record', args[2], 'summary', args[3], 'status', 'queued', 'total', new.total, 'dispatched', 0,
-    'digest', new.digest, 'owner', new.owner)
+    'digest', new.digest, 'owner', new.owner, 'cost', new.cost)
   if new.webhook_events then
     redis.call('HSET', job, 'webhook_events', new.webhook_events)
   end
-  redis.call('ZADD', OPEN, now + new.timeout_s, new.id)
+  if new.deadline_s then
+    redis.call('HSET', job, 'deadline_s', new.deadline_s)
+    redis.call('SADD', TIMED, new.id)
+  end
+  redis.call('ZADD', DEADLINES, now + math.min(new.timeout_s, new.deadline_s or math.huge), new.id)
   local model = {name = summary.model, digest = summary.digest, is_evaluator = summary.sent} -- what workers load
   redis.call('HSET', MODELS, new.digest, cjson.encode(model))
   enqueue(new.id, new.digest, new.owner, new.total)
@@ -411,7 +416,8 @@ end
 -- `fields`: to set in the job, by name. `event`: what its last event says beside the status.
 local function move_to_end(keep_s, id, state, status, fields, event)
   local keys = keys_of_job(id)
-  redis.call('ZREM', OPEN, id)
+  redis.call('ZREM', DEADLINES, id)
+  redis.call('SREM', TIMED, id)
   local set = {}
   for name, value in pairs(fields) do
     table.insert(set, name)
@@ -460,7 +466,7 @@ end
 
 -- Leases up to `most` entries that are new in the model's stream to the worker. Returns them with their fields and values.
 local function lease(digest, worker, most)
-  local stream = keys_of_model(digest).stream
+  local stream = keys_of_model(digest).pictures
   local command = {'XREADGROUP', 'GROUP', GROUP, worker, 'COUNT', most, 'STREAMS', stream, '>'}
   local found = redis.pcall(unpack(command))
   if found and found.err then -- somebody emptied Redis, or it lost its last writes
@@ -491,7 +497,7 @@ end
 local function commit(args)
   local keep_s, digest, worker = unpack(args, 1, 3)
   local pictures = cjson.decode(args[4])
-  local stream = keys_of_model(digest).stream
+  local stream = keys_of_model(digest).pictures
   local before = redis.call('XLEN', stream)
   local answers = {}
   for i, picture in ipairs(pictures) do
@@ -527,7 +533,7 @@ local function finish(args)
       answers[i] = 'open'
     end
   end
-  remove(keys_of_model(digest).stream, grids)
+  remove(keys_of_model(digest).pictures, grids)
   return answers
 end
 
@@ -545,7 +551,7 @@ local function end_early(args)
     return nil
   end
   move_to_end(keep_s, id, state, status, cjson.decode(fields), {})
-  remove_entries(id, keys_of_model(state.digest).stream)
+  remove_entries(id, keys_of_model(state.digest).pictures)
   return redis.call('HGET', job, 'record')
 end
 
@@ -573,11 +579,73 @@ local function delete(args)
   return 1
 end
 
+-- live_workers()
+--
+-- Reads RQ's workers. Returns the descriptions of those that live: RQ itself keeps one for a minute after its end.
+local function live_workers()
+  local live = {}
+  for _, worker in ipairs(redis.call('SMEMBERS', RQ_WORKERS)) do
+    table.insert(live, redis.call('HGET', worker, 'about') or nil)
+  end
+  for _, name in ipairs(redis.call('SMEMBERS', OLD_WORKERS)) do
+    if redis.call('HEXISTS', 'rq:worker:' .. name, 'about') == 0 then
+      table.insert(live, redis.call('GET', 'labelgrid:worker:' .. name) or nil)
+    end
+  end
+  return live
+end
+
+-- Returns the network rows a second of all live workers together, by model.
+local function rates_of_models()
+  local rates = {}
+  for _, about in ipairs(live_workers()) do
+    for _, model in ipairs(cjson.decode(about).models or {}) do
+      rates[model.digest] = (rates[model.digest] or 0) + (model.rows_per_s or 0)
+    end
+  end
+  return rates
+end
+
 -- overdue()
 --
--- Returns the open jobs whose time is over, by the clock of Redis.
+-- Returns the open jobs whose time is over, by the clock of Redis, and those that cannot meet their deadline any more, even
+-- if all workers began their pending pictures now: each with 'deadline' or 'timeout'.
 local function overdue()
-  return redis.call('ZRANGEBYSCORE', OPEN, '-inf', now_s())
+  local now = now_s()
+  local found = {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', now)) do
+    local is_timed = redis.call('SISMEMBER', TIMED, id) == 1
+    table.insert(found, {id, is_timed and 'deadline' or 'timeout'})
+  end
+  local timed = redis.call('SMEMBERS', TIMED)
+  local rates = #timed > 0 and rates_of_models()
+  for _, id in ipairs(timed) do
+    local digest, total, dispatched, cost =
+      unpack(redis.call('HMGET', keys_of_job(id).job, 'digest', 'total', 'dispatched', 'cost'))
+    local left_s = tonumber(redis.call('ZSCORE', DEADLINES, id) or 0) - now
+    local rate = digest and rates[digest] or 0
+    if left_s > 0 and rate > 0 and (total - dispatched) * cost / rate > left_s then
+      table.insert(found, {id, 'deadline'})
+    end
+  end
+  return found
+end
+
+-- queue(digest)
+--
+-- Returns the open jobs of a model, each with its owner, how many pictures it has, how many are dispatched and finished, and
+-- the cost of one in network rows: false for a job of the release before this one.
+local function queue(args)
+  local found = {}
+  for _, id in ipairs(redis.call('ZRANGE', DEADLINES, 0, -1)) do
+    local keys = keys_of_job(id)
+    local names = {'digest', 'owner', 'total', 'dispatched', 'cost'}
+    local digest, owner, total, dispatched, cost = unpack(redis.call('HMGET', keys.job, unpack(names)))
+    if digest == args[1] then
+      table.insert(found, {id, owner, total, dispatched, redis.call('HLEN', keys.verdicts), cost})
+    end
+  end
+  return found
 end
 
 -- Returns the indices of the pictures that a result shows, of a job that a version ended which does not store them.
@@ -642,7 +710,7 @@ end
 -- Creates the model's stream, and removes its consumers that have no pictures and were idle for so long: their workers
 -- ended or unloaded the model. A consumer that reads again comes back. Returns nothing.
 local function open_stream(args)
-  local stream = keys_of_model(args[1]).stream
+  local stream = keys_of_model(args[1]).pictures
   create_group(stream)
   for _, one in ipairs(redis.call('XINFO', 'CONSUMERS', stream, GROUP)) do
     local name, pending, idle_ms = one[2], one[4], one[6]
@@ -661,11 +729,11 @@ local function wanted(args)
   local models = redis.call('HGETALL', MODELS)
   for i = 1, #models, 2 do
     local model = keys_of_model(models[i])
-    local is_free = redis.call('EXISTS', model.counts) == 1
-    if not is_free and redis.call('XLEN', model.stream) > 0 then
-      local late = redis.pcall('XPENDING', model.stream, GROUP, 'IDLE', args[1], '-', '+', 1)
+    local is_free = redis.call('EXISTS', model.waiting) == 1
+    if not is_free and redis.call('XLEN', model.pictures) > 0 then
+      local late = redis.pcall('XPENDING', model.pictures, GROUP, 'IDLE', args[1], '-', '+', 1)
       is_free = late.err ~= nil or #late > 0 -- an error: no worker has ever claimed one
-        or redis.call('XPENDING', model.stream, GROUP)[1] < redis.call('XLEN', model.stream)
+        or redis.call('XPENDING', model.pictures, GROUP)[1] < redis.call('XLEN', model.pictures)
     elseif not is_free then
       redis.call('HDEL', MODELS, models[i])
     end
@@ -694,22 +762,6 @@ local function announce(args)
   return redis.call('EXISTS', 'rq:suspended')
 end
 
--- live_workers()
---
--- Reads RQ's workers. Returns the descriptions of those that live: RQ itself keeps one for a minute after its end.
-local function live_workers()
-  local live = {}
-  for _, worker in ipairs(redis.call('SMEMBERS', RQ_WORKERS)) do
-    table.insert(live, redis.call('HGET', worker, 'about') or nil)
-  end
-  for _, name in ipairs(redis.call('SMEMBERS', OLD_WORKERS)) do
-    if redis.call('HEXISTS', 'rq:worker:' .. name, 'about') == 0 then
-      table.insert(live, redis.call('GET', 'labelgrid:worker:' .. name) or nil)
-    end
-  end
-  return live
-end
-
 local function register(name, run, flags)
   redis.register_function{
     function_name = 'labelgrid_' .. VERSION .. '_' .. name,
@@ -735,6 +787,7 @@ register('read', read, {'no-writes'})
 register('open_stream', open_stream, {'allow-oom'})
 register('claim', claim, {'allow-oom'})
 register('overdue', overdue, {'no-writes'})
+register('queue', queue, {'no-writes'})
 register('wanted', wanted, {'allow-oom'})
 register('wake', wake, {})
 register('announce', announce, {'allow-oom'})

@@ -25,7 +25,10 @@ from service.telemetry.metrics import JOBS_ENDED
 
 log = get_logger(__name__)
 
-OVERDUE = "not finished within the time limit for a job"
+OVERDUE = {
+    "timeout": "not finished within the time limit for a job",
+    "deadline": "it could not be finished by the deadline of its request",
+}
 RECORDS = 8  # that stay parsed: of a large job, pictures are claimed again and again
 UNREADABLE = "a worker cannot read the job, which another version of the service created: upgrade the workers first"
 
@@ -84,20 +87,19 @@ class JobStore:
             stream.discard(unneeded)
         return [BegunClaim(**vars(claim), record=records[claim.job]) for claim in wanted]
 
-    def fail(self, job_id: str, reason: str) -> bool:
-        """End the job; clients read `reason`. False if it had ended before."""
-        return self._end_early(job_id, "failed", reason)
+    def fail(self, job_id: str, reason: str, *, by_deadline: bool = False) -> bool:
+        """End the job; clients read `reason`. `by_deadline`: of its own. False if it had ended before."""
+        return self._end_early(job_id, "failed", {"error": reason, **({"reason": "deadline"} if by_deadline else {})})
 
     def cancel(self, job_id: str) -> bool:
         """End the job for its client; workers drop its pictures at their next step. False if it had ended before."""
-        return self._end_early(job_id, "cancelled")
+        return self._end_early(job_id, "cancelled", {})
 
-    def _end_early(self, job_id: str, status: JobStatus, reason: str = "") -> bool:
-        fields = {"error": reason} if reason else {}
+    def _end_early(self, job_id: str, status: JobStatus, fields: Mapping[str, str]) -> bool:
         raw = call(self.connection, "end_early", self.keep_s, job_id, status, json.dumps(fields))
         if raw is None:
             return False
-        self._moved(job_id, status, read_record(job_id, raw, JobRecord.read), reason)
+        self._moved(job_id, status, read_record(job_id, raw, JobRecord.read), fields.get("error", ""))
         return True
 
     def delete(self, job_id: str) -> bool:
@@ -108,10 +110,13 @@ class JobStore:
         return bool(self.connection.exists(keys.job(job_id)))
 
     def fail_overdue(self) -> None:
-        """Fail the open jobs whose time is over. Redis's clock decides: those of API and workers may be wrong."""
-        for job_id in call(self.connection, "overdue"):
+        """Fail the open jobs whose time is over, or that cannot meet their deadline any more.
+
+        Redis's clock decides: those of API and workers may be wrong.
+        """
+        for job_id, why in call(self.connection, "overdue"):
             with confined("job", passes=concerns_all, job_id=job_id):
-                self.fail(job_id, OVERDUE)
+                self.fail(job_id, OVERDUE[why], by_deadline=why == "deadline")
 
     def wanted(self) -> list[ModelName]:
         """Return the models that have work which no live worker has taken."""
@@ -123,7 +128,7 @@ class JobStore:
 
     def of_model(self, digest: str) -> list[str]:
         """Return the open jobs of a model."""
-        ids: Any = self.connection.zrange(keys.OPEN, 0, -1)
+        ids: Any = self.connection.zrange(keys.DEADLINES, 0, -1)
         with self.connection.pipeline(transaction=False) as pipe:
             for job_id in ids:
                 pipe.hget(keys.job(job_id), "digest")
@@ -145,7 +150,7 @@ class JobStore:
         for claim, one in finished:
             picture = {"entry": claim.entry, "job": claim.job, "index": claim.index}
             ending = {"fields": results[claim.job].fields(claim.record)} if claim.job in results else {}
-            pictures.append({**picture, "verdict": one.verdict.model_dump_json(), **ending})
+            pictures.append({**picture, "verdict": one.verdict.model_dump_json(exclude_defaults=True), **ending})
         about = self.keep_s, stream.digest, stream.consumer, json.dumps(pictures)
         answers, leased = call(self.connection, "commit", *about)
         claims = [claim for claim, _ in finished]
@@ -179,7 +184,7 @@ class JobStore:
 
     def _ended(self, stream: PictureStream, claims: Sequence[BegunClaim], answers: Sequence[str]) -> set[str]:
         """Note which claims and jobs ended, and return the jobs that do not exist, as `commit` and `finish` answer."""
-        stream.held.difference_update(claim.entry for claim in claims)
+        stream.leased.difference_update(claim.entry for claim in claims)
         for claim, answer in zip(claims, answers, strict=True):
             if answer == "finished":
                 self._moved(claim.job, "finished", claim.record)
@@ -213,7 +218,7 @@ class JobStore:
         """Return those of the jobs that have ended, or are gone. One command, for it is asked before every step."""
         if not (ids := list(job_ids)):
             return set()
-        found = self.connection.zmscore(keys.OPEN, ids)
+        found = self.connection.zmscore(keys.DEADLINES, ids)
         return {job_id for job_id, overdue_at in zip(ids, found, strict=True) if overdue_at is None}
 
 

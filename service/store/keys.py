@@ -4,12 +4,14 @@ job:ID                hash        record (JSON, never changes); summary (JSON): 
                                   status, started_at, finished_at, error, webhook_events; result (JSON), shown: indices
                                   of the pictures that it shows (JSON), grid: index of the picture that is the grid, if
                                   the grid has no file of its own; dispatched: number of its pictures that are not
-                                  pending any more; request_key: name of its key:HASH, if it has one; and, as in the
-                                  record, total, digest and owner
+                                  pending any more; request_key: name of its key:HASH, if it has one; reason: why it
+                                  failed, for programs; cost: of one picture, in network rows; and, as in the record,
+                                  total, digest, owner and deadline_s
 job:ID:verdicts       hash        index -> verdict (JSON); a picture is finished once it has one
 job:ID:events         stream      status changes and finished pictures, for clients that follow the job
 job:ID:watched        string      exists while somebody watches; expires seconds later
 deadlines             sorted set  ids of the jobs that have not ended; score: when they must have (Unix seconds)
+timed                 set         those of them with a deadline of their own
 jobs:OWNER            sorted set  MILLISECONDS-ID of each of the owner's jobs, all with score 0: sorted by time
 key:HASH              string      the job and request that belong to an owner's Idempotency-Key
 stored:OWNER          hash        hour (Unix time / 3600) -> pictures of the owner's jobs that were created in it
@@ -45,7 +47,7 @@ from rq.defaults import RQ_KEY_PREFIX
 from rq.worker_registration import REDIS_WORKER_KEYS
 
 PREFIX: Final = "labelgrid"
-OPEN: Final = "labelgrid:deadlines"
+DEADLINES: Final = "labelgrid:deadlines"
 CHANGES: Final = "labelgrid:changes"
 PREVIEWS: Final = "labelgrid:previews"
 WORKERS: Final = REDIS_WORKER_KEYS
@@ -58,15 +60,15 @@ verdicts = "labelgrid:job:{}:verdicts".format
 events = "labelgrid:job:{}:events".format
 watched = "labelgrid:job:{}:watched".format
 # Of an owner, the hash of an idempotency key, and a worker's name.
-index = "labelgrid:jobs:{}".format
+jobs = "labelgrid:jobs:{}".format
 stored = "labelgrid:stored:{}".format
-idempotency = "labelgrid:key:{}".format
+key = "labelgrid:key:{}".format
 worker = (RQ_KEY_PREFIX + ":worker:{}").format
 old_worker = "labelgrid:worker:{}".format
 # Of a checkpoint's digest.
-owners = "labelgrid:turns:{}".format
-pending_counts = "labelgrid:waiting:{}".format
-stream = "labelgrid:pictures:{}".format
-suspects_keeper = "labelgrid:suspects:{}".format
-owner_jobs = "labelgrid:turns:{}:{}".format  # with an owner
+turns = "labelgrid:turns:{}".format
+waiting = "labelgrid:waiting:{}".format
+pictures = "labelgrid:pictures:{}".format
+suspects = "labelgrid:suspects:{}".format
+turns_of = "labelgrid:turns:{}:{}".format  # with an owner
 loading = "labelgrid:loading:{}".format

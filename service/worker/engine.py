@@ -7,17 +7,18 @@ import base64
 import time
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from service.contract.recipe import Recipe
 from service.contract.records import FinishedPicture, Picture, Verdict
-from service.worker.judge import Failed, Key, Outcome, end_pictures, judge_pictures
+from service.worker.judge import Failed, Outcome, PictureKey, Places, end_pictures, judge_pictures
 from service.worker.step_order import Workload, jobs_to_step, room
 from shared.device import THREADS
 from shared.diffusion.denoise import Row, Stepper
+from shared.diffusion.edits import places_of, with_objects
 from shared.diffusion.layouts import positions_at
 from shared.evaluator import Judge
 from shared.pictures import png_bytes, resized, sheet, to_uint8
@@ -34,14 +35,30 @@ class BatchSizes:
     late_pictures: int = 0  # that may join beyond `pictures`, a few at each step
 
 
+@dataclass(frozen=True)
+class Drawn:
+    """An attempt at a picture, its verdict, its pixels (H, W, 3), and the frames of its trajectory, (h, w, 3) each."""
+
+    verdict: Verdict
+    pixels: NDArray[np.uint8]
+    frames: list[NDArray[np.uint8]]
+
+    def or_better(self, other: "Drawn | None") -> "Drawn":
+        """Return the better one: of the higher F1, then accuracy; of equals the other one, which is earlier."""
+        rank = self.verdict.f1, self.verdict.accuracy
+        return self if other is None or rank > (other.verdict.f1, other.verdict.accuracy) else other
+
+
 @dataclass(eq=False)
 class Member:
-    """A picture in the batch."""
+    """An attempt at a picture, in the batch."""
 
     picture: Picture
     row: Row
     joined_at: int  # network rows that the batch had computed then
     shape: tuple[int, int, int]  # (C, H, W) of the finished picture
+    before: Sequence[Verdict] = ()  # on earlier attempts
+    best: Drawn | None = None  # of them
     frames: list[NDArray[np.uint8]] = field(default_factory=list)  # of its trajectory
 
     def record(self) -> None:
@@ -67,9 +84,8 @@ class Member:
 class Engine:
     """The batch of one model: pictures of any labels and options, of which large jobs may have to wait.
 
-    If a step raises, it is repeated for each half of its pictures; only a picture that fails alone is given up. `admit`
-    and `step` raise an error only if the device itself has failed. `recipe` returns the recipe that a picture's PNG
-    carries.
+    A `PictureEngine` of `models.py`. If a step raises, it is repeated for each half of its pictures; only a picture
+    that fails alone is given up. `recipe` returns the recipe that a picture's PNG carries.
     """
 
     def __init__(
@@ -84,8 +100,9 @@ class Engine:
         self.sizes, self.max_pictures = sizes, sizes.pictures + sizes.late_pictures
         self.judged_at = 0.0, 0.0  # begin and end of the last judging, in seconds since 1970
         self._encoding = ThreadPoolExecutor(THREADS, "png")  # zlib lets other threads run
-        self.batch: dict[Key, Member] = {}
+        self.batch: dict[PictureKey, Member] = {}
         self._computed = 0  # network rows so far
+        self.worked = 0.0  # costs of pictures so far, as forecasts count them (`SamplingOptions.cost`)
         self._failed = list[Outcome]()  # while joining; the next step returns them
 
     @property
@@ -99,16 +116,25 @@ class Engine:
 
     def _join(self, pictures: Sequence[Picture]) -> None:
         for picture in pictures:
-            labels, positions = self.vocabulary.multi_hot(picture.labels), None
-            if picture.layout is not None:
-                points = [(point.x, point.y) for point in picture.layout]
-                positions = positions_at(self.vocabulary.encode(picture.labels), points, len(self.vocabulary))
-            row = self.stepper.new_row(labels, picture.options, picture.seed, positions)
-            member = Member(picture, row, self._computed, self.stepper.picture_shape)
-            member.record()
-            self.batch[picture.key] = member
+            self.batch[picture.key] = self._member(picture, self._computed)
 
-    def drop(self, keys: Container[Key]) -> None:
+    def _member(
+        self, picture: Picture, joined_at: int, before: Sequence[Verdict] = (), best: Drawn | None = None
+    ) -> Member:
+        labels, positions = self.vocabulary.multi_hot(picture.labels), None
+        if picture.layout is not None:
+            points = [(point.x, point.y) for point in picture.layout]
+            positions = positions_at(self.vocabulary.encode(picture.labels), points, len(self.vocabulary))
+        row = self.stepper.new_row(labels, picture.options, picture.noise_seed, positions)
+        if picture.options.edits:
+            if self.stepper.layouts is None:
+                raise ValueError("only pictures of a model with positions can be edited")
+            row.labels = with_objects(row.labels, picture.objects, self.vocabulary)
+        member = Member(picture, row, joined_at, self.stepper.picture_shape, before, best)
+        member.record()
+        return member
+
+    def drop(self, keys: Container[PictureKey]) -> None:
         """Remove pictures between two steps; the others are unaffected."""
         self.batch = {key: member for key, member in self.batch.items() if key not in keys}
         self._failed = [failed for failed in self._failed if failed.picture.key not in keys]
@@ -119,6 +145,7 @@ class Engine:
         chosen = self._choose()
         ended += self._attempt(lambda members: self.stepper.step([member.row for member in members]), chosen)
         stepped = [member for member in chosen if member.picture.key in self.batch]
+        self.worked += sum(member.picture.options.cost / len(member.row.table) for member in stepped)
         for member in stepped:
             ended += self._attempt(lambda alone: alone[0].record(), [member])
         done = [member for member in stepped if member.row.done and member.picture.key in self.batch]
@@ -148,7 +175,7 @@ class Engine:
         return ended
 
     def _finish(self, done: Sequence[Member]) -> list[Outcome]:
-        """Judge and encode the pictures whose steps are done."""
+        """Judge the pictures whose steps are done. Encode those that end; the others begin their next attempt."""
         images = self.stepper.pictures([member.row for member in done])  # (N, 3, H, W)
         finite = images.flatten(1).sum(1).isfinite()  # one NaN or infinity makes the sum one; sums are fast
         whole = [member for member, is_finite in zip(done, finite.tolist(), strict=True) if is_finite]
@@ -160,17 +187,35 @@ class Engine:
         if outcomes:
             images = images[finite]
         begun_at = time.time()
-        verdicts = judge_pictures(self.judge, [member.picture for member in whole], images)
+        pictures, places = [member.picture for member in whole], [self._places(member) for member in whole]
+        verdicts = judge_pictures(self.judge, pictures, images, places)
         self.judged_at = begun_at, time.time()
-        judged = zip(whole, verdicts, to_uint8(images), strict=True)
-        return [*outcomes, *self._encoding.map(lambda one: self._encode(*one), judged)]
+        again, ended = list[Member](), list[tuple[Picture, Drawn]]()
+        for member, verdict, pixels in zip(whole, verdicts, to_uint8(images), strict=True):
+            picture, so_far = member.picture, (*member.before, verdict)
+            best = Drawn(verdict, pixels, member.frames).or_better(member.best)
+            if not verdict.exact and picture.attempt < picture.last:
+                following = replace(picture, attempt=picture.attempt + 1)
+                again.append(self._member(following, member.joined_at, so_far, best))
+                continue
+            if picture.options.until is not None and picture.options.kept is None:
+                best = replace(best, verdict=best.verdict.model_copy(update={"attempts": so_far}))
+            ended.append((picture, best))
+        outcomes += self._encoding.map(lambda one: self._encode(*one), ended)
+        self.batch |= {member.picture.key: member for member in again}  # last, because what raises is repeated
+        return outcomes
 
-    def _encode(self, member: Member, verdict: Verdict, pixels: NDArray[np.uint8]) -> FinishedPicture:
-        picture, recipe = member.picture, self.recipe(member.picture, verdict)
+    def _places(self, member: Member) -> Places | None:
+        if self.stepper.layouts is None:
+            return None
+        return places_of(member.row.labels, [one.label for one in member.picture.objects], self.vocabulary)
+
+    def _encode(self, picture: Picture, drawn: Drawn) -> FinishedPicture:
+        verdict, pixels, recipe = drawn.verdict, drawn.pixels, self.recipe(picture, drawn.verdict)
         png = png_bytes(pixels, recipe.text() if recipe else None)
-        if not member.frames:
+        if not drawn.frames:
             return FinishedPicture(picture, verdict, png, pixels=pixels)
-        trajectory = sheet(np.stack(member.frames), columns=len(member.frames))
+        trajectory = sheet(np.stack(drawn.frames), columns=len(drawn.frames))
         own = recipe.model_copy(update={"trajectory": picture.trajectory}) if recipe else None
         strip = png_bytes(trajectory, own.text() if own else None)
         return FinishedPicture(picture, verdict, png, strip, pixels)

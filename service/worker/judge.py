@@ -39,9 +39,10 @@ class Failed:
 
 
 Outcome = FinishedPicture | Failed
-Key = tuple[str, int]
+PictureKey = tuple[str, int]
 Read = tuple[Picture, "Future[NDArray[np.uint8]]"]
 Distances = tuple[float | None, ...]
+Places = tuple[tuple[float, float], ...]  # of a picture's objects, in the order of its labels
 
 
 def end_pictures(
@@ -64,36 +65,47 @@ def end_pictures(
     return attempt(work, items, give_up, about, partial(lost, device=device))
 
 
-def judge_pictures(judge: Judge, pictures: Sequence[Picture], images: Tensor) -> list[Verdict]:
-    """Return the verdicts on finished images (N, 3, H, W) of as many pictures."""
+def judge_pictures(
+    judge: Judge, pictures: Sequence[Picture], images: Tensor, places: Sequence[Places | None] | None = None
+) -> list[Verdict]:
+    """Return the verdicts on finished images (N, 3, H, W) of as many pictures. `places`: of each one's objects."""
     names = judge.vocabulary.names
     probabilities = judge.probabilities(images)  # (N, K)
-    targets = torch.tensor([judge.vocabulary.multi_hot(picture.labels) for picture in pictures])
+    asked = [tuple(one.label for one in picture.objects) for picture in pictures]
+    targets = torch.tensor([judge.vocabulary.multi_hot(labels) for labels in asked])
     scores = score_pictures(probabilities, targets)
-    distances = _distances(judge, pictures, images, probabilities)
+    known = [None] * len(pictures) if places is None else places
+    chosen = [at if picture.is_placed else None for picture, at in zip(pictures, known, strict=True)]
+    distances = _distances(judge, asked, chosen, images, probabilities)
     return [
         Verdict(
             index=picture.index,
-            labels=picture.labels,
-            seed=picture.seed,
+            labels=asked[i],
+            seed=picture.noise_seed,
+            attempt=picture.attempt,
             accuracy=score.accuracy,
             f1=score.f1,
             exact=score.exact,
             probabilities=dict(zip(names, row.tolist(), strict=True)),
             distances=distances.get(i),
+            places=known[i],
         )
         for i, (picture, row, score) in enumerate(zip(pictures, probabilities, scores, strict=True))
     ]
 
 
 def _distances(
-    judge: Judge, pictures: Sequence[Picture], images: Tensor, probabilities: Tensor
+    judge: Judge,
+    labels: Sequence[Sequence[str]],
+    places: Sequence[Places | None],
+    images: Tensor,
+    probabilities: Tensor,
 ) -> dict[int, Distances]:
-    """Return how far each label's object is from its place, for the pictures with a layout, by position in `pictures`.
+    """Return how far each label's object is from its place, for the pictures with `places`, by position.
 
     In widths of the picture; None for an object that is not found. Empty if the evaluator finds no positions.
     """
-    placed = [i for i, picture in enumerate(pictures) if picture.layout is not None]
+    placed = [i for i, at in enumerate(places) if at is not None]
     positions = judge.positions(images[placed]) if placed else None  # (n, K, 2): fractions of width and height
     if positions is None:
         return {}
@@ -101,10 +113,10 @@ def _distances(
     found = probabilities[placed] > THRESHOLD  # (n, K)
     distances = {}
     for i, at, there in zip(placed, positions, found, strict=True):
-        asked = zip(judge.vocabulary.encode(pictures[i].labels), pictures[i].layout or (), strict=True)
+        wanted = zip(judge.vocabulary.encode(labels[i]), places[i] or (), strict=True)
         distances[i] = tuple(
-            math.hypot(float(at[k, 0]) - point.x, (float(at[k, 1]) - point.y) * height / width) if there[k] else None
-            for k, point in asked
+            math.hypot(float(at[k, 0]) - x, (float(at[k, 1]) - y) * height / width) if there[k] else None
+            for k, (x, y) in wanted
         )
     return distances
 
@@ -112,7 +124,7 @@ def _distances(
 class Uploads:
     """Uploaded pictures of one evaluator: they are read from storage in threads, and judged together.
 
-    It has the methods of an `Engine`. Pictures are judged before others are claimed.
+    A `PictureEngine` of `models.py`. Pictures are judged before others are claimed.
     """
 
     max_pictures = JUDGED_TOGETHER
@@ -120,7 +132,7 @@ class Uploads:
     def __init__(self, judge: Judge, files: JobFiles, device: torch.device) -> None:
         self.judge, self.files, self.device = judge, files, device
         self.judged_at = 0.0, 0.0  # begin and end of the last judging, in seconds since 1970
-        self._reads: dict[Key, Read] = {}
+        self._reads: dict[PictureKey, Read] = {}
 
     @property
     def room(self) -> int:
@@ -131,7 +143,7 @@ class Uploads:
         for picture in pictures:
             self._reads[picture.key] = picture, self.files.start(self._read(picture))
 
-    def drop(self, keys: Container[Key]) -> None:
+    def drop(self, keys: Container[PictureKey]) -> None:
         self._reads = {key: read for key, read in self._reads.items() if key not in keys}
 
     async def _read(self, picture: Picture) -> NDArray[np.uint8]:

@@ -4,11 +4,11 @@ Knows no jobs.
 """
 
 import time
-from collections.abc import Callable, Container, Iterator
+from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Final
+from typing import Final, Protocol
 from weakref import WeakValueDictionary
 
 import torch
@@ -16,18 +16,19 @@ from redis import Redis
 
 from service.contract import recipe
 from service.contract.recipe import MadeWith
-from service.contract.records import ModelName
+from service.contract.records import ModelName, Picture
 from service.files import StorageThreads
 from service.settings import Settings
 from service.store import workers
 from service.store.claims import MAX_DELIVERIES, BegunClaim, PictureStream
 from service.store.connection import concerns_all
+from service.store.forecast import Rate
 from service.telemetry.boundary import confined
 from service.telemetry.logs import get_logger
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.engine import BatchSizes, Engine
 from service.worker.job_files import JobFiles
-from service.worker.judge import Key, Uploads
+from service.worker.judge import Outcome, PictureKey, Uploads
 from shared.checkpoint import CheckpointError, CheckpointInfo, read_info
 from shared.device import lost
 from shared.diffusion.denoise import Stepper
@@ -55,6 +56,30 @@ def batch_sizes(settings: Settings, device: torch.device) -> BatchSizes:
     return default
 
 
+class PictureEngine(Protocol):
+    """What works on the pictures of one model. `Engine` samples them, `Uploads` judges those that clients uploaded.
+
+    Called by one thread. `admit` and `step` raise an error only if the device itself has failed. `max_pictures`: in
+    progress or being stored. `judged_at`: begin and end of the last judging, in seconds since 1970.
+    """
+
+    max_pictures: int
+    judged_at: tuple[float, float]
+
+    @property
+    def room(self) -> int:
+        """How many more pictures may be admitted now."""
+
+    def admit(self, pictures: Sequence[Picture]) -> None:
+        """Begin to work on pictures."""
+
+    def step(self) -> list[Outcome]:
+        """Advance the pictures. Return those that ended, with their verdicts or with why there are none."""
+
+    def drop(self, keys: Container[PictureKey]) -> None:
+        """Forget pictures; those that are unknown have no effect."""
+
+
 @dataclass(eq=False, kw_only=True)
 class Loaded:
     """A checkpoint in memory: its stream, what works on its pictures, and the claims of those in progress."""
@@ -63,11 +88,13 @@ class Loaded:
     digest: str
     judged_by: MadeWith | None
     stream: PictureStream
-    engine: Engine | Uploads
-    claims: dict[Key, BegunClaim] = field(default_factory=dict)
+    engine: PictureEngine
+    claims: dict[PictureKey, BegunClaim] = field(default_factory=dict)
     used_at: float = field(default_factory=time.monotonic)
+    rate: Rate = field(default_factory=Rate)
+    stepped_at: float | None = None  # end of the last step, if it left pictures
 
-    def take_out(self, keys: Container[Key]) -> list[str]:
+    def take_out(self, keys: Container[PictureKey]) -> list[str]:
         """Remove pictures; return their stream entries, which the stream still holds."""
         self.engine.drop(keys)
         return [self.claims.pop(key).entry for key in list(self.claims) if key in keys]
@@ -81,7 +108,7 @@ class Fetched:
     judge: Location
 
 
-class Models:
+class LoadedModels:
     """What is loaded, longest loaded first. Only iterating over it is safe in another thread.
 
     Pictures are claimed as `consumer`.
@@ -221,7 +248,7 @@ class Models:
             sampling = None if model.is_evaluator else self._sampling(fetched)
         judge = loading.result()
         judged_by = MadeWith(name=judge.info.name, digest=judge.info.digest) if judge.info else None
-        engine: Engine | Uploads
+        engine: PictureEngine
         if sampling is None:
             engine = Uploads(judge, self.files, self.device)
         else:

@@ -70,7 +70,10 @@ def about(runner: Runner) -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "device": str(runner.device),
-        "models": [{"name": loaded.name, "digest": loaded.digest} for loaded in runner.models],
+        "models": [
+            {"name": loaded.name, "digest": loaded.digest, "rows_per_s": round(loaded.rate.per_s, 3)}
+            for loaded in runner.models
+        ],
         "pictures_per_s": round(runner.sampled / runner.worked_s, 3) if runner.worked_s else 0.0,
         "draining": runner.stopping,
         "stalled": runner.stalled,
@@ -185,8 +188,8 @@ class Worker(SimpleWorker):
     def request_stop(self, signum: int, frame: FrameType | None) -> None:
         """Drain, or end at once after a second signal. RQ's own handler writes to Redis, and knows no drain."""
         assert self.runner is not None
-        self.runner.stop(0.0 if self.runner.stopping else self.settings.drain_s)
         self._stop_requested = True
+        self.runner.stop(0.0 if self.runner.stopping else self.settings.drain_s)
 
     def teardown(self) -> None:
         """Leave the registry, and end with status 1 if nobody asked for an end: RQ swallows what a worker dies of."""

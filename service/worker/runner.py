@@ -30,7 +30,7 @@ from service.watchdog import Watchdog
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.engine import Engine, Member
 from service.worker.job_files import JobFiles
-from service.worker.models import Loaded, Models
+from service.worker.models import Loaded, LoadedModels
 from service.worker.storer import Storer, Work
 from shared.device import lost, pick_device
 
@@ -57,7 +57,7 @@ class Runner:
         self.storer = Storer(self.store, self.storage)
         self.device = pick_device(settings.device)
         cache = CheckpointCache(settings.cache, settings.storage, settings.cache_bytes)
-        self.models = Models(connection, settings, self.device, cache, self.storage, name)
+        self.models = LoadedModels(connection, settings, self.device, cache, self.storage, name)
         self.confined = partial(confined, passes=self.models.passes)
         self.previews = Previews(connection, LIVE_EVERY_S, self.confined)
         self.sampled, self.worked_s = 0, 0.0  # pictures so far, and the time that they took
@@ -80,7 +80,7 @@ class Runner:
     @property
     def busy(self) -> bool:
         """Whether pictures are in progress, or being stored."""
-        return bool(self.storer.held) or any(loaded.claims for loaded in self.models)
+        return bool(self.storer.works) or any(loaded.claims for loaded in self.models)
 
     def work(self) -> None:
         """Work until nothing is left to do or, after `stop`, drain.
@@ -129,7 +129,7 @@ class Runner:
                 with self.confined("model", partial(self._forget, loaded), model=loaded.name):
                     self._advance(loaded)
                 self.moved()  # an iteration over several models is as long as all of their steps
-            self.idle = not (in_progress or self.storer.held or self.models.fetches)
+            self.idle = not (in_progress or self.storer.works or self.models.fetches)
             if not (in_progress or self.idle):
                 time.sleep(THREADS_WAIT_S)
             with self.confined("periodic task", task="previews"):
@@ -143,7 +143,7 @@ class Runner:
 
     def _drop_ended(self) -> None:
         """Drop the pictures of jobs that ended elsewhere."""
-        works = list(self.storer.held)
+        works = list(self.storer.works)
         jobs = {claim.job for loaded in self.models for claim in loaded.claims.values()} | {work.job for work in works}
         if ended := self.store.ended(jobs):
             for loaded in self.models:
@@ -154,7 +154,9 @@ class Runner:
     def _expire(self, loaded: Loaded, _: str = "") -> None:
         """Let leases of a model expire on which nothing works: their pictures could not be admitted."""
         working = [claim.entry for claim in loaded.claims.values()]
-        loaded.stream.held.intersection_update(working + [e for work in list(self.storer.held) for e in work.entries])
+        loaded.stream.leased.intersection_update(
+            working + [e for work in list(self.storer.works) for e in work.entries]
+        )
 
     def _forget(self, loaded: Loaded, _: str = "") -> None:
         """End a model, as a death would, with its pictures in progress. It is loaded again if work for it is left."""
@@ -231,7 +233,7 @@ class Runner:
     def _holds_back(self) -> bool:
         """Whether a picture or grid is, or is to be, the only one in this process: it may kill it."""
         claims = [claim for loaded in self.models for claim in loaded.claims.values()]
-        claims += [claim for work in list(self.storer.held) for claim in list(work.complete)]
+        claims += [claim for work in list(self.storer.works) for claim in list(work.complete)]
         return any(claim.alone for claim in claims) or any(loaded.stream.suspects for loaded in self.models)
 
     def _admit(self, loaded: Loaded, claims: Sequence[BegunClaim]) -> None:
@@ -260,10 +262,12 @@ class Runner:
         loaded.used_at = begun = time.monotonic()
         if isinstance(loaded.engine, Engine):
             stepper, pictures = loaded.engine.stepper, len(loaded.engine.batch)
-            rows = stepper.network_rows
+            rows, worked = stepper.network_rows, loaded.engine.worked
             outcomes = loaded.engine.step()
             took_s = time.monotonic() - begun
             self.worked_s += took_s
+            loaded.rate.add(loaded.engine.worked - worked, begun + took_s - (loaded.stepped_at or begun))
+            loaded.stepped_at = begun + took_s if loaded.engine.batch else None
             self.sampled += len(outcomes)
             if stepper.network_rows > rows:  # otherwise no picture needed a step
                 STEP_SECONDS.labels(loaded.name).observe(took_s)
@@ -293,7 +297,7 @@ class Runner:
 
     def _streams(self) -> set[PictureStream]:
         """Return the streams of which this worker may hold entries. Safe in another thread."""
-        return {loaded.stream for loaded in self.models} | {work.stream for work in list(self.storer.held)}
+        return {loaded.stream for loaded in self.models} | {work.stream for work in list(self.storer.works)}
 
     def stop(self, within_s: float) -> None:
         """Claim nothing more, and give `drain` so long. Safe in a signal handler."""
@@ -309,11 +313,11 @@ class Runner:
     def release_claims(self) -> None:
         """Leave all pictures in progress, or being stored, to other workers at once."""
         for stream in self._streams():
-            stream.release(list(stream.held))
+            stream.release(list(stream.leased))
         for loaded in self.models:
             loaded.take_out(set(loaded.claims))
-        self.storer.drop(self.storer.held)
-        self.storer.held.clear()
+        self.storer.drop(self.storer.works)
+        self.storer.works.clear()
 
 
 def about(claim: BegunClaim) -> dict[str, Any]:
@@ -345,6 +349,8 @@ class Previews:
         reports = defaultdict[str, list[dict[str, Any]]](list)
         for i, one in enumerate(shown):
             report: dict[str, Any] = {"index": one.picture.index, "step": one.row.step, "steps": len(one.row.table)}
+            if one.picture.attempt > 1:
+                report["attempt"] = one.picture.attempt
             if i < PREVIEWS_AT_ONCE:
                 with self.confined("preview", job_id=one.picture.job, picture=one.picture.index):
                     report["preview"] = one.preview()

@@ -52,15 +52,25 @@ class Storer:
 
     def __init__(self, store: JobStore, files: JobFiles) -> None:
         self.store, self.files = store, files
-        self.held = dict[Work, None]()  # all work that is not over, in order
+        self.works = dict[Work, None]()  # all work that is not over, in order
 
     def count(self, stream: PictureStream) -> int:
         """Return how many pictures of a model are not stored yet."""
-        return sum(len(work.finished) for work in list(self.held) if work.stream is stream and not work.is_stored)
+        return sum(len(work.finished) for work in list(self.works) if work.stream is stream and not work.is_stored)
 
     def submit(self, work: Work) -> None:
-        self.held[work] = None
-        self.files.start(self._do(work))
+        try:
+            self.works[work] = None
+            self.files.start(self._do(work)).add_done_callback(lambda _: self._end(work))
+        except BaseException:
+            self._end(work)
+            raise
+
+    def _end(self, work: Work) -> None:
+        """Hold work no longer. Of what was not stored, the leases expire."""
+        if work in self.works:  # else it was left to other workers
+            work.stream.leased.difference_update(work.entries)
+            self.works.pop(work, None)
 
     def drop(self, works: Iterable[Work]) -> None:
         """Give up work as soon as its files are in trouble."""
@@ -69,22 +79,17 @@ class Storer:
 
     async def _do(self, work: Work) -> None:
         fail = partial(self.store.fail, work.job)
-        try:
-            with confined("job", fail, concerns_all, job_id=work.job):
-                try:
-                    await self._store(work)
-                except asyncio.CancelledError:
-                    if not self.store.exists(work.job):  # some of its files may have been written since it was deleted
-                        await self._remove({work.job}, work)
-                    raise
-            for claim in work.complete:
-                fail_grid = lambda reason: fail(f"the result cannot be composed: {reason}")  # noqa: E731
-                with confined("job", fail_grid, concerns_all, job_id=work.job):
-                    await self._complete(work, claim)
-        finally:
-            if work in self.held:  # else it was left to other workers
-                work.stream.held.difference_update(work.entries)  # of what was not stored, the leases expire
-                self.held.pop(work, None)
+        with confined("job", fail, concerns_all, job_id=work.job):
+            try:
+                await self._store(work)
+            except asyncio.CancelledError:
+                if not self.store.exists(work.job):  # some of its files may have been written since it was deleted
+                    await self._remove({work.job}, work)
+                raise
+        for claim in work.complete:
+            fail_grid = lambda reason: fail(f"the result cannot be composed: {reason}")  # noqa: E731
+            with confined("job", fail_grid, concerns_all, job_id=work.job):
+                await self._complete(work, claim)
 
     async def _all(self, work: Work, calls: Mapping[str, Callable[[], object]], sample: bytes) -> None:
         await self.files.all(calls, lambda: work.is_wanted, sample)
@@ -176,7 +181,7 @@ def compose(
     """Return the PNG of the best repeat's pictures (n, H, W, 3). Uploaded ones are marked as right or wrong."""
     shown = [verdicts[index] for index in result.best_indices(record)]
     columns = min(record.columns, len(shown))
-    if record.sent:
+    if record.uploaded:
         return png_bytes(marked_grid(pixels, [verdict.exact for verdict in shown], columns))
     made_with = recipe.of_grid(record, result.best, shown, judged_by)
     return png_bytes(sheet(pixels, columns), made_with.text())

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from shared.diffusion.denoise import Row, Stepper, finish, take_steps
-from shared.options import SamplingOptions, picture_seed
+from shared.options import SamplingOptions, attempt_seed
 
 LOG_SNRS = (-1.5, -0.75, 0.0, 0.75, 1.5)  # the labels help most around 0 (docs/dev/decisions.md)
 
@@ -25,8 +25,7 @@ def sample_best(
     """
     chosen = []
     for own, seed in zip(labels, seeds, strict=True):
-        drawn = [seed, *(picture_seed(seed, j) for j in range(1, candidates))]
-        rows = [stepper.new_row(own, options, one) for one in drawn]
+        rows = [stepper.new_row(own, options, attempt_seed(seed, j)) for j in range(1, candidates + 1)]
         take_steps(stepper, rows, on_step)
         chosen.append(rows[int(evidence(stepper, rows, seed).argmax())])
     return finish(stepper, chosen)

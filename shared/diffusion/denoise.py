@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from shared.device import torch_threads
+from shared.device import autocast, to_device, torch_threads
 from shared.diffusion.inputs import unknown, with_inputs
 from shared.diffusion.layouts import Layouts, as_rotations, with_positions
 from shared.diffusion.path import NoisePath
@@ -231,7 +231,7 @@ class Stepper:
         """(N, C, h, w) -> (N, C, H, W) float32."""
         if self.upsampler is None:
             return x
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+        with autocast(self.device, self.dtype):
             return self.upsampler(x).float()
 
     def _column_vectors(self, rows: Sequence[Row], now: Sequence[tuple[int, float, float, float, float]]) -> Tensor:
@@ -240,7 +240,7 @@ class Stepper:
         for row, (t, *coefficients) in zip(rows, now, strict=True):
             p, q, limit = self._to_x0[t]
             values.append((p, q, 1.0 if row.options.clip_x0 else limit, *coefficients))
-        return self._on_device(torch.tensor(values, dtype=torch.float32)).T[:, :, None, None, None]
+        return to_device(torch.tensor(values, dtype=torch.float32), self.device).T[:, :, None, None, None]
 
     def _noise(self, generators: Sequence[torch.Generator | None]) -> Tensor:
         """Return z (N, C, H, W): noise from each row's generator, or zeros for a row without one."""
@@ -248,13 +248,7 @@ class Stepper:
         for z_i, generator in zip(z, generators, strict=True):
             if generator is not None:
                 torch.randn(z_i.shape, generator=generator, out=z_i)
-        return self._on_device(z)
-
-    def _on_device(self, values: Tensor) -> Tensor:
-        """Copy values to the device without waiting for it: a GPU fetches them from memory that is not swapped out."""
-        if self.device.type == "cpu":
-            return values
-        return values.pin_memory().to(self.device, non_blocking=True)
+        return to_device(z, self.device)
 
     def _predict(
         self, x: Tensor, t: Sequence[int], labels: Tensor, w: Sequence[float]
@@ -267,10 +261,10 @@ class Stepper:
         guiding x0_hat, which is linear in it.
         """
         pack = _pack(w)
-        index = self._on_device(torch.tensor(pack.pictures))
-        keep = self._on_device(torch.tensor(pack.keep))
-        weights = self._on_device(torch.tensor(pack.weights, dtype=torch.float32))[:, None, None, None]
-        at, guided, drawn = self._on_device(torch.tensor(t)), torch.zeros_like(x), list[Tensor]()
+        index = to_device(torch.tensor(pack.pictures), self.device)
+        keep = to_device(torch.tensor(pack.keep), self.device)
+        weights = to_device(torch.tensor(pack.weights, dtype=torch.float32), self.device)[:, None, None, None]
+        at, guided, drawn = to_device(torch.tensor(t), self.device), torch.zeros_like(x), list[Tensor]()
         calls = (torch.split(part, self.max_rows) for part in (index, keep, weights))
         for i, keep_i, weights_i in zip(*calls, strict=True):
             prediction, pictures = self._call_network(x[i], at[i], labels[i], keep_i)
@@ -281,7 +275,7 @@ class Stepper:
 
     def _call_network(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
         """Call the network on B <= max_rows rows: (B, C, H, W) float32, and the finished pictures of one call."""
-        with torch.autocast(self.device.type, dtype=self.dtype, enabled=self.dtype is not None):
+        with autocast(self.device, self.dtype):
             out = self.network(x, t, labels, keep)
         if isinstance(out, Tensor):
             return out.float(), ()

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_ser
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.device import initial_weights
+from shared.device import fuses_attention, initial_weights
 from shared.diffusion.conditioning import CONDITIONINGS, LabelChannels, LabelEmbedding, PositionMap
 from shared.diffusion.inputs import InputEmbedding
 from shared.options import ConditioningName, Count, Natural, NoOtherFields
@@ -146,8 +146,11 @@ class Attention(nn.Module):
         token_k, token_v = self.token_kv(tokens).chunk(2, dim=-1)
         k, v = torch.cat([k, token_k], 1), torch.cat([v, token_v], 1)
         q, k, v = (y.view(B, -1, self.heads, C // self.heads).transpose(1, 2) for y in (q, k, v))
-        # spelled out, since the fused kernel is slower on a CPU
-        mixed: Tensor = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1) @ v  # (B, heads, H W, C / heads)
+        mixed: Tensor  # (B, heads, H W, C / heads)
+        if fuses_attention(x.device) and not is_tracing():
+            mixed = F.scaled_dot_product_attention(q, k, v)
+        else:
+            mixed = (q @ k.transpose(-2, -1) * q.shape[-1] ** -0.5).softmax(-1) @ v
         mixed = self.out(mixed.transpose(1, 2).reshape(B, H * W, C))
         return x + mixed.view(B, H, W, C).permute(0, 3, 1, 2)
 

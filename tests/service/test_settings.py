@@ -22,7 +22,7 @@ def test_every_setting_has_a_meaning_and_a_variable(name: str, monkeypatch: pyte
 
 
 NOT_ALLOWED = [
-    ("LABELGRID_DEVICE", "foo", "LABELGRID_DEVICE=foo: it should be auto, cpu, cuda or cuda:N"),
+    ("LABELGRID_DEVICE", "foo", "LABELGRID_DEVICE=foo: it should be auto, cpu, cuda, cuda:N or mps"),
     ("LABELGRID_REDIS_URL", "foo", "LABELGRID_REDIS_URL=foo: Redis URL must specify one of the following schemes"),
     ("REDIS_URL", "http://me:secret@host", "REDIS_URL=***@host: Redis URL must specify one of"),
     ("LABELGRID_WAIT_S", "abc", "LABELGRID_WAIT_S=abc: it should be a valid number"),
@@ -54,7 +54,7 @@ def test_a_value_that_is_not_allowed_is_refused(
 
 def test_a_process_reports_it_in_one_line(command: Command) -> None:
     code, _, err = command("check", environment={"LABELGRID_DEVICE": "foo"})
-    assert (code, err) == (1, "labelgrid: LABELGRID_DEVICE=foo: it should be auto, cpu, cuda or cuda:N\n")
+    assert (code, err) == (1, "labelgrid: LABELGRID_DEVICE=foo: it should be auto, cpu, cuda, cuda:N or mps\n")
 
 
 def test_unknown_variables_are_found(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,13 +1,16 @@
 """The device and its precision, kept memory, by counted page faults, flushed denormals, and a lost device."""
 
+import re
 import subprocess
 import sys
 import threading
+from collections import Counter
 
 import pytest
 import torch
 
-from shared.device import autocast_dtype, flush_denormals, lost, pick_device
+from shared.device import DeviceError, autocast_dtype, flush_denormals, lost, pick_device
+from tests.paths import ROOT
 
 FAULTS = """
 import resource, torch
@@ -82,9 +85,40 @@ def test_a_gpu_that_cuda_cannot_use_is_none(monkeypatch: pytest.MonkeyPatch) -> 
     assert pick_device("auto") == torch.device("cpu")
 
 
-def test_a_gpu_without_bfloat16_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A T4 as the second GPU: it emulates bfloat16, so that torch calls it supported."""
+def test_a_gpu_without_bfloat16_computes_in_float16(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A T4 as the second GPU: it emulates bfloat16, so that torch calls it supported. A P100 has neither."""
+    capabilities = {0: (9, 0), 1: (7, 5), 2: (6, 0)}
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda: True)
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: {0: (9, 0), 1: (7, 5)}[device.index])
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capabilities[device.index])
     assert autocast_dtype(torch.device("cuda", 0)) is torch.bfloat16
-    assert autocast_dtype(torch.device("cuda", 1)) is None
+    assert autocast_dtype(torch.device("cuda", 1)) is torch.float16
+    assert autocast_dtype(torch.device("cuda", 2)) is None
+
+
+def test_the_gpu_of_a_mac_is_used_if_it_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert (pick_device("auto"), pick_device("mps")) == (torch.device("cpu"), torch.device("mps"))
+    assert autocast_dtype(torch.device("mps")) is None
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    with pytest.raises(DeviceError, match='no device "mps"'):
+        pick_device("mps")
+
+
+SEAM = re.compile(r"\.type\b.*[!=]=|\.cuda\.|\.mps\b|pin_memory|torch\.autocast|GradScaler\(")
+
+
+def test_only_one_module_asks_what_a_device_is() -> None:
+    """A CPU is also where OpenVINO runs, and where a worker's batches are smaller."""
+    elsewhere = {"shared/openvino.py": 1, "service/worker/models.py": 1}
+    found = Counter(
+        str(path.relative_to(ROOT))
+        for package in ("shared", "trainer", "service/worker")
+        for path in (ROOT / package).rglob("*.py")
+        for line in path.read_text().splitlines()
+        if "device" in line and SEAM.search(line)
+    )
+    assert found.pop("shared/device.py") > 5
+    assert found == elsewhere

@@ -276,7 +276,7 @@ class Harmful:
 
 
 def test_files_that_are_not_checkpoints_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, form, fit = tmp_path / "checkpoint.pth", "not a checkpoint of the form", "weights do not fit ResNet-18"
+    path, form, fit = tmp_path / "checkpoint.pth", "not a checkpoint of the form", "weights do not fit resnet18"
     contents = [
         ({"model": Harmful()}, form),
         ({"state": {}}, form),

@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,7 @@ from trainer import data
 from trainer.data import Dataset, as_tensor, in_vocabulary, labelled, load_dataset, to_float, to_square
 from trainer.data_folder import find_pictures, read_picture
 from trainer.errors import TrainerError
+from trainer.joined import Joined, chunks
 
 
 def _rows(*values: int, width: int) -> Image.Image:
@@ -198,11 +200,29 @@ def test_a_bad_label_file_is_refused(tmp_path: Path) -> None:
 
 def test_pictures_without_labels_go_with_all_that_belongs_to_them() -> None:
     labels, positions = torch.tensor([[1.0], [0], [1]]), torch.rand(3, 1, 2)
-    dataset = Dataset(Vocabulary(("a",)), torch.arange(3)[:, None, None, None], labels, positions)
+    dataset = Dataset(Vocabulary(("a",)), torch.arange(3, dtype=torch.uint8)[:, None, None, None], labels, positions)
     left = labelled(dataset)
     assert left.positions is not None
-    assert (left.images.flatten().tolist(), left.labels.tolist()) == ([0, 2], [[1], [1]])
+    assert (left.images[:].flatten().tolist(), left.labels.tolist()) == ([0, 2], [[1], [1]])
     assert torch.equal(left.positions, positions[[0, 2]])
+
+
+def test_pictures_of_several_folders_are_read_where_they_are_when_they_are_asked_for(tmp_path: Path) -> None:
+    """The joined data set learns from the same digest as if all its pictures were one tensor in memory."""
+    folders = [write_data_folder(tmp_path / str(n), pictures=24 * n) for n in (1, 2)]
+    parts = [load_dataset(folder, size=8) for folder in folders]
+    both = data.merge(parts)
+    assert isinstance(both.images, Joined)
+    assert [own is part.images for own, part in zip(both.images.parts, parts, strict=True)] == [True, True]
+    whole = torch.cat([part.images[:] for part in parts])
+    assert both.digest == replace(both, images=whole).digest
+    for index in (torch.tensor([71, 3, 24, 3, 23]), slice(20, 30), whole[:, 0, 0, 0] > 100):
+        assert torch.equal(both.images[index], whole[index])
+    assert (both.images.shape, [len(one) for one in chunks(both.images, 50)]) == (whole.shape, [50, 22])
+    known = torch.arange(72) % 3 == 0
+    few = labelled(replace(both, labels=both.labels * known[:, None]))
+    assert torch.equal(few.images[:], whole[known])
+    assert torch.equal(data.merge([few, few]).images[torch.tensor([25, 1])], whole[known][[1, 1]])
 
 
 def test_labels_move_to_another_vocabulary_with_positions_and_rotations() -> None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shared import device
 from shared.diffusion.layouts import LayoutConfig, LayoutNetwork
 from shared.diffusion.model import load_denoiser
 from shared.evaluator import Evaluator
@@ -39,9 +40,14 @@ CONFIG = RunConfig(batch=4, lr=0.05, warmup_steps=0, cooldown=0.0, ema_start=2)
 EVERY_STEP = CONFIG.model_copy(update={"evaluate_every": 1})
 
 
+def in_precision(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype | None) -> None:
+    for module in (training, device):
+        monkeypatch.setattr(module, "autocast_dtype", lambda _: dtype)
+
+
 @pytest.fixture(autouse=True)
 def _in_float32_and_each_step_logged(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "autocast_dtype", lambda _: None)
+    in_precision(monkeypatch, None)
     monkeypatch.setattr(training, "LOG_EVERY", 1)
 
 
@@ -306,11 +312,60 @@ def test_auto_is_the_faster_optimizer_here_and_stays_that_of_the_run(
 ) -> None:
     auto = CONFIG.model_copy(update={"optimizer": "auto"})
     assert fit(tmp_path / "slow", 1, auto).config.optimizer == "adamw"
-    monkeypatch.setattr(training, "autocast_dtype", lambda _: torch.bfloat16)
+    in_precision(monkeypatch, torch.bfloat16)
     assert fit(tmp_path / "slow", 2, auto).config.optimizer == "adamw"
     assert fit(tmp_path / "fast", 1, auto).config.optimizer == "muon"
     with pytest.raises(TrainerError, match="another optimizer"):
         fit(tmp_path / "slow", 3, CONFIG.model_copy(update={"optimizer": "muon"}))
+
+
+def test_in_float16_steps_whose_gradients_overflow_are_left_out_and_the_scale_falls(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU without bfloat16. The loss is so large that only a small scale leaves its gradients finite."""
+    fit(tmp_path / "elsewhere", 1)
+    in_precision(monkeypatch, torch.float16)
+    assert fit(tmp_path / "elsewhere", 2).run.step == 2  # goes on with a scale, though its state has none
+    auto = CONFIG.model_copy(update={"optimizer": "auto"})
+    done = train(Line(scale=100.0), line(), auto, tmp_path, Budget(steps=8), device=CPU)
+    state = torch.load(tmp_path / "state.pt", weights_only=True)
+    scale = state["scaler"]["scale"]
+    assert (done.config.optimizer, scale < 2.0**16) == ("adamw", True)
+    steps_taken = {int(one["step"]) for one in state["optimizers"][0]["state"].values()}
+    assert steps_taken == {8 - round(np.log2(2.0**16 / scale))}  # each overflow halves it
+    assert all(one["grad_norm"] == 0 for one in lines(tmp_path)[: 8 - steps_taken.pop()])
+    again = train(Line(scale=100.0), line(), auto, tmp_path, Budget(steps=9), device=CPU)
+    assert again.scaler.get_scale() <= scale  # goes on from the state's, not from that of a new run
+
+
+def test_in_float16_a_gradient_that_overflows_at_any_scale_is_divergence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    in_precision(monkeypatch, torch.float16)
+    monkeypatch.setattr(training, "LOG_EVERY", 20)
+    with pytest.raises(FloatingPointError, match=r"the gradient overflows at any scale, also with 0\.03125"):
+        train(Overflowing(), line(), CONFIG, tmp_path, Budget(steps=40), device=CPU)
+
+
+class Overflowing(Line):
+    """A finite loss whose gradient is not."""
+
+    def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
+        (x, y), root = inputs, torch.zeros((), requires_grad=True)
+        return F.mse_loss(network(x), y) * (1 + (root * network(x).sum()).abs().sqrt())
+
+
+def test_examples_drawn_ahead_are_those_of_the_step(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after a run has gone back, and after a resumption."""
+    monkeypatch.setattr(training, "SAVE_EVERY_S", -1.0)
+    found = []
+    for wanted in (False, True):
+        monkeypatch.setattr(training, "draws_ahead", lambda _, wanted=wanted: wanted)
+        folder, falling = tmp_path / str(wanted), Falling()
+        for steps in (6, 9):
+            done = train(falling, line(), CONFIG, folder, Budget(steps=steps), device=CPU, on_step=falling.watch)
+        found.append((losses(folder), [value.tolist() for value in done.network.state_dict().values()]))
+    assert found[0] == found[1]
 
 
 def test_muon_takes_the_inner_matrices_and_adamw_all_else(tmp_path: Path) -> None:
@@ -369,9 +424,10 @@ import gc
 import sys
 import torch.distributed
 from torch.nn.parallel import DistributedDataParallel
+import shared.device
 import trainer.train
 from trainer.__main__ import main
-trainer.train.autocast_dtype = lambda _: None
+trainer.train.autocast_dtype = shared.device.autocast_dtype = lambda _: None
 trainer.train.LOG_EVERY = 1
 end = torch.distributed.destroy_process_group
 def end_last():

@@ -146,6 +146,6 @@ def _locate(data: Path) -> None:
         raise TrainerError(f"{out} already exists; remove it to write it again")
     with terminal.bar() as progress:
         dataset = read_folders([data], progress, size=located.SIZE)
-    positions = located.locate(read_train_file(data / "train.json", dataset.vocabulary), dataset.images)
+    positions = located.locate(read_train_file(data / "train.json", dataset.vocabulary), dataset.images[:])
     write_label_file(out, positions)
     terminal.show("located", [("pictures", str(len(positions))), ("file", str(out))])

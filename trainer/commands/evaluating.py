@@ -10,6 +10,7 @@ import typer
 from shared import registry
 from shared import storage as files
 from shared.checkpoint import path_of
+from shared.options import LIMITS
 from shared.vocabulary import Vocabulary
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
@@ -52,7 +53,7 @@ def score(
     from shared.diffusion.model import load_denoiser
     from shared.evaluator import load_evaluator
     from trainer.score import best, evaluator_path, load_judge, make_options, save_grid, score_file
-    from trainer.studies.card import score_row, write_card
+    from trainer.studies.card import score_of, write_card
     from trainer.studies.renders import render_runs
 
     terminal.check_file(grid, ".png")
@@ -85,7 +86,7 @@ def score(
         save_grid(best(runs).images, grid)
     terminal.write_json(json_out, figures)
     if not renders and not evaluator and not keep_padding and seed == 0:
-        terminal.with_card(lambda: write_card(storage, figures["model"], score=score_row(figures)))
+        terminal.with_card(lambda: write_card(storage, figures["model"], score=score_of(figures)))
 
 
 def evaluate(
@@ -99,7 +100,8 @@ def evaluate(
     ] = None,
     only: Annotated[str | None, typer.Option(help="Run only these studies: a,b.")] = None,
     trained_on: Annotated[
-        list[Path] | None, typer.Option(exists=True, help="Memorisation: a folder that it was trained on. Repeatable.")
+        list[Path] | None,
+        typer.Option(exists=True, help="Coverage: a folder that it learnt from, to find copies. Repeatable."),
     ] = None,
     evaluator: options.Judge = None,
     preset: options.Preset = "default",
@@ -109,7 +111,7 @@ def evaluate(
     seed: options.Seed = 0,
     objects: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=10, help="Places: objects in a scene, all numbers by default. Repeatable."),
+        typer.Option(min=1, max=10, help="Places, selection: objects, all numbers by default. Repeatable."),
     ] = None,
     noise: Annotated[
         float,
@@ -124,13 +126,17 @@ def evaluate(
     longer: Annotated[
         int, typer.Option(min=1, max=100, help="Two-sample: train its networks so many times as long.")
     ] = 1,
+    second: Annotated[str | None, typer.Option(help="Selection: an evaluator that selects nothing.")] = None,
+    attempts: Annotated[
+        int, typer.Option(min=1, max=LIMITS.max_attempts, help="Selection: of a picture, until it is exact.")
+    ] = 8,
     out: Annotated[
         Path | None, typer.Option(help="Folder for each study's figures and picture, STUDY.json and STUDY.png.")
     ] = None,
     storage: options.Storage = Path("models"),
     device: options.DeviceName = "auto",
 ) -> None:
-    """Study a denoiser: coverage, memorisation, spectrum, two-sample, arrangements, places.
+    """Study a denoiser: coverage, spectrum, two-sample, arrangements, places, edits, selection.
 
     By default all studies that the checkpoint and the options allow.
     """
@@ -140,7 +146,9 @@ def evaluate(
         terminal.check_folder(out, "--out")
     if (kind := registry.find(storage, name).kind) != "denoiser":
         raise TrainerError(f"studies are of denoisers; {name} is of kind {kind}")
-    given = options.given(data=data, trained_on=trained_on, evaluator=evaluator, count=count, objects=objects)
+    given = options.given(
+        data=data, trained_on=trained_on, evaluator=evaluator, count=count, objects=objects, second=second
+    )
     possible = [one for one, study in STUDIES.items() if given.keys() >= set(study.needs)]
     chosen = [one.strip() for one in only.split(",")] if only else possible
     for study in chosen:
@@ -151,7 +159,7 @@ def evaluate(
     with terminal.bar() as progress:
         subject = Subject(
             storage, path_of(storage, name), terminal.pick_device(device), progress, preset=preset, seed=seed,
-            noise=noise, upsampler_alone=upsampler_alone, around=around, longer=longer, **given,
+            noise=noise, upsampler_alone=upsampler_alone, around=around, longer=longer, attempts=attempts, **given,
         )  # fmt: skip
         for study in chosen:
             try:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import typer
 
 from shared import storage as files
-from shared.options import MAX_SEED
+from shared.options import MAX_SEED, SamplerName
 from trainer.errors import TrainerError
 
 
@@ -28,7 +28,7 @@ Storage = Annotated[
         help="Where checkpoints are published to and read from: a folder, or an address such as s3://bucket/path.",
     ),
 ]
-DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.")]
+DeviceName = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps.")]
 Changes = Annotated[
     list[str] | None, typer.Option("--set", help="Change one field of the run: --set batch=64. Repeatable.")
 ]
@@ -44,7 +44,7 @@ Preset = Annotated[
     Literal["default", "report"],
     typer.Option(help="Sampling: default (the checkpoint's own), or report (999 steps, w = 3)."),
 ]
-Sampler = Annotated[str | None, typer.Option(help="ddpm, ddpm_small, ddim, dpmpp_2m, sde_dpmpp_2m or heun.")]
+Sampler = Annotated[str | None, typer.Option(help=f"{', '.join(get_args(SamplerName))}.")]
 SamplingSteps = Annotated[int | None, typer.Option("--steps", help="Sampling steps.")]
 Spacing = Annotated[str | None, typer.Option(help="uniform, logsnr or trailing.")]
 Guidance = Annotated[float | None, typer.Option(help="w of classifier-free guidance; 1 is none.")]

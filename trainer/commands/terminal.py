@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import platform
 import re
 import sys
 import time
@@ -55,11 +54,9 @@ def pick_device(name: str) -> torch.device:
 
 def machine(device: str) -> str:
     """Return what a network was trained on, in words, for its card."""
-    import torch
+    from shared.device import device_name
 
-    if (where := pick_device(device)).type == "cuda":
-        return torch.cuda.get_device_name(where)
-    return f"{os.cpu_count()} cores of {platform.processor() or platform.machine()}"
+    return device_name(pick_device(device))
 
 
 def check_file(path: Path | None, suffix: str = "") -> None:

@@ -128,7 +128,7 @@ class Plan:
 
         Return the names of what is published. The run itself does not change.
         """
-        from trainer.studies.card import write_card
+        from trainer.studies.card import DATA, write_card
 
         run, best = training.run, training.best
         network, name = copy.deepcopy(training.averaged).eval(), f"{self.name}-best"
@@ -151,7 +151,7 @@ class Plan:
         elif path_of(self.storage, name).exists():  # that of a former run, or of an earlier part of this one
             if name in registry.promoted_names(self.storage).values():
                 registry.promote(self.storage, self.name)
-            for suffix in (SUFFIX, ".md", "-log.png", "-log.jsonl"):
+            for suffix in (SUFFIX, ".md", DATA, "-log.png", "-log.jsonl"):
                 (self.storage / f"{name}{suffix}").unlink(missing_ok=True)
         if self.promote:
             registry.promote(self.storage, names[-1])
@@ -180,6 +180,9 @@ def trains(command: Callable[..., None]) -> Callable[..., None]:
 def evaluator(
     plan: Plan,
     held_out: Annotated[Path, typer.Option(exists=True, help="A data set folder that is scored and not trained on.")],
+    architecture: Annotated[
+        Literal["resnet10", "resnet18"], typer.Option(help="resnet10 has half as many blocks, for a second opinion.")
+    ] = "resnet18",
 ) -> None:
     """Fit the evaluator, a ResNet-18. Repeat --data for several folders."""
     from shared.evaluator import IMAGE_SIZE
@@ -196,7 +199,7 @@ def evaluator(
         unseen = plan.read_held_out([held_out], partial(read_folders, progress=progress, size=IMAGE_SIZE))
         terminal.note_unseen(dataset)
         objective = objectives.Recognising(dataset, unseen)
-        network = objectives.make_network(dataset, config.seed)
+        network = objectives.make_network(dataset, config.seed, architecture)
         if plan.start_from:
             objectives.start_from(network, plan.storage, plan.start_from)
         details = {"data": plan.folders, "pictures": len(dataset)}

@@ -12,7 +12,7 @@ from scipy.spatial import ConvexHull, QhullError
 from torch import Tensor, nn
 
 from shared.checkpoint import load, publish
-from shared.device import autocast_dtype
+from shared.device import fast
 from shared.diffusion.inputs import with_inputs
 from shared.diffusion.layout_draws import LayoutDrawer
 from shared.diffusion.layouts import LAYOUTS, OUTSIDE, nearest_pair, with_positions
@@ -111,10 +111,9 @@ def fixed_loss(network: nn.Module, objective: Denoising, *, batch: int, most: in
     """
     count, generator = min(len(objective), most), torch.Generator().manual_seed(0)
     device, total = next(network.parameters()).device, 0.0
-    dtype = autocast_dtype(device)
     for index in torch.split(torch.linspace(0, len(objective) - 1, count).long(), batch):
         inputs = [value.to(device) for value in objective.draw(index, slice(0, len(index)), generator)]
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with fast(device):
             total += len(index) * float(objective(network, *inputs))
     return total / count
 

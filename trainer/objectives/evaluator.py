@@ -22,6 +22,7 @@ from shared.storage import Location
 from trainer.config import RunConfig
 from trainer.data import Dataset, check_labelled, in_vocabulary, labelled, to_float
 from trainer.errors import TrainerError
+from trainer.joined import chunks
 from trainer.runs import Run
 
 RUN: Final = RunConfig(
@@ -128,7 +129,7 @@ class Recognising:
         }
         return publish(
             storage, name, tensors, kind="evaluator", vocabulary=evaluator.vocabulary.names,
-            config={"architecture": "resnet18", "image_size": IMAGE_SIZE},
+            config={"architecture": evaluator.architecture, "image_size": IMAGE_SIZE},
             training={**training, "held_out": measure(evaluator, self.held_out)},
         )  # fmt: skip
 
@@ -139,8 +140,7 @@ def measure(evaluator: Evaluator, held_out: Dataset) -> dict[str, Any]:
     A position's error is a fraction of the picture's side.
     """
     names, labels = evaluator.vocabulary.names, held_out.labels
-    chunks = [to_float(chunk) for chunk in torch.split(held_out.images, 256)]
-    probabilities = torch.cat([evaluator.probabilities(chunk) for chunk in chunks])
+    probabilities = torch.cat([evaluator.probabilities(to_float(chunk)) for chunk in chunks(held_out.images, 256)])
     score = score_set(probabilities, labels, names)
     figures: dict[str, Any] = {"accuracy": score.accuracy, "exact_match": score.exact_match, "f1": score.f1}
     counts = labels.sum(1).int()
@@ -149,15 +149,17 @@ def measure(evaluator: Evaluator, held_out: Dataset) -> dict[str, Any]:
         for n in sorted(set(counts.tolist()))
     }
     if evaluator.locator and held_out.positions is not None:
-        found = torch.cat([cast(Tensor, evaluator.positions(chunk)) for chunk in chunks])
+        parts = map(to_float, chunks(held_out.images, 256))
+        found = torch.cat([cast(Tensor, evaluator.positions(part)) for part in parts])
         errors = (found - held_out.positions).norm(dim=-1)[labels > 0]
         figures |= {"position_error_median": float(errors.median()), "position_error_mean": float(errors.mean())}
     return figures
 
 
-def make_network(dataset: Dataset, seed: int) -> Evaluator:
+def make_network(dataset: Dataset, seed: int, architecture: str) -> Evaluator:
     torch.manual_seed(seed)
-    evaluator = Evaluator(dataset.vocabulary, locates=dataset.positions is not None)
+    locates = dataset.positions is not None
+    evaluator = Evaluator(dataset.vocabulary, locates=locates, architecture=architecture)
     evaluator.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return evaluator
 
@@ -170,4 +172,8 @@ def start_from(evaluator: Evaluator, storage: Location, name: str) -> None:
     start = load_evaluator(resolve(storage, name, "evaluator"))
     if start.vocabulary != evaluator.vocabulary:
         raise TrainerError(f"{name} has another vocabulary than the data set; it cannot be started from")
+    if start.architecture != evaluator.architecture:
+        raise TrainerError(
+            f"{name} is a {start.architecture}, not a {evaluator.architecture}; it cannot be started from"
+        )
     evaluator.load_state_dict(start.state_dict(), strict=False)

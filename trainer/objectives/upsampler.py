@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.checkpoint import CheckpointInfo, base_of, load, publish, read_info
-from shared.device import autocast_dtype
+from shared.device import fast
 from shared.diffusion.denoise import take_steps
 from shared.diffusion.model import UPSAMPLER, Denoiser
 from shared.diffusion.samplers import make_table
@@ -170,11 +170,10 @@ class Upsampling:
         """Return the mean absolute error of whole held-out pictures, and write some beside their originals."""
         upsampler = cast(Adversaries, network).upsampler
         device = next(upsampler.parameters()).device
-        dtype = autocast_dtype(device)
         measured = self.held_out[torch.linspace(0, len(self.held_out) - 1, min(len(self.held_out), MEASURED)).long()]
         originals = [self.pictures.read(i) for i in measured.tolist()]
         squeezed = to_float(torch.stack([self._squeeze(one, SQUEEZES[k % 2]) for k, one in enumerate(originals)]))
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with fast(device):
             made = torch.cat([upsampler(one[None]).cpu() for one in squeezed.to(device)])
         target = to_float(torch.stack([as_tensor(one) for one in originals]))
         some = slice(0, None, max(1, len(made) // SHOWN))

@@ -1,8 +1,8 @@
 """Writes a checkpoint's card beside it: its training, its loss curve, its scores. Measures nothing.
 
-The card begins with the metadata that the Hugging Face Hub reads from a model card, as YAML. It is written anew by
-`train`, `score` and `card`; paragraphs and sections that people wrote into it stay where they are. The scores are kept
-in the card alone: those of former weights go when it is written for new ones.
+NAME-card.json has what does not follow from the checkpoint: scores, licence, machine. NAME.md is written anew from both
+by `train`, `score` and `card`; paragraphs and sections that people wrote into it stay where they are. It begins with
+the metadata that the Hugging Face Hub reads from a model card, as YAML. Scores of former weights go.
 """
 
 from __future__ import annotations
@@ -11,7 +11,6 @@ import io
 import json
 import re
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +18,13 @@ from matplotlib.figure import Figure
 
 from shared import storage as files
 from shared.checkpoint import CheckpointKind, path_of, read_info
+from shared.options import NoOtherFields
 from shared.storage import Location
-from trainer.runs import read_log
+from trainer.runs import read_log, undamaged
+from trainer.score import SCORES
 from trainer.studies.markdown import page, table
 
+DATA = "-card.json"
 SCORES_NOTE = """Mean and standard deviation over the runs, seeds 0 upwards, nothing picked. Each line is what
 `python -m trainer score FILE --repeats N` prints."""
 # The Hub's name of what a model does. Of its names, "text-to-image" is the one for pictures of what a request lists.
@@ -35,40 +37,57 @@ MADE_BY = re.compile(r"^Made by.*\n?(?:[ \t]*\n|    .*\n?)*", re.M)  # with the 
 SCORES_HEAD = ("file", "sampling", "runs", "accuracy", "exact match", "F1", "best accuracy", "network rows a picture")
 
 
-@dataclass
-class Card:
-    """What a card holds beside what follows from its checkpoint."""
+class Spread(NoOtherFields):
+    """A score's mean and standard deviation over runs."""
 
+    mean: float
+    std: float
+
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} ± {self.std:.4f}"
+
+
+class Score(NoOtherFields):
+    """What `trainer score` found on a file, in so many runs."""
+
+    file: str
+    sampling: str  # in words
+    runs: int
+    accuracy: Spread
+    exact_match: Spread
+    f1: Spread
+    best_accuracy: float
+    rows_per_picture: float  # network rows
+
+
+class Card(NoOtherFields):
+    """NAME-card.json: what is known of a checkpoint beside what it says itself."""
+
+    digest: str = ""  # of the weights that have these scores
+    machine: str = ""  # that trained it, in words
     licence: str | None = None
-    digest: str = ""  # the first digits, of the weights that it was written for
-    machine: str = ""
-    rows: list[list[str]] = field(default_factory=list)  # of the table of scores
-    above: str = ""  # what people wrote above the scores
-    below: list[str] = field(default_factory=list)  # and below: paragraphs, and sections of their own
+    scores: tuple[Score, ...] = ()
 
 
-def read_card(path: Location) -> Card:
-    """Return what there is of a card; an empty one if there is none."""
-    text = files.read(path).decode("utf-8", "replace") if path.is_file() else ""
-    card = Card()
-    if header := re.match(r"---\n(.*?)\n---\n", text, re.S):
-        text = text[header.end() :]
-        if licence := re.search(r"^license: (.*)$", header[1], re.M):
-            card.licence = licence[1].strip('"')
-    intro, *sections = re.split(r"^(?=## )", text, flags=re.M)
-    if kind := re.search(r"^Kind: \w+, digest `(\w+)`, made \S+(?: on (.*))?\.$", intro, re.M):
-        card.digest, card.machine = kind[1], kind[2] or ""
-    card.above = intro[kind.end() :] if kind else re.sub(r"\A\s*# .*", "", intro)
+def read_card(storage: Location, name: str) -> Card:
+    """Return what NAME-card.json has; an empty card if there is none. TrainerError for a damaged file."""
+    path = storage / f"{name}{DATA}"
+    with undamaged(path):
+        return Card.model_validate_json(files.read(path)) if path.is_file() else Card()
+
+
+def _written(text: str) -> tuple[str, list[str]]:
+    """Return what people wrote into a card: text above the scores, and paragraphs and sections below."""
+    intro, *sections = re.split(r"^(?=## )", re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S), flags=re.M)
+    below = list[str]()
     for section in sections:
         title = section.splitlines()[0].removeprefix("## ")
         if title == "Scores":
             blocks = section.strip("\n").split("\n\n")
-            tables = [one for one in blocks if one.startswith("| file")]
-            card.rows = [line.strip("| ").split(" | ") for one in tables for line in one.splitlines()[2:]]
-            card.below += [one for one in blocks[1:] if one not in (SCORES_NOTE, *tables)]
+            below += [one for one in blocks[1:] if one != SCORES_NOTE and not one.startswith("| file")]
         elif title not in ("Training", "Configuration"):
-            card.below.append(section)
-    return card
+            below.append(section)
+    return re.sub(r"\A\s*# .*\n*(?:Kind: .*)?", "", intro), below
 
 
 def plot_log(lines: list[dict[str, float]]) -> bytes:
@@ -103,79 +122,82 @@ def _flat(values: dict[str, Any], prefix: str = "") -> Iterator[list[str]]:
             yield [f"{prefix}{key}", f"`{json.dumps(value)}`"]
 
 
-def front_matter(name: str, kind: CheckpointKind, rows: list[list[str]], licence: str | None) -> str:
-    """Return the Hub's metadata as YAML. `rows`: those of the table of scores, whose means become its results.
+def front_matter(name: str, kind: CheckpointKind, card: Card) -> str:
+    """Return the Hub's metadata as YAML, with the means of the scores as its results.
 
     JSON is YAML, so values are written as JSON.
     """
     task = {"type": TASKS[kind]}
-    lines = [f"license: {json.dumps(licence)}"] if licence else []
+    lines = [f"license: {json.dumps(card.licence)}"] if card.licence else []
     lines += ["library_name: labelgrid", f"pipeline_tag: {TASKS[kind]}", f"tags: {json.dumps(TAGS[kind])}"]
-    if rows:
+    if card.scores:
         lines += ["model-index:", f"- name: {json.dumps(name)}", "  results:"]
-    for file, _, _, *means in rows:
-        metrics = [
-            {"type": metric, "value": float(mean.split()[0])}
-            for metric, mean in zip(("accuracy", "exact_match", "f1"), means, strict=False)
-        ]
-        dataset = {"type": "label-lists", "name": file}
+    for score in card.scores:
+        metrics = [{"type": one, "value": round(getattr(score, one).mean, 4)} for one in SCORES]
+        dataset = {"type": "label-lists", "name": score.file}
         lines.append(f"  - {json.dumps({'task': task, 'dataset': dataset, 'metrics': metrics})}")
     return "\n".join(["---", *lines, "---"])
 
 
-def score_row(figures: dict[str, Any]) -> list[str]:
-    """Return the row of the table of scores for what `trainer score` found."""
+def score_of(figures: dict[str, Any]) -> Score:
+    """Return the card's entry for what `trainer score` found."""
     options, candidates = figures["options"], figures["candidates"]
     best_of = f", best of {candidates}" if candidates > 1 else ""
-    means = [figures[name] for name in ("accuracy", "exact_match", "f1")]
-    return [
-        figures["file"],
-        f"{options['sampler']}, {options['steps']} steps, w = {options['guidance']:g}{best_of}",
-        str(len(figures["runs"])),
-        *(f"{one['mean']:.4f} ± {one['std']:.4f}" for one in means),
-        f"{means[0]['max']:.4f}",
-        f"{figures['rows_per_picture']:.0f}",
-    ]
+    return Score(
+        file=figures["file"], runs=len(figures["runs"]), best_accuracy=figures["accuracy"]["max"],
+        sampling=f"{options['sampler']}, {options['steps']} steps, w = {options['guidance']:g}{best_of}",
+        rows_per_picture=figures["rows_per_picture"],
+        **{one: Spread(mean=figures[one]["mean"], std=figures[one]["std"]) for one in SCORES},
+    )  # fmt: skip
 
 
-def with_row(rows: list[list[str]], new: list[str]) -> list[list[str]]:
-    """Add a row, in the place of one of the same file and sampling unless that is of more runs."""
-    same = next((i for i, row in enumerate(rows) if row[:2] == new[:2]), None)
-    if same is None:
-        return [*rows, new]
-    return rows if int(rows[same][2]) > int(new[2]) else [*rows[:same], new, *rows[same + 1 :]]
+def with_score(scores: tuple[Score, ...], new: Score) -> tuple[Score, ...]:
+    """Add a score, in the place of one of the same file and sampling unless that is of more runs."""
+    for i, one in enumerate(scores):
+        if (one.file, one.sampling) == (new.file, new.sampling):
+            return scores if one.runs > new.runs else (*scores[:i], new, *scores[i + 1 :])
+    return *scores, new
+
+
+def _row(score: Score) -> list[str]:
+    means = [str(getattr(score, one)) for one in SCORES]
+    last = [f"{score.best_accuracy:.4f}", f"{score.rows_per_picture:.0f}"]
+    return [score.file, score.sampling, str(score.runs), *means, *last]
 
 
 def write_card(
     storage: Location, name: str, *, log: Path | None = None, machine: str = "", command: str = "",
-    score: list[str] | None = None, licence: str | None = None,
+    score: Score | None = None, licence: str | None = None,
 ) -> Location:  # fmt: skip
-    """Write storage/NAME.md; with a run's log also NAME-log.png and a copy of it. Return the card's path.
+    """Write storage/NAME.md and NAME-card.json; with a run's log also NAME-log.png and a copy of it.
 
-    `machine`: that trained it, in words, by `command`. `score`: a row for the table. `licence`: of the weights, by the
-    Hub's name of it, such as mit.
+    Return the card's path. `machine`: that trained it, in words, by `command`. `licence`: of the weights, by the Hub's
+    name of it, such as mit.
     """
     info, path = read_info(path_of(storage, name)), storage / f"{name}.md"
-    old = read_card(path)
-    is_same = old.digest == info.digest[:16]
-    rows = old.rows if is_same else []
-    rows = with_row(rows, score) if score else rows
-    machine = machine or (old.machine if is_same else "")
-    above = old.above
+    old = read_card(storage, name)
+    is_same = old.digest == info.digest
+    scores = old.scores if is_same else ()
+    card = Card(
+        digest=info.digest, machine=machine or (old.machine if is_same else ""), licence=licence or old.licence,
+        scores=with_score(scores, score) if score else scores,
+    )  # fmt: skip
+    files.write(storage / f"{name}{DATA}", f"{card.model_dump_json(indent=1)}\n".encode())
+    above, below = _written(files.read(path).decode("utf-8", "replace") if path.is_file() else "")
     if command:
         above = f"Made by\n\n    {command}\n\n" + MADE_BY.sub("", above).strip("\n")
-    made = f"made {info.created_at}" + (f" on {machine}" if machine else "")
-    parts = [front_matter(name, info.kind, rows, licence or old.licence)]
+    made = f"made {info.created_at}" + (f" on {card.machine}" if card.machine else "")
+    parts = [front_matter(name, info.kind, card)]
     parts += [f"# {name}", f"Kind: {info.kind}, digest `{info.digest[:16]}`, {made}.", above]
-    if rows:
-        parts.append(f"## Scores\n\n{SCORES_NOTE}\n\n" + table(SCORES_HEAD, rows))
+    if card.scores:
+        parts.append(f"## Scores\n\n{SCORES_NOTE}\n\n" + table(SCORES_HEAD, [_row(one) for one in card.scores]))
     curve = storage / f"{name}-log.png"
     if log is not None:
         lines = read_log(log)
         files.write(curve, plot_log(lines))
         files.write(storage / f"{name}-log.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
     shown = f"![loss and scores over training]({curve.name})" if curve.is_file() else ""
-    parts += [*old.below, "## Training", shown, table(["what", "value"], list(_flat(info.training)))]
+    parts += [*below, "## Training", shown, table(["what", "value"], list(_flat(info.training)))]
     parts += ["## Configuration", table(["what", "value"], list(_flat(info.config)))]
     parts.append(f"{len(info.vocabulary)} labels: {', '.join(info.vocabulary)}.")
     files.write(path, page([part for part in parts if part.strip()]).encode())

@@ -44,6 +44,7 @@ VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "channels": {"network": {"conditioning": "channels"}},
     "v": {"prediction": "v"},
     "flow": {"prediction": "flow", "schedule": "flow"},
+    "flow-weighted": {**RECIPE, "prediction": "flow", "schedule": "flow"},
     "v-min-snr": {"prediction": "v", "loss_weight": "min_snr"},
     "labels-only": RECIPE,
     "shipped": {**RECIPE, "positions": True},
@@ -54,7 +55,7 @@ VARIANTS: Final[dict[str, dict[str, Any]]] = {
 COMPARISONS: Final[dict[str, tuple[str, ...]]] = {
     "Noise schedules, eps": ("sigmoid", "linear", "quadratic", "cosine"),
     "Labels: embedding in every block, or input channels": ("sigmoid", "channels"),
-    "What is predicted": ("sigmoid", "v", "flow", "v-min-snr", "labels-only"),
+    "What is predicted": ("sigmoid", "v", "flow", "v-min-snr", "labels-only", "flow-weighted"),
     "Positions: unknown, or given": ("labels-only", "shipped"),
     "64x64 squeezed, or 32x32 padded": ("sigmoid", "pad-32", "report"),
 }

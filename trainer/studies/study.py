@@ -45,6 +45,8 @@ class Subject:
     upsampler_alone: bool = False
     around: str | None = None
     longer: int = 1
+    second: str | None = None
+    attempts: int = 8
 
     @cached_property
     def denoiser(self) -> Denoiser:
@@ -116,11 +118,12 @@ class Study:
 
 STUDIES: Final = {
     "coverage": Study(),
-    "memorisation": Study(("data", "trained_on")),
     "spectrum": Study(),
     "two-sample": Study(),
     "arrangements": Study(),
     "places": Study(()),
+    "edits": Study(()),
+    "selection": Study(("second",)),
 }
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.device import autocast_dtype
+from shared.device import fast
 from shared.diffusion.denoise import finish
 from shared.diffusion.model import Denoiser
 from shared.options import SamplingOptions, picture_seed
@@ -104,10 +104,9 @@ def _learn(x: Tensor, y: Tensor, steps: int, device: torch.device, generator: to
     network = _classifier().to(device)
     optimizer = torch.optim.AdamW(network.parameters(), LR, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
-    dtype = autocast_dtype(device)
     for _ in range(steps):
         index = torch.randint(len(x), (BATCH,), generator=generator)
-        with torch.autocast(device.type, dtype, enabled=dtype is not None):
+        with fast(device):
             out = network(to_float(x[index]).to(device, memory_format=torch.channels_last))
         loss = F.binary_cross_entropy_with_logits(out[:, 0].float(), y[index].to(device))
         loss.backward()  # type: ignore[no-untyped-call]
@@ -119,8 +118,7 @@ def _learn(x: Tensor, y: Tensor, steps: int, device: torch.device, generator: to
 
 @torch.inference_mode()
 def _scores(network: nn.Module, x: Tensor, device: torch.device) -> Tensor:
-    dtype = autocast_dtype(device)
-    with torch.autocast(device.type, dtype, enabled=dtype is not None):
+    with fast(device):
         return torch.cat([network(to_float(part).to(device))[:, 0].float().cpu() for part in torch.split(x, BATCH)])
 
 
@@ -179,7 +177,8 @@ def generate(
         rows = [stepper.new_row(dataset.labels[i], options, picture_seed(seed, i)) for i in part.tolist()]
         if upsampler_alone:
             for row, i in zip(rows, part.tolist(), strict=True):
-                row.x, row.labels = (one[i].to(stepper.device) for one in (to_float(dataset.images), places))
+                row.x = to_float(dataset.images[i : i + 1])[0].to(stepper.device)
+                row.labels = places[i].to(stepper.device)
                 row.step = len(row.table)
         made.append(torch.from_numpy(to_uint8(finish(stepper, rows))).permute(0, 3, 1, 2))
         taken += [row.labels.cpu() for row in rows]

@@ -24,7 +24,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from structlog.contextvars import bind_contextvars
 
-from service.api.access.keys import NOBODY, KeyRing
+from service.api.access.api_keys import NOBODY, KeyRing
 from service.api.problems import error_response
 from service.contract.errors import CrossSite, NoKey, NotFound, NotLocal, ServiceError, TooManyRequests
 from service.settings import Settings, StartError

@@ -123,10 +123,10 @@ async def retry_job(job_id: OwnJob, caller: CallerDep, preferences: PreferencesD
     if new_id is None:
         if status not in ("failed", "cancelled"):
             raise NotFailed(f"the job is {status}; only a failed or cancelled job can be retried", job_status=status)
-        if not before.sent:
+        if not before.uploaded:
             (await service.catalog.models()).with_digest(before.digest, ("path", "job_id"))
         record = before.model_copy(update=await new_ids(service))
-        pictures = service.results.uploaded(job_id, before.total) if before.sent else ()
+        pictures = service.results.uploaded(job_id, before.total) if before.uploaded else ()
         new_id = await create(service, record, same, pictures)
     return await answer(caller, new_id, preferences)
 

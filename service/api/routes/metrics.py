@@ -34,13 +34,13 @@ async def read_metrics(models: ModelsDep, service: ServiceDep) -> PlainTextRespo
     pending, oldest_s, claimed = Counter[str](), defaultdict[str, float](float), 0
     try:
         async with asyncio.timeout(REDIS_WITHIN_S):
-            workers, open_jobs = await jobs.workers(), await jobs.redis("ZCARD", keys.OPEN)
+            workers, open_jobs = await jobs.workers(), await jobs.redis("ZCARD", keys.DEADLINES)
             loaded = {model["digest"]: model["name"] for about in workers for model in about.get("models", ())}
             for digest, name in {**loaded, **names}.items():  # storage may have replaced what workers still sample from
                 with confined("model", passes=lambda error: isinstance(error, AWAY), model=name):
-                    pending[name] += sum(map(int, await jobs.redis("HVALS", keys.pending_counts(digest))))
+                    pending[name] += sum(map(int, await jobs.redis("HVALS", keys.waiting(digest))))
                     oldest_s[name] = max(oldest_s[name], await jobs.longest_wait_s(digest))
-                    claimed += await jobs.redis("XLEN", keys.stream(digest))
+                    claimed += await jobs.redis("XLEN", keys.pictures(digest))
     except AWAY:
         metrics.REDIS_UP.set(0)
     else:

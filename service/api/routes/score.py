@@ -12,7 +12,7 @@ from service.api.dependencies import Caller, CallerDep
 from service.api.openapi import problems
 from service.api.submit import ERRORS, create, new_record, ready_workers, same_request
 from service.api.uploads import Upload, read_submission
-from service.contract.errors import BadForm, BadRequest, TooLarge
+from service.contract.errors import BadForm, BadRequest, SelectedScore, TooLarge
 from service.contract.records import JobRecord
 from service.contract.schemas import Job, ScoreFields
 from shared.options import LIMITS
@@ -42,7 +42,7 @@ class ScoreForm(ScoreFields):
 @router.post(
     "/score",
     response_model=Job,
-    responses={**RESPONSES, **problems(*ERRORS, BadForm)},
+    responses={**RESPONSES, **problems(*ERRORS, BadForm, SelectedScore)},
     summary="Score the model on a test file",
 )
 async def score(
@@ -55,6 +55,9 @@ async def score(
     With a zip of `pictures` it generates none and scores those, as one run, by the evaluator of `model`.
     """
     fields = ScoreFields.model_validate(form.model_dump(exclude={"file", "pictures"}, exclude_unset=True))
+    if fields.until is not None:
+        reason = "the evaluator would score pictures that it has selected itself; leave it out, or send POST /generate"
+        raise SelectedScore.at(("body", "until"), reason)
     pictures = list[Upload]()
     lists = await _read_lists(form.file)
     if form.pictures is not None:
@@ -66,7 +69,7 @@ async def score(
     same = same_request(caller, "score", fields, lists, pictures)
     job_id = await caller.service.jobs.known(same)
     if job_id is None:
-        record = await _checked(fields, lists, caller, are_sent=bool(pictures))
+        record = await _checked(fields, lists, caller, are_uploaded=bool(pictures))
         job_id = await create(caller.service, record, same, [one.read for one in pictures])
     for file in filter(None, (form.file, form.pictures)):
         await file.close()  # before the request waits
@@ -86,11 +89,11 @@ async def _read_lists(file: UploadFile) -> list[list[str]]:
         raise BadRequest.from_label_error(error, "file") from error
 
 
-async def _checked(fields: ScoreFields, lists: list[list[str]], caller: Caller, *, are_sent: bool) -> JobRecord:
-    """Return the job of a request. `are_sent`: it has the pictures. Raises BadRequest, NoModel."""
+async def _checked(fields: ScoreFields, lists: list[list[str]], caller: Caller, *, are_uploaded: bool) -> JobRecord:
+    """Return the job of a request. `are_uploaded`: it has the pictures. Raises BadRequest, NoModel."""
     models = await caller.service.catalog.models()
-    info = models.find_evaluator(fields.model) if are_sent else models.find(fields.model)
+    info = models.find_evaluator(fields.model) if are_uploaded else models.find(fields.model)
     labels = check_lists(lists, info, ("body", "file"))
     return await new_record(
-        caller, "score", fields, info, labels, repeats=1 if are_sent else fields.repeats, sent=are_sent
+        caller, "score", fields, info, labels, repeats=1 if are_uploaded else fields.repeats, uploaded=are_uploaded
     )

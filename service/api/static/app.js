@@ -173,7 +173,7 @@ function setMode(next) {
     find(`#${name}-panel`).hidden = name !== mode;
   }
   find("#repeats-field").hidden = mode !== "score";
-  find("#trajectory-field").hidden = mode !== "draw";
+  for (const name of ["trajectory", "attempts"]) find(`#${name}-field`).hidden = mode !== "draw";
   find("#kept-block").hidden = mode !== "draw"; // only jobs in draw mode can be edited as new
   find("#refusal").textContent = "";
   update();

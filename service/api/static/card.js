@@ -84,9 +84,10 @@ export class Card {
   }
 
   /** Shows the preview of a step. */
-  sample({ step, steps, preview }) {
+  sample({ step, steps, preview, attempt }) {
     if (this.made) return;
     this.element.dataset.state = "sampling";
+    this.frame.title = attempt > 1 ? `Attempt ${attempt}` : "";
     this.bar.style.setProperty("--part", step / steps);
     if (preview) this.#draw(preview);
   }
@@ -95,6 +96,7 @@ export class Card {
   finish(source) {
     this.made = true;
     this.element.dataset.state = "made";
+    this.frame.title = "";
     if (source) this.#draw(source);
     this.#name();
   }
@@ -130,7 +132,8 @@ export class Card {
 
   #name() {
     const state = { waiting: ", not finished yet", sampling: ", not finished yet", abandoned: ", not finished", exact: ", exact", judged: ", not exact" };
-    const verdict = state[this.element.dataset.state] ?? "";
+    const selected = this.result?.kept ? `, selected, attempt ${this.result.kept}` : "";
+    const verdict = `${state[this.element.dataset.state] ?? ""}${selected}`;
     this.frame.setAttribute("aria-label", `Picture ${this.index + 1}: ${listed(this.labels)}${verdict}. Enlarge`);
   }
 }

@@ -100,7 +100,7 @@ export class Lightbox {
     way.hidden = false;
   }
 
-  #about({ labels, scores, accuracy, f1, distances }) {
+  #about({ labels, scores, accuracy, f1, distances, kept, attempts }) {
     const known = distances?.filter((distance) => distance !== null) ?? [];
     const mean = known.reduce((sum, distance) => sum + distance, 0) / known.length;
     const shown = new Set([...labels, ...Object.keys(scores).filter((label) => scores[label] > 0.5)]);
@@ -113,6 +113,7 @@ export class Lightbox {
       h("dd", {}, figure(accuracy)),
       h("dt", {}, "F1"),
       h("dd", {}, figure(f1)),
+      kept ? [h("dt", {}, "Selected"), h("dd", {}, `attempt ${kept}${attempts ? ` of ${attempts.length}` : ""}`)] : null,
       known.length ? [h("dt", {}, "Mean distance"), h("dd", {}, distanceWords(mean))] : null,
       others.length ? [h("dt", {}, "Next most likely"), h("dd", {}, `${others[0][0]}, ${percent(others[0][1])}`)] : null,
     );

@@ -5,8 +5,8 @@
 import { find, h } from "./dom.js";
 import { counted, recipeOf } from "./words.js";
 
-const NUMBERS = ["seed", "steps", "guidance", "trajectory", "repeats"];
-const ONLY = { trajectory: "draw", repeats: "score" }; // fields of one mode only
+const NUMBERS = ["seed", "steps", "guidance", "trajectory", "attempts", "repeats"];
+const ONLY = { trajectory: "draw", attempts: "draw", repeats: "score" }; // fields of one mode only
 const CHOICES = ["sampler", "model"];
 const KEPT = {
   spacing: (name) => `spacing ${name}`,
@@ -48,6 +48,7 @@ export class Options {
     find("#seed").max = asked.seed.anyOf[0].maximum;
     const { minimum, maximum } = asked.trajectory.anyOf[0];
     Object.assign(find("#trajectory"), { min: minimum, max: maximum });
+    find("#attempts").max = asked.attempts.anyOf[0].maximum;
     this.samplers = own.sampler.enum;
     this.#showDefaults();
   }
@@ -82,6 +83,7 @@ export class Options {
     }
     find("#seed").value = job.seed;
     find("#trajectory").value = job.trajectory ?? "";
+    find("#attempts").value = job.options.attempts ?? "";
     const usual = { ...this.#usual(), columns: this.columns };
     const own = Object.entries({ ...job.options, columns: job.columns }).filter(
       ([name, value]) => name in KEPT && String(value) !== String(usual[name]),
@@ -145,7 +147,8 @@ export class Options {
 
   #chosen(mode) {
     const chosen = CHOICES.map((name) => [name, find(`#${name}`).value]).filter(([, value]) => value);
-    return { ...Object.fromEntries(chosen), ...(mode === "draw" ? this.#keptOptions() : {}) };
+    const until = mode === "draw" && find("#attempts").value !== "" ? { until: "exact" } : {};
+    return { ...Object.fromEntries(chosen), ...until, ...(mode === "draw" ? this.#keptOptions() : {}) };
   }
 
   /** What counts for uploaded pictures: the model whose evaluator judges them. */

@@ -13,11 +13,13 @@ export function scoreboard(job, more) {
   const { result } = job;
   const exact = result.pictures.filter((picture) => picture.exact).length;
   if (job.kind === "generate") {
-    return figures([
+    const rows = figures([
       ["Exact", String(exact), `of ${result.pictures.length}`],
       ["Accuracy", figure(result.accuracy)],
       ["F1", figure(result.f1)],
     ]);
+    const words = "Selected: each picture is the best of its attempts, so these figures are not the model's.";
+    return result.selected ? h("div", {}, rows, h("p", { class: "note" }, words)) : rows;
   }
   const { accuracy, exact_match: exactMatch, f1, repeats } = result;
   return h(

@@ -14,6 +14,9 @@ export function when(iso) {
   return then.toLocaleString([], { ...day, hour: "2-digit", minute: "2-digit" });
 }
 
+/** "14:03:20" */
+export const clock = (iso) => new Date(iso).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+
 /** "1.4 s", "2 min 5 s" */
 export function lasting(seconds) {
   if (seconds < 59.95) return `${seconds.toFixed(1)} s`;
@@ -56,7 +59,7 @@ export const recipeOf = ({ model, digest, labels, layouts, seed, first, options,
 
 /** A request for the pictures of a job, with every option of the job. */
 export function requestOf(job) {
-  if (job.first) return { recipe: recipeOf(job) };
+  if (job.first || job.options.kept) return { recipe: recipeOf(job) };
   const { eta, ...options } = job.options;
   const { labels, layouts, seed, model, trajectory, columns } = job;
   return {

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from redis import Redis
 
-from service.api.access.keys import hash_of, new_key
+from service.api.access.api_keys import hash_of, new_key
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.async_jobs import AsyncJobs
@@ -116,14 +116,14 @@ def test_a_draining_api_answers_open_requests_and_refuses_new_ones(
         ThreadPoolExecutor(1) as thread,
     ):
         waiting = thread.submit(client.post, "/generate", json=TWO)
-        (job_id,) = until(lambda: connection.zrange(keys.OPEN, 0, -1))
+        (job_id,) = until(lambda: connection.zrange(keys.DEADLINES, 0, -1))
         with client.stream("GET", f"/jobs/{job_id}/events") as response:
             stream = events(response)
             assert next(stream)["event"] == "job"
             server.should_exit = True
             assert list(stream) == []  # the stream has ended, the job has not
         until(lambda: is_refused(client))  # an orchestrator or proxy then asks another process
-        assert connection.zrange(keys.OPEN, 0, -1) == [job_id]
+        assert connection.zrange(keys.DEADLINES, 0, -1) == [job_id]
         assert not waiting.done()
         run(Runner(connection, settings, "w"), job_id)
         answer = waiting.result(timeout=60)
@@ -144,14 +144,14 @@ def test_at_the_deadline_waiting_requests_are_answered_with_the_jobs_address(
     ):
         waiting = threads.submit(client.post, "/generate", json=TWO)
         waiting_at_v1 = threads.submit(client.post, "/v1/images/generations", json=openai)
-        until(lambda: connection.zcard(keys.OPEN) == 2)
+        until(lambda: connection.zcard(keys.DEADLINES) == 2)
         server.should_exit = True
         answer = waiting.result(timeout=60)
         assert (answer.status_code, answer.json()["status"]) == (202, "queued")
         assert answer.headers["location"] == f"/jobs/{answer.json()['id']}"
         late = waiting_at_v1.result(timeout=60)
         assert (late.status_code, late.json()["error"]["code"]) == (504, "not_in_time")
-    assert connection.zcard(keys.OPEN) == 2
+    assert connection.zcard(keys.DEADLINES) == 2
 
 
 def test_a_draining_worker_counts_as_none(client: httpx.Client, alive: JobStore) -> None:

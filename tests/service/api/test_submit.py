@@ -15,13 +15,13 @@ from typing import Any, cast
 
 import httpx
 import pytest
+from fastapi import Request
 from redis import Redis
 
 import service.api.app
 import service.store.async_jobs
-from service.api.access.keys import hash_of, new_key
+from service.api.access.api_keys import hash_of, new_key
 from service.api.answers import Preferences, read_preferences
-from service.api.dependencies import Service
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.jobs import JobStore
@@ -228,7 +228,7 @@ def test_an_idempotency_key_finds_its_job_after_the_models_are_gone(
 
 def until_waiting(store: JobStore, requests: int) -> None:
     """Return once so many requests have created their jobs and have no answer yet."""
-    until(lambda: REQUESTS_IN_WORK._value.get() == requests and store.connection.zcard(keys.OPEN) >= requests)
+    until(lambda: REQUESTS_IN_WORK._value.get() == requests and store.connection.zcard(keys.DEADLINES) >= requests)
 
 
 @pytest.mark.parametrize("how", ["generate", "pictures", "v1"])
@@ -245,7 +245,7 @@ def test_a_request_stops_waiting_when_its_client_disconnects(
         connection.sendall(b"POST %s HTTP/1.1\r\n%s\r\n%s" % (path.encode(), head, request.read()))
         until_waiting(alive, 1)
     until(lambda: counted._value.get() == before + 1)
-    (job_id,) = alive.connection.zrange(keys.OPEN, 0, -1)
+    (job_id,) = alive.connection.zrange(keys.DEADLINES, 0, -1)
     assert client.get(f"/jobs/{job_id}").json()["status"] == "queued"  # the job goes on
 
 
@@ -259,10 +259,10 @@ def test_clients_that_wait_share_one_connection(
     with serving(settings) as client, ThreadPoolExecutor(4) as pool:
         own = [pool.submit(client.post, "/generate", json=body) for _ in range(2)]
         same = [pool.submit(client.post, "/generate", json=body, headers=headers) for _ in range(2)]
-        until(lambda: REQUESTS_IN_WORK._value.get() == 4 and alive.connection.zcard(keys.OPEN) == 3)
+        until(lambda: REQUESTS_IN_WORK._value.get() == 4 and alive.connection.zcard(keys.DEADLINES) == 3)
         assert alive.connection.info("clients")["pubsub_clients"] == before + 1
         begun = time.monotonic()
-        for job_id in alive.connection.zrange(keys.OPEN, 0, -1):
+        for job_id in alive.connection.zrange(keys.DEADLINES, 0, -1):
             alive.fail(job_id, f"as {job_id} must")
         answers = [one.result().json() for one in (*own, *same)]
     assert time.monotonic() - begun < service.store.async_jobs.LOOK_AGAIN_S
@@ -278,9 +278,9 @@ def test_an_end_that_nobody_heard_of_is_seen_soon(
     with serving(settings) as client, ThreadPoolExecutor(1) as pool:
         waiting = pool.submit(client.post, "/generate", json={"labels": LISTS})
         until_waiting(alive, 1)
-        (job_id,) = alive.connection.zrange(keys.OPEN, 0, -1)
+        (job_id,) = alive.connection.zrange(keys.DEADLINES, 0, -1)
         alive.connection.hset(keys.job(job_id), mapping={"status": "failed", "error": "quietly"})
-        alive.connection.zrem(keys.OPEN, job_id)
+        alive.connection.zrem(keys.DEADLINES, job_id)
         assert problem(waiting.result(), 500, "job-failed")["detail"] == "quietly"
 
 
@@ -297,8 +297,9 @@ def test_an_end_that_nobody_heard_of_is_seen_soon(
     ],
 )
 def test_reading_the_headers(settings: Settings, prefer: str, accept: str, preferences: Preferences) -> None:
-    service = SimpleNamespace(settings=settings.model_copy(update={"wait_s": 30}))
-    assert asyncio.run(read_preferences(cast(Service, service), [prefer], [accept])) == preferences
+    app = SimpleNamespace(state=SimpleNamespace(settings=settings.model_copy(update={"wait_s": 30})))
+    request = cast(Request, SimpleNamespace(app=app))
+    assert asyncio.run(read_preferences(request, [prefer], [accept])) == preferences
 
 
 def test_prefer_respond_async(client: httpx.Client, alive: JobStore) -> None:

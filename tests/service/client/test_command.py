@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import typer
 from redis import Redis
 from typer.testing import CliRunner
 
-from service.api.access.keys import hash_of
+from service.api.access.api_keys import hash_of
 from service.client import Client
 from service.client.__main__ import app
 from service.client.display import plain
@@ -71,6 +72,14 @@ def test_generate_as_in_the_readme(url: str, client: httpx.Client, working: Runn
     job = client.get("/jobs").json()["jobs"][0]
     assert job["options"]["steps"] == 2
     assert grid.read_bytes() == client.get(f"/jobs/{job['id']}/grid.png").content
+
+
+def test_selected_pictures_say_so(run: Command, working: Runner) -> None:
+    """The toy evaluator finds nothing exact."""
+    code, out, _ = run("generate", "red cube", "--steps", "2", "--until", "exact", "--attempts", "2")
+    assert code == 0
+    assert re.search("selected: attempt [12] of 2", out)
+    assert "of selected pictures" in out
 
 
 def test_score_saves_the_best_runs_pictures_in_the_files_order(

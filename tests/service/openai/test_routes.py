@@ -11,7 +11,7 @@ import openai
 import pytest
 from redis import Redis
 
-from service.api.access.keys import hash_of, new_key
+from service.api.access.api_keys import hash_of, new_key
 from service.settings import Settings
 from service.store import workers
 from service.store.jobs import JobStore
@@ -49,6 +49,16 @@ def test_pictures_equal_those_of_generate(ai: openai.OpenAI, client: httpx.Clien
     extra: Any = inline.model_extra
     assert extra["seed"] == 7
     assert client.get(extra["job"]).json()["result"]["accuracy"] == job["result"]["accuracy"]
+
+
+def test_selected_pictures_say_so(ai: openai.OpenAI, working: Runner) -> None:
+    """The toy evaluator finds nothing exact."""
+    asked: Any = {"prompt": PROMPT, "n": 2, "extra_body": {"until": "exact", "attempts": 2, "steps": 2}}
+    answer = ai.images.generate(**asked)
+    assert (answer.model_extra or {})["selected"] is True
+    assert [image.model_extra for image in answer.data or []] == [{"exact": False, "attempts": 2}] * 2
+    with pytest.raises(openai.BadRequestError, match="attempts"):
+        ai.images.generate(prompt=PROMPT, extra_body={"attempts": 2})
 
 
 @pytest.mark.parametrize("how", ["fails", "is cancelled"])

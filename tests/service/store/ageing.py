@@ -25,4 +25,4 @@ end
 
 
 def age(connection: Redis, seconds: int) -> None:
-    connection.eval(AGE, 0, 1000 * seconds, keys.stream("*"), GROUP)
+    connection.eval(AGE, 0, 1000 * seconds, keys.pictures("*"), GROUP)

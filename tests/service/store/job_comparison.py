@@ -15,7 +15,7 @@ from tests.service.store.job_model import DIGESTS, OWNERS, Job, Model
 def check_jobs(connection: Redis, model: Model) -> None:
     """Check every job's state, verdicts, events and pending pictures, and each owner's list and stored pictures."""
     with connection.pipeline(transaction=False) as pipe:
-        pipe.zrange(keys.OPEN, 0, -1, withscores=True)
+        pipe.zrange(keys.DEADLINES, 0, -1, withscores=True)
         for job_id in model.jobs:
             pipe.hmget(keys.job(job_id), "dispatched", "total")
             pipe.hget(keys.job(job_id), "status")
@@ -23,7 +23,7 @@ def check_jobs(connection: Redis, model: Model) -> None:
             pipe.xrange(keys.events(job_id))
         for owner in OWNERS:
             pipe.hgetall(keys.stored(owner))
-            pipe.zrange(keys.index(owner), 0, -1)
+            pipe.zrange(keys.jobs(owner), 0, -1)
         opened, *found = pipe.execute()
     of_owners, found = found[-2 * len(OWNERS) :], found[: -2 * len(OWNERS)]
     jobs = model.jobs
@@ -54,10 +54,10 @@ def check_queues(connection: Redis, model: Model) -> None:
     """Check the number of pending pictures by owner, the entries of the streams, and what is left to do."""
     with connection.pipeline(transaction=False) as pipe:
         for digest in DIGESTS:
-            pipe.hgetall(keys.pending_counts(digest))
-            pipe.zrange(keys.owners(digest), 0, -1)
-            pipe.xrange(keys.stream(digest))
-            pipe.xpending_range(keys.stream(digest), GROUP, "-", "+", count=1000)
+            pipe.hgetall(keys.waiting(digest))
+            pipe.zrange(keys.turns(digest), 0, -1)
+            pipe.xrange(keys.pictures(digest))
+            pipe.xpending_range(keys.pictures(digest), GROUP, "-", "+", count=1000)
         found: Any = pipe.execute(raise_on_error=False)  # a stream without entries may have no group
     for digest, counts, owners, stream, claimed in zip(DIGESTS, *(found[i::4] for i in range(4)), strict=True):
         pending = {owner: int(n) for owner, n in counts.items()}
@@ -75,6 +75,6 @@ def check_work(store: JobStore, model: Model) -> None:
     """Check which models and jobs have work, as workers ask for it."""
     assert {one.digest for one in store.wanted()} == model.wanted()
     overdue = {i for i, job in model.jobs.items() if job.is_open and job.overdue_at <= model.clock}
-    assert set(call(store.connection, "overdue")) == overdue
+    assert {i for i, _ in call(store.connection, "overdue")} == overdue
     for digest in DIGESTS:
         assert set(store.of_model(digest)) == {job.record.id for job in model.of(digest) if job.is_open}

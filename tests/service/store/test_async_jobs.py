@@ -49,7 +49,7 @@ def test_jobs_that_arrive_together_share_a_connection(settings: Settings, store:
     assert len(sent) < 25
     assert connection.llen("rq:queue:labelgrid") == 1
     assert [stored(store, job.id) for job in jobs] == jobs
-    assert connection.zcard(keys.OPEN) == 20
+    assert connection.zcard(keys.DEADLINES) == 20
 
 
 def test_each_gets_its_own_answer(settings: Settings, store: JobStore, connection: Redis) -> None:
@@ -101,8 +101,8 @@ def test_simultaneous_requests_cannot_exceed_the_limit_together(connection: Redi
     with ThreadPoolExecutor(8) as pool:
         refused = sum(pool.map(lambda _: full_of(connection, limited, record(4)) is not None, range(8)))
     assert refused == 6
-    assert connection.hgetall(keys.pending_counts(DIGEST)) == {"": "8"}
-    assert connection.zcard(keys.OPEN) == 2
+    assert connection.hgetall(keys.waiting(DIGEST)) == {"": "8"}
+    assert connection.zcard(keys.DEADLINES) == 2
 
 
 def test_a_job_larger_than_its_owners_share_leaves_the_others_theirs(connection: Redis, limited: Settings) -> None:
@@ -127,7 +127,7 @@ def test_concurrent_requests_with_one_key_create_one_job(store: JobStore, connec
     request = IdempotentRequest("", "key", "request")
     with ThreadPoolExecutor(8) as pool:
         (job_id,) = set(pool.map(lambda _: add_job(store, record(), request), range(8)))
-    assert connection.zrange(keys.OPEN, 0, -1) == [job_id]
+    assert connection.zrange(keys.DEADLINES, 0, -1) == [job_id]
     assert 86400 - 60 < connection.ttl(request.redis_key) <= 86400
     with pytest.raises(KeyReuse):
         add_job(store, record(), IdempotentRequest("", "key", "another request"))
@@ -185,7 +185,7 @@ def test_one_who_waits_asks_again_after_an_answer_that_did_not_come(
 def test_the_grid_of_a_finished_job_is_known_without_its_result(
     settings: Settings, store: JobStore, connection: Redis, a: PictureStream, is_of_the_release_before: bool
 ) -> None:
-    jobs = [record(2), record(1), record(1, repeats=2, kind="score"), record(1, sent=True, kind="score")]
+    jobs = [record(2), record(1), record(1, repeats=2, kind="score"), record(1, uploaded=True, kind="score")]
     for job in jobs:
         add_job(store, job)
 

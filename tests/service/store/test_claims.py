@@ -80,7 +80,7 @@ def test_an_entry_that_is_neither_picture_nor_grid_is_removed(
     add_job(store, record(1))
     connection.xadd(a.key, {"animation": "j", "frame": 1})
     assert indices(store.claim_new(a, 5)) == [0]
-    assert connection.xlen(a.key) == len(a.held) == 1
+    assert connection.xlen(a.key) == len(a.leased) == 1
 
 
 @pytest.mark.parametrize("most", [2, 3, 4, 9])
@@ -118,9 +118,9 @@ def test_one_worker_samples_suspects_and_the_others_go_on(
     assert indices(a.claim_stale(5, may_be_alone=True)[0]) == [0]
     assert [(one.index, one.alone) for one in b.claim_stale(5, may_be_alone=True)[0]] == [(5, False)]
     assert (a.suspects, b.suspects) == (4, 0)
-    connection.pexpire(keys.suspects_keeper(DIGEST), 1000)
+    connection.pexpire(keys.suspects(DIGEST), 1000)
     a.claim_stale(0, may_be_alone=False)
-    assert connection.pttl(keys.suspects_keeper(DIGEST)) > 1000  # it remains the one as long as it asks
+    assert connection.pttl(keys.suspects(DIGEST)) > 1000  # it remains the one as long as it asks
 
 
 def test_consumers_that_are_idle_for_a_lease_are_dropped_when_a_worker_opens_the_stream(
@@ -139,7 +139,7 @@ def test_a_stream_that_redis_has_lost_is_made_anew(connection: Redis, store: Job
     store.claim_new(a, 5)
     connection.flushall()
     a.renew()
-    a.release(list(a.held))
+    a.release(list(a.leased))
     assert a.claim_stale(1, may_be_alone=True) == ([], [])  # workers call this before claim_new
     add_job(store, record(1))
     assert len(store.claim_new(a, 5)) == 1

@@ -98,7 +98,7 @@ def test_a_look_does_not_wait_for_redis(
     connection: Redis, settings: Settings, impatient: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     job_id = create_job(JobStore(connection, settings), "http://127.0.0.1/hook")
-    connection.zadd(keys.OPEN, {job_id: 1})
+    connection.zadd(keys.DEADLINES, {job_id: 1})
     runner = Runner(impatient, settings, "w1")
     monkeypatch.setattr("service.worker.runner.CHECK_EVERY_S", 0.0)
     with read_only(connection):
@@ -152,7 +152,7 @@ def test_the_api_follows_a_failover_although_its_connections_stay_open(settings:
             link.symlink_to(second.socket)
             answers = [client.post("/generate", json=body, headers=headers) for _ in range(3)]
             assert [answer.status_code for answer in answers] == [503, 202, 202]
-            assert after.zcard(keys.OPEN) == 2
+            assert after.zcard(keys.DEADLINES) == 2
             assert client.get(f"/jobs/{answers[1].json()['id']}").json()["status"] == "queued"
             assert client.get(f"/jobs/{ids[0]}").status_code == 404  # here nothing is replicated
         for server, connection in ((first, before), (second, after)):

@@ -281,7 +281,7 @@ class JobMachine(RuleBasedStateMachine):
         if is_told:
             worker.held[digest] |= {claim.entry: claim for claim in grids}
         else:
-            worker.streams[digest].held -= {claim.entry for claim in grids}
+            worker.streams[digest].leased -= {claim.entry for claim in grids}
             assert self.store.commit(worker.streams[digest], made, results) == ([], gone)
         assert gone == {one.picture.job for _, one in made if not self.model.exists(one.picture.job)}
         for job_id in gone:
@@ -451,7 +451,7 @@ class JobMachine(RuleBasedStateMachine):
     @invariant()
     def workers_know_what_they_hold(self) -> None:
         for worker in self.workers:
-            assert {digest: stream.held for digest, stream in worker.streams.items()} == {
+            assert {digest: stream.leased for digest, stream in worker.streams.items()} == {
                 digest: set(held) for digest, held in worker.held.items()
             }
 
@@ -481,7 +481,7 @@ class JobMachine(RuleBasedStateMachine):
         assert [job for job in self.model.jobs.values() if job.is_open] == []
         self.redis_equals_the_model()
         self.time_passes(20)
-        lasting = {keys.stream(digest) for digest in DIGESTS} | {keys.owners(digest) for digest in DIGESTS}
+        lasting = {keys.pictures(digest) for digest in DIGESTS} | {keys.turns(digest) for digest in DIGESTS}
         lasting |= {keys.OLD_WORKERS, CLOCK_KEY}
         left = {key for key in self.connection.scan_iter(count=1000) if not key.startswith("rq:")}
         assert left <= lasting

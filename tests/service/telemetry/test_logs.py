@@ -8,7 +8,7 @@ import pytest
 from pydantic import SecretStr
 from redis import Redis
 
-from service.api.access.keys import hash_of, new_key
+from service.api.access.api_keys import hash_of, new_key
 from service.settings import Settings
 from service.telemetry.logs import LineFormatter, get_logger
 from service.worker.runner import Runner

@@ -19,13 +19,14 @@ from service.worker.judge import Failed, Outcome
 from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.path import NoisePath
 from shared.diffusion.schedules import alpha_bar
-from shared.options import SamplingOptions
+from shared.edits import PictureOptions
+from shared.options import attempt_seed, picture_seed
 from shared.vocabulary import Vocabulary
 from tests.toy import ToyNetwork
 
 NAMES = ("red cube", "blue cube", "gray sphere", "cyan cylinder")
 AB = alpha_bar("cosine")
-PLAIN = SamplingOptions(guidance=1.0, steps=6)
+PLAIN = PictureOptions(guidance=1.0, steps=6)
 
 
 class ToyJudge:
@@ -74,7 +75,7 @@ def engine(net: ToyNetwork | None = None, *, efficient_rows: int | None = None) 
 
 
 def picture(
-    index: int, *, job: str = "a", labels: Sequence[str] = NAMES[:1], options: SamplingOptions = PLAIN
+    index: int, *, job: str = "a", labels: Sequence[str] = NAMES[:1], options: PictureOptions = PLAIN
 ) -> Picture:
     return Picture(job=job, index=index, labels=tuple(labels), seed=1000 + index, options=options)
 
@@ -99,9 +100,9 @@ def pixels(outcome: Outcome) -> np.ndarray:
 
 MIXED = [
     picture(0),
-    picture(1, job="b", labels=NAMES[1:3], options=SamplingOptions(steps=3, guidance=3.0)),
-    picture(2, job="c", labels=NAMES[3:], options=SamplingOptions(sampler="ddpm", steps=9, spacing="uniform")),
-    picture(3, options=SamplingOptions(sampler="ddim", eta=0.5, steps=4, guidance=0.0)),
+    picture(1, job="b", labels=NAMES[1:3], options=PictureOptions(steps=3, guidance=3.0)),
+    picture(2, job="c", labels=NAMES[3:], options=PictureOptions(sampler="ddpm", steps=9, spacing="uniform")),
+    picture(3, options=PictureOptions(sampler="ddim", eta=0.5, steps=4, guidance=0.0)),
 ]
 
 
@@ -127,7 +128,7 @@ def test_a_picture_is_the_same_alone_and_in_a_batch_that_others_join() -> None:
 
 
 def test_a_large_job_waits_for_small_ones_and_its_pictures_stay_the_same() -> None:
-    large = [picture(i, options=SamplingOptions(steps=6)) for i in range(4)]  # two network rows a step, each
+    large = [picture(i, options=PictureOptions(steps=6)) for i in range(4)]  # two network rows a step, each
     large[0] = replace(large[0], trajectory=4)
     undisturbed = engine()
     undisturbed.admit(large)
@@ -152,10 +153,10 @@ def test_a_large_job_waits_for_small_ones_and_its_pictures_stay_the_same() -> No
 
 def test_a_jobs_turn_follows_from_all_that_it_has_left_and_from_how_long_it_waits() -> None:
     one, rounds = engine(efficient_rows=1), 0
-    one.admit([picture(0, options=SamplingOptions(guidance=1.0, steps=40))])
+    one.admit([picture(0, options=PictureOptions(guidance=1.0, steps=40))])
     while not one.batch["a", 0].row.step:
         rounds += 1
-        options = SamplingOptions(guidance=1.0, steps=2)
+        options = PictureOptions(guidance=1.0, steps=2)
         one.admit([picture(i, job=str(rounds), options=options) for i in range(3)])
         for _ in range(2):
             one.step()
@@ -220,3 +221,106 @@ def test_a_frame_has_the_pictures_proportions(
     sampled: tuple[int, int], finished: tuple[int, int], size: tuple[int, int]
 ) -> None:
     assert frame_size((3, *sampled), (3, *finished)) == size
+
+
+class Picky(ToyJudge):
+    """Finds the first label in bright pictures alone, and the second in very dark ones besides."""
+
+    def probabilities(self, images: Tensor) -> Tensor:
+        light = images.mean(dim=(1, 2, 3))
+        found = torch.stack([light > -0.575, light < -0.6, *[torch.zeros_like(light)] * 2], dim=1)
+        return 0.1 + 0.8 * found.float()
+
+
+def picky() -> Engine:
+    return Engine(FaultyStepper(network(), NoisePath(AB, "v")), Vocabulary(NAMES), Picky(), BatchSizes(8, 64))
+
+
+def until_exact(index: int, attempts: int) -> Picture:
+    options = PLAIN.model_copy(update={"until": "exact", "attempts": attempts})
+    return replace(picture(index, options=options), last=attempts)
+
+
+def drawn_alone(index: int, attempt: int) -> FinishedPicture:
+    """The picture of an attempt's seed, as any request with that seed would get it."""
+    one = picky()
+    one.admit([replace(picture(index), seed=attempt_seed(1000 + index, attempt))])
+    (outcome,) = run(one)
+    assert isinstance(outcome, FinishedPicture)
+    return outcome
+
+
+def test_a_picture_is_drawn_until_it_is_exact_and_equals_the_plain_picture_of_that_seed() -> None:
+    """Whatever else is in the batch, and with an end that is the best attempt where none is exact."""
+    attempts, count, rows = 4, 12, 0
+    plain = {(i, n): drawn_alone(i, n) for i in range(count) for n in range(1, attempts + 1)}
+    expected = {}
+    for i in range(count):
+        verdicts = [plain[i, n].verdict for n in range(1, attempts + 1)]
+        exact = [n for n, verdict in enumerate(verdicts, 1) if verdict.exact]
+        best = max(range(1, attempts + 1), key=lambda n: (verdicts[n - 1].f1, verdicts[n - 1].accuracy))
+        expected[i] = (exact[0], exact[0]) if exact else (best, attempts)
+        rows += PLAIN.steps * expected[i][1]
+    kept, drawn = ([pair[i] for pair in expected.values()] for i in (0, 1))
+    assert {1, 2} <= set(drawn)  # some are exact at once, some later,
+    assert any(not plain[i, kept[i]].verdict.exact for i in range(count))  # and some never
+    for together in (True, False):
+        one, outcomes = picky(), list[Outcome]()
+        for i in range(count):
+            one.admit([until_exact(i, attempts)])
+            outcomes += one.step() if together else run(one)
+        outcomes += run(one)
+        assert one.stepper.network_rows == rows
+        found = {outcome.picture.index: outcome for outcome in outcomes}
+        assert len(found) == len(outcomes) == count
+        for i, outcome in found.items():
+            assert isinstance(outcome, FinishedPicture)
+            verdict = outcome.verdict
+            assert (verdict.attempt, len(verdict.attempts)) == expected[i]
+            assert verdict.attempts[verdict.attempt - 1] == verdict.model_copy(update={"attempts": ()})
+            assert [one.seed for one in verdict.attempts] == [attempt_seed(1000 + i, n + 1) for n in range(drawn[i])]
+            assert np.abs(pixels(outcome) - pixels(plain[i, kept[i]])).max() <= 1
+
+
+def test_the_kept_attempt_of_a_recipe_is_drawn_once_also_if_it_is_not_exact() -> None:
+    options = PLAIN.model_copy(update={"until": "exact", "attempts": 4, "kept": (3,)})
+    for index in range(4):
+        one = picky()
+        one.admit([replace(picture(index, options=options), attempt=3, last=3)])
+        (outcome,) = run(one)
+        assert isinstance(outcome, FinishedPicture)
+        assert one.stepper.network_rows == PLAIN.steps
+        assert np.array_equal(pixels(outcome), pixels(drawn_alone(index, 3)))
+        assert (outcome.verdict.attempt, outcome.verdict.attempts) == (3, ())
+
+
+def test_a_later_attempt_that_fails_alone_ends_its_picture_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was judged before a failure is judged again, and no attempt is counted twice."""
+    one, draw, failing = picky(), Stepper.new_row, set[int]()
+    again = [i for i in range(12) if not drawn_alone(i, 1).verdict.exact]
+    failing.add(attempt_seed(1000 + again[0], 2))
+
+    def new_row(self: Stepper, labels: Tensor, options: PictureOptions, seed: int, *rest: object) -> Row:
+        if seed in failing:
+            raise RuntimeError("no such noise")
+        return draw(self, labels, options, seed, *rest)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(Stepper, "new_row", new_row)
+    one.admit([until_exact(i, 3) for i in range(8)])
+    outcomes = {outcome.picture.index: outcome for outcome in run(one)}
+    assert [i for i, outcome in outcomes.items() if isinstance(outcome, Failed)] == [again[0]]
+    for i in set(range(8)) - {again[0]}:
+        outcome = outcomes[i]
+        assert isinstance(outcome, FinishedPicture)
+        seeds = [verdict.seed for verdict in outcome.verdict.attempts]
+        assert seeds == [attempt_seed(1000 + i, n + 1) for n in range(len(seeds))]
+
+
+def test_attempts_share_no_seed_with_other_pictures_of_the_job_or_the_next_seeds() -> None:
+    seeds = [
+        attempt_seed(picture_seed(seed, position), attempt)
+        for seed in range(40)
+        for position in range(32)
+        for attempt in range(1, 17)
+    ]
+    assert len(set(seeds)) == len(seeds)

@@ -41,7 +41,7 @@ def test_another_worker_finishes_a_killed_ones_job_with_the_same_pictures(
     job = new_job(settings, steps=100, pictures=6)
     add_job(store, job)
     until(lambda: done_count(store, job.id) > 0)  # 4 are finished, 2 in progress
-    (consumer, *_) = until(lambda: connection.xpending(keys.stream(job.digest), GROUP)["consumers"])
+    (consumer, *_) = until(lambda: connection.xpending(keys.pictures(job.digest), GROUP)["consumers"])
     killed = int(connection.hget(keys.worker(consumer["name"]), "pid") or 0)
     os.kill(killed, signal.SIGKILL)
     assert not store.ended([job.id])

@@ -75,7 +75,7 @@ def test_rq_lists_suspends_and_ends_a_worker(connection: Redis, settings: Settin
         until(lambda: connection.hget(key, "state") == "suspended")  # once the pictures in progress are done
         done = done_count(store, job.id)
         assert 0 < done < 64
-        pending: Any = connection.xpending(keys.stream(job.digest), "workers")
+        pending: Any = connection.xpending(keys.pictures(job.digest), "workers")
         assert pending["pending"] == 0
         assert (status(store, job), done_count(store, job.id)) == ("running", done)
         assert workers.is_alive(connection, name)

@@ -15,18 +15,20 @@ from service.store import keys, workers
 from service.store.claims import GROUP, PictureStream
 from service.store.jobs import JobStore
 from service.worker import process
-from service.worker.models import Fetched, Loaded, Models
+from service.worker.models import Fetched, Loaded, LoadedModels
 from service.worker.runner import Runner
 from shared.checkpoint import CheckpointKind, publish, read_info
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
+from shared.edits import PictureOptions
 from shared.evaluator import load_evaluator
-from shared.options import SamplingOptions, picture_seed
+from shared.options import picture_seed
 from shared.pictures import to_uint8
 from shared.registry import resolve
 from shared.vocabulary import ICLEVR
 from tests.service.api.answers import pixels
 from tests.service.processes import new_job
+from tests.service.store.ageing import age
 from tests.service.store.helpers import add_job, done_count
 from tests.service.worker.conftest import (
     LISTS,
@@ -84,20 +86,39 @@ def test_the_batch_is_bounded_and_the_other_pictures_follow(runner: Runner, stor
     assert batches == [8] * 4 + [4] * 4
 
 
+def test_after_a_death_attempts_begin_anew_and_end_with_the_same_picture(
+    connection: Redis, settings: Settings, store: JobStore, create: Create
+) -> None:
+    """The toy evaluator finds nothing exact, so that all three are drawn."""
+    options = QUICK.model_copy(update={"until": "exact", "attempts": 3})
+    undisturbed, dying = started(connection, settings, "w1"), started(connection, settings, "w2")
+    whole = create(options=options)
+    run(undisturbed, whole.id)
+    job = create(options=options)
+    while not any(one.picture.attempt == 2 for _, engine in dying.models.denoisers() for one in engine.batch.values()):
+        dying.run_once()
+    assert not store.connection.hlen(keys.verdicts(job.id))
+    age(connection, 60)
+    run(undisturbed, job.id)
+    verdicts = [verdicts_of(store, one) for one in (whole, job)]
+    assert verdicts[0] == verdicts[1]
+    assert [len(verdict.attempts) for verdict in verdicts[0]] == [3, 3, 3]
+
+
 def test_a_cancelled_job_leaves_the_batch_at_the_next_step_and_the_others_are_unaffected(
     runner: Runner, store: JobStore, create: Create, connection: Redis
 ) -> None:
     undisturbed = create(LISTS[:2])
     run(runner, undisturbed.id)
     batches = batches_of(engine_of(runner))
-    cancelled, other = create(options=SamplingOptions(steps=1000)), create(LISTS[:2])
+    cancelled, other = create(options=PictureOptions(steps=1000)), create(LISTS[:2])
     runner.run_once()
     assert store.cancel(cancelled.id)
     run(runner, other.id)
     assert batches == [5, 2, 2, 2]
     assert [status(store, job) for job in (cancelled, other)] == ["cancelled", "finished"]
     assert pngs(store, other.id, range(2)) == pngs(store, undisturbed.id, range(2))
-    assert connection.xlen(keys.stream(other.digest)) == 0
+    assert connection.xlen(keys.pictures(other.digest)) == 0
 
 
 def test_idle_time_does_not_count_in_a_workers_rate(runner: Runner, create: Create, connection: Redis) -> None:
@@ -150,7 +171,7 @@ def test_a_picture_that_breaks_the_batch_fails_only_its_job(
     run(runner, bad.id, good.id)
     assert status(store, good) == "finished"
     assert error_of(store, bad) == "picture 0: RuntimeError: poison"
-    assert connection.xlen(keys.stream(good.digest)) == 0
+    assert connection.xlen(keys.pictures(good.digest)) == 0
 
 
 @pytest.mark.parametrize("where", ["new_row", "step"])
@@ -172,7 +193,7 @@ def test_if_the_device_fails_the_worker_ends_and_no_job_fails(
         run(runner, job.id)
     assert ended == [70]
     assert status(store, job) == "running"
-    assert connection.xpending(keys.stream(job.digest), "workers")["pending"] == 3  # other workers take them over
+    assert connection.xpending(keys.pictures(job.digest), "workers")["pending"] == 3  # other workers take them over
 
 
 def deaths_until_ended(connection: Redis, settings: Settings, *job_ids: str, deadly: bool = False) -> int:
@@ -197,7 +218,7 @@ def test_a_picture_that_kills_workers_fails_only_its_job(
     quick = settings.model_copy(update={"lease_s": 0.2})
     assert deaths_until_ended(connection, quick, bad.id, good.id, deadly=True) == 4
     assert status(store, good) == "finished"
-    assert error_of(store, bad) == "workers died 4 times while sampling picture 0"
+    assert error_of(store, bad) == "workers died or failed 4 times while sampling picture 0"
 
 
 @pytest.mark.parametrize("loses_device", [False, True])
@@ -207,10 +228,10 @@ def test_a_model_that_kills_the_workers_that_load_it_fails_its_job(
 ) -> None:  # fmt: skip
     """One that is too large for their memory, for example; it must not kill them until the job's time is over."""
 
-    def build(models: Models, model: ModelName, fetched: Fetched) -> Loaded:
+    def build(models: LoadedModels, model: ModelName, fetched: Fetched) -> Loaded:
         raise torch.AcceleratorError("CUDA error: an illegal memory access") if loses_device else Death
 
-    monkeypatch.setattr(Models, "_load", build)
+    monkeypatch.setattr(LoadedModels, "_load", build)
     monkeypatch.setattr("service.worker.runner.end_process", die)
     for module in ("models", "runner"):
         monkeypatch.setattr(f"service.worker.{module}.lost", lambda error, _: isinstance(error, torch.AcceleratorError))
@@ -223,10 +244,10 @@ def test_a_model_that_kills_the_workers_that_load_it_fails_its_job(
 def test_a_model_that_cannot_be_built_for_any_reason_fails_its_jobs_with_it(
     runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    def build(models: Models, model: ModelName, fetched: Fetched) -> Loaded:
+    def build(models: LoadedModels, model: ModelName, fetched: Fetched) -> Loaded:
         raise error
 
-    monkeypatch.setattr(Models, "_load", build)
+    monkeypatch.setattr(LoadedModels, "_load", build)
     job, good = create(model="other"), create()
     run(runner, job.id, good.id)
     assert error_of(store, job) == f"the model cannot be loaded: {type(error).__name__}: {error}"
@@ -330,7 +351,7 @@ def test_a_draining_worker_finishes_what_it_can_and_releases_the_rest(
     assert not runner.busy
     assert [status(store, job) for job in (short, long, late)] == ["finished", "running", "queued"]
     assert done_count(store, long.id) == 0
-    pending: Any = connection.xpending_range(keys.stream(long.digest), GROUP, "-", "+", 9)
+    pending: Any = connection.xpending_range(keys.pictures(long.digest), GROUP, "-", "+", 9)
     assert [one["times_delivered"] for one in pending] == [0, 0]  # as if never delivered
     run(Runner(connection, patient, "b"), long.id, late.id)  # without waiting for a lease to expire
     assert [status(store, job) for job in (long, late)] == ["finished"] * 2
@@ -355,11 +376,11 @@ def test_a_picture_that_cannot_be_admitted_fails_only_its_job(
     assert error_of(store, bad) == "picture 1: OverflowError: a defect"
     assert status(store, good) == "finished"
     settle(runner)
-    assert model_of(runner).stream.held == set()
+    assert model_of(runner).stream.leased == set()
 
 
 @pytest.mark.parametrize(
-    "task", ["runner.Runner._drop_ended", "runner.Runner.look", "runner.Previews.publish", "models.Models.follow"]
+    "task", ["runner.Runner._drop_ended", "runner.Runner.look", "runner.Previews.publish", "models.LoadedModels.follow"]
 )
 def test_a_periodic_task_that_fails_stops_nothing_else(
     runner: Runner, store: JobStore, create: Create, monkeypatch: pytest.MonkeyPatch, task: str
@@ -395,7 +416,7 @@ def test_a_model_that_fails_takes_no_other_models_jobs_with_it(
     if where == "_claim":
         assert (status(store, bad), failures) == ("finished", ["other"])
     else:
-        assert error_of(store, bad) == "workers died 4 times while sampling picture 0"
+        assert error_of(store, bad) == "workers died or failed 4 times while sampling picture 0"
         assert len(failures) == 4
 
 
@@ -411,7 +432,7 @@ def test_a_worker_that_ends_without_a_drain_gives_no_lease_back(
     monkeypatch.setattr(runner, "_advance", broken)
     with pytest.raises(SystemExit):
         runner.work()
-    pending: Any = connection.xpending_range(keys.stream(job.digest), GROUP, "-", "+", 9)
+    pending: Any = connection.xpending_range(keys.pictures(job.digest), GROUP, "-", "+", 9)
     assert [one["times_delivered"] for one in pending] == [1, 1, 1]
 
 

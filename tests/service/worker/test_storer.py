@@ -4,6 +4,7 @@ import asyncio
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from service.store.claims import GROUP, MAX_DELIVERIES, BegunClaim
 from service.store.jobs import OVERDUE, JobStore
 from service.worker import process, storer
 from service.worker.runner import Runner
-from shared.options import SamplingOptions
+from shared.edits import PictureOptions
 from tests.service.api.answers import pixels
 from tests.service.processes import until
 from tests.service.store.helpers import done, done_count, record
@@ -67,7 +68,7 @@ def back(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> threading.Event:
 
 def leased(store: JobStore, job: JobRecord) -> list[int]:
     """Return how often each picture in the stream was delivered."""
-    found: Any = store.connection.xpending_range(keys.stream(job.digest), GROUP, "-", "+", 99)
+    found: Any = store.connection.xpending_range(keys.pictures(job.digest), GROUP, "-", "+", 99)
     return [one["times_delivered"] for one in found]
 
 
@@ -78,7 +79,7 @@ def test_the_batch_is_stepped_while_storage_hangs(
     runner: Runner, back: threading.Event, store: JobStore, create: Create
 ) -> None:
     batches = batches_of(engine_of(runner))
-    short, long = create(LISTS[:1], options=ONE_STEP), create(options=SamplingOptions(steps=9))
+    short, long = create(LISTS[:1], options=ONE_STEP), create(options=PictureOptions(steps=9))
     for _ in range(6):
         runner.run_once()
     assert batches == [4, 3, 3, 3, 3, 3]
@@ -126,7 +127,7 @@ def test_while_storage_is_away_nothing_is_lost_and_a_job_past_its_deadline_fails
     reason = "storage has not answered" if hangs else "no space left"
     workers.announce(runner.connection, runner.name, process.about(runner), lease_s=60)
     assert [reason in one["storage_problem"] for one in workers.list_live(store.connection)] == [True]
-    store.connection.zadd(keys.OPEN, {overdue.id: 0})
+    store.connection.zadd(keys.DEADLINES, {overdue.id: 0})
     other = create(LISTS[:1], options=ONE_STEP)
     run(runner, overdue.id)
     assert error_of(store, overdue) == OVERDUE
@@ -193,7 +194,23 @@ def test_pictures_that_cannot_be_stored_for_a_reason_that_nobody_foresaw_fail_th
     assert error_of(store, picture) == "picture 1: ValueError: a defect"
     assert error_of(store, verdict) == "KeyError: 'another'"
     assert status(store, good) == "finished"
-    assert (leased(store, good), model_of(runner).stream.held) == ([], set())
+    assert (leased(store, good), model_of(runner).stream.leased) == ([], set())
+
+
+def test_work_that_cannot_begin_is_not_held_for_its_leases_would_be_renewed_for_ever(
+    runner: Runner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(work: Any) -> None:
+        work.close()
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(runner.storage, "start", refuse)
+    stream: Any
+    claim: Any
+    stream, claim = SimpleNamespace(leased={"1-0", "2-0"}), SimpleNamespace(entry="1-0")
+    with pytest.raises(RuntimeError, match="new thread"):
+        runner.storer.submit(storer.Work(job="j", stream=stream, judged_by=None, complete=[claim]))
+    assert (runner.busy, stream.leased) == (False, {"2-0"})
 
 
 @pytest.mark.parametrize("trouble", ["a file stands there", "hangs", "cancelled"])
@@ -220,7 +237,7 @@ def test_a_job_whose_folder_cannot_be_written_keeps_no_other_from_being_stored(
     run(runner, good.id)
     assert status(store, good) == "finished"
     if trouble == "cancelled":
-        assert runner.storer.held
+        assert runner.storer.works
         store.cancel(bad.id)
         settle(runner)
     else:
@@ -230,7 +247,7 @@ def test_a_job_whose_folder_cannot_be_written_keeps_no_other_from_being_stored(
         assert reason in error_of(store, bad)
     assert runner.storage.problem == ""
     settle(runner)
-    assert (leased(store, good), model_of(runner).stream.held) == ([], set())
+    assert (leased(store, good), model_of(runner).stream.leased) == ([], set())
     back.set()
 
 
@@ -254,7 +271,7 @@ def test_a_job_that_is_deleted_while_a_file_of_it_is_written_leaves_none(
     run(runner, job.id)
     settle(runner)
     assert list(store.settings.pictures.rglob("*.png")) == []
-    assert store.connection.xlen(keys.stream(job.digest)) == 0
+    assert store.connection.xlen(keys.pictures(job.digest)) == 0
 
 
 # Workers that die before the grid.
@@ -280,8 +297,8 @@ def test_a_grid_that_a_worker_died_before_is_composed_by_another_unless_too_many
         assert status(store, job) == "finished"
         assert grid_of(store, job.id)
     else:
-        assert error_of(store, job) == "workers died 4 times while composing the grid"
-    assert store.connection.xlen(keys.stream(job.digest)) == 0
+        assert error_of(store, job) == "workers died or failed 4 times while composing the grid"
+    assert store.connection.xlen(keys.pictures(job.digest)) == 0
 
 
 # Scores and grids.

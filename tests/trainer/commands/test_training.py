@@ -71,7 +71,7 @@ def test_the_best_weights_are_published_beside_the_last_and_patience_ends_a_run(
     plain = ("train", "denoiser", "--data", data, "--name", "tiny", *TINY, "--run", "plain", "--steps", 1)
     succeeded(command(*plain))  # without held-out pictures it has no best, and the former run's does not stay
     assert sorted(path.name for path in Path("models").glob("tiny*")) == [
-        "tiny-log.jsonl", "tiny-log.png", "tiny.md", "tiny.safetensors"
+        "tiny-card.json", "tiny-log.jsonl", "tiny-log.png", "tiny.md", "tiny.safetensors"
     ]  # fmt: skip
     assert promoted(Path("models")) == "tiny"
     publish_toys(Path("models"))

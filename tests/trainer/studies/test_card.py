@@ -14,7 +14,8 @@ from shared.options import SamplingOptions
 from tests.paths import ROOT
 from tests.toy_checkpoint import publish_toys
 from tests.trainer.command_line import TINY, Command, succeeded
-from trainer.studies.card import front_matter, read_card, score_row, write_card
+from trainer.errors import TrainerError
+from trainer.studies.card import Card, Score, front_matter, read_card, score_of, write_card
 
 CARDS = sorted((ROOT / "models").glob("*.md"))
 
@@ -27,11 +28,11 @@ def _published(folder: Path, weight: float = 0.0) -> str:
     return read_info(folder / "m.safetensors").digest
 
 
-def _row(runs: int = 2, mean: float = 0.5) -> list[str]:
+def _score(runs: int = 2, mean: float = 0.5, file: str = "test.json") -> Score:
     figure = {"mean": mean, "std": 0.25, "max": 0.75}
-    figures = {"file": "test.json", "runs": [{}] * runs, "rows_per_picture": 24.0, "candidates": 1}
+    figures = {"file": file, "runs": [{}] * runs, "rows_per_picture": 24.0, "candidates": 1}
     figures["options"] = SamplingOptions(sampler="ddim", steps=12, guidance=2.5).model_dump()
-    return score_row(figures | dict.fromkeys(("accuracy", "exact_match", "f1"), figure))
+    return score_of(figures | dict.fromkeys(("accuracy", "exact_match", "f1"), figure))
 
 
 def _log(path: Path) -> Path:
@@ -51,7 +52,7 @@ def test_the_card_has_digest_recipe_and_scores_and_a_copy_of_the_log(tmp_path: P
     digest, log = _published(tmp_path), _log(tmp_path / "log.jsonl")
     path = write_card(tmp_path, "m", log=log, machine="a test", command="train it")
     assert path == tmp_path / "m.md"
-    write_card(tmp_path, "m", score=_row())
+    write_card(tmp_path, "m", score=_score())
     text = path.read_text()
     assert f"digest `{digest[:16]}`" in text
     assert " on a test.\n\nMade by\n\n    train it\n\n## Scores\n" in text
@@ -66,7 +67,7 @@ def test_the_card_begins_with_the_hubs_metadata_and_keeps_the_licence(tmp_path: 
     _published(tmp_path)
     assert _header(write_card(tmp_path, "m").read_text()).keys() == {"library_name", "pipeline_tag", "tags"}
     write_card(tmp_path, "m", licence="mit")
-    header = _header(write_card(tmp_path, "m", score=_row()).read_text())
+    header = _header(write_card(tmp_path, "m", score=_score()).read_text())
     result = {
         "task": {"type": "text-to-image"},
         "dataset": {"type": "label-lists", "name": "test.json"},
@@ -83,31 +84,34 @@ def test_the_card_begins_with_the_hubs_metadata_and_keeps_the_licence(tmp_path: 
 
 @pytest.mark.parametrize("text", ["no", "a: b\nc"])
 def test_the_hubs_metadata_holds_any_text(text: str) -> None:
-    header = _header(front_matter(text, "denoiser", [["test.json", "", "1", *["0.5 ± 0"] * 3]], text) + "\n")
-    assert (header["license"], header["model-index"][0]["name"]) == (text, text)
+    header = _header(front_matter(text, "denoiser", Card(licence=text, scores=(_score(file=text),))) + "\n")
+    [index] = header["model-index"]
+    assert (header["license"], index["name"], index["results"][0]["dataset"]["name"]) == (text, text, text)
 
 
 @pytest.mark.parametrize("card", CARDS, ids=lambda card: card.stem)
 def test_a_shipped_card_has_its_own_figures_and_licence_and_keeps_its_text(card: Path, tmp_path: Path) -> None:
     text = card.read_text()
-    header, found = _header(text), read_card(card)
+    header, found = _header(text), read_card(card.parent, card.stem)
     licence = "cc-by-4.0" if card.stem.startswith("emoji") else "mit"  # as the pictures that it learnt from
     assert (header["license"], header["library_name"], found.licence) == (licence, "labelgrid", licence)
     [index] = header.get("model-index", [{"name": card.stem, "results": []}])
     assert index["name"] == card.stem
-    given = {one["dataset"]["name"]: [metric["value"] for metric in one["metrics"]] for one in index["results"]}
-    assert given == {file: [float(mean.split()[0]) for mean in means[:3]] for file, _, _, *means in found.rows}
+    assert found.digest == read_info(card.with_suffix(".safetensors")).digest
+    assert [one["dataset"]["name"] for one in index["results"]] == [one.file for one in found.scores]
     for path in card.parent.glob(f"{card.stem}*"):
         shutil.copy(path, tmp_path)
     again = write_card(tmp_path, card.stem).read_text()
-    words = [line for line in text.split("\n---\n")[1].splitlines() if not line.startswith("| ")]
-    assert [line for line in again.split("\n---\n")[1].splitlines() if not line.startswith("| ")] == words
-    assert [row in again for row in (" | ".join(one) for one in found.rows)] == [True] * len(found.rows)
+    head, words = text.split("\n## Training\n")[0], text.split("\n---\n")[1].splitlines()
+    assert again.split("\n## Training\n")[0] == head  # metadata, scores, and what people wrote
+    assert [line for line in again.split("\n---\n")[1].splitlines() if line[:2] != "| "] == [
+        line for line in words if line[:2] != "| "
+    ]
 
 
 def test_what_people_wrote_into_a_card_stays(tmp_path: Path) -> None:
     _published(tmp_path)
-    write_card(tmp_path, "m", machine="m", command="train", score=_row())
+    write_card(tmp_path, "m", machine="m", command="train", score=_score())
     path = tmp_path / "m.md"
     text = path.read_text().replace("    train\n", "    train\n\nA note above.\n")
     written = "A note below.\n\n## How it was trained\n\nIn two runs.\n\n### The first\n\nFor a day.\n"
@@ -126,9 +130,16 @@ def test_what_people_wrote_into_a_card_stays(tmp_path: Path) -> None:
 def test_scores_of_more_runs_stay(tmp_path: Path) -> None:
     _published(tmp_path)
     for runs, mean in ((2, 0.25), (1, 0.5), (3, 0.75)):
-        write_card(tmp_path, "m", score=_row(runs, mean))
-        [row] = read_card(tmp_path / "m.md").rows
-        assert (row[2], row[3][:4]) == {1: ("2", "0.25"), 2: ("2", "0.25"), 3: ("3", "0.75")}[runs]
+        write_card(tmp_path, "m", score=_score(runs, mean))
+        [score] = read_card(tmp_path, "m").scores
+        assert (score.runs, score.accuracy.mean) == {1: (2, 0.25), 2: (2, 0.25), 3: (3, 0.75)}[runs]
+
+
+def test_a_damaged_file_of_scores_is_named(tmp_path: Path) -> None:
+    _published(tmp_path)
+    (tmp_path / "m-card.json").write_text('{"scores": [{}]}')
+    with pytest.raises(TrainerError, match=r"m-card\.json is damaged"):
+        write_card(tmp_path, "m", score=_score())
 
 
 def test_train_score_and_card_write_the_card(command: Command, data: Path) -> None:

@@ -17,7 +17,7 @@ from trainer.studies import two_sample
 from trainer.studies.study import STUDIES
 
 PICTURES = 60
-OF_PICTURES = ["coverage", "memorisation", "spectrum", "two-sample"]
+OF_PICTURES = ["coverage", "spectrum", "two-sample"]
 NEEDS = [(name, need) for name, study in STUDIES.items() for need in study.needs]
 
 
@@ -87,7 +87,7 @@ def test_without_only_all_possible_studies_run_and_others_are_noted(command: Com
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["placing", "--only", "beauty"], 'no study "beauty"; there are coverage, memorisation'),
+        (["placing", "--only", "beauty"], 'no study "beauty"; there are coverage, spectrum'),
         (["toy-evaluator", "--only", "places"], "studies are of denoisers; toy-evaluator is of kind"),
         (["placing", "--only", "places", "--out", "file"], "error: --out file: file is a file, not a folder"),
     ],

@@ -10,8 +10,8 @@ import pytest
 from redis import Redis
 from starlette.datastructures import Headers
 
+from service.api.access.api_keys import NOBODY, KeyRing, hash_of, new_key
 from service.api.access.guard import PUBLIC, Exposed, Guard, check_listening, is_loopback
-from service.api.access.keys import NOBODY, KeyRing, hash_of, new_key
 from service.api.app import create_app
 from service.contract.errors import NotLocal
 from service.settings import Settings

@@ -7,8 +7,8 @@ import httpx
 import pytest
 from redis import Redis
 
+from service.api.access.api_keys import hash_of, new_key
 from service.api.access.guard import BadLimit
-from service.api.access.keys import hash_of, new_key
 from service.api.app import create_app
 from service.settings import Settings
 from tests.conftest import serving

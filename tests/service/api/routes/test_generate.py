@@ -26,7 +26,7 @@ def test_generate_waits_and_answers_with_the_finished_job(client: httpx.Client, 
     assert (job["options"]["steps"], job["options"]["sampler"]) == (5, "euler")
     assert job["progress"] == {"done": 2, "total": 2}
     result = job["result"]
-    assert set(result) == {"accuracy", "exact_match", "f1", "grid_url", "pictures"}
+    assert set(result) == {"accuracy", "exact_match", "f1", "selected", "grid_url", "pictures"}
     for i, picture in enumerate(result["pictures"]):
         assert picture["labels"] == LISTS[i]
         assert picture["seed"] == picture_seed(7, i)

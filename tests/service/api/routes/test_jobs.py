@@ -74,6 +74,12 @@ def test_the_name_of_a_key_of_a_job_is_no_job(client: httpx.Client, alive: JobSt
     problem(client.delete(address), 404, "unknown-job")
 
 
+def test_a_job_whose_keys_are_of_another_kind_hides_no_others(client: httpx.Client, alive: JobStore) -> None:
+    broken, other = submitted(client), submitted(client)
+    alive.connection.set(keys.verdicts(broken), "")
+    assert [job["id"] for job in client.get("/jobs").json()["jobs"]] == [other]
+
+
 @pytest.mark.parametrize("sampler", [b"a newer sampler", b"damaged: \xff"])
 def test_a_job_that_this_version_cannot_read_hides_no_others_and_can_be_cancelled(
     client: httpx.Client, alive: JobStore, sampler: bytes

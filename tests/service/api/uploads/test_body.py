@@ -10,8 +10,8 @@ from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from service.api.access import guard
+from service.api.access.api_keys import KeyRing
 from service.api.access.guard import BODY_LIMIT_BYTES, Guard
-from service.api.access.keys import KeyRing
 from service.settings import Settings
 from service.store.jobs import JobStore
 from shared.options import LIMITS

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from service.api.access.keys import BadKeys, KeyRing, hash_of, new_key, parse
+from service.api.access.api_keys import BadKeys, KeyRing, hash_of, new_key, parse
 from tests.service.conftest import Command
 
 ALICE, BOB = new_key(), new_key()
