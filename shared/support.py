@@ -45,13 +45,13 @@ class Support(NoOtherFields):
         wanted = f"{low}" if low == high else f"{low} to {high}"
         return f"{count} labels; this model has learnt pictures of {wanted} objects"
 
-    def layout_problem(self, places: Sequence[Place]) -> str | None:
-        """Return why a picture with objects at `places` cannot be drawn, or None."""
+    def layout_problem(self, places: Sequence[Place], others: Sequence[Place] = ()) -> str | None:
+        """Return why a picture with objects at `places` cannot be drawn, or None. `others`: of objects that it has."""
         for place in places:
             if self.area and round(_outside(self.area, place), DIGITS) > TOLERANCE:
                 shown = [round(value, 3) for value in place]
                 return f"{shown} is outside the area in which this model has seen objects (see its support.area)"
-        for one, other in itertools.combinations(places, 2):
+        for one, other in itertools.chain(itertools.combinations(places, 2), itertools.product(places, others)):
             apart = math.dist(one, other)
             if self.nearest is not None and round(self.nearest - apart, DIGITS) > TOLERANCE:
                 pair = " and ".join(str([round(value, 3) for value in place]) for place in (one, other))

@@ -16,12 +16,14 @@ from pydantic_core import to_jsonable_python
 
 from service.client.errors import ClientError, Unreachable
 from service.contract.records import Point
-from service.contract.schemas import EVENTS, Job, PictureEvent, StatusEvent, StepsEvent
+from service.contract.schemas import EVENTS, EtaEvent, Job, PictureEvent, StatusEvent, StepsEvent
+from shared.edits import Edit
 from shared.options import IGNORE_UNKNOWN, SamplerName, SpacingName
 
 Body = TypeVar("Body", bound=BaseModel)
 LabelLists = Sequence[Sequence[str]]
 Layouts = Sequence[Sequence[Point] | None]
+Edits = Sequence[Edit | Mapping[str, Any]]  # as the API has them
 AnyRecipe = Mapping[str, Any] | bytes | str | Path  # parsed JSON, or the PNG that contains it: its bytes or its path
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"
@@ -41,6 +43,7 @@ class Options(TypedDict, total=False):
     until: Literal["exact"]
     attempts: int
     model: str
+    deadline_s: float
     columns: int
 
 
@@ -57,7 +60,7 @@ class Event:
     """An event of a job. `name` is one of docs/api.md, or `retry`; the `data` of `job` and `end` is the job."""
 
     name: str
-    data: Job | StatusEvent | PictureEvent | StepsEvent | Retry
+    data: Job | EtaEvent | StatusEvent | PictureEvent | StepsEvent | Retry
 
 
 class Png(bytes):

@@ -4,6 +4,7 @@ ServiceError                500  unexpected; the server's log has the cause
 ├── BadRequest              422  an invalid label, option or file
 │   ├── SelectedScore            a score of pictures that are drawn until exact
 │   ├── NotLearnt                a number of labels or a layout that the model has not learnt to draw
+│   ├── NoSuchObject             an edit of an object that the picture lacks
 │   ├── KeyReuse                 an Idempotency-Key sent before with another request
 │   ├── UnknownCheckpoint        a recipe of a checkpoint that is not in storage
 │   └── NotJson             400
@@ -26,6 +27,7 @@ ServiceError                500  unexpected; the server's log has the cause
 ├── ClientGone              499  the client disconnected while it sent or waited, so nobody reads this
 ├── JobFailed               500  for a client that waited for the job
 ├── Unavailable             503
+│   ├── DeadlineExceeded         the job cannot be finished by the request's deadline, or could not
 │   ├── NoModel                  no checkpoint in storage can be used
 │   └── NoWorker
 └── NotInTime               504  for a client that cannot be answered 202
@@ -129,6 +131,10 @@ class SelectedScore(BadRequest, slug="selected-score", title="A score of selecte
     example = (
         "until: the evaluator would score pictures that it has selected itself; leave it out, or send POST /generate"
     )
+
+
+class NoSuchObject(BadRequest, slug="no-such-object", title="The picture has no such object"):
+    example = 'edits.0: no object is "red cube": there are gray cylinder, blue sphere'
 
 
 class KeyReuse(BadRequest, slug="idempotency-key-reused", title="The Idempotency-Key belongs to another request"):
@@ -248,3 +254,7 @@ class NoModel(Unavailable, slug="no-model", title="No model is available"):
 
 class NoWorker(Unavailable, slug="no-worker", title="No worker is running"):
     example = "no worker is running; nothing was queued"
+
+
+class DeadlineExceeded(Unavailable, slug="deadline-exceeded", title="The deadline cannot be met"):
+    example = "the job would be done in 42 s, after its deadline of 10 s; nothing was queued"

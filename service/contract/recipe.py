@@ -6,10 +6,11 @@ Imports pydantic only: knows no Redis, no HTTP and no PNG.
 from collections.abc import Sequence
 from typing import Annotated, Any, Self
 
-from pydantic import ConfigDict, Field, PlainValidator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError, model_validator
 
-from service.contract.records import MAX_STAGES, JobRecord, Layouts, Picture, Verdict
-from shared.options import LIMITS, MAX_SEED, SamplingOptions, Strict
+from service.contract.records import MAX_STAGES, JobRecord, Layouts, Picture, Point, Verdict
+from shared.edits import PictureOptions
+from shared.options import LIMITS, MAX_SEED, Strict
 
 MAX_POSITION = 2**31  # of a picture in its request, from 0
 KEYWORD = "labelgrid"  # of the PNG's text chunk
@@ -59,6 +60,24 @@ class RecipeVerdict(_Part):
     f1: float
     scores: dict[str, float]
     distances: list[float | None] | None = None
+    places: list[Point] | None = None
+
+
+class Drawn(BaseModel):
+    """Of a verdict, where its picture's objects are: what edits are checked with."""
+
+    places: list[Point] | None = None
+
+
+_VERDICTS = TypeAdapter(list[Drawn])
+
+
+def _drawn(verdicts: Any) -> list[Drawn]:
+    """Read verdicts that anybody may have written; an empty list for what cannot be read."""
+    try:
+        return _VERDICTS.validate_python(verdicts)
+    except ValidationError:
+        return []
 
 
 class Recipe(_Part):
@@ -72,7 +91,7 @@ class Recipe(_Part):
     )
     seed: int = Field(ge=0, le=MAX_SEED, description="of the request; for repeat r of a score, the request's seed + r")
     first: int = Field(ge=0, le=MAX_POSITION, description="position of the first picture in its request")
-    options: SamplingOptions
+    options: PictureOptions
     trajectory: int | None = Field(
         default=None, ge=2, le=MAX_STAGES, description="stages, in the recipe of a trajectory"
     )
@@ -80,8 +99,9 @@ class Recipe(_Part):
     evaluator: Annotated[Any, PlainValidator(lambda given: None)] = Field(
         default=None, description="source of the verdicts; ignored in requests"
     )
-    verdicts: Annotated[Any, PlainValidator(lambda given: [])] = Field(
-        default=[], description="one for each picture; ignored in requests"
+    verdicts: Annotated[Any, PlainValidator(_drawn)] = Field(
+        default=[],
+        description="one for each picture; in a request only their `places` count, if it has edits",
     )
 
     @model_validator(mode="after")
@@ -139,7 +159,7 @@ def of_grid(record: JobRecord, repeat: int, verdicts: Sequence[Verdict], evaluat
     )
 
 
-def _kept(options: SamplingOptions, verdicts: Sequence[Verdict]) -> SamplingOptions:
+def _kept(options: PictureOptions, verdicts: Sequence[Verdict]) -> PictureOptions:
     """Return the options with the attempts that were kept, if pictures were drawn until exact."""
     if options.until is None:
         return options
@@ -154,6 +174,6 @@ def example() -> dict[str, Any]:
         labels=[["red cube", "blue sphere"]],
         seed=7,
         first=0,
-        options=SamplingOptions(),
+        options=PictureOptions(),
     )
     return recipe.model_dump(mode="json", exclude_none=True)

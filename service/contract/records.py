@@ -11,19 +11,12 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.options import (
-    IGNORE_UNKNOWN,
-    LIMITS,
-    THRESHOLD,
-    Fraction,
-    SamplingOptions,
-    Strict,
-    attempt_seed,
-    picture_seed,
-)
+from shared.edits import Object, PictureOptions, edited
+from shared.options import IGNORE_UNKNOWN, LIMITS, THRESHOLD, Fraction, Strict, attempt_seed, picture_seed
 
 MAX_STAGES = 32  # of a trajectory
 MAX_STAGES_PER_REQUEST = 1024  # of all trajectories: a stage is some 16 KB of noise, which PNG cannot compress
+PLACE_DIGITS = 3  # of places that are shown: a third of a pixel
 SHOWN_SCORES = 5  # of the most probable labels, and of those that were found and not requested
 
 JobKind = Literal["generate", "score"]
@@ -86,8 +79,8 @@ Layouts = Annotated[list[Layout | None], Field(max_length=LIMITS.max_pictures_pe
 class Picture:
     """One picture of a job, with all that decides its content, so that every worker gets the same pixels.
 
-    Its `seed` is picture_seed(run_seed, position); both are kept for its recipe. If `attempt`, from 1, is not exact,
-    the next one is drawn, up to the attempt `last`.
+    Its `seed` is picture_seed(run_seed, position); both are kept for its recipe. `labels` and `layout` are those before
+    its edits. If `attempt`, from 1, is not exact, the next one is drawn, up to the attempt `last`.
     """
 
     job: str
@@ -95,7 +88,7 @@ class Picture:
     labels: tuple[str, ...]
     layout: tuple[Point, ...] | None = None  # random, by the seed, if None
     seed: int
-    options: SamplingOptions
+    options: PictureOptions
     run_seed: int | None = None
     position: int = 0
     trajectory: int | None = None
@@ -110,6 +103,16 @@ class Picture:
     def noise_seed(self) -> int:
         """The seed of this attempt's noise."""
         return attempt_seed(self.seed, self.attempt)
+
+    @property
+    def objects(self) -> list[Object]:
+        """The objects of the finished picture, after its edits."""
+        return edited(self.labels, self.options.edits)
+
+    @property
+    def is_placed(self) -> bool:
+        """Whether the request says where objects are."""
+        return self.layout is not None or bool(self.options.edits)
 
 
 class ModelName(Stored):
@@ -131,7 +134,7 @@ class JobSummary(Stored):
     model: str
     digest: str
     seed: int
-    options: SamplingOptions
+    options: PictureOptions
     # Whether the pictures were uploaded to be judged: `model` and `digest` are then the evaluator's, and seed and
     # options have no effect. In Redis its name is the one that all versions know.
     uploaded: bool = Field(default=False, validation_alias="sent", serialization_alias="sent")
@@ -157,6 +160,7 @@ class JobRecord(JobSummary):
     webhook: str | None = None  # URL
     webhook_events: tuple[WebhookEvent, ...] = ()
     request_id: str = ""  # of the request that created it, for logs
+    deadline_s: float | None = None  # after its creation, by which it must be finished
     traceparent: str = ""  # that request's span (W3C Trace Context), if traced
     repeats: int = 1
     trajectory: int | None = None  # stages of each picture's trajectory, if requested
@@ -218,6 +222,7 @@ class Verdict(Stored):
     f1: float
     exact: bool
     probabilities: dict[str, float]  # of all labels
+    places: tuple[tuple[float, float], ...] | None = None  # of the labels' objects; None if the model has no positions
     # How far each label's object is from its place in the layout, in widths of the picture; None for one not found.
     distances: tuple[float | None, ...] | None = None  # None without a layout, or if the evaluator finds no places
     attempt: int = 1  # which of the picture's attempts it judges
@@ -231,12 +236,14 @@ class Verdict(Stored):
         found = [name for name, p in ranked if p > THRESHOLD and name not in self.labels]
         shown = {*self.labels, *found[:SHOWN_SCORES], *(name for name, _ in ranked[:SHOWN_SCORES])}
         distances = self.distances and [away and round(away, digits) for away in self.distances]
+        places = self.places and [Point(x=round(x, PLACE_DIGITS), y=round(y, PLACE_DIGITS)) for x, y in self.places]
         return {
             "accuracy": self.accuracy,
             "exact": self.exact,
             "f1": self.f1,
             "scores": {name: round(p, digits) for name, p in ranked if name in shown},
             "distances": distances,
+            "places": places,
         }
 
 

@@ -16,9 +16,11 @@ from service.contract.records import (
     LabelScore,
     Layouts,
     ObjectsScore,
+    Point,
     Scores,
     WebhookEvent,
 )
+from shared.edits import Edits, PictureOptions
 from shared.options import (
     ATTEMPTS,
     LIMITS,
@@ -33,9 +35,14 @@ from shared.options import (
 )
 from shared.support import Support
 
+MAX_DEADLINE_S = 86_400.0
 LONGEST_PAGE = 100  # jobs that GET /jobs lists at once
 EXAMPLE_ID = "5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a"
 LABELS_EXAMPLE: Any = [["red cube", "blue sphere"], ["gray cylinder"]]
+EDITS_EXAMPLE: Any = [
+    {"add": {"label": "green cylinder", "x": 0.3, "y": 0.45}},
+    {"recolour": {"label": "red cube", "to": "cyan cube"}},
+]
 
 
 def with_examples(*examples: dict[str, Any]) -> ConfigDict:
@@ -43,13 +50,23 @@ def with_examples(*examples: dict[str, Any]) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [*examples]})
 
 
-BESIDE_RECIPE = {"recipe", "trajectory", "webhook", "webhook_events"}  # fields of a request with a recipe
+# fields of a request with a recipe
+BESIDE_RECIPE = {"recipe", "edits", "trajectory", "deadline_s", "webhook", "webhook_events"}
 
 
 WebhookUrl = Annotated[str | None, Field(max_length=2000, description="URL for signed POSTs (docs/api.md)")]
 WebhookEvents = Annotated[
     list[WebhookEvent] | None,
     Field(min_length=1, max_length=len(get_args(WebhookEvent)), description="which events; by default the end"),
+]
+Deadline = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        le=MAX_DEADLINE_S,
+        allow_inf_nan=False,
+        description="seconds within which the job must be finished: refused, or given up, once that is impossible",
+    ),
 ]
 Stages = Annotated[int | None, Field(ge=2, le=MAX_STAGES, description="stages of a trajectory for each picture")]
 
@@ -78,17 +95,18 @@ class SamplingFields(Strict):
         None, description=f"with `until`: how often a picture is drawn at most; {ATTEMPTS} if not given"
     )
     model: str | None = Field(None, max_length=100, description="a name from GET /models; null for the default")
+    deadline_s: Deadline = None
     webhook: WebhookUrl = None
     webhook_events: WebhookEvents = None
     columns: int = Field(8, ge=1, le=LIMITS.max_columns, description="columns of the grid")
 
-    def sampling(self, own: SamplingOptions) -> SamplingOptions:
+    def sampling(self, own: SamplingOptions) -> PictureOptions:
         """Return the sampling options, the model's `own` where none is given. ValidationError if they conflict."""
-        names = SamplingOptions.model_fields.keys() & type(self).model_fields.keys()
-        given = {name: value for name in names if (value := getattr(self, name)) is not None}
+        names = PictureOptions.model_fields.keys()
+        given = {name: value for name in names if (value := getattr(self, name, None)) is not None}
         if self.until is not None:
             given.setdefault("attempts", ATTEMPTS)
-        return own if not given else SamplingOptions.model_validate({**own.model_dump(), **given})
+        return PictureOptions.model_validate({**own.model_dump(), **given})
 
 
 class GenerateRequest(SamplingFields):
@@ -109,6 +127,7 @@ class GenerateRequest(SamplingFields):
                 {"labels": LABELS_EXAMPLE, "seed": 7, "steps": 20, "guidance": 2.0, "sampler": "dpmpp_2m"},
                 {"labels": LABELS_EXAMPLE, "layouts": [[{"x": 0.5, "y": 0.43}, {"x": 0.7, "y": 0.6}], None]},
                 {"recipe": example()},
+                {"recipe": example(), "edits": EDITS_EXAMPLE},
             ],
         }
     )
@@ -117,7 +136,12 @@ class GenerateRequest(SamplingFields):
     layouts: Layouts | None = Field(
         None, description="for each picture a point per label, or null for random places; for models with `positions`"
     )
-    recipe: Recipe | None = Field(None, description="repeats pictures; goes with trajectory and webhook fields only")
+    recipe: Recipe | None = Field(
+        None, description="repeats pictures; goes with edits, trajectory and webhook fields only"
+    )
+    edits: Edits | None = Field(
+        None, description="changes to each picture, in this order; all else stays. For models with `positions`"
+    )
     trajectory: Stages = None
 
     @model_validator(mode="before")
@@ -130,6 +154,17 @@ class GenerateRequest(SamplingFields):
             if given.get("recipe") is not None and (more := sorted(fields - BESIDE_RECIPE)):
                 raise PydanticCustomError("recipe_alone", f"a recipe must be sent without {more[0]}")
         return given
+
+
+class EditRequest(Strict):
+    """The edits of a picture of a job."""
+
+    model_config = with_examples({"edits": EDITS_EXAMPLE})
+
+    edits: Annotated[Edits, Field(min_length=1, description="changes to the picture, in this order; all else stays")]
+    trajectory: Stages = None
+    webhook: WebhookUrl = None
+    webhook_events: WebhookEvents = None
 
 
 class ScoreFields(SamplingFields):
@@ -167,6 +202,9 @@ class PictureResult(BaseModel):
         description="how far each label's object is from its place in the layout, in widths of the picture, in the "
         "order of `labels`; null for an object that was not found. Null without a layout, or if the evaluator finds "
         "no places",
+    )
+    places: list[Point] | None = Field(
+        None, description="where the picture has each label's object; null if the model knows no positions"
     )
     url: str = Field(pattern=r"^/jobs/[^/]+/images/[0-9]{1,10}\.png$")
     trajectory_url: str | None = Field(None, description="its trajectory from noise to picture, if requested")
@@ -239,9 +277,12 @@ class JobHead(BaseModel):
     model: str = Field(description="the model that sampled the pictures, or the evaluator that judged uploaded ones")
     digest: str
     seed: int | None = Field(description="null if the pictures were uploaded")
-    options: SamplingOptions | None = Field(description="null if the pictures were uploaded")
+    options: PictureOptions | None = Field(description="null if the pictures were uploaded")
     progress: Progress
     error: str | None
+    reason: Literal["deadline"] | None = Field(
+        None, description="why it failed, for programs: it could not be finished by its deadline"
+    )
 
 
 class JobPage(BaseModel):
@@ -258,7 +299,18 @@ class Job(JobHead):
     trajectory: int | None = Field(None, description="stages of each picture's trajectory; null if not requested")
     columns: int = Field(8, description="columns of the grid, as requested")
     delay: str | None = Field(None, description="why an open job does not move on: workers cannot store pictures")
+    ahead: int | None = Field(
+        None, description="of an open job: pictures of other jobs whose turn comes before its last one"
+    )
+    eta: str | None = Field(None, description="when an open job will be done; null until a worker has worked")
     result: GenerateResult | ScoreResult | None
+
+
+class EtaEvent(BaseModel):
+    """Event `eta` of GET /jobs/{id}/events: the forecast has changed."""
+
+    ahead: Count
+    eta: str
 
 
 class StatusEvent(BaseModel):
@@ -292,8 +344,9 @@ class StepsEvent(BaseModel):
     pictures: list[PictureSteps]
 
 
-EVENTS: Final[dict[str, type[Job | StatusEvent | PictureEvent | StepsEvent]]] = {
+EVENTS: Final[dict[str, type[Job | EtaEvent | StatusEvent | PictureEvent | StepsEvent]]] = {
     "job": Job,
+    "eta": EtaEvent,
     "status": StatusEvent,
     "picture": PictureEvent,
     "steps": StepsEvent,

@@ -14,10 +14,11 @@ from numpy.typing import NDArray
 
 from service.contract.recipe import Recipe
 from service.contract.records import FinishedPicture, Picture, Verdict
-from service.worker.judge import Failed, Outcome, PictureKey, end_pictures, judge_pictures
+from service.worker.judge import Failed, Outcome, PictureKey, Places, end_pictures, judge_pictures
 from service.worker.step_order import Workload, jobs_to_step, room
 from shared.device import THREADS
 from shared.diffusion.denoise import Row, Stepper
+from shared.diffusion.edits import places_of, with_objects
 from shared.diffusion.layouts import positions_at
 from shared.evaluator import Judge
 from shared.pictures import png_bytes, resized, sheet, to_uint8
@@ -101,6 +102,7 @@ class Engine:
         self._encoding = ThreadPoolExecutor(THREADS, "png")  # zlib lets other threads run
         self.batch: dict[PictureKey, Member] = {}
         self._computed = 0  # network rows so far
+        self.worked = 0.0  # costs of pictures so far, as forecasts count them (`SamplingOptions.cost`)
         self._failed = list[Outcome]()  # while joining; the next step returns them
 
     @property
@@ -124,6 +126,10 @@ class Engine:
             points = [(point.x, point.y) for point in picture.layout]
             positions = positions_at(self.vocabulary.encode(picture.labels), points, len(self.vocabulary))
         row = self.stepper.new_row(labels, picture.options, picture.noise_seed, positions)
+        if picture.options.edits:
+            if self.stepper.layouts is None:
+                raise ValueError("only pictures of a model with positions can be edited")
+            row.labels = with_objects(row.labels, picture.objects, self.vocabulary)
         member = Member(picture, row, joined_at, self.stepper.picture_shape, before, best)
         member.record()
         return member
@@ -139,6 +145,7 @@ class Engine:
         chosen = self._choose()
         ended += self._attempt(lambda members: self.stepper.step([member.row for member in members]), chosen)
         stepped = [member for member in chosen if member.picture.key in self.batch]
+        self.worked += sum(member.picture.options.cost / len(member.row.table) for member in stepped)
         for member in stepped:
             ended += self._attempt(lambda alone: alone[0].record(), [member])
         done = [member for member in stepped if member.row.done and member.picture.key in self.batch]
@@ -180,7 +187,8 @@ class Engine:
         if outcomes:
             images = images[finite]
         begun_at = time.time()
-        verdicts = judge_pictures(self.judge, [member.picture for member in whole], images)
+        pictures, places = [member.picture for member in whole], [self._places(member) for member in whole]
+        verdicts = judge_pictures(self.judge, pictures, images, places)
         self.judged_at = begun_at, time.time()
         again, ended = list[Member](), list[tuple[Picture, Drawn]]()
         for member, verdict, pixels in zip(whole, verdicts, to_uint8(images), strict=True):
@@ -196,6 +204,11 @@ class Engine:
         outcomes += self._encoding.map(lambda one: self._encode(*one), ended)
         self.batch |= {member.picture.key: member for member in again}  # last, because what raises is repeated
         return outcomes
+
+    def _places(self, member: Member) -> Places | None:
+        if self.stepper.layouts is None:
+            return None
+        return places_of(member.row.labels, [one.label for one in member.picture.objects], self.vocabulary)
 
     def _encode(self, picture: Picture, drawn: Drawn) -> FinishedPicture:
         verdict, pixels, recipe = drawn.verdict, drawn.pixels, self.recipe(picture, drawn.verdict)

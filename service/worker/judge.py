@@ -42,6 +42,7 @@ Outcome = FinishedPicture | Failed
 PictureKey = tuple[str, int]
 Read = tuple[Picture, "Future[NDArray[np.uint8]]"]
 Distances = tuple[float | None, ...]
+Places = tuple[tuple[float, float], ...]  # of a picture's objects, in the order of its labels
 
 
 def end_pictures(
@@ -64,17 +65,22 @@ def end_pictures(
     return attempt(work, items, give_up, about, partial(lost, device=device))
 
 
-def judge_pictures(judge: Judge, pictures: Sequence[Picture], images: Tensor) -> list[Verdict]:
-    """Return the verdicts on finished images (N, 3, H, W) of as many pictures."""
+def judge_pictures(
+    judge: Judge, pictures: Sequence[Picture], images: Tensor, places: Sequence[Places | None] | None = None
+) -> list[Verdict]:
+    """Return the verdicts on finished images (N, 3, H, W) of as many pictures. `places`: of each one's objects."""
     names = judge.vocabulary.names
     probabilities = judge.probabilities(images)  # (N, K)
-    targets = torch.tensor([judge.vocabulary.multi_hot(picture.labels) for picture in pictures])
+    asked = [tuple(one.label for one in picture.objects) for picture in pictures]
+    targets = torch.tensor([judge.vocabulary.multi_hot(labels) for labels in asked])
     scores = score_pictures(probabilities, targets)
-    distances = _distances(judge, pictures, images, probabilities)
+    known = [None] * len(pictures) if places is None else places
+    chosen = [at if picture.is_placed else None for picture, at in zip(pictures, known, strict=True)]
+    distances = _distances(judge, asked, chosen, images, probabilities)
     return [
         Verdict(
             index=picture.index,
-            labels=picture.labels,
+            labels=asked[i],
             seed=picture.noise_seed,
             attempt=picture.attempt,
             accuracy=score.accuracy,
@@ -82,19 +88,24 @@ def judge_pictures(judge: Judge, pictures: Sequence[Picture], images: Tensor) ->
             exact=score.exact,
             probabilities=dict(zip(names, row.tolist(), strict=True)),
             distances=distances.get(i),
+            places=known[i],
         )
         for i, (picture, row, score) in enumerate(zip(pictures, probabilities, scores, strict=True))
     ]
 
 
 def _distances(
-    judge: Judge, pictures: Sequence[Picture], images: Tensor, probabilities: Tensor
+    judge: Judge,
+    labels: Sequence[Sequence[str]],
+    places: Sequence[Places | None],
+    images: Tensor,
+    probabilities: Tensor,
 ) -> dict[int, Distances]:
-    """Return how far each label's object is from its place, for the pictures with a layout, by position in `pictures`.
+    """Return how far each label's object is from its place, for the pictures with `places`, by position.
 
     In widths of the picture; None for an object that is not found. Empty if the evaluator finds no positions.
     """
-    placed = [i for i, picture in enumerate(pictures) if picture.layout is not None]
+    placed = [i for i, at in enumerate(places) if at is not None]
     positions = judge.positions(images[placed]) if placed else None  # (n, K, 2): fractions of width and height
     if positions is None:
         return {}
@@ -102,10 +113,10 @@ def _distances(
     found = probabilities[placed] > THRESHOLD  # (n, K)
     distances = {}
     for i, at, there in zip(placed, positions, found, strict=True):
-        asked = zip(judge.vocabulary.encode(pictures[i].labels), pictures[i].layout or (), strict=True)
+        wanted = zip(judge.vocabulary.encode(labels[i]), places[i] or (), strict=True)
         distances[i] = tuple(
-            math.hypot(float(at[k, 0]) - point.x, (float(at[k, 1]) - point.y) * height / width) if there[k] else None
-            for k, point in asked
+            math.hypot(float(at[k, 0]) - x, (float(at[k, 1]) - y) * height / width) if there[k] else None
+            for k, (x, y) in wanted
         )
     return distances
 

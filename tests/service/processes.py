@@ -18,7 +18,7 @@ from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import workers
 from shared.checkpoint import read_info
-from shared.options import SamplingOptions
+from shared.edits import PictureOptions
 from shared.registry import resolve
 from tests.paths import ROOT
 from tests.service.store.helpers import record
@@ -140,4 +140,4 @@ def worker_processes(
 def new_job(settings: Settings, *, steps: int, pictures: int) -> JobRecord:
     digest = read_info(resolve(settings.storage, "toy", "denoiser")).digest
     labels = [["red cube"], ["blue sphere", "gray cube"]] * (pictures // 2)
-    return record(digest=digest, labels=labels, seed=3, columns=4, options=SamplingOptions(steps=steps))
+    return record(digest=digest, labels=labels, seed=3, columns=4, options=PictureOptions(steps=steps))

@@ -4,17 +4,19 @@ from typing import Annotated
 
 from fastapi import APIRouter, Form, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
-from pydantic import Field
+from pydantic import Field, Json
 
 from service.api.answers import RESPONSES, PreferencesDep, answer
 from service.api.checks import check_layouts, check_lists
 from service.api.dependencies import Caller, CallerDep
+from service.api.edits import checked_edits
 from service.api.openapi import problems
 from service.api.submit import ERRORS, create, new_record, same_request
 from service.api.uploads import PngError, recipe_of
-from service.contract.errors import BadForm, BadRequest, UnknownCheckpoint
+from service.contract.errors import BadForm, BadRequest, NoSuchObject, UnknownCheckpoint
 from service.contract.records import JobRecord
-from service.contract.schemas import GenerateRequest, Job, Stages, WebhookEvents, WebhookUrl, with_examples
+from service.contract.schemas import Deadline, GenerateRequest, Job, Stages, WebhookEvents, WebhookUrl, with_examples
+from shared.edits import MAX_EDITS, Edit
 from shared.options import NoOtherFields
 
 router = APIRouter(tags=["pictures"])
@@ -23,13 +25,13 @@ router = APIRouter(tags=["pictures"])
 @router.post(
     "/generate",
     response_model=Job,
-    responses={**RESPONSES, **problems(*ERRORS, UnknownCheckpoint)},
+    responses={**RESPONSES, **problems(*ERRORS, NoSuchObject, UnknownCheckpoint)},
     summary="Generate pictures from labels, or again from a recipe",
 )
 async def generate(body: GenerateRequest, caller: CallerDep, preferences: PreferencesDep) -> Response:
     """Generates one picture for each list of labels, scores it, and waits for it unless `Prefer` says otherwise.
 
-    A recipe generates the same pictures again.
+    A recipe generates the same pictures again. `edits` change the objects that they name in each picture.
     """
     same = same_request(caller, "generate", body, (body.recipe or body).labels)
     job_id = await caller.service.jobs.known(same)
@@ -45,7 +47,11 @@ class PngForm(NoOtherFields):
     model_config = with_examples({"file": "the bytes of a PNG"})
 
     file: UploadFile = Field(description="a PNG from this service, with its recipe")
+    edits: list[Json[Edit]] | None = Field(
+        None, max_length=MAX_EDITS, description="changes to each picture, in this order, each as JSON; all else stays"
+    )
     trajectory: Stages = None
+    deadline_s: Deadline = None
     webhook: WebhookUrl = None
     webhook_events: WebhookEvents = None
 
@@ -53,7 +59,7 @@ class PngForm(NoOtherFields):
 @router.post(
     "/generate/png",
     response_model=Job,
-    responses={**RESPONSES, **problems(*ERRORS, BadForm, UnknownCheckpoint)},
+    responses={**RESPONSES, **problems(*ERRORS, BadForm, NoSuchObject, UnknownCheckpoint)},
     summary="Generate the pictures of a PNG again",
 )
 async def generate_from_png(
@@ -75,12 +81,12 @@ async def generate_from_png(
 
 async def _checked(body: GenerateRequest, caller: Caller) -> JobRecord:
     """Return the job of a request. Raises BadRequest, UnknownCheckpoint, NoModel."""
-    models, recipe = await caller.service.catalog.models(), body.recipe
-    source = recipe or body
-    at = ("body", "recipe") if recipe else ("body",)
-    info = models.with_digest(recipe.model.digest) if recipe else models.find(body.model)
+    models, source = await caller.service.catalog.models(), body.recipe or body
+    at = ("body", "recipe") if body.recipe else ("body",)
+    info = models.with_digest(body.recipe.model.digest) if body.recipe else models.find(body.model)
     labels = check_lists(source.labels, info, (*at, "labels"))
     layouts = check_layouts(source.layouts, labels, info, (*at, "layouts"))
+    recipe = checked_edits(body, info)
     trajectory = recipe.trajectory if recipe and body.trajectory is None else body.trajectory
     return await new_record(
         caller, "generate", body, info, labels, layouts=layouts, trajectory=trajectory, recipe=recipe

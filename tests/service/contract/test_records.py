@@ -21,6 +21,7 @@ from service.contract.records import (
     new_job_id,
 )
 from service.store.async_jobs import arguments
+from shared.edits import PictureOptions
 from shared.options import Fraction, SamplingOptions, picture_seed
 from tests.service.contract.strategies import layouts
 from tests.service.store.helpers import record
@@ -33,7 +34,9 @@ def test_a_job_record_reads_back_unchanged(
     lists: list[list[str]], options: SamplingOptions, seed: int, repeats: int, data: st.DataObject
 ) -> None:
     places = data.draw(st.none() | st.tuples(*(st.none() | layouts for _ in lists)).map(list))
-    asked: dict[str, Any] = {"labels": lists, "layouts": places, "seed": seed, "repeats": repeats, "options": options}
+    edits = data.draw(st.none() | st.just([{"recolour": {"label": "a", "to": "b"}}]))
+    asked: dict[str, Any] = {"labels": lists, "layouts": places, "seed": seed, "repeats": repeats}
+    asked["options"] = {**options.model_dump(), "edits": edits}
     stored = JobRecord(id="a", kind="score", created_at=0.1, model="m", digest="d", columns=8, **asked)
     read = JobRecord.read(stored.model_dump_json())
     assert read == stored
@@ -46,7 +49,7 @@ def test_each_repeat_has_the_seeds_of_a_separate_request() -> None:
     assert [job.picture(i).seed for i in range(6)] == [picture_seed(40 + r, i) for r in range(2) for i in range(3)]
 
 
-class LaterOptions(SamplingOptions):
+class LaterOptions(PictureOptions):
     """Those of the next version, with one more."""
 
     glow: Fraction | None = None
@@ -63,7 +66,7 @@ def test_workers_of_the_version_before_take_jobs_that_do_not_use_a_new_option() 
         job = LaterRecord(**{**dict(plain), "options": LaterOptions(glow=glow)})
         stored = arguments(job, None, {})[1]
         if glow is None:
-            assert JobRecord.model_validate_json(stored) == plain.model_copy(update={"options": SamplingOptions()})
+            assert JobRecord.model_validate_json(stored) == plain.model_copy(update={"options": PictureOptions()})
         else:
             with pytest.raises(ValidationError, match="glow"):
                 JobRecord.model_validate_json(stored)

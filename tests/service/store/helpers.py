@@ -13,7 +13,7 @@ from service.store.async_jobs import IdempotentRequest
 from service.store.claims import BegunClaim, PictureStream
 from service.store.functions import call
 from service.store.jobs import JobStore
-from shared.options import SamplingOptions
+from shared.edits import PictureOptions
 
 DIGEST = "d" * 64
 RESULT = JobResult(repeats=[Scores(accuracy=1, exact_match=1, f1=1)], best=0)
@@ -30,7 +30,7 @@ def record(n: int = 2, owner: str = "", **about: Any) -> JobRecord:
         "labels": [["red cube"]] * n,
         "seed": 7,
         "columns": 8,
-        "options": SamplingOptions(steps=4),
+        "options": PictureOptions(steps=4),
     }
     return JobRecord(owner=owner, **{**usual, **about})
 

@@ -18,7 +18,7 @@ from service.worker.models import Loaded
 from service.worker.runner import Runner
 from shared.checkpoint import CheckpointInfo, read_info
 from shared.diffusion.denoise import Row
-from shared.options import SamplingOptions
+from shared.edits import PictureOptions
 from shared.registry import resolve
 from tests.service.processes import until
 from tests.service.store.helpers import add_job, record, statuses
@@ -27,7 +27,7 @@ from tests.toy_checkpoint import publish_toys
 Create = Callable[..., JobRecord]
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"], ["cyan cube"]]
-ONE_STEP, QUICK, LONG = (SamplingOptions(steps=steps) for steps in (1, 4, 1000))
+ONE_STEP, QUICK, LONG = (PictureOptions(steps=steps) for steps in (1, 4, 1000))
 
 
 @pytest.fixture(autouse=True)
@@ -49,7 +49,7 @@ def create(store: JobStore) -> Create:
         *,
         seed: int = 7,
         repeats: int = 1,
-        options: SamplingOptions = QUICK,
+        options: PictureOptions = QUICK,
         model: str = "toy",
         digest: str | None = None,
         trajectory: int | None = None,

@@ -19,13 +19,14 @@ from service.worker.judge import Failed, Outcome
 from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.path import NoisePath
 from shared.diffusion.schedules import alpha_bar
-from shared.options import SamplingOptions, attempt_seed, picture_seed
+from shared.edits import PictureOptions
+from shared.options import attempt_seed, picture_seed
 from shared.vocabulary import Vocabulary
 from tests.toy import ToyNetwork
 
 NAMES = ("red cube", "blue cube", "gray sphere", "cyan cylinder")
 AB = alpha_bar("cosine")
-PLAIN = SamplingOptions(guidance=1.0, steps=6)
+PLAIN = PictureOptions(guidance=1.0, steps=6)
 
 
 class ToyJudge:
@@ -74,7 +75,7 @@ def engine(net: ToyNetwork | None = None, *, efficient_rows: int | None = None) 
 
 
 def picture(
-    index: int, *, job: str = "a", labels: Sequence[str] = NAMES[:1], options: SamplingOptions = PLAIN
+    index: int, *, job: str = "a", labels: Sequence[str] = NAMES[:1], options: PictureOptions = PLAIN
 ) -> Picture:
     return Picture(job=job, index=index, labels=tuple(labels), seed=1000 + index, options=options)
 
@@ -99,9 +100,9 @@ def pixels(outcome: Outcome) -> np.ndarray:
 
 MIXED = [
     picture(0),
-    picture(1, job="b", labels=NAMES[1:3], options=SamplingOptions(steps=3, guidance=3.0)),
-    picture(2, job="c", labels=NAMES[3:], options=SamplingOptions(sampler="ddpm", steps=9, spacing="uniform")),
-    picture(3, options=SamplingOptions(sampler="ddim", eta=0.5, steps=4, guidance=0.0)),
+    picture(1, job="b", labels=NAMES[1:3], options=PictureOptions(steps=3, guidance=3.0)),
+    picture(2, job="c", labels=NAMES[3:], options=PictureOptions(sampler="ddpm", steps=9, spacing="uniform")),
+    picture(3, options=PictureOptions(sampler="ddim", eta=0.5, steps=4, guidance=0.0)),
 ]
 
 
@@ -127,7 +128,7 @@ def test_a_picture_is_the_same_alone_and_in_a_batch_that_others_join() -> None:
 
 
 def test_a_large_job_waits_for_small_ones_and_its_pictures_stay_the_same() -> None:
-    large = [picture(i, options=SamplingOptions(steps=6)) for i in range(4)]  # two network rows a step, each
+    large = [picture(i, options=PictureOptions(steps=6)) for i in range(4)]  # two network rows a step, each
     large[0] = replace(large[0], trajectory=4)
     undisturbed = engine()
     undisturbed.admit(large)
@@ -152,10 +153,10 @@ def test_a_large_job_waits_for_small_ones_and_its_pictures_stay_the_same() -> No
 
 def test_a_jobs_turn_follows_from_all_that_it_has_left_and_from_how_long_it_waits() -> None:
     one, rounds = engine(efficient_rows=1), 0
-    one.admit([picture(0, options=SamplingOptions(guidance=1.0, steps=40))])
+    one.admit([picture(0, options=PictureOptions(guidance=1.0, steps=40))])
     while not one.batch["a", 0].row.step:
         rounds += 1
-        options = SamplingOptions(guidance=1.0, steps=2)
+        options = PictureOptions(guidance=1.0, steps=2)
         one.admit([picture(i, job=str(rounds), options=options) for i in range(3)])
         for _ in range(2):
             one.step()
@@ -299,7 +300,7 @@ def test_a_later_attempt_that_fails_alone_ends_its_picture_only(monkeypatch: pyt
     again = [i for i in range(12) if not drawn_alone(i, 1).verdict.exact]
     failing.add(attempt_seed(1000 + again[0], 2))
 
-    def new_row(self: Stepper, labels: Tensor, options: SamplingOptions, seed: int, *rest: object) -> Row:
+    def new_row(self: Stepper, labels: Tensor, options: PictureOptions, seed: int, *rest: object) -> Row:
         if seed in failing:
             raise RuntimeError("no such noise")
         return draw(self, labels, options, seed, *rest)  # type: ignore[arg-type]

@@ -18,7 +18,7 @@ from service.store.jobs import JobStore
 from service.worker.job_files import JobFiles
 from service.worker.judge import JUDGED_TOGETHER, Failed, Outcome, Uploads, judge_pictures
 from service.worker.runner import Runner
-from shared.options import SamplingOptions
+from shared.edits import PictureOptions
 from shared.pictures import marked_grid, read_png
 from shared.vocabulary import Vocabulary
 from tests.service.worker.conftest import (
@@ -184,7 +184,7 @@ class LabelsOnly(Locating):
 
 def placed(index: int, *labels: str, places: list[tuple[float, float]] | None = None) -> Picture:
     layout = None if places is None else tuple(Point(x=x, y=y) for x, y in places)
-    asked: dict[str, Any] = {"labels": labels, "layout": layout, "seed": 1, "options": SamplingOptions()}
+    asked: dict[str, Any] = {"labels": labels, "layout": layout, "seed": 1, "options": PictureOptions()}
     return Picture(job="a", index=index, run_seed=7, position=index, **asked)
 
 
@@ -201,7 +201,8 @@ def images(height: int, width: int) -> Tensor:
 
 
 def located_in(judge: Locating, height: int = 24, width: int = 32) -> list[Verdict]:
-    return judge_pictures(judge, PICTURES, images(height, width))
+    places = [picture.layout and tuple((at.x, at.y) for at in picture.layout) for picture in PICTURES]
+    return judge_pictures(judge, PICTURES, images(height, width), places)
 
 
 def test_distances_are_in_widths_and_in_the_order_of_the_labels() -> None:

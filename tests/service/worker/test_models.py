@@ -11,8 +11,8 @@ from service.store.jobs import JobStore
 from service.worker.models import TURN_S
 from service.worker.runner import Runner
 from shared.checkpoint import CheckpointInfo, read_info
+from shared.edits import PictureOptions
 from shared.evaluator import JudgeInside
-from shared.options import SamplingOptions
 from tests.service.worker.conftest import (
     LISTS,
     LONG,
@@ -171,7 +171,7 @@ def test_with_one_place_the_models_take_turns(
     connection: Redis, own: Settings, store: JobStore, create: Create
 ) -> None:
     runner = started(connection, own.model_copy(update={"loaded_models": 1}))
-    long = create(LISTS * 10, options=SamplingOptions(steps=20))
+    long = create(LISTS * 10, options=PictureOptions(steps=20))
     runner.run_once()
     runner.models._loaded_at -= TURN_S
     other = create(LISTS * 4, model="other")

@@ -21,21 +21,21 @@ from service.worker.runner import Previews
 from shared.diffusion.denoise import Row
 from shared.diffusion.samplers import make_table
 from shared.diffusion.schedules import alpha_bar
-from shared.options import SamplingOptions
+from shared.edits import PictureOptions
 from shared.pictures import to_uint8
 
 Event = dict[str, Any]
 
 
 def row(x0_hat: torch.Tensor | None) -> Row:
-    options = SamplingOptions(steps=5)
+    options = PictureOptions(steps=5)
     table = make_table(options, alpha_bar("linear"))
     w = [1.0] * len(table)
     return Row(torch.zeros(3, 4, 4), torch.zeros(24), options, table, w, torch.Generator(), step=2, x0_hat=x0_hat)
 
 
 def member(job: str, index: int, x0_hat: torch.Tensor | None, size: tuple[int, int] = (4, 4)) -> Member:
-    picture = Picture(job=job, index=index, labels=("red cube",), seed=1, options=SamplingOptions(steps=5))
+    picture = Picture(job=job, index=index, labels=("red cube",), seed=1, options=PictureOptions(steps=5))
     return Member(picture, row(x0_hat), 0, (3, *size))
 
 

@@ -20,8 +20,9 @@ from service.worker.runner import Runner
 from shared.checkpoint import CheckpointKind, publish, read_info
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
+from shared.edits import PictureOptions
 from shared.evaluator import load_evaluator
-from shared.options import SamplingOptions, picture_seed
+from shared.options import picture_seed
 from shared.pictures import to_uint8
 from shared.registry import resolve
 from shared.vocabulary import ICLEVR
@@ -110,7 +111,7 @@ def test_a_cancelled_job_leaves_the_batch_at_the_next_step_and_the_others_are_un
     undisturbed = create(LISTS[:2])
     run(runner, undisturbed.id)
     batches = batches_of(engine_of(runner))
-    cancelled, other = create(options=SamplingOptions(steps=1000)), create(LISTS[:2])
+    cancelled, other = create(options=PictureOptions(steps=1000)), create(LISTS[:2])
     runner.run_once()
     assert store.cancel(cancelled.id)
     run(runner, other.id)

@@ -19,7 +19,7 @@ from service.store.claims import GROUP, MAX_DELIVERIES, BegunClaim
 from service.store.jobs import OVERDUE, JobStore
 from service.worker import process, storer
 from service.worker.runner import Runner
-from shared.options import SamplingOptions
+from shared.edits import PictureOptions
 from tests.service.api.answers import pixels
 from tests.service.processes import until
 from tests.service.store.helpers import done, done_count, record
@@ -79,7 +79,7 @@ def test_the_batch_is_stepped_while_storage_hangs(
     runner: Runner, back: threading.Event, store: JobStore, create: Create
 ) -> None:
     batches = batches_of(engine_of(runner))
-    short, long = create(LISTS[:1], options=ONE_STEP), create(options=SamplingOptions(steps=9))
+    short, long = create(LISTS[:1], options=ONE_STEP), create(options=PictureOptions(steps=9))
     for _ in range(6):
         runner.run_once()
     assert batches == [4, 3, 3, 3, 3, 3]

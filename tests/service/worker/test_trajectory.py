@@ -16,14 +16,15 @@ from service.worker.engine import stages
 from service.worker.runner import Runner
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
-from shared.options import SamplingOptions, picture_seed
+from shared.edits import PictureOptions
+from shared.options import picture_seed
 from shared.pictures import to_uint8
 from shared.registry import resolve
 from tests.service.api.answers import nothing_is_queued, pixels, problem, submitted
 from tests.service.worker.conftest import Create, run, started
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
-QUICK = SamplingOptions(steps=6)
+QUICK = PictureOptions(steps=6)
 
 
 def frames(png: bytes) -> list[np.ndarray]:

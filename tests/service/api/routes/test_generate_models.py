@@ -26,8 +26,9 @@ from shared.checkpoint import read_info
 from shared.diffusion.denoise import sample
 from shared.diffusion.layouts import positions_at
 from shared.diffusion.model import load_denoiser
+from shared.edits import PictureOptions
 from shared.evaluator import Evaluator
-from shared.options import LIMITS, SamplingOptions, picture_seed
+from shared.options import LIMITS, picture_seed
 from shared.pictures import marked_grid, read_png, sheet, to_uint8
 from shared.vocabulary import ICLEVR
 from tests.conftest import running, serving
@@ -37,7 +38,7 @@ from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"], ["cyan cube"]]
 PLACES: list[Any] = [[{"x": 0.25, "y": 0.5}, {"x": 0.75, "y": 0.375}], None, [{"x": 0.5, "y": 0.5}]]
-QUICK = SamplingOptions(steps=2, guidance=1.0)
+QUICK = PictureOptions(steps=2, guidance=1.0)
 BODY: dict[str, Any] = {"labels": LISTS, "seed": 7, "steps": 2, "guidance": 1.0, "model": "placed"}
 WIDTH, HEIGHT = 32, 24
 SUPPORT = {"objects": [2, 3], "area": [[0.25, 0.25], [0.75, 0.25], [0.75, 0.75], [0.25, 0.75]], "nearest": 0.25}

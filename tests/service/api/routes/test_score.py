@@ -24,8 +24,9 @@ from service.store.async_jobs import AsyncJobs
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from shared.diffusion.model import load_denoiser
+from shared.edits import PictureOptions
 from shared.evaluator import load_evaluator
-from shared.options import SamplingOptions, picture_seed
+from shared.options import picture_seed
 from shared.pictures import marked_grid, read_png
 from shared.registry import resolve
 from tests.conftest import api_server, client_of, running
@@ -51,7 +52,7 @@ def test_score_gives_what_the_trainer_gives(client: httpx.Client, working: Runne
     result = client.post("/score", **asked).json()["result"]
     denoiser = load_denoiser(resolve(settings.storage, None, "denoiser"))
     evaluator = load_evaluator(resolve(settings.storage, None, "evaluator"))
-    options = SamplingOptions(steps=6, guidance=3.0)
+    options = PictureOptions(steps=6, guidance=3.0)
     runs = [score_run(denoiser.stepper(), evaluator, LISTS * 4, options, 5 + r) for r in range(3)]
     figures = summary(runs)
     for name in ("accuracy", "exact_match", "f1"):
