@@ -64,7 +64,8 @@ hub fails once. Real processes have a load of seven jobs meanwhile.
 
 Confined means: at most the job that it concerns fails, with the exception in its error; every job ends once; all else
 is byte by byte as without a fault; queues, leases, files and threads are as before; a new job finishes within 15 s, or
-within `--within`.
+within `--within`. Pictures uploaded for a job whose creation Redis did not confirm stay until they are as old as
+expired ones, for the job may exist.
 
 """
 SOAKED = """
