@@ -48,10 +48,10 @@ class Edit(_Part):
 
     model_config = ConfigDict(json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
-    add: Placed | None = Field(None, exclude_if=is_none, description="an object that the picture lacks")
-    remove: Named | None = Field(None, exclude_if=is_none)
-    move: Placed | None = Field(None, exclude_if=is_none)
-    recolour: Relabelled | None = Field(None, exclude_if=is_none, description="another label for an object")
+    add: Placed | None = Field(default=None, exclude_if=is_none, description="an object that the picture lacks")
+    remove: Named | None = Field(default=None, exclude_if=is_none)
+    move: Placed | None = Field(default=None, exclude_if=is_none)
+    recolour: Relabelled | None = Field(default=None, exclude_if=is_none, description="another label for an object")
 
     @model_validator(mode="after")
     def _check_one(self) -> Self:

@@ -13,7 +13,7 @@ from fastapi import Depends, Header, Request, Response
 from opentelemetry.trace import get_current_span
 from structlog.contextvars import bind_contextvars
 
-from service.api.dependencies import Caller, Service, ServiceDep
+from service.api.dependencies import Caller, Service
 from service.api.openapi import PNG, Responses
 from service.contract.errors import ClientGone, DeadlineExceeded, JobCancelled, JobFailed, NotReady
 from service.contract.records import TERMINAL
@@ -35,7 +35,7 @@ class Preferences:
 
 
 async def read_preferences(
-    service: ServiceDep,
+    request: Request,
     prefer: Annotated[
         list[str] | None,
         Header(
@@ -50,7 +50,7 @@ async def read_preferences(
     """
     accepted = ",".join(accept or ()).lower()
     png = "image/png" in accepted and "application/json" not in accepted
-    longest_s = service.settings.wait_s
+    longest_s: float = request.app.state.settings.wait_s
     preferred = [part.partition(";")[0].strip().lower() for part in parse_http_list(",".join(prefer or ()))]
     waits = [match for p in preferred if (match := re.fullmatch(r'wait\s*=\s*"?(\d{1,9})"?', p))]
     if waits:

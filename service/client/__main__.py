@@ -19,8 +19,10 @@ from pydantic_core import from_json
 from rich.console import Console
 
 from service.client import ApiError, Client, ClientError, Options, display
+from service.client.edits import HELP, read_edit
 from service.client.job_command import INTERRUPTED, OneLineErrors, Outputs, connect, fail, print_json, run_job
 from service.client.messages import DEFAULT_URL
+from service.contract.records import JOB_ID
 from service.contract.schemas import LONGEST_PAGE, JobHead, JobPage, SamplingFields, ScoreResult, WorkerDevice
 
 SCORES: Final = ("accuracy", "exact_match", "f1")
@@ -113,6 +115,27 @@ def generate(
         trajectory=trajectory,
         **options,
     )
+    run_job(submit, url, Outputs(output=output, images=images, as_json=as_json), detach)
+
+
+@app.command()
+def edit(
+    picture: Annotated[str, typer.Argument(help="a PNG of the service, or a job's id", show_default=False)],
+    edits: Annotated[list[str], typer.Argument(help=HELP, show_default=False)],
+    url: Url = DEFAULT_URL,
+    index: Annotated[int, typer.Option(min=0, help="which picture of the job")] = 0,
+    output: Output = None,
+    images: Images = None,
+    trajectory: Annotated[int | None, typer.Option(help="stages from noise to picture in the strip")] = None,
+    detach: Detach = False,
+    as_json: AsJson = False,
+) -> None:
+    """Draw a picture again with some objects changed, one after the other, and all else as it is."""
+    changes = [read_edit(one) for one in edits]
+    if JOB_ID.fullmatch(picture):
+        submit = functools.partial(Client.edit, job_id=picture, index=index, edits=changes, trajectory=trajectory)
+    else:
+        submit = functools.partial(Client.generate, recipe=Path(picture), edits=changes, trajectory=trajectory)
     run_job(submit, url, Outputs(output=output, images=images, as_json=as_json), detach)
 
 

@@ -22,6 +22,7 @@ from httpx_sse import EventSource
 from service.client.errors import ApiError, ClientError, JobUnfinished, Unreachable
 from service.client.messages import (
     AnyRecipe,
+    Edits,
     Event,
     LabelLists,
     Layouts,
@@ -82,6 +83,7 @@ class AsyncClient:
         *,
         recipe: AnyRecipe | None = None,
         layouts: Layouts | None = None,
+        edits: Edits | None = None,
         trajectory: int | None = None,
         wait: bool = True,
         on_event: OnEvent | None = None,
@@ -93,10 +95,27 @@ class AsyncClient:
         `layouts`: where the objects of each picture are, one point for each label, or None to let the service choose.
         `trajectory`: number of stages of each picture's strip; `strip` fetches it. A `recipe`, given in place of labels
         and options, generates the same pictures again: parsed JSON, or the PNG that contains it, its bytes or its path.
+        `edits` change objects of each picture, and leave all else: {"move": {"label": "red cube", "x": 0.5, "y": 0.4}}.
         """
-        arguments = generate_arguments(labels, recipe, layouts, {**options, "trajectory": trajectory})
+        arguments = generate_arguments(labels, recipe, layouts, {**options, "trajectory": trajectory, "edits": edits})
         path = "/generate/png" if "files" in arguments else "/generate"
         return await self._create(path, arguments, wait, on_event, idempotency_key)
+
+    async def edit(
+        self,
+        job_id: str,
+        index: int,
+        edits: Edits,
+        *,
+        trajectory: int | None = None,
+        wait: bool = True,
+        on_event: OnEvent | None = None,
+        idempotency_key: str | None = None,
+    ) -> Job:
+        """Draw a finished picture of a job again, with `edits` as of `generate`. Returns the job, as `generate`."""
+        body = given({"edits": edits, "trajectory": trajectory})
+        path = f"{_job_path(job_id)}/images/{index}/edit"
+        return await self._create(path, {"json": body}, wait, on_event, idempotency_key)
 
     async def score(
         self,
@@ -353,6 +372,7 @@ class Client:
 
     close = _blocking(AsyncClient.close)
     generate = _blocking(AsyncClient.generate)
+    edit = _blocking(AsyncClient.edit)
     score = _blocking(AsyncClient.score)
     retry = _blocking(AsyncClient.retry)
     job = _blocking(AsyncClient.job)

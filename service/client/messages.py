@@ -17,11 +17,13 @@ from pydantic_core import to_jsonable_python
 from service.client.errors import ClientError, Unreachable
 from service.contract.records import Point
 from service.contract.schemas import EVENTS, EtaEvent, Job, PictureEvent, StatusEvent, StepsEvent
+from shared.edits import Edit
 from shared.options import IGNORE_UNKNOWN, SamplerName, SpacingName
 
 Body = TypeVar("Body", bound=BaseModel)
 LabelLists = Sequence[Sequence[str]]
 Layouts = Sequence[Sequence[Point] | None]
+Edits = Sequence[Edit | Mapping[str, Any]]  # as the API has them
 AnyRecipe = Mapping[str, Any] | bytes | str | Path  # parsed JSON, or the PNG that contains it: its bytes or its path
 
 DEFAULT_URL: Final = "http://127.0.0.1:8000"

@@ -136,7 +136,7 @@ def evaluate(
     storage: options.Storage = Path("models"),
     device: options.DeviceName = "auto",
 ) -> None:
-    """Study a denoiser: coverage, spectrum, two-sample, arrangements, places, selection.
+    """Study a denoiser: coverage, spectrum, two-sample, arrangements, places, edits, selection.
 
     By default all studies that the checkpoint and the options allow.
     """

@@ -122,6 +122,7 @@ STUDIES: Final = {
     "two-sample": Study(),
     "arrangements": Study(),
     "places": Study(()),
+    "edits": Study(()),
     "selection": Study(("second",)),
 }
 
