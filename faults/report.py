@@ -158,7 +158,10 @@ def _swept(result: dict[str, Any] | None) -> str:
     )
     if result["rows"]:
         text += "\n| not confined | reason |\n| --- | --- |\n"
-        text += "".join(f"| {trial} | {reason} |\n" for trial, reason in result["rows"])
+        trials: dict[str, list[str]] = {}  # by reason
+        for trial, reason, _ in result["rows"]:
+            trials.setdefault(reason, []).append(trial)
+        text += "".join(f"| {len(found)}, such as {found[0]} | {why} |\n" for why, found in trials.items())
     return text
 
 

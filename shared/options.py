@@ -136,6 +136,12 @@ class SamplingOptions(Strict):
         default=None, strict=False, max_length=LIMITS.max_pictures_per_request, exclude_if=_is_none
     )
 
+    @property
+    def cost(self) -> float:
+        """About how long a picture takes, in network rows; to enlarge, judge and encode it takes as long as two."""
+        low, high = self.guidance_interval
+        return 2.0 + self.steps * (1 + (network_rows(self.guidance) - 1) * (high - low))
+
     @model_validator(mode="after")
     def _check_together(self) -> Self:
         low, high = self.guidance_interval

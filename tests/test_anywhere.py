@@ -12,7 +12,7 @@ from faults.anywhere.boundaries import Boundaries
 from faults.anywhere.load import Outcome
 from faults.anywhere.orders import Fault, Kind, OrderBook, Recording, Unforeseen
 from faults.anywhere.process import ForkServer
-from faults.anywhere.sweep import Sweeper, Trial, check, groups_of, trials_of
+from faults.anywhere.sweep import Result, Sweeper, Trial, check, groups_of, table, trials_of
 
 LINE = re.compile(r":\d+")
 SOURCE = b'''
@@ -175,6 +175,20 @@ def test_what_is_not_confined_is_found(
     found = check([trial], Outcome(states={**CLEAN.states, **states}, errors=errors, contents=contents), CLEAN)
     assert problem in "; ".join(found)
     assert bool(found) == bool(problem)
+
+
+def test_what_is_not_confined_has_its_known_reason_or_what_was_seen() -> None:
+    trials = [
+        Trial("worker: parsing ModelName at f.py:1", "unforeseen", True, "other model", "load"),
+        Trial("worker: parsing ModelName at f.py:1", "unforeseen", False, "other model", "load"),
+        Trial("worker: png png_bytes at f.py:1", "unforeseen", False, "", "load"),
+    ]
+    results = {one.key: Result(True, ["the grid differs", "the bystander failed"]) for one in trials[:2]}
+    results[trials[2].key] = Result(True)
+    always, once = table(trials, results)
+    assert (always[0], always[2]) == (trials[0].key, True)
+    assert "until `job_timeout_s`" in always[1]
+    assert once == (trials[1].key, "the grid differs; the bystander failed", False)
 
 
 # Places without their lines, and how each fails; in groups that fail at once and concern the same job.

@@ -107,7 +107,8 @@ class Training:
         self.averages.load_state_dict(state["averages"])
         for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(saved)
-        self.scaler.load_state_dict(state.get("scaler", {}))
+        if scaling := state.get("scaler"):  # not of a run that began on another kind of device
+            self.scaler.load_state_dict(scaling)
         self.best = Best(**state["best"]) if state.get("best") else None
         self.evaluated_at = state.get("evaluated_at", -1)
 

@@ -39,13 +39,13 @@ def main() -> int:
         )
     rows = table(trials, state.results)
     swept = sum(state.results[trial.key].reached for trial in trials if trial.key in state.results)
-    lines = [f"swept {swept} of {len(trials)}; {len(rows)} not confined", *(f"- {key}: {why}" for key, why in rows)]
+    lines = [f"swept {swept} of {len(trials)}; {len(rows)} not confined", *(f"- {key}: {why}" for key, why, _ in rows)]
     (state.folder / "table.txt").write_text("\n".join(lines) + "\n")
     if not options.only:
         places = len({trial.place for trial in trials})
         report.keep_sweep({"places": places, "trials": len(trials), "swept": swept, "rows": rows})
     print("\n".join(lines))
-    return 1 if rows else 0
+    return 0 if all(is_known for _, _, is_known in rows) else 1
 
 
 if __name__ == "__main__":

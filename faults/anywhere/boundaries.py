@@ -223,7 +223,7 @@ class Boundaries:
         self.wrap(importlib.import_module("shared.diffusion.model"), "load_denoiser", "loading", about=_path)
         self.wrap(importlib.import_module("shared.evaluator"), "load_evaluator", "loading", about=_path)
         judge = importlib.import_module("service.worker.judge")
-        self.wrap(judge, "judge_pictures", "judge", about=lambda _, of, images: " ".join(one.job for one in of))
+        self.wrap(judge, "judge_pictures", "judge", about=lambda _, of, *rest: " ".join(one.job for one in of))
         engine = importlib.import_module("service.worker.engine")
         self.wrap(engine.Member, "preview", "previews", about=lambda member: member.picture.job)
         process = importlib.import_module("service.worker.process")

@@ -1,9 +1,11 @@
 """From a job to the answer that the client prefers: waited for or 202, JSON or PNG."""
 
 import asyncio
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Annotated
 from urllib.request import parse_http_list
 
@@ -11,9 +13,9 @@ from fastapi import Depends, Header, Request, Response
 from opentelemetry.trace import get_current_span
 from structlog.contextvars import bind_contextvars
 
-from service.api.dependencies import Caller, ServiceDep
+from service.api.dependencies import Caller, Service
 from service.api.openapi import PNG, Responses
-from service.contract.errors import ClientGone, JobCancelled, JobFailed, NotReady
+from service.contract.errors import ClientGone, DeadlineExceeded, JobCancelled, JobFailed, NotReady
 from service.contract.records import TERMINAL
 from service.contract.schemas import Job
 
@@ -33,7 +35,7 @@ class Preferences:
 
 
 async def read_preferences(
-    service: ServiceDep,
+    request: Request,
     prefer: Annotated[
         list[str] | None,
         Header(
@@ -48,7 +50,7 @@ async def read_preferences(
     """
     accepted = ",".join(accept or ()).lower()
     png = "image/png" in accepted and "application/json" not in accepted
-    longest_s = service.settings.wait_s
+    longest_s: float = request.app.state.settings.wait_s
     preferred = [part.partition(";")[0].strip().lower() for part in parse_http_list(",".join(prefer or ()))]
     waits = [match for p in preferred if (match := re.fullmatch(r'wait\s*=\s*"?(\d{1,9})"?', p))]
     if waits:
@@ -81,6 +83,8 @@ async def answer(caller: Caller, job_id: str, preferences: Preferences) -> Respo
     job = await service.jobs.job(job_id)
     has_ended = job.status in TERMINAL
     headers["Content-Location" if has_ended else "Location"] = location
+    if not has_ended:
+        headers |= await retry_after(service, job)
     if has_ended and job.result is None:
         raise why_unfinished(job, headers)
     return Response(job.model_dump_json(), 200 if has_ended else 202, headers, media_type="application/json")
@@ -105,11 +109,21 @@ async def wait(caller: Caller, job_id: str, wait_s: float) -> None:
         raise ClientGone(ClientGone.example)
 
 
-def why_unfinished(job: Job, headers: Mapping[str, str]) -> JobFailed | JobCancelled:
+async def retry_after(service: Service, job: Job) -> dict[str, str]:
+    """Return the header that says in how many seconds an open job will be done; none if that is not known."""
+    if job.eta is None:
+        return {}
+    left_s = datetime.fromisoformat(job.eta).timestamp() - await service.jobs.redis.now()
+    return {"Retry-After": str(max(1, math.ceil(left_s)))}
+
+
+def why_unfinished(job: Job, headers: Mapping[str, str]) -> JobFailed | JobCancelled | DeadlineExceeded:
     """Return the error for a client that waited for the end of a job that failed or was cancelled."""
     location = f"/jobs/{job.id}"
     if job.status == "cancelled":
         return JobCancelled("the job was cancelled while you waited for it", headers=headers, job=location)
+    if job.reason == "deadline":
+        return DeadlineExceeded(job.error or DeadlineExceeded.title, headers=headers, job=location)
     return JobFailed(job.error or "it failed", headers=headers, job=location)
 
 

@@ -8,6 +8,7 @@ import json
 import math
 import time
 from collections.abc import AsyncIterator
+from datetime import datetime
 from typing import Any
 
 from fastapi.sse import KEEPALIVE_COMMENT, format_sse_event
@@ -17,7 +18,9 @@ from service.contract.records import TERMINAL
 from service.contract.schemas import Job
 from service.store import keys
 from service.store.async_jobs import AsyncJobs
+from service.store.forecast import OpenJob
 
+ETA_MOVED_S = 1.0  # by how much a forecast must change to be sent again
 WATCHED_MS = 3000  # how long workers render previews after the last renewal
 LOOK_AGAIN_S = 1.0  # how often to renew that, to look whether the job still exists, and to show that the stream lives
 
@@ -38,15 +41,24 @@ async def job_events(jobs: AsyncJobs, job: Job, after: str) -> AsyncIterator[byt
     Yields a comment when nothing has happened for a while. Raises RedisError, and ServiceError if the job is gone.
     """
     yield _event("job", job.model_dump(mode="json"))
-    watched, status_of = ("SET", keys.watched(job.id), 1, "PX", WATCHED_MS), ("HGET", keys.job(job.id), "status")
-    status, looked_at = None, -math.inf
+    watched = "SET", keys.watched(job.id), 1, "PX", WATCHED_MS
+    state_of = "HMGET", keys.job(job.id), "status", "owner", "dispatched"
+    count = "HLEN", keys.verdicts(job.id)
+    status, eta, looked_at = None, job.eta, -math.inf
     with jobs.hub.watch(job.id) as watch:
         while not jobs.hub.stopping:
             if is_due := time.monotonic() - looked_at >= LOOK_AGAIN_S:
                 looked_at = time.monotonic()
-                _, status = await jobs.redis.ask_each(watched, status_of)  # without the key there are no previews only
-                if isinstance(status, RedisError):
-                    raise status
+                _, *state = await jobs.redis.ask_each(watched, state_of, count)  # without the key, no previews only
+                if failed := [one for one in state if isinstance(one, RedisError)]:
+                    raise failed[0]
+                (status, owner, dispatched), done = state
+                if status not in (None, *TERMINAL) and job.options is not None:
+                    about = job.id, owner, job.progress.total, int(dispatched), done, job.options.cost
+                    found = await jobs.eta(job.digest, OpenJob(*about))
+                    if found and (eta is None or _apart_s(eta, found["eta"]) > ETA_MOVED_S):
+                        eta = found["eta"]
+                        yield _event("eta", found)
             steps = watch.take_previews()  # before events are read, so that no step follows its finished picture
             entries = await jobs.redis("XRANGE", keys.events(job.id), f"({after}", "+")
             for pictures in steps:
@@ -61,6 +73,10 @@ async def job_events(jobs: AsyncJobs, job: Job, after: str) -> AsyncIterator[byt
                 if not entries and (status is None or status in TERMINAL):
                     return
             await watch.wait(LOOK_AGAIN_S)
+
+
+def _apart_s(one: str, other: str) -> float:
+    return abs((datetime.fromisoformat(one) - datetime.fromisoformat(other)).total_seconds())
 
 
 async def _read(jobs: AsyncJobs, job_id: str, entry: str, fields: dict[str, str]) -> bytes:

@@ -20,6 +20,7 @@ from service.api.results import Reads
 from service.api.uploads import Upload
 from service.contract.errors import (
     BadRequest,
+    DeadlineExceeded,
     JobCancelled,
     JobFailed,
     KeyReuse,
@@ -35,7 +36,7 @@ from service.contract.errors import (
 from service.contract.recipe import Recipe
 from service.contract.records import JobKind, JobRecord, Layout, WebhookEvent, new_job_id
 from service.contract.schemas import SamplingFields
-from service.store.async_jobs import IdempotentRequest, NoRoom
+from service.store.async_jobs import IdempotentRequest, NoRoom, open_job
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger, request_id
 from service.telemetry.metrics import PICTURES_ACCEPTED
@@ -51,7 +52,7 @@ ENDS: Final[tuple[WebhookEvent, ...]] = ("finished", "failed", "cancelled")  # t
 # The errors that every route documents which creates a job and waits for it.
 ERRORS = (
     NotJson, JobCancelled, TooLarge, BadRequest, NotLearnt, KeyReuse, QueueFull, QuotaExceeded, JobFailed, NoModel,
-    NoWorker, Unavailable,
+    NoWorker, DeadlineExceeded, Unavailable,
 )  # fmt: skip
 
 
@@ -118,6 +119,7 @@ async def new_record(
         first=recipe.first if recipe else 0,
         repeats=repeats,
         trajectory=trajectory,
+        deadline_s=fields.deadline_s,
         webhook=fields.webhook,
         webhook_events=tuple(fields.webhook_events or ENDS) if fields.webhook else (),
         columns=recipe.columns if recipe else fields.columns,
@@ -144,6 +146,8 @@ async def create(service: Service, record: JobRecord, same: IdempotentRequest | 
     KeyReuse, Unavailable, and what reading the pictures raises; then no job and no picture is left.
     """
     workers = await ready_workers(service)
+    if record.deadline_s is not None:
+        await _check_deadline(service, record, record.deadline_s)
     await service.results.upload(record.id, pictures)
     try:
         job_id = await service.jobs.create(record, same)
@@ -160,6 +164,15 @@ async def create(service: Service, record: JobRecord, same: IdempotentRequest | 
     bind_contextvars(kind=record.kind, pictures=record.total, model=record.model)
     log.debug("job accepted", job_id=job_id)
     return job_id
+
+
+async def _check_deadline(service: Service, record: JobRecord, deadline_s: float) -> None:
+    """Raise DeadlineExceeded for a job that would be done too late."""
+    found = await service.jobs.forecast(record.digest, open_job(record))
+    if found is not None and found.seconds > deadline_s:
+        detail = f"the job would be done in {found.seconds:.0f} s, after its deadline of {deadline_s:g} s"
+        headers = {"Retry-After": str(min(math.ceil(found.seconds - deadline_s), MAX_WAIT_S))}
+        raise DeadlineExceeded(f"{detail}; nothing was queued", headers=headers, ahead=found.ahead)
 
 
 async def _forget(service: Service, record: JobRecord, pictures: Reads) -> None:

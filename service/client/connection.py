@@ -46,6 +46,7 @@ OnEvent = Callable[[Event], None]
 
 RETRIES: Final = 5  # with their pauses some 8 s: a restart of the service
 RETRIED_STATUS: Final = frozenset({429, 502, 503, 504})  # temporary failures
+NOT_RETRIED: Final = "deadline-exceeded"  # by then it would be too late
 FIRST_PAUSE_S: Final = 0.25  # doubled by each retry
 LONGEST_PAUSE_S: Final = 30.0  # if the service asks for more, its error is raised at once
 LONGEST_POLL_S: Final = 5.0  # between looks at a job whose event stream does not get through
@@ -264,7 +265,7 @@ class AsyncClient:
                 failure: ClientError = Unreachable(f"{self._http.base_url} does not answer: {reason}")
             else:
                 failure = ApiError(response)
-                if response.status_code not in RETRIED_STATUS:
+                if response.status_code not in RETRIED_STATUS or failure.slug == NOT_RETRIED:
                     raise failure
                 retry_after = response.headers.get("retry-after", "")
                 if retry_after.isdecimal():  # no date

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from datetime import datetime
 
 from rich.console import Console
 from rich.markup import escape
@@ -9,7 +10,9 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 
 from service.client.messages import Event, Retry
+from service.contract.records import TERMINAL
 from service.contract.schemas import (
+    EtaEvent,
     Job,
     JobHead,
     ModelList,
@@ -38,13 +41,24 @@ class JobProgress(Progress):
         super().__init__(*columns, console=console, disable=not console.is_terminal, transient=True)
         self._task = self.add_task("sending", total=None)
         self._finished: set[int] = set()
+        self._status, self._eta = "sending", ""
+
+    def _words(self, eta: str | None = None) -> str:
+        """Return the job's status, and when it will be done by the service's forecast; by default, the last one."""
+        if eta is not None:
+            self._eta = f", done at {datetime.fromisoformat(eta).astimezone():%H:%M:%S}"
+        return self._status + (self._eta if self._status not in TERMINAL else "")
 
     def on_event(self, event: Event) -> None:
         match event.data:
             case Job() as job:
-                self.update(self._task, description=job.status, total=job.progress.total)
+                self._status = job.status
+                self.update(self._task, description=self._words(job.eta), total=job.progress.total)
             case StatusEvent(status=status):
-                self.update(self._task, description=status)
+                self._status = status
+                self.update(self._task, description=self._words())
+            case EtaEvent(eta=eta):
+                self.update(self._task, description=self._words(eta))
             case PictureEvent(index=index):
                 self._finished.add(index)
                 self.update(self._task, completed=len(self._finished))

@@ -16,7 +16,7 @@ from pydantic_core import to_jsonable_python
 
 from service.client.errors import ClientError, Unreachable
 from service.contract.records import Point
-from service.contract.schemas import EVENTS, Job, PictureEvent, StatusEvent, StepsEvent
+from service.contract.schemas import EVENTS, EtaEvent, Job, PictureEvent, StatusEvent, StepsEvent
 from shared.edits import Edit
 from shared.options import IGNORE_UNKNOWN, SamplerName, SpacingName
 
@@ -43,6 +43,7 @@ class Options(TypedDict, total=False):
     until: Literal["exact"]
     attempts: int
     model: str
+    deadline_s: float
     columns: int
 
 
@@ -59,7 +60,7 @@ class Event:
     """An event of a job. `name` is one of docs/api.md, or `retry`; the `data` of `job` and `end` is the job."""
 
     name: str
-    data: Job | StatusEvent | PictureEvent | StepsEvent | Retry
+    data: Job | EtaEvent | StatusEvent | PictureEvent | StepsEvent | Retry
 
 
 class Png(bytes):

@@ -27,6 +27,7 @@ ServiceError                500  unexpected; the server's log has the cause
 ├── ClientGone              499  the client disconnected while it sent or waited, so nobody reads this
 ├── JobFailed               500  for a client that waited for the job
 ├── Unavailable             503
+│   ├── DeadlineExceeded         the job cannot be finished by the request's deadline, or could not
 │   ├── NoModel                  no checkpoint in storage can be used
 │   └── NoWorker
 └── NotInTime               504  for a client that cannot be answered 202
@@ -253,3 +254,7 @@ class NoModel(Unavailable, slug="no-model", title="No model is available"):
 
 class NoWorker(Unavailable, slug="no-worker", title="No worker is running"):
     example = "no worker is running; nothing was queued"
+
+
+class DeadlineExceeded(Unavailable, slug="deadline-exceeded", title="The deadline cannot be met"):
+    example = "the job would be done in 42 s, after its deadline of 10 s; nothing was queued"

@@ -160,6 +160,7 @@ class JobRecord(JobSummary):
     webhook: str | None = None  # URL
     webhook_events: tuple[WebhookEvent, ...] = ()
     request_id: str = ""  # of the request that created it, for logs
+    deadline_s: float | None = None  # after its creation, by which it must be finished
     traceparent: str = ""  # that request's span (W3C Trace Context), if traced
     repeats: int = 1
     trajectory: int | None = None  # stages of each picture's trajectory, if requested

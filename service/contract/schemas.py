@@ -35,6 +35,7 @@ from shared.options import (
 )
 from shared.support import Support
 
+MAX_DEADLINE_S = 86_400.0
 LONGEST_PAGE = 100  # jobs that GET /jobs lists at once
 EXAMPLE_ID = "5f0c9e1a7d3b4c2e8a6f1b0d9c8e7f6a"
 LABELS_EXAMPLE: Any = [["red cube", "blue sphere"], ["gray cylinder"]]
@@ -49,13 +50,23 @@ def with_examples(*examples: dict[str, Any]) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [*examples]})
 
 
-BESIDE_RECIPE = {"recipe", "edits", "trajectory", "webhook", "webhook_events"}  # fields of a request with a recipe
+# fields of a request with a recipe
+BESIDE_RECIPE = {"recipe", "edits", "trajectory", "deadline_s", "webhook", "webhook_events"}
 
 
 WebhookUrl = Annotated[str | None, Field(max_length=2000, description="URL for signed POSTs (docs/api.md)")]
 WebhookEvents = Annotated[
     list[WebhookEvent] | None,
     Field(min_length=1, max_length=len(get_args(WebhookEvent)), description="which events; by default the end"),
+]
+Deadline = Annotated[
+    float | None,
+    Field(
+        gt=0,
+        le=MAX_DEADLINE_S,
+        allow_inf_nan=False,
+        description="seconds within which the job must be finished: refused, or given up, once that is impossible",
+    ),
 ]
 Stages = Annotated[int | None, Field(ge=2, le=MAX_STAGES, description="stages of a trajectory for each picture")]
 
@@ -84,6 +95,7 @@ class SamplingFields(Strict):
         None, description=f"with `until`: how often a picture is drawn at most; {ATTEMPTS} if not given"
     )
     model: str | None = Field(None, max_length=100, description="a name from GET /models; null for the default")
+    deadline_s: Deadline = None
     webhook: WebhookUrl = None
     webhook_events: WebhookEvents = None
     columns: int = Field(8, ge=1, le=LIMITS.max_columns, description="columns of the grid")
@@ -268,6 +280,9 @@ class JobHead(BaseModel):
     options: PictureOptions | None = Field(description="null if the pictures were uploaded")
     progress: Progress
     error: str | None
+    reason: Literal["deadline"] | None = Field(
+        None, description="why it failed, for programs: it could not be finished by its deadline"
+    )
 
 
 class JobPage(BaseModel):
@@ -284,7 +299,18 @@ class Job(JobHead):
     trajectory: int | None = Field(None, description="stages of each picture's trajectory; null if not requested")
     columns: int = Field(8, description="columns of the grid, as requested")
     delay: str | None = Field(None, description="why an open job does not move on: workers cannot store pictures")
+    ahead: int | None = Field(
+        None, description="of an open job: pictures of other jobs whose turn comes before its last one"
+    )
+    eta: str | None = Field(None, description="when an open job will be done; null until a worker has worked")
     result: GenerateResult | ScoreResult | None
+
+
+class EtaEvent(BaseModel):
+    """Event `eta` of GET /jobs/{id}/events: the forecast has changed."""
+
+    ahead: Count
+    eta: str
 
 
 class StatusEvent(BaseModel):
@@ -318,8 +344,9 @@ class StepsEvent(BaseModel):
     pictures: list[PictureSteps]
 
 
-EVENTS: Final[dict[str, type[Job | StatusEvent | PictureEvent | StepsEvent]]] = {
+EVENTS: Final[dict[str, type[Job | EtaEvent | StatusEvent | PictureEvent | StepsEvent]]] = {
     "job": Job,
+    "eta": EtaEvent,
     "status": StatusEvent,
     "picture": PictureEvent,
     "steps": StepsEvent,

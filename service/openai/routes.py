@@ -11,7 +11,7 @@ from fastapi import APIRouter, Path, Response
 from PIL import Image as PictureFile
 
 from service.api import openapi
-from service.api.answers import wait, why_unfinished
+from service.api.answers import retry_after, wait, why_unfinished
 from service.api.checks import not_learnt
 from service.api.dependencies import Caller, CallerDep, ModelsDep, OwnerDep
 from service.api.openapi import Dialect, DocumentedAPI
@@ -71,7 +71,7 @@ async def generate_images(body: ImagesRequest, caller: CallerDep) -> Response:
     job = await service.jobs.job(job_id)
     if job.status not in TERMINAL:
         detail = f"not finished within {wait_s:.0f} s; the job goes on"
-        raise NotInTime(detail, headers=NO_RETRY, job=f"/jobs/{job_id}")
+        raise NotInTime(detail, headers={**NO_RETRY, **await retry_after(service, job)}, job=f"/jobs/{job_id}")
     if job.result is None:
         raise why_unfinished(job, NO_RETRY)
     png = await service.results.image(job.id, caller.owner, 0)

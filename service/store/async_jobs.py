@@ -48,16 +48,22 @@ from service.contract.schemas import (
     Summary,
 )
 from service.settings import Settings
-from service.store import keys
+from service.store import keys, workers
 from service.store.connection import concerns_all
+from service.store.forecast import Forecast, OpenJob, Queue
 from service.store.functions import Pipeline
 from service.store.hub import Hub
 from service.store.jobs import read_record
 from service.store.workers import ReadyWorkers, new_task
 from service.telemetry.boundary import confined
+from service.telemetry.logs import get_logger
+from shared.options import SamplingOptions
 
-HEAD = "summary", "status", "total", "started_at", "finished_at", "error"  # of a job in a list: only small fields
-WHOLE = "record", *HEAD[1:], "result"
+log = get_logger(__name__)
+
+# Of a job in a list: only small fields.
+HEAD = "summary", "status", "total", "started_at", "finished_at", "error", "reason"
+WHOLE = "record", *HEAD[1:], "dispatched", "result"
 LOOK_AGAIN_S = 5.0  # how often one who waits looks at the job itself, in case its end was not heard
 IDEMPOTENT_S = 86_400  # how long an Idempotency-Key counts, at most as long as its job; about 300 bytes each
 DIGITS = 6  # of scores and distances
@@ -112,9 +118,23 @@ def limits_of(settings: Settings) -> dict[str, int]:
     }
 
 
+def open_job(record: JobRecord, dispatched: int = 0, done: int = 0) -> OpenJob:
+    """Return a job as forecasts see it. An uploaded picture costs no network rows."""
+    cost = 0.0 if record.uploaded else record.options.cost
+    return OpenJob(record.id, record.owner, record.total, dispatched, done, cost)
+
+
 def arguments(record: JobRecord, request: IdempotentRequest | None, limits: Mapping[str, int]) -> list[Any]:
     """Return all arguments of `create`."""
-    about = {"owner": record.owner, "total": record.total, "draws": record.draws, **limits}
+    about = {
+        "owner": record.owner,
+        "total": record.total,
+        "draws": record.draws,
+        "cost": open_job(record).cost,
+        **limits,
+    }
+    if record.deadline_s is not None:
+        about["deadline_s"] = record.deadline_s
     if record.webhook:
         about["webhook_events"] = " ".join(record.webhook_events)
     if request is not None:
@@ -141,6 +161,7 @@ class AsyncJobs:
         self.redis, self.hub, self.settings = Pipeline(connection), Hub(connection), settings
         self.workers = ReadyWorkers(self.redis)
         self._limits = limits_of(settings)
+        self._queues = dict[str, tuple[float, Queue]]()  # by digest, with when it was read
         self._record = asyncio.Lock()  # while one is read for a list
 
     async def known(self, request: IdempotentRequest | None) -> str | None:
@@ -183,7 +204,39 @@ class AsyncJobs:
         if about["status"] not in TERMINAL:
             problems = [worker.get("storage_problem") for worker in await self.workers()]
             about["delay"] = next(filter(None, problems), None)
+            about |= await self.eta(record.digest, open_job(record, int(fields["dispatched"]), done))
         return Job.model_validate(about)
+
+    async def forecast(self, digest: str, job: OpenJob) -> Forecast | None:
+        """Return when a job of a model will be done, queued or not.
+
+        None for uploaded pictures, which have no cost, and if no worker has a rate.
+        """
+        if not job.cost:
+            return None
+        rates = [
+            model.get("rows_per_s", 0.0)
+            for about in await self.workers()
+            for model in about.get("models", ())
+            if model["digest"] == digest
+        ]
+        return (await self._queue(digest)).forecast(job, rates)
+
+    async def eta(self, digest: str, job: OpenJob) -> dict[str, Any]:
+        """Return the fields of a job that say when it will be done, if that is known."""
+        found = await self.forecast(digest, job)
+        return {"ahead": found.ahead, "eta": _iso(await self.redis.now() + found.seconds)} if found else {}
+
+    async def _queue(self, digest: str) -> Queue:
+        """Return the open jobs of a model as they were within the last second."""
+        asked_at, queue = self._queues.get(digest, (-math.inf, None))
+        if queue is None or time.monotonic() - asked_at >= workers.FRESH_S:
+            queue = Queue(
+                OpenJob(id_, owner, int(total), int(dispatched), done, float(cost or SamplingOptions().cost))
+                for id_, owner, total, dispatched, done, cost in await self.redis.call("queue", digest)
+            )
+            self._queues[digest] = time.monotonic(), queue
+        return queue
 
     async def _gone(self, job_id: str) -> ServiceError:
         """Return the error for a job that is not in Redis."""
@@ -302,6 +355,10 @@ def _unreadable(job_id: str) -> Unavailable:
     return Unavailable(detail, headers={"Retry-After": "2"})
 
 
+def _iso(at: float) -> str:
+    return datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds")
+
+
 def _head(about: JobSummary, fields: Mapping[str, str], done: int) -> dict[str, Any]:
     """Return what clients see of a job, but its result. `about`: its summary, or the whole record."""
     times = {"created_at": about.created_at}
@@ -311,9 +368,10 @@ def _head(about: JobSummary, fields: Mapping[str, str], done: int) -> dict[str, 
         **vars(about),
         "status": fields["status"],
         "error": fields.get("error"),
+        "reason": fields.get("reason"),
         "started_at": None,
         "finished_at": None,
-        **{name: datetime.fromtimestamp(at, UTC).isoformat(timespec="milliseconds") for name, at in times.items()},
+        **{name: _iso(at) for name, at in times.items()},
         **uploaded,
         "progress": {"done": done, "total": int(fields["total"])},
         "result": None,

@@ -15,6 +15,7 @@ local GROUP = 'workers' -- the consumer group of every stream of pictures
 local KEPT_EVENTS = 1000 -- per job; a client that missed older ones reads the job itself
 
 local DEADLINES = 'labelgrid:deadlines'
+local TIMED = 'labelgrid:timed'
 local CHANGES = 'labelgrid:changes'
 local WEBHOOKS = 'labelgrid:webhooks'
 local MODELS = 'labelgrid:models'
@@ -307,7 +308,7 @@ end
 -- create(settings, record, summary, then an RQ job as for `wake`)
 --
 -- Settings: owner, total (pictures), draws (how many may be drawn), webhook_events if there is a webhook, request_key and request_hash if there is an
--- Idempotency-Key, timeout_s, lifetime_s (timeout_s and how long a job is kept), idempotent_s, most_queued, most_own,
+-- Idempotency-Key, cost (of a picture, in network rows), deadline_s if the request has one, timeout_s, lifetime_s (timeout_s and how long a job is kept), idempotent_s, most_queued, most_own,
 -- most_stored (0: no limit). The record may be large and is not decoded; the summary is for lists.
 -- Reads the request's key, the model's queue and stream, and the owner's stored pictures. Writes the job, the open jobs,
 -- the models with work, the owner's list of jobs, the fair queue, the owner's stored pictures, the request's key and RQ's
@@ -325,11 +326,15 @@ local function create(args)
   end
 
   redis.call('HSET', job, 'record', args[2], 'summary', args[3], 'status', 'queued', 'total', new.total, 'dispatched', 0,
-    'digest', new.digest, 'owner', new.owner)
+    'digest', new.digest, 'owner', new.owner, 'cost', new.cost)
   if new.webhook_events then
     redis.call('HSET', job, 'webhook_events', new.webhook_events)
   end
-  redis.call('ZADD', DEADLINES, now + new.timeout_s, new.id)
+  if new.deadline_s then
+    redis.call('HSET', job, 'deadline_s', new.deadline_s)
+    redis.call('SADD', TIMED, new.id)
+  end
+  redis.call('ZADD', DEADLINES, now + math.min(new.timeout_s, new.deadline_s or math.huge), new.id)
   local model = {name = summary.model, digest = summary.digest, is_evaluator = summary.sent} -- what workers load
   redis.call('HSET', MODELS, new.digest, cjson.encode(model))
   enqueue(new.id, new.digest, new.owner, new.total)
@@ -412,6 +417,7 @@ end
 local function move_to_end(keep_s, id, state, status, fields, event)
   local keys = keys_of_job(id)
   redis.call('ZREM', DEADLINES, id)
+  redis.call('SREM', TIMED, id)
   local set = {}
   for name, value in pairs(fields) do
     table.insert(set, name)
@@ -573,11 +579,73 @@ local function delete(args)
   return 1
 end
 
+-- live_workers()
+--
+-- Reads RQ's workers. Returns the descriptions of those that live: RQ itself keeps one for a minute after its end.
+local function live_workers()
+  local live = {}
+  for _, worker in ipairs(redis.call('SMEMBERS', RQ_WORKERS)) do
+    table.insert(live, redis.call('HGET', worker, 'about') or nil)
+  end
+  for _, name in ipairs(redis.call('SMEMBERS', OLD_WORKERS)) do
+    if redis.call('HEXISTS', 'rq:worker:' .. name, 'about') == 0 then
+      table.insert(live, redis.call('GET', 'labelgrid:worker:' .. name) or nil)
+    end
+  end
+  return live
+end
+
+-- Returns the network rows a second of all live workers together, by model.
+local function rates_of_models()
+  local rates = {}
+  for _, about in ipairs(live_workers()) do
+    for _, model in ipairs(cjson.decode(about).models or {}) do
+      rates[model.digest] = (rates[model.digest] or 0) + (model.rows_per_s or 0)
+    end
+  end
+  return rates
+end
+
 -- overdue()
 --
--- Returns the open jobs whose time is over, by the clock of Redis.
+-- Returns the open jobs whose time is over, by the clock of Redis, and those that cannot meet their deadline any more, even
+-- if all workers began their pending pictures now: each with 'deadline' or 'timeout'.
 local function overdue()
-  return redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', now_s())
+  local now = now_s()
+  local found = {}
+  for _, id in ipairs(redis.call('ZRANGEBYSCORE', DEADLINES, '-inf', now)) do
+    local is_timed = redis.call('SISMEMBER', TIMED, id) == 1
+    table.insert(found, {id, is_timed and 'deadline' or 'timeout'})
+  end
+  local timed = redis.call('SMEMBERS', TIMED)
+  local rates = #timed > 0 and rates_of_models()
+  for _, id in ipairs(timed) do
+    local digest, total, dispatched, cost =
+      unpack(redis.call('HMGET', keys_of_job(id).job, 'digest', 'total', 'dispatched', 'cost'))
+    local left_s = tonumber(redis.call('ZSCORE', DEADLINES, id) or 0) - now
+    local rate = digest and rates[digest] or 0
+    if left_s > 0 and rate > 0 and (total - dispatched) * cost / rate > left_s then
+      table.insert(found, {id, 'deadline'})
+    end
+  end
+  return found
+end
+
+-- queue(digest)
+--
+-- Returns the open jobs of a model, each with its owner, how many pictures it has, how many are dispatched and finished, and
+-- the cost of one in network rows: false for a job of the release before this one.
+local function queue(args)
+  local found = {}
+  for _, id in ipairs(redis.call('ZRANGE', DEADLINES, 0, -1)) do
+    local keys = keys_of_job(id)
+    local names = {'digest', 'owner', 'total', 'dispatched', 'cost'}
+    local digest, owner, total, dispatched, cost = unpack(redis.call('HMGET', keys.job, unpack(names)))
+    if digest == args[1] then
+      table.insert(found, {id, owner, total, dispatched, redis.call('HLEN', keys.verdicts), cost})
+    end
+  end
+  return found
 end
 
 -- Returns the indices of the pictures that a result shows, of a job that a version ended which does not store them.
@@ -694,22 +762,6 @@ local function announce(args)
   return redis.call('EXISTS', 'rq:suspended')
 end
 
--- live_workers()
---
--- Reads RQ's workers. Returns the descriptions of those that live: RQ itself keeps one for a minute after its end.
-local function live_workers()
-  local live = {}
-  for _, worker in ipairs(redis.call('SMEMBERS', RQ_WORKERS)) do
-    table.insert(live, redis.call('HGET', worker, 'about') or nil)
-  end
-  for _, name in ipairs(redis.call('SMEMBERS', OLD_WORKERS)) do
-    if redis.call('HEXISTS', 'rq:worker:' .. name, 'about') == 0 then
-      table.insert(live, redis.call('GET', 'labelgrid:worker:' .. name) or nil)
-    end
-  end
-  return live
-end
-
 local function register(name, run, flags)
   redis.register_function{
     function_name = 'labelgrid_' .. VERSION .. '_' .. name,
@@ -735,6 +787,7 @@ register('read', read, {'no-writes'})
 register('open_stream', open_stream, {'allow-oom'})
 register('claim', claim, {'allow-oom'})
 register('overdue', overdue, {'no-writes'})
+register('queue', queue, {'no-writes'})
 register('wanted', wanted, {'allow-oom'})
 register('wake', wake, {})
 register('announce', announce, {'allow-oom'})

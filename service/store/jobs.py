@@ -25,7 +25,10 @@ from service.telemetry.metrics import JOBS_ENDED
 
 log = get_logger(__name__)
 
-OVERDUE = "not finished within the time limit for a job"
+OVERDUE = {
+    "timeout": "not finished within the time limit for a job",
+    "deadline": "it could not be finished by the deadline of its request",
+}
 RECORDS = 8  # that stay parsed: of a large job, pictures are claimed again and again
 UNREADABLE = "a worker cannot read the job, which another version of the service created: upgrade the workers first"
 
@@ -84,20 +87,19 @@ class JobStore:
             stream.discard(unneeded)
         return [BegunClaim(**vars(claim), record=records[claim.job]) for claim in wanted]
 
-    def fail(self, job_id: str, reason: str) -> bool:
-        """End the job; clients read `reason`. False if it had ended before."""
-        return self._end_early(job_id, "failed", reason)
+    def fail(self, job_id: str, reason: str, *, by_deadline: bool = False) -> bool:
+        """End the job; clients read `reason`. `by_deadline`: of its own. False if it had ended before."""
+        return self._end_early(job_id, "failed", {"error": reason, **({"reason": "deadline"} if by_deadline else {})})
 
     def cancel(self, job_id: str) -> bool:
         """End the job for its client; workers drop its pictures at their next step. False if it had ended before."""
-        return self._end_early(job_id, "cancelled")
+        return self._end_early(job_id, "cancelled", {})
 
-    def _end_early(self, job_id: str, status: JobStatus, reason: str = "") -> bool:
-        fields = {"error": reason} if reason else {}
+    def _end_early(self, job_id: str, status: JobStatus, fields: Mapping[str, str]) -> bool:
         raw = call(self.connection, "end_early", self.keep_s, job_id, status, json.dumps(fields))
         if raw is None:
             return False
-        self._moved(job_id, status, read_record(job_id, raw, JobRecord.read), reason)
+        self._moved(job_id, status, read_record(job_id, raw, JobRecord.read), fields.get("error", ""))
         return True
 
     def delete(self, job_id: str) -> bool:
@@ -108,10 +110,13 @@ class JobStore:
         return bool(self.connection.exists(keys.job(job_id)))
 
     def fail_overdue(self) -> None:
-        """Fail the open jobs whose time is over. Redis's clock decides: those of API and workers may be wrong."""
-        for job_id in call(self.connection, "overdue"):
+        """Fail the open jobs whose time is over, or that cannot meet their deadline any more.
+
+        Redis's clock decides: those of API and workers may be wrong.
+        """
+        for job_id, why in call(self.connection, "overdue"):
             with confined("job", passes=concerns_all, job_id=job_id):
-                self.fail(job_id, OVERDUE)
+                self.fail(job_id, OVERDUE[why], by_deadline=why == "deadline")
 
     def wanted(self) -> list[ModelName]:
         """Return the models that have work which no live worker has taken."""

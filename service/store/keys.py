@@ -4,12 +4,14 @@ job:ID                hash        record (JSON, never changes); summary (JSON): 
                                   status, started_at, finished_at, error, webhook_events; result (JSON), shown: indices
                                   of the pictures that it shows (JSON), grid: index of the picture that is the grid, if
                                   the grid has no file of its own; dispatched: number of its pictures that are not
-                                  pending any more; request_key: name of its key:HASH, if it has one; and, as in the
-                                  record, total, digest and owner
+                                  pending any more; request_key: name of its key:HASH, if it has one; reason: why it
+                                  failed, for programs; cost: of one picture, in network rows; and, as in the record,
+                                  total, digest, owner and deadline_s
 job:ID:verdicts       hash        index -> verdict (JSON); a picture is finished once it has one
 job:ID:events         stream      status changes and finished pictures, for clients that follow the job
 job:ID:watched        string      exists while somebody watches; expires seconds later
 deadlines             sorted set  ids of the jobs that have not ended; score: when they must have (Unix seconds)
+timed                 set         those of them with a deadline of their own
 jobs:OWNER            sorted set  MILLISECONDS-ID of each of the owner's jobs, all with score 0: sorted by time
 key:HASH              string      the job and request that belong to an owner's Idempotency-Key
 stored:OWNER          hash        hour (Unix time / 3600) -> pictures of the owner's jobs that were created in it

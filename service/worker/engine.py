@@ -102,6 +102,7 @@ class Engine:
         self._encoding = ThreadPoolExecutor(THREADS, "png")  # zlib lets other threads run
         self.batch: dict[PictureKey, Member] = {}
         self._computed = 0  # network rows so far
+        self.worked = 0.0  # costs of pictures so far, as forecasts count them (`SamplingOptions.cost`)
         self._failed = list[Outcome]()  # while joining; the next step returns them
 
     @property
@@ -144,6 +145,7 @@ class Engine:
         chosen = self._choose()
         ended += self._attempt(lambda members: self.stepper.step([member.row for member in members]), chosen)
         stepped = [member for member in chosen if member.picture.key in self.batch]
+        self.worked += sum(member.picture.options.cost / len(member.row.table) for member in stepped)
         for member in stepped:
             ended += self._attempt(lambda alone: alone[0].record(), [member])
         done = [member for member in stepped if member.row.done and member.picture.key in self.batch]

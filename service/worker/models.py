@@ -22,6 +22,7 @@ from service.settings import Settings
 from service.store import workers
 from service.store.claims import MAX_DELIVERIES, BegunClaim, PictureStream
 from service.store.connection import concerns_all
+from service.store.forecast import Rate
 from service.telemetry.boundary import confined
 from service.telemetry.logs import get_logger
 from service.worker.checkpoint_cache import CheckpointCache
@@ -90,6 +91,8 @@ class Loaded:
     engine: PictureEngine
     claims: dict[PictureKey, BegunClaim] = field(default_factory=dict)
     used_at: float = field(default_factory=time.monotonic)
+    rate: Rate = field(default_factory=Rate)
+    stepped_at: float | None = None  # end of the last step, if it left pictures
 
     def take_out(self, keys: Container[PictureKey]) -> list[str]:
         """Remove pictures; return their stream entries, which the stream still holds."""

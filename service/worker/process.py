@@ -70,7 +70,10 @@ def about(runner: Runner) -> dict[str, Any]:
         "host": socket.gethostname(),
         "pid": os.getpid(),
         "device": str(runner.device),
-        "models": [{"name": loaded.name, "digest": loaded.digest} for loaded in runner.models],
+        "models": [
+            {"name": loaded.name, "digest": loaded.digest, "rows_per_s": round(loaded.rate.per_s, 3)}
+            for loaded in runner.models
+        ],
         "pictures_per_s": round(runner.sampled / runner.worked_s, 3) if runner.worked_s else 0.0,
         "draining": runner.stopping,
         "stalled": runner.stalled,

@@ -262,10 +262,12 @@ class Runner:
         loaded.used_at = begun = time.monotonic()
         if isinstance(loaded.engine, Engine):
             stepper, pictures = loaded.engine.stepper, len(loaded.engine.batch)
-            rows = stepper.network_rows
+            rows, worked = stepper.network_rows, loaded.engine.worked
             outcomes = loaded.engine.step()
             took_s = time.monotonic() - begun
             self.worked_s += took_s
+            loaded.rate.add(loaded.engine.worked - worked, begun + took_s - (loaded.stepped_at or begun))
+            loaded.stepped_at = begun + took_s if loaded.engine.batch else None
             self.sampled += len(outcomes)
             if stepper.network_rows > rows:  # otherwise no picture needed a step
                 STEP_SECONDS.labels(loaded.name).observe(took_s)

@@ -12,11 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.diffusion import unet
-from shared.diffusion.denoise import Stepper
+from shared.diffusion import model, unet
+from shared.diffusion.denoise import Stepper, sample
 from shared.diffusion.path import NoisePath
 from shared.diffusion.unet import NetworkConfig, UNet
 from shared.options import SamplerName, SamplingOptions
+from tests.paths import ROOT
 from tests.trainer.test_positions import rendered
 from tests.trainer_fixtures import TINY
 from trainer.config import TrainConfig
@@ -71,6 +72,17 @@ def test_a_tensor_that_was_left_on_the_cpu_is_found() -> None:
     labels, keep = torch.zeros(1, 4, device=META), torch.ones(1, dtype=torch.bool)
     with pytest.raises(RuntimeError, match="device"):
         network(torch.zeros(1, 3, 16, 16, device=META), torch.zeros(1, dtype=torch.int64, device=META), labels, keep)
+
+
+def test_float16_holds_what_a_shipped_model_computes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As on a GPU without bfloat16: no number is too large for it, and the picture is the same."""
+    found = list[Tensor]()
+    for dtype in (None, torch.float16):
+        monkeypatch.setattr(model, "autocast_dtype", lambda _, dtype=dtype: dtype)
+        denoiser = model.load_denoiser(ROOT / "models" / "iclevr-64-1step.safetensors")
+        labels = torch.tensor([denoiser.vocabulary.multi_hot(["red cube", "blue sphere"])])
+        found.append(sample(denoiser.stepper(engine="torch"), labels, denoiser.options, [3]))
+    assert 0 < float((found[0] - found[1]).abs().mean()) < 0.002
 
 
 def test_fused_attention_is_the_same_function(monkeypatch: pytest.MonkeyPatch) -> None:

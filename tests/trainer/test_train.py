@@ -323,7 +323,9 @@ def test_in_float16_steps_whose_gradients_overflow_are_left_out_and_the_scale_fa
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As on a GPU without bfloat16. The loss is so large that only a small scale leaves its gradients finite."""
+    fit(tmp_path / "elsewhere", 1)
     in_precision(monkeypatch, torch.float16)
+    assert fit(tmp_path / "elsewhere", 2).run.step == 2  # goes on with a scale, though its state has none
     auto = CONFIG.model_copy(update={"optimizer": "auto"})
     done = train(Line(scale=100.0), line(), auto, tmp_path, Budget(steps=8), device=CPU)
     state = torch.load(tmp_path / "state.pt", weights_only=True)

@@ -15,7 +15,7 @@ from service.api.submit import ERRORS, create, new_record, same_request
 from service.api.uploads import PngError, recipe_of
 from service.contract.errors import BadForm, BadRequest, NoSuchObject, UnknownCheckpoint
 from service.contract.records import JobRecord
-from service.contract.schemas import GenerateRequest, Job, Stages, WebhookEvents, WebhookUrl, with_examples
+from service.contract.schemas import Deadline, GenerateRequest, Job, Stages, WebhookEvents, WebhookUrl, with_examples
 from shared.edits import MAX_EDITS, Edit
 from shared.options import NoOtherFields
 
@@ -51,6 +51,7 @@ class PngForm(NoOtherFields):
         None, max_length=MAX_EDITS, description="changes to each picture, in this order, each as JSON; all else stays"
     )
     trajectory: Stages = None
+    deadline_s: Deadline = None
     webhook: WebhookUrl = None
     webhook_events: WebhookEvents = None
 

@@ -6,7 +6,7 @@ import { tile } from "./composer.js";
 import { announce, copy, find, h, save } from "./dom.js";
 import { Lightbox } from "./lightbox.js";
 import { scoreboard } from "./scores.js";
-import { counted, generateCommand, lasting, requestOf } from "./words.js";
+import { clock, counted, generateCommand, lasting, requestOf } from "./words.js";
 
 const OPEN = ["queued", "running"];
 const FEW = 6; // pictures that are shown at full size
@@ -91,6 +91,7 @@ export class JobView {
     const calls = { enlarge: (card) => this.lightbox.open(this.cards, card, job.trajectory), changed: (card) => this.lightbox.renew(card) };
     this.cards = job.labels.map((labels, index) => new Card(index, labels, calls));
     this.reshape();
+    this.eta = job.eta ? job : null; // {ahead, eta}
     this.done = new Set();
     this.parts = new Map(); // index of a picture in progress -> its finished fraction
     this.progress = h("progress", { class: "progress", max: job.progress.total, value: 0, "aria-label": "Finished pictures" });
@@ -111,7 +112,7 @@ export class JobView {
     const { seed, model, options } = job;
     const status = OPEN.includes(job.status) ? news : job.status; // an ended job's events tell what was before
     const words = {
-      queued: "Waiting for a worker",
+      queued: this.eta ? `Queued, ${counted(this.eta.ahead, "picture")} ahead` : "Waiting for a worker",
       running: `${this.done.size} of ${job.progress.total} finished`,
       finished: `Done in ${lasting((new Date(job.finished_at) - new Date(job.created_at)) / 1000)}`,
       failed: "Failed",
@@ -120,7 +121,8 @@ export class JobView {
     this.root.dataset.status = status;
     this.status = status;
     const made = options && [`seed ${seed}`, counted(options.steps, "step"), `guidance ${options.guidance}`, options.sampler];
-    const facts = [words, ...(made ?? ["uploaded pictures"]), model];
+    const due = OPEN.includes(status) && this.eta?.eta && `done at ${clock(this.eta.eta)}`;
+    const facts = [words, ...(due ? [due] : []), ...(made ?? ["uploaded pictures"]), model];
     this.state.replaceChildren(...facts.map((fact) => h("span", {}, fact)));
     this.#showProgress();
     this.progress.hidden = !OPEN.includes(status);
@@ -136,6 +138,8 @@ export class JobView {
 
   #hear(event, data, signal) {
     if (signal.aborted) return;
+    if (event === "eta" || (event === "job" && data.eta)) this.eta = data;
+    if (event === "eta") this.#showState(this.job, this.status);
     if (event === "job" && OPEN.includes(data.status)) this.#showState(data);
     if (event === "status") this.#showState(this.job, data.status);
     if (event === "steps") this.#sampled(data.pictures);

@@ -14,6 +14,9 @@ export function when(iso) {
   return then.toLocaleString([], { ...day, hour: "2-digit", minute: "2-digit" });
 }
 
+/** "14:03:20" */
+export const clock = (iso) => new Date(iso).toLocaleTimeString([], { hour: "2-digit", minute: "2-digit", second: "2-digit" });
+
 /** "1.4 s", "2 min 5 s" */
 export function lasting(seconds) {
   if (seconds < 59.95) return `${seconds.toFixed(1)} s`;

@@ -15,13 +15,13 @@ from typing import Any, cast
 
 import httpx
 import pytest
+from fastapi import Request
 from redis import Redis
 
 import service.api.app
 import service.store.async_jobs
 from service.api.access.api_keys import hash_of, new_key
 from service.api.answers import Preferences, read_preferences
-from service.api.dependencies import Service
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.jobs import JobStore
@@ -297,8 +297,9 @@ def test_an_end_that_nobody_heard_of_is_seen_soon(
     ],
 )
 def test_reading_the_headers(settings: Settings, prefer: str, accept: str, preferences: Preferences) -> None:
-    service = SimpleNamespace(settings=settings.model_copy(update={"wait_s": 30}))
-    assert asyncio.run(read_preferences(cast(Service, service), [prefer], [accept])) == preferences
+    app = SimpleNamespace(state=SimpleNamespace(settings=settings.model_copy(update={"wait_s": 30})))
+    request = cast(Request, SimpleNamespace(app=app))
+    assert asyncio.run(read_preferences(request, [prefer], [accept])) == preferences
 
 
 def test_prefer_respond_async(client: httpx.Client, alive: JobStore) -> None:

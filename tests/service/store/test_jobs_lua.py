@@ -33,7 +33,7 @@ def job_id(letter: str, created_s: float = CREATED_S) -> str:
     return f"{int(created_s * 1000):012x}7{letter * 19}"
 
 
-A, B = map(job_id, "ab")
+A, B, C = map(job_id, "abc")
 
 
 class Library:
@@ -50,7 +50,7 @@ class Library:
         """Create a job; `more`: other settings."""
         about = {"owner": owner, "total": pictures}
         about |= {"webhook_events": "running finished", "timeout_s": 50, "lifetime_s": 150, "idempotent_s": 300}
-        about |= {"draws": about["total"], "most_queued": 10_000, "most_own": 0, "most_stored": 0, **more}
+        about |= {"draws": about["total"], "cost": 10, "most_queued": 10_000, "most_own": 0, "most_stored": 0, **more}
         summary = {"id": job, "model": "toy", "digest": digest, "sent": False}
         return self("create", json.dumps(about), f"record of {job[-1]}", json.dumps(summary), *TASK)
 
@@ -235,6 +235,24 @@ def test_an_attempt_of_a_webhook_that_took_longer_than_its_lease_ends_no_later_o
     assert library.names() == set()
 
 
+def test_a_deadline_ends_a_job_once_no_worker_could_meet_it_and_others_at_their_time(library: Library) -> None:
+    """20 pictures of ten rows take 20 s at ten rows a second; those that a worker has begun may be nearly done."""
+    library("announce", "w", json.dumps({"models": [{"digest": DIGEST, "rows_per_s": 10.0}]}), 60_000)
+    library.create(A, pictures=20, deadline_s=30)
+    library.create(B, pictures=20)
+    assert library("overdue") == []
+    library.create(C, pictures=20, deadline_s=15)
+    assert library("overdue") == [[C, "deadline"]]
+    for _ in range(6):  # each job gives two more
+        library.claim(3)
+    assert library("overdue") == []
+    library.connection.zadd("labelgrid:deadlines", {A: 1, B: 1})
+    assert sorted(library("overdue")) == [[A, "deadline"], [B, "timeout"]]
+    library.end(A, "failed", error="why", reason="deadline")
+    library.end(C, "cancelled")
+    assert not library.connection.exists("labelgrid:timed")
+
+
 # --- a Redis that is full or read-only ---
 
 
@@ -246,6 +264,7 @@ CALLS: dict[str, Callable[[Library], Any]] = {
     "end_early": lambda library: library.end(A, "failed", error="why"),
     "delete": lambda library: library("delete", A),
     "overdue": lambda library: library("overdue"),
+    "queue": lambda library: library("queue", DIGEST),
     "read": lambda library: library("read", A, "status"),
     "open_stream": lambda library: library("open_stream", DIGEST, 0),
     "claim": lambda library: library.claim(1),
@@ -256,7 +275,7 @@ CALLS: dict[str, Callable[[Library], Any]] = {
     "take_webhook": lambda library: library("take_webhook", "a running", 60),
     "end_webhook": lambda library: library("end_webhook", "a running", 1, -1),
 }
-READING = {"read", "overdue", "live_workers"}
+READING = {"read", "overdue", "queue", "live_workers"}
 
 
 def test_every_function_is_called_here(library: Library) -> None:
