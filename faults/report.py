@@ -56,16 +56,11 @@ load it fails its jobs.
 SWEEP = """
 ## Every place
 
-`make anywhere` fails every line that calls Redis, storage, the network, the evaluator, PNG, previews, loading, parsing,
-webhooks or a periodic task; a run without a fault finds these places. Each fails with an exception that nobody foresaw,
-an `OSError`, a time-out, and after the call had its effect; once, and for good for one job, upload, model or owner
-(errors of Redis's connection only once: it is away for all). Each statement of the worker's loop and storing and of the
-hub fails once. Real processes have a load of seven jobs meanwhile.
-
-Confined means: at most the job that it concerns fails, with the exception in its error; every job ends once; all else
-is byte by byte as without a fault; queues, leases, files and threads are as before; a new job finishes within 15 s, or
-within `--within`. Pictures uploaded for a job whose creation Redis did not confirm stay until they are as old as
-expired ones, for the job may exist.
+`make anywhere` finds each place that calls Redis, storage, networks, PNG or parsing, and each statement of the worker's
+loop and of the hub, and fails it in real processes: with unforeseen errors, `OSError`s and time-outs, once, or for good
+for one job, model or owner. A trial is confined if at most that job fails, saying why; all else is byte by byte as
+without a fault; no lease, file or thread is left; and a new job finishes in time. Uploads for a job whose creation
+Redis did not confirm stay until they expire, for the job may exist.
 
 """
 SOAKED = """
