@@ -243,7 +243,7 @@ BREAKAGES = [
     ),
     Breakage(
         "scores of more runs stay in a card",
-        "trainer/studies/card.py", "return rows if int(rows[same][2]) > int(new[2]) else", "return",
+        "trainer/studies/card.py", "return scores if one.runs > new.runs else", "return",
         "tests/trainer/studies/test_card.py",
     ),
     Breakage(
