@@ -63,7 +63,9 @@ an `OSError`, a time-out, and after the call had its effect; once, and for good 
 hub fails once. Real processes have a load of seven jobs meanwhile.
 
 Confined means: at most the job that it concerns fails, with the exception in its error; every job ends once; all else
-is byte by byte as without a fault; queues, leases, files and threads are as before; a new job finishes within 15 s.
+is byte by byte as without a fault; queues, leases, files and threads are as before; a new job finishes within 15 s, or
+within `--within`. Pictures uploaded for a job whose creation Redis did not confirm stay until they are as old as
+expired ones, for the job may exist.
 
 """
 SOAKED = """
@@ -154,14 +156,16 @@ def _swept(result: dict[str, Any] | None) -> str:
         return "Not run since it was last changed.\n"
     text = (
         f"{result['date']}, commit {result['commit']}, {result['machine']}: {result['swept']:,} of "
-        f"{result['trials']:,} trials at {result['places']:,} places, {len(result['rows'])} not confined.\n"
+        f"{result['trials']:,} trials at {result['places']:,} places within {result['within_s']:.0f} s, "
+        f"{len(result['rows'])} not confined. Chance did not lead to the other places.\n"
     )
     if result["rows"]:
         text += "\n| not confined | reason |\n| --- | --- |\n"
         trials: dict[str, list[str]] = {}  # by reason
         for trial, reason, _ in result["rows"]:
             trials.setdefault(reason, []).append(trial)
-        text += "".join(f"| {len(found)}, such as {found[0]} | {why} |\n" for why, found in trials.items())
+        for why, (one, *others) in trials.items():
+            text += f"| {one}{f' and {len(others)} more' if others else ''} | {why} |\n"
     return text
 
 

@@ -16,6 +16,7 @@ HEADINGS = {CLIENT: "Use a service", SERVICE: "Run a service", TRAINER: "Train m
 COMMANDS = {
     CLIENT: {
         "generate": "generate and score pictures",
+        "edit": "draw a picture again with some objects changed",
         "score": "score the model or given pictures on a test file",
         "wait": "wait for a job and print its result",
         "jobs": "list jobs, newest first",

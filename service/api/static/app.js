@@ -3,6 +3,7 @@
 import { Problem, apiKey, createJob, readDescription, readLabels, readModels, readReady, storage } from "./api.js";
 import { Composer } from "./composer.js";
 import { announce, copy, find } from "./dom.js";
+import { Editor } from "./editor.js";
 import { History } from "./history.js";
 import { JobView } from "./job.js";
 import { Options } from "./options.js";
@@ -24,7 +25,9 @@ const options = new Options(update, (choice) => attempt(() => loadLabels(choice)
 const testFile = new TestFile({ changed: update, taken: () => setMode("score"), pictureDropped: makeAgain });
 const modelOf = (job) => options.models.find((model) => model.digest === job.digest);
 const history = new History({ attempt, deleted: leave, stretchOf: (job) => stretchOf(modelOf(job)) });
+const editor = new Editor({ failed: refuse, ended: () => attempt(() => history.refresh()) });
 const view = new JobView({
+  edit: (job, card) => attempt(() => edit(job, card)),
   ratioOf: (job) => ratioOf(modelOf(job)),
   laid: showCanvas,
   reuse,
@@ -162,6 +165,13 @@ async function reuse(job) {
   update();
   find(".composer").scrollIntoView({ block: "nearest" });
   find("#strip [aria-current]").focus();
+}
+
+/** Opens a picture to edit it. */
+async function edit(job, card) {
+  const model = modelOf(job);
+  const { labels } = await readLabels(model?.name ?? job.model);
+  editor.open(card, { labels, support: new Support(model), ratio: card.ratio });
 }
 
 function setMode(next) {

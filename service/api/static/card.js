@@ -103,6 +103,8 @@ export class Card {
 
   judge(result) {
     this.result = result;
+    this.labels = result.labels; // an edited picture has others than those that its job begins with
+    this.image.alt = `Picture of ${listed(this.labels)}`;
     this.element.dataset.state = result.exact ? "exact" : "judged";
     this.lines.replaceChildren(...verdicts(result).map(objectLine));
     this.#name();

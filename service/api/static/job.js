@@ -18,13 +18,13 @@ export const nameOf = ({ kind, labels, progress }) =>
     : `Score of ${counted(labels.length, "list")}, ${counted(progress.total / labels.length, "run")}`;
 
 /**
- * Shows one job at a time. Calls `laid()` when another job is on the page, `reuse(job)` to compose it again and `ended(job)`
- * when it ends; `ratioOf(job)` is the width over the height of its pictures, or null if it is not known.
+ * Shows one job at a time. Calls `laid()` when another job is on the page, `reuse(job)` to compose it again, `edit(job, card)`
+ * to edit one of its pictures and `ended(job)` when it ends; `ratioOf(job)` is the width over the height of its pictures, or null if it is not known.
  */
 export class JobView {
-  constructor({ laid, reuse, ended, failed, ratioOf }) {
+  constructor({ laid, reuse, edit, ended, failed, ratioOf }) {
     Object.assign(this, { laid, reuse, ended, failed, ratioOf });
-    this.lightbox = new Lightbox((card) => this.#strip(card));
+    this.lightbox = new Lightbox((card) => this.#strip(card), (card) => edit(this.job, card));
     this.root = find("#job");
     this.watch = new AbortController();
     this.blobs = [];

@@ -7,10 +7,13 @@ import { figure, percent } from "./words.js";
 const ENLARGED = 2; // times the picture's pixels
 const LEAST_HEIGHT = 256; // pixels, of small pictures
 
-/** The dialog that shows one of `cards`. `stripOf(card)` reads its trajectory: a URL, or null. */
+/**
+ * The dialog that shows one of `cards`. `stripOf(card)` reads its trajectory: a URL, or null. `edit(card)` opens a picture
+ * whose objects have places to edit it.
+ */
 export class Lightbox {
-  constructor(stripOf) {
-    this.stripOf = stripOf;
+  constructor(stripOf, edit) {
+    Object.assign(this, { stripOf, edit });
     this.dialog = find("#picture-dialog");
     this.cards = [];
     this.at = 0;
@@ -74,6 +77,7 @@ export class Lightbox {
           { class: "buttons" },
           step(-1, "Previous picture", "←"),
           step(1, "Next picture", "→"),
+          card.result?.places ? h("button", { class: "quiet", type: "button", onclick: () => this.edit(card) }, "Edit") : null,
           card.made ? h("button", { class: "quiet", type: "button", onclick: () => save(card.source, `picture-${card.index + 1}.png`) }, "Download") : null,
         ),
       ),

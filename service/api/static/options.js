@@ -12,6 +12,7 @@ const KEPT = {
   spacing: (name) => `spacing ${name}`,
   guidance_interval: ([low, high]) => `guidance from ${low} to ${high} of T`,
   eta: (eta) => `eta ${eta}`,
+  edits: (edits) => counted(edits.length, "edit"),
   clip_x0: (on) => (on ? "x0 clipped" : "x0 not clipped"),
   columns: (n) => `${counted(n, "column")} in the grid`,
 };
