@@ -130,7 +130,7 @@ def test_while_storage_is_away_nothing_is_lost_and_a_job_past_its_deadline_fails
     store.connection.zadd(keys.DEADLINES, {overdue.id: 0})
     other = create(LISTS[:1], options=ONE_STEP)
     run(runner, overdue.id)
-    assert error_of(store, overdue) == OVERDUE
+    assert error_of(store, overdue) == OVERDUE["timeout"]
     assert [status(store, job) for job in (waits, other)] == ["running", "queued"]  # left to a worker that can store
     assert done_count(store, waits.id) == 0
     is_back.set()
