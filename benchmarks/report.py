@@ -21,12 +21,13 @@ TITLES = {
     "workers": "Two workers beside one",
     "load": "Batching under load",
     "servers": "Beside other servers",
+    "waits": "Known waits",
     "growth": "Growth",
     "scaling": "One Redis",
     "training": "Training",
     "startup": "Start-up",
 }
-FOR_CONTRIBUTORS = ("roofline", "load", "growth", "scaling")  # sections of the page of goals
+FOR_CONTRIBUTORS = ("roofline", "load", "workers", "growth", "scaling")  # sections of the page of goals
 OTHERS = 20.0  # percent of the machine's cores; more is said in the page
 OVERHEAD = "service.single_overhead_ms"  # its goal depends on the loop's time
 Goal = tuple[str, str, float | None, bool]
@@ -56,6 +57,7 @@ GOALS: list[Goal] = [
     ("servers.burst_vs_litserve_defaults_busy", "the same beside two busy processes", 3.0, True),
     ("servers.arriving_p95_vs_litserve_quiet", "mixed requests at random times, p95 relative to LitServe", 0.7, False),
     ("training.speedup_vs_report", "training, speed-up over the report's loop", 10.0, True),
+    ("waits.error_arriving", "forecasts of mixed requests at random times, median error", 0.2, False),
 ]
 
 

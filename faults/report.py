@@ -56,14 +56,11 @@ load it fails its jobs.
 SWEEP = """
 ## Every place
 
-`make anywhere` fails every line that calls Redis, storage, the network, the evaluator, PNG, previews, loading, parsing,
-webhooks or a periodic task; a run without a fault finds these places. Each fails with an exception that nobody foresaw,
-an `OSError`, a time-out, and after the call had its effect; once, and for good for one job, upload, model or owner
-(errors of Redis's connection only once: it is away for all). Each statement of the worker's loop and storing and of the
-hub fails once. Real processes have a load of seven jobs meanwhile.
-
-Confined means: at most the job that it concerns fails, with the exception in its error; every job ends once; all else
-is byte by byte as without a fault; queues, leases, files and threads are as before; a new job finishes within 15 s.
+`make anywhere` finds each place that calls Redis, storage, networks, PNG or parsing, and each statement of the worker's
+loop and of the hub, and fails it in real processes: with unforeseen errors, `OSError`s and time-outs, once, or for good
+for one job, model or owner. A trial is confined if at most that job fails, saying why; all else is byte by byte as
+without a fault; no lease, file or thread is left; and a new job finishes in time. Uploads for a job whose creation
+Redis did not confirm stay until they expire, for the job may exist.
 
 """
 SOAKED = """
@@ -154,14 +151,16 @@ def _swept(result: dict[str, Any] | None) -> str:
         return "Not run since it was last changed.\n"
     text = (
         f"{result['date']}, commit {result['commit']}, {result['machine']}: {result['swept']:,} of "
-        f"{result['trials']:,} trials at {result['places']:,} places, {len(result['rows'])} not confined.\n"
+        f"{result['trials']:,} trials at {result['places']:,} places within {result['within_s']:.0f} s, "
+        f"{len(result['rows'])} not confined. Chance did not lead to the other places.\n"
     )
     if result["rows"]:
         text += "\n| not confined | reason |\n| --- | --- |\n"
         trials: dict[str, list[str]] = {}  # by reason
         for trial, reason, _ in result["rows"]:
             trials.setdefault(reason, []).append(trial)
-        text += "".join(f"| {len(found)}, such as {found[0]} | {why} |\n" for why, found in trials.items())
+        for why, (one, *others) in trials.items():
+            text += f"| {one}{f' and {len(others)} more' if others else ''} | {why} |\n"
     return text
 
 

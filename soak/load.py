@@ -57,6 +57,7 @@ BODIES = [
     _generate(6, 20, sampler="dpmpp_2m", guidance=5.0),
     _generate(7, 16, trajectory=3),
     _generate(8, 20, model="other", sampler="ddim"),
+    _generate(2, 6, until="exact", attempts=3),
     Body("/score", 6, data={"repeats": 3, "seed": 1, "steps": 6}, files={"file": ("0.json", json.dumps(LABELS[:2]))}),
     Body("/score", 3, files={"file": TEST_FILE, "pictures": ("pictures.zip", zipped(GOOD), "application/zip")}),
 ]

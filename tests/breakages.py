@@ -58,13 +58,13 @@ BREAKAGES = [
     ),
     Breakage(
         "the queue has a limit",
-        LUA, "if queued > 0 and queued + new.total > new.most_queued then",
+        LUA, "if queued > 0 and queued + new.draws > new.most_queued then",
         "if queued > 0 and queued > new.most_queued then", f"{STORE}/test_async_jobs.py",
     ),
     Breakage(
         "owners take turns",
-        LUA, "redis.call('ZADD', model.owners, owner.turn, owner.name)",
-        "redis.call('ZADD', model.owners, 0, owner.name)", f"{STORE}/test_claims.py",
+        LUA, "redis.call('ZADD', model.turns, owner.turn, owner.name)",
+        "redis.call('ZADD', model.turns, 0, owner.name)", f"{STORE}/test_claims.py",
     ),
     Breakage(
         "a full Redis still takes results",
@@ -89,7 +89,7 @@ BREAKAGES = [
     Breakage(
         "files of deleted jobs go",
         "service/worker/storer.py",
-        "            await self._remove(gone, work)\n", "",
+        "complete += complete\n        await self._remove(gone, work)\n", "complete += complete\n",
         f"{WORKER}/test_storer.py",
     ),
     Breakage(
@@ -243,7 +243,7 @@ BREAKAGES = [
     ),
     Breakage(
         "scores of more runs stay in a card",
-        "trainer/studies/card.py", "return rows if int(rows[same][2]) > int(new[2]) else", "return",
+        "trainer/studies/card.py", "return scores if one.runs > new.runs else", "return",
         "tests/trainer/studies/test_card.py",
     ),
     Breakage(

@@ -21,6 +21,8 @@ from service.settings import Settings
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from tests.conftest import serving
+from tests.service.api.answers import submitted
+from tests.service.api.test_waits import announce
 from tests_browser.test_access import violations
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"], ["cyan cube", "yellow sphere", "purple cylinder"]]
@@ -404,6 +406,17 @@ def test_pictures_are_drawn_until_exact_and_say_that_they_were_selected(
     expect(opened.get_by_label("Attempts")).to_have_value("3")
     assert not drawn(opened, client, Attempts="")["result"]["selected"]
     expect(opened.locator("#job .note")).to_have_count(0)
+
+
+def test_a_queued_job_says_its_place_and_when_it_will_be_done(
+    opened: Page, compose: Compose, alive: JobStore, client: httpx.Client
+) -> None:
+    announce(alive, client, 0.1)
+    submitted(client, labels=LISTS)
+    compose(LISTS[:2])
+    draw(opened)
+    expect(opened.locator("#job .meta")).to_contain_text("Queued, 2 pictures ahead")
+    expect(opened.locator("#job .meta")).to_contain_text(re.compile(r"done at \d\d:\d\d:\d\d"))
 
 
 def test_the_way_from_noise_is_shown_and_asked_for_again(

@@ -61,7 +61,8 @@ OTHERS = {
 }
 STEPS = 1, 4, 8, 16, 50  # of mixed requests; their sizes and guidance are those of the load section
 LOAD = 0.6  # of LitServe's pictures/s in the mixed burst before, at which mixed requests arrive
-ARRIVING_S = 30.0  # in which mixed requests arrive at random; on a slow machine fewer do
+# In which mixed requests arrive at random; on a slow machine fewer do. The p95 of a dozen is that of the largest one.
+ARRIVING_S = 60.0
 FEWEST = 6
 ROUNDS = 4
 PNG = b"\x89PNG"
@@ -150,7 +151,7 @@ def is_up(port: int) -> bool:
 
 def one_round(pair: Sequence[int], name: str, turn: int, quick: bool) -> dict[str, list[Answers]]:
     """Let ours and the server `name`, at these ports, answer the same requests in turn. Return the answers by load."""
-    count, burst, arriving = (4, 4, 3) if quick else (OTHERS[name].burst, 8, 12)
+    count, burst, arriving = (4, 4, 3) if quick else (OTHERS[name].burst, 8, 40)
 
     def both(bodies: Sequence[Body], at: Sequence[float] = ()) -> list[Answers]:
         taken = {place: answers(pair[place], bodies, at) for place in order(turn)}

@@ -43,7 +43,8 @@ def main() -> int:
     (state.folder / "table.txt").write_text("\n".join(lines) + "\n")
     if not options.only:
         places = len({trial.place for trial in trials})
-        report.keep_sweep({"places": places, "trials": len(trials), "swept": swept, "rows": rows})
+        about = {"places": places, "trials": len(trials), "swept": swept, "within_s": options.within}
+        report.keep_sweep({**about, "rows": rows})
     print("\n".join(lines))
     return 0 if all(is_known for _, _, is_known in rows) else 1
 

@@ -307,9 +307,10 @@ end
 
 -- create(settings, record, summary, then an RQ job as for `wake`)
 --
--- Settings: owner, total (pictures), draws (how many may be drawn), webhook_events if there is a webhook, request_key and request_hash if there is an
--- Idempotency-Key, cost (of a picture, in network rows), deadline_s if the request has one, timeout_s, lifetime_s (timeout_s and how long a job is kept), idempotent_s, most_queued, most_own,
--- most_stored (0: no limit). The record may be large and is not decoded; the summary is for lists.
+-- Settings: owner, total (pictures), draws (how many may be drawn), webhook_events if there is a webhook, request_key
+-- and request_hash if there is an Idempotency-Key, cost (of a picture, in network rows), deadline_s if the request has
+-- one, timeout_s, lifetime_s (timeout_s and how long a job is kept), idempotent_s, most_queued, most_own, most_stored
+-- (0: no limit). The record may be large and is not decoded; the summary is for lists.
 -- Reads the request's key, the model's queue and stream, and the owner's stored pictures. Writes the job, the open jobs,
 -- the models with work, the owner's list of jobs, the fair queue, the owner's stored pictures, the request's key and RQ's
 -- queue.
@@ -330,11 +331,11 @@ local function create(args)
   if new.webhook_events then
     redis.call('HSET', job, 'webhook_events', new.webhook_events)
   end
-  if new.deadline_s then
-    redis.call('HSET', job, 'deadline_s', new.deadline_s)
+  local within_s = math.min(new.timeout_s, new.deadline_s or math.huge)
+  if within_s < new.timeout_s then
     redis.call('SADD', TIMED, new.id)
   end
-  redis.call('ZADD', DEADLINES, now + math.min(new.timeout_s, new.deadline_s or math.huge), new.id)
+  redis.call('ZADD', DEADLINES, now + within_s, new.id)
   local model = {name = summary.model, digest = summary.digest, is_evaluator = summary.sent} -- what workers load
   redis.call('HSET', MODELS, new.digest, cjson.encode(model))
   enqueue(new.id, new.digest, new.owner, new.total)

@@ -6,7 +6,7 @@ job:ID                hash        record (JSON, never changes); summary (JSON): 
                                   the grid has no file of its own; dispatched: number of its pictures that are not
                                   pending any more; request_key: name of its key:HASH, if it has one; reason: why it
                                   failed, for programs; cost: of one picture, in network rows; and, as in the record,
-                                  total, digest, owner and deadline_s
+                                  total, digest and owner
 job:ID:verdicts       hash        index -> verdict (JSON); a picture is finished once it has one
 job:ID:events         stream      status changes and finished pictures, for clients that follow the job
 job:ID:watched        string      exists while somebody watches; expires seconds later

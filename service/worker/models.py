@@ -3,6 +3,7 @@
 Knows no jobs.
 """
 
+import math
 import time
 from collections.abc import Callable, Container, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -91,6 +92,7 @@ class Loaded:
     engine: PictureEngine
     claims: dict[PictureKey, BegunClaim] = field(default_factory=dict)
     used_at: float = field(default_factory=time.monotonic)
+    took_over_at: float = -math.inf  # last look for pictures of dead workers, in monotonic seconds
     rate: Rate = field(default_factory=Rate)
     stepped_at: float | None = None  # end of the last step, if it left pictures
 

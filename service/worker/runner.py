@@ -215,7 +215,7 @@ class Runner:
                         self.store.fail(job_id, f"the model cannot be loaded: {reason}")
 
     def _claim(self, loaded: Loaded) -> None:
-        """Claim as many pictures as there is room for, those of dead workers first.
+        """Claim as many pictures as there is room for, those of dead workers first; between steps now and then only.
 
         A picture that killed too many workers fails its job.
         """
@@ -224,7 +224,9 @@ class Runner:
         room = 0 if self._holds_back else max(0, room)
         if not (room or loaded.stream.suspects):
             return
-        claims = self.store.take_over(loaded.stream, room, may_be_alone=not self.busy)
+        claims, now = list[BegunClaim](), time.monotonic()
+        if not loaded.claims or loaded.stream.suspects or now - loaded.took_over_at >= CHECK_EVERY_S:
+            claims, loaded.took_over_at = self.store.take_over(loaded.stream, room, may_be_alone=not self.busy), now
         if room > len(claims) and not (loaded.stream.suspects or any(claim.alone for claim in claims)):
             claims += self.store.claim_new(loaded.stream, room - len(claims))
         attempt(partial(self._admit, loaded), claims, partial(self._refuse, loaded), about, self.models.passes)

@@ -39,7 +39,7 @@ class Work:
     finished: list[tuple[BegunClaim, FinishedPicture]] = field(default_factory=list)
     complete: list[BegunClaim] = field(default_factory=list)
     judged_at: tuple[float, float] = (0.0, 0.0)  # begin and end, in seconds since 1970
-    is_stored: bool = False  # but for grids
+    is_stored: bool = False  # its pictures
     is_wanted: bool = True  # otherwise it ends where storage fails or hangs
 
     @property
@@ -81,7 +81,8 @@ class Storer:
         fail = partial(self.store.fail, work.job)
         with confined("job", fail, concerns_all, job_id=work.job):
             try:
-                await self._store(work)
+                if work.finished:
+                    await self._store(work)
             except asyncio.CancelledError:
                 if not self.store.exists(work.job):  # some of its files may have been written since it was deleted
                     await self._remove({work.job}, work)
@@ -105,23 +106,23 @@ class Storer:
                 writes[f"trajectory {index}"] = partial(write, trajectory_name(index), one.trajectory)
             largest = max(largest, one.png, one.trajectory or b"", key=len)
         await self._all(work, writes, largest)
-        if work.finished:
-            # A job ends with its only picture, if that is also its grid.
-            results = {
-                claim.job: score([one.verdict], 1)
-                for claim, one in work.finished
-                if claim.record.total == 1 and not claim.record.has_grid
-            }
-            complete, gone = self.store.commit(work.stream, work.finished, results)
-            work.complete += complete
-            await self._remove(gone, work)
+        # A job ends with its only picture, if that is also its grid.
+        results = {
+            claim.job: score([one.verdict], 1)
+            for claim, one in work.finished
+            if claim.record.total == 1 and not claim.record.has_grid
+        }
+        complete, gone = self.store.commit(work.stream, work.finished, results)
+        work.complete += complete
+        await self._remove(gone, work)
         work.is_stored = True
-        if tracing.provider is not None and work.finished:
+        if tracing.provider is not None:
             self._trace(work, begun_at)
 
     async def _remove(self, gone: set[str], work: Work) -> None:
         """Remove the files of jobs that were deleted while theirs were written."""
-        await self._all(work, {job_id: partial(self.files.files.remove, job_id) for job_id in gone}, SAMPLE)
+        if gone:
+            await self._all(work, {job_id: partial(self.files.files.remove, job_id) for job_id in gone}, SAMPLE)
 
     def _trace(self, work: Work, begun_at: float) -> None:
         """Record in the job's trace what its pictures took. `begun_at`: when the first one was written."""

@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from datetime import datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_type_hints
@@ -15,8 +16,9 @@ from PIL import Image
 
 import service.client.connection
 from service.client import ApiError, AsyncClient, Client, ClientError, Event, JobUnfinished, Options, Unreachable
+from service.client.display import JobProgress
 from service.client.messages import read_event
-from service.contract.schemas import Job, SamplingFields
+from service.contract.schemas import EtaEvent, Job, SamplingFields, StatusEvent
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from shared.vocabulary import ICLEVR
@@ -286,6 +288,19 @@ def test_progress_that_could_not_be_shown_is_not_the_services(steps: dict[str, i
     data = json.dumps({"pictures": [{"index": 0, "step": 1, "steps": 2, **steps}]})
     with pytest.raises(Unreachable, match="no StepsEvent"):
         read_event(ServerSentEvent(event="steps", data=data), httpx.URL("http://x"))
+
+
+def test_the_bar_says_when_an_open_job_will_be_done() -> None:
+    done = datetime(2026, 1, 1, 12, 0, 9).astimezone()
+    bar = JobProgress()
+    bar.on_event(Event("job", Job.model_validate({**JOB_EXAMPLE, "status": "queued", "result": None})))
+    assert bar.tasks[0].description == "queued"
+    bar.on_event(Event("eta", EtaEvent(ahead=3, eta=done.isoformat())))
+    assert bar.tasks[0].description == "queued, done at 12:00:09"
+    bar.on_event(Event("status", StatusEvent(status="running")))
+    assert bar.tasks[0].description == "running, done at 12:00:09"
+    bar.on_event(Event("status", StatusEvent(status="finished")))
+    assert bar.tasks[0].description == "finished"
 
 
 def test_every_method_is_documented() -> None:

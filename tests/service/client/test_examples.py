@@ -45,7 +45,7 @@ def test_the_gallery_has_every_picture_with_its_labels_and_recipe(
     monkeypatch.setattr("sys.argv", ["gallery.py", str(page)])
     gallery = runpy.run_path(str(ROOT / "examples/gallery.py"))
     lists = [["red cube", "gray cube"], ["blue sphere"]]
-    gallery["main"]([gallery["Part"]("two", "Two pictures", "denoiser", lists)])
+    gallery["main"]([gallery["Part"]("two", "Two pictures", "toy", lists)])
     tags = re.findall(r'<img src="([^"]+)" title="([^"]+)"', page.read_text())
     assert tags == [("two-0.png", "red cube, gray cube"), ("two-1.png", "blue sphere")]
     for (source, _), labels in zip(tags, lists, strict=True):

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared.checkpoint import read_info
+from shared.checkpoint import read_info, reconfigure
 from shared.vocabulary import ICLEVR, Vocabulary
-from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler, publish_toys
+from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_evaluator, publish_toy_upsampler, publish_toys
 from tests.trainer.command_line import Command, Result, refused, succeeded
 from tests.trainer_fixtures import write_data_folder, write_objects_file
 from trainer.studies import two_sample
@@ -18,6 +18,7 @@ from trainer.studies.study import STUDIES
 
 PICTURES = 60
 OF_PICTURES = ["coverage", "spectrum", "two-sample"]
+VALUES = {"second": "second"}  # of needs that are no folder of pictures
 NEEDS = [(name, need) for name, study in STUDIES.items() for need in study.needs]
 
 
@@ -26,15 +27,18 @@ def _files(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """Write a denoiser that takes positions, two evaluators, and a folder of pictures with positions."""
     monkeypatch.setattr(two_sample, "STEPS", 3)
     publish_toys(Path("models"))
+    publish_toy_evaluator(Path("models"), "second")
     publish_toy_denoiser(Path("models"), "placing", 0, positions=True)
+    # as many as its layout network places
+    reconfigure(Path("models/placing.safetensors"), lambda _: {"support": {"objects": [1, 3]}})
     names = list(json.loads((write_data_folder(Path("data"), PICTURES) / "train.json").read_text()))
     places = np.random.default_rng(0).random((PICTURES, 1, 2)).tolist()
     Path("data/positions.json").write_text(json.dumps(dict(zip(names, places, strict=True))))
 
 
 def evaluate(command: Command, study: str, *options: object, model: str = "placing", without: str = "") -> Result:
-    needed = [f"--{need.replace('_', '-')}" for need in STUDIES[study].needs if need != without]
-    given = [part for option in needed for part in (option, "data")]
+    needed = [need for need in STUDIES[study].needs if need != without]
+    given = [part for need in needed for part in (f"--{need.replace('_', '-')}", VALUES.get(need, "data"))]
     few = ("--count", 8, "--seed", 3, "--objects", 2)
     return command("evaluate", model, "--only", study, *given, *few, "--out", "out", *options)
 
@@ -54,7 +58,7 @@ def test_figures_follow_from_the_seed_whatever_the_order_of_the_folders_labels(c
         assert f"{study}: " in succeeded(evaluate(command, study, *enough, model="large"))
         found.append(figures_of(study))
     assert found[0] == found[1] != []
-    if study not in ("coverage", "arrangements"):
+    if study not in ("coverage", "arrangements", "selection"):
         with Image.open(f"out/{study}.png") as shown:
             assert min(shown.size) > 16
 

@@ -39,7 +39,7 @@ def test_jobs_are_listed_newest_first_in_pages_that_new_jobs_do_not_shift(
     assert client.get("/jobs", params={"limit": 5}).json() == page  # exactly full, and nothing follows
     whole = client.get(f"/jobs/{ids[2]}").json()
     assert whole["labels"] == LISTS
-    asked = ("labels", "layouts", "first", "trajectory", "columns", "delay")
+    asked = ("labels", "layouts", "first", "trajectory", "columns", "delay", "ahead", "eta")
     assert page["jobs"][2] == {name: value for name, value in whole.items() if name not in (*asked, "result")}
     seen, cursor = [], None
     for size in (2, 2, 1):
