@@ -98,6 +98,7 @@ def with_names(document: dict[str, Any], digest: str) -> dict[str, Any]:
     content = document["paths"]["/generate/png"]["post"]["requestBody"]["content"]["multipart/form-data"]
     content["encoding"] = {"file": {"contentType": "image/png"}}
     del schemas["PngForm"]["examples"]
+    del schemas["PngForm"]["properties"]["edits"]  # schemathesis would send the whole form as their JSON
     for schema in ("ImagesRequest", "MadeWith", "Recipe", "GenerateRequest", "PngForm", "ScoreForm"):
         properties = schemas[schema]["properties"]
         for name in names.keys() & properties.keys():
@@ -174,6 +175,7 @@ def _make_possible(body: dict[str, Any]) -> None:
     ):
         if body.get(name) is not None:
             body[name] = min(body[name], most)
+    body.pop("edits", None)  # of objects that the pictures lack; the model has no positions
     if body.get("trajectory") is not None:
         body["trajectory"] = min(body["trajectory"], (body.get("steps") or 1) + 1)
     if body.get("guidance_interval"):
