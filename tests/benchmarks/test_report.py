@@ -18,9 +18,9 @@ def test_a_section_that_is_not_measured_says_so_and_there_is_no_capacity_without
     content = results(quick=False).read()
     texts = [piece for piece in report.performance(content) if isinstance(piece, str)]
     assert "## Capacity" in texts
-    del content["growth"]
+    del content["service"]
     texts = [piece for piece in report.performance(content) if isinstance(piece, str)]
-    assert texts[texts.index("## Growth") + 1] == "Not measured yet."
+    assert texts[texts.index("## The service over the bare loop") + 1] == "Not measured yet."
     assert "## Capacity" not in texts
 
 
