@@ -50,7 +50,7 @@ from service.contract.schemas import (
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.connection import concerns_all
-from service.store.forecast import Forecast, OpenJob, Queue
+from service.store.forecast import FairQueue, Forecast, OpenJob
 from service.store.functions import Pipeline
 from service.store.hub import Hub
 from service.store.jobs import read_record
@@ -161,7 +161,7 @@ class AsyncJobs:
         self.redis, self.hub, self.settings = Pipeline(connection), Hub(connection), settings
         self.workers = ReadyWorkers(self.redis)
         self._limits = limits_of(settings)
-        self._queues = dict[str, tuple[float, Queue]]()  # by digest, with when it was read
+        self._queues = dict[str, tuple[float, FairQueue]]()  # by digest, with when it was read
         self._record = asyncio.Lock()  # while one is read for a list
 
     async def known(self, request: IdempotentRequest | None) -> str | None:
@@ -227,11 +227,11 @@ class AsyncJobs:
         found = await self.forecast(digest, job)
         return {"ahead": found.ahead, "eta": _iso(await self.redis.now() + found.seconds)} if found else {}
 
-    async def _queue(self, digest: str) -> Queue:
+    async def _queue(self, digest: str) -> FairQueue:
         """Return the open jobs of a model as they were within the last second."""
         asked_at, queue = self._queues.get(digest, (-math.inf, None))
         if queue is None or time.monotonic() - asked_at >= workers.FRESH_S:
-            queue = Queue(
+            queue = FairQueue(
                 OpenJob(id_, owner, int(total), int(dispatched), done, float(cost or SamplingOptions().cost))
                 for id_, owner, total, dispatched, done, cost in await self.redis.call("queue", digest)
             )

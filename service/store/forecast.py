@@ -68,7 +68,7 @@ class Turns:
         return pictures, self._rows[whole] + rounds * (self._costs[-1] - self._costs[whole])
 
 
-class Queue:
+class FairQueue:
     """The open jobs of one model at one moment."""
 
     def __init__(self, jobs: Iterable[OpenJob]) -> None:

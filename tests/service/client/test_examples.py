@@ -49,5 +49,6 @@ def test_the_gallery_has_every_picture_with_its_labels_and_recipe(
     tags = re.findall(r'<img src="([^"]+)" title="([^"]+)"', page.read_text())
     assert tags == [("two-0.png", "red cube, gray cube"), ("two-1.png", "blue sphere")]
     for (source, _), labels in zip(tags, lists, strict=True):
-        recipe = Recipe.model_validate_json(Image.open(tmp_path / source).info["labelgrid"])
+        with Image.open(tmp_path / source) as picture:
+            recipe = Recipe.model_validate_json(picture.info["labelgrid"])
         assert (recipe.labels, recipe.seed) == ([labels], gallery["SEED"])

@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from service.contract.recipe import JudgedRecipe, MadeWith, RecipeVerdict
 from service.contract.records import MAX_STAGES, SHOWN_SCORES, Point
+from shared.edits import PictureOptions
 from shared.options import LIMITS, MAX_SEED
 from tests.shared.test_options import fractions, sampling_options
 
@@ -26,7 +27,7 @@ recipes = st.builds(
     layouts=st.none() | st.lists(st.none() | layouts, max_size=5),
     seed=st.integers(0, MAX_SEED),
     first=st.integers(5, 2**31),
-    options=sampling_options,
+    options=sampling_options.map(lambda options: PictureOptions(**options.model_dump())),
     trajectory=st.none() | st.integers(2, MAX_STAGES),
     columns=st.integers(1, LIMITS.max_columns),
     evaluator=st.none() | models,

@@ -3,7 +3,7 @@
 import pytest
 from redis import Redis
 
-from service.store.forecast import BESIDE, Forecast, OpenJob, Queue, Rate
+from service.store.forecast import BESIDE, FairQueue, Forecast, OpenJob, Rate
 from service.store.functions import call
 from service.store.jobs import JobStore
 from tests.service.store.helpers import add_job, record
@@ -14,7 +14,7 @@ def job(id_: str, total: int, owner: str = "", *, dispatched: int = 0, done: int
 
 
 def forecast(own: str, *jobs: OpenJob, rates: tuple[float, ...] = (1.0,)) -> Forecast:
-    queue = Queue(jobs)
+    queue = FairQueue(jobs)
     found = queue.forecast(queue.jobs[own], rates)
     assert found is not None
     return found
@@ -25,8 +25,8 @@ def test_a_job_alone_takes_its_rows_over_the_rate_and_half_of_what_is_in_progres
     assert forecast("a", job("a", 4), rates=(1.0, 3.0)) == Forecast(0, 10.0)
     assert forecast("a", job("a", 4, dispatched=3, done=1)) == Forecast(0, 10.0 + 2 * 5.0)
     assert forecast("a", job("a", 1), rates=(1.0, 4.0, 0.0)) == Forecast(0, 2.5)  # one picture is on one worker
-    assert Queue([]).forecast(job("a", 4), ()) is None
-    assert Queue([]).forecast(job("a", 4), (0.0,)) is None
+    assert FairQueue([]).forecast(job("a", 4), ()) is None
+    assert FairQueue([]).forecast(job("a", 4), (0.0,)) is None
 
 
 def test_pending_pictures_come_in_turns() -> None:
@@ -47,7 +47,7 @@ def test_of_pictures_in_progress_those_of_larger_jobs_count_up_to_the_jobs_own_r
 
 
 def test_a_job_that_is_not_queued_yet_comes_last() -> None:
-    assert Queue([job("b", 3), job("c", 1)]).forecast(job("new", 2), (2.0,)) == Forecast(2 + 1, (20.0 + 30.0) / 2)
+    assert FairQueue([job("b", 3), job("c", 1)]).forecast(job("new", 2), (2.0,)) == Forecast(2 + 1, (20.0 + 30.0) / 2)
 
 
 def test_a_rate_is_of_work_and_mostly_of_the_latest() -> None:
@@ -69,7 +69,7 @@ def test_what_is_ahead_is_what_the_queue_dispatches_before(
     records = [record(pictures, owner=owner, digest="d" * 64) for owner, counts in sizes.items() for pictures in counts]
     for one in records:
         add_job(store, one)
-    queue = Queue(
+    queue = FairQueue(
         OpenJob(id_, owner, int(total), int(dispatched), done, float(cost))
         for id_, owner, total, dispatched, done, cost in call(connection, "queue", "d" * 64)
     )

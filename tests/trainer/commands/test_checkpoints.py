@@ -17,6 +17,7 @@ from shared.checkpoint import load, publish, read_info, verify
 from shared.diffusion.candidates import LOG_SNRS
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
+from shared.edits import PictureOptions
 from shared.evaluator import Evaluator, load_evaluator
 from shared.options import picture_seed
 from shared.registry import promote, resolve
@@ -79,8 +80,9 @@ def test_an_evaluator_of_more_labels_judges_as_in_the_service(command: Command) 
     options = denoiser.options.model_copy(update={"steps": 2})
     seeds = [picture_seed(0, i) for i in range(2)]
     images = sample(denoiser.stepper(), torch.tensor([[1.0, 0, 0], [0, 1, 1]]), options, seeds)
+    same = PictureOptions(**options.model_dump())
     pictures = [
-        Picture(job="j", index=i, labels=tuple(one), seed=seeds[i], options=options) for i, one in enumerate(lists)
+        Picture(job="j", index=i, labels=tuple(one), seed=seeds[i], options=same) for i, one in enumerate(lists)
     ]
     verdicts = judge_pictures(judge, pictures, images)
     figures = json.loads(Path("score.json").read_text())
