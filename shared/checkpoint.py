@@ -82,9 +82,17 @@ class CheckpointInfo(BaseModel):
         return support_of(self.config)
 
     @property
+    def is_one_call(self) -> bool:
+        """Whether the denoiser draws a finished picture in one call: its upsampler sees the network's features."""
+        match self.config.get("upsampler"):
+            case {"features": features}:
+                return bool(features)
+        return False
+
+    @property
     def max_steps(self) -> int:
-        """The most steps that the denoiser can be sampled in: its number of timesteps."""
-        steps: int = self.config.get("timesteps", LIMITS.max_steps)
+        """The most steps that the denoiser can be sampled in: its timesteps, or one if it draws in one call."""
+        steps: int = 1 if self.is_one_call else self.config.get("timesteps", LIMITS.max_steps)
         return steps
 
     @field_validator("vocabulary")

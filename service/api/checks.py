@@ -2,14 +2,14 @@
 
 from collections.abc import Sequence
 
-from service.api.catalog import knows_positions
+from service.api.catalog import Models, knows_positions
 from service.contract.errors import BadRequest, NotLearnt
 from service.contract.records import MAX_STAGES_PER_REQUEST, Layout
 from service.contract.schemas import SamplingFields
 from service.settings import Settings
 from service.webhooks.addresses import AddressNotAllowed, check_url
 from shared.checkpoint import CheckpointInfo
-from shared.options import LIMITS
+from shared.options import LIMITS, SamplingOptions
 from shared.vocabulary import LabelError
 
 
@@ -56,6 +56,21 @@ def check_layouts(
         if problem := info.support.layout_problem([(point.x, point.y) for point in layout]):
             raise not_learnt(problem, info, (*at, i), i)
     return layouts if any(layouts) else None
+
+
+def check_sampling(options: SamplingOptions, info: CheckpointInfo, models: Models) -> None:
+    """Raise BadRequest for more steps than the model takes, with a model of its labels that takes as many, and for
+    guidance of a model that draws in one call.
+    """
+    if options.steps > info.max_steps:
+        detail = f"{options.steps} steps; the model {info.name} takes {info.max_steps} at most"
+        others = [one for one in models.denoisers if one.vocabulary == info.vocabulary]
+        if able := next((one.name for one in others if one.max_steps >= options.steps), None):
+            detail += f"; {able} takes {options.steps}"
+        raise BadRequest.at(("body", "steps"), detail)
+    if info.is_one_call and options.guidance != 1:
+        detail = f"{options.guidance:g}; the model {info.name} draws in one call, without guidance: 1"
+        raise BadRequest.at(("body", "guidance"), detail)
 
 
 def check_stages(trajectory: int, pictures: int, steps: int) -> None:

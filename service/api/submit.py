@@ -14,7 +14,7 @@ from typing import Any, Final
 from pydantic import ValidationError
 from structlog.contextvars import bind_contextvars
 
-from service.api.checks import check_stages, check_webhook
+from service.api.checks import check_sampling, check_stages, check_webhook
 from service.api.dependencies import Caller, Service
 from service.api.results import Reads
 from service.api.uploads import Upload
@@ -97,9 +97,7 @@ async def new_record(
         options = recipe.options if recipe else fields.sampling(info.sampling)
     except ValidationError as error:
         raise BadRequest.from_validation(error) from error
-    if options.steps > info.max_steps:
-        detail = f"{options.steps} steps; the model {info.name} takes {info.max_steps} at most"
-        raise BadRequest.at(("body", "steps"), detail)
+    check_sampling(options, info, await caller.service.catalog.models())
     seed = recipe.seed if recipe else fields.seed
     if seed is None:
         seed = secrets.randbits(DRAWN_SEED_BITS)

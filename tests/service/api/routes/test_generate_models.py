@@ -28,7 +28,7 @@ from shared.diffusion.layouts import positions_at
 from shared.diffusion.model import load_denoiser
 from shared.edits import PictureOptions
 from shared.evaluator import Evaluator
-from shared.options import LIMITS, picture_seed
+from shared.options import LIMITS, SamplingOptions, picture_seed
 from shared.pictures import marked_grid, read_png, sheet, to_uint8
 from shared.vocabulary import ICLEVR
 from tests.conftest import running, serving
@@ -219,10 +219,30 @@ def test_no_more_steps_are_taken_than_the_model_has_timesteps(
     publish_toy_denoiser(models.storage, "short", 6, timesteps=50)
     asked = {"model": "short", "labels": [ONE]}
     body = problem(client.post("/generate", json={**asked, "steps": 51}), 422, "invalid-request")
-    assert body["detail"] == "steps: 51 steps; the model short takes 50 at most"
+    assert body["detail"] == "steps: 51 steps; the model short takes 50 at most; few takes 51"
     assert nothing_is_queued(alive.connection)
     assert client.post("/generate", json={**asked, "steps": 50}, headers=QUEUED).status_code == 202
     (models.storage / "short.safetensors").unlink()
+
+
+def test_a_model_of_one_call_takes_one_step_without_guidance(
+    client: httpx.Client, models: Settings, worker: Runner
+) -> None:
+    one = SamplingOptions(sampler="ddim", steps=1, guidance=1.0).model_dump(mode="json")
+    base = publish_toy_denoiser(models.storage, "turned", 6, positions=True, rotations=True)
+    publish_toy_upsampler(models.storage, "once", base, features=8, sampling=one)
+    asked = {"model": "once", "labels": [ONE]}
+    for changes, detail in (
+        ({"steps": 8}, "steps: 8 steps; the model once takes 1 at most; few takes 8"),
+        ({"guidance": 2.5}, "guidance: 2.5; the model once draws in one call, without guidance: 1"),
+    ):
+        assert problem(client.post("/generate", json={**asked, **changes}), 422, "invalid-request")["detail"] == detail
+    job = client.post("/generate", json={**asked, "trajectory": 2}).json()
+    assert (job["options"]["steps"], job["options"]["guidance"]) == (1, 1.0)
+    (found,) = pictures_of(client, job)
+    assert read_png(found).shape == (HEIGHT, WIDTH, 3)
+    for name in ("once", "turned"):
+        (models.storage / f"{name}.safetensors").unlink()
 
 
 def test_pictures_and_grids_have_the_models_size(client: httpx.Client, worker: Runner, models: Settings) -> None:
