@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from faults.harness import ROOT, until
-from faults.trial import BODIES, LARGE, SMALL, Trial
+from faults.trial import BODIES, OF_THE_RELEASE, SMALL, Trial
 
 RELEASE = "2b44077"  # commit of the release before this one, at least the first whose queue has no pictures
 PACKAGES = ("service", "shared")
@@ -59,13 +59,13 @@ def _change(trial: Trial, before: Path, after: Path) -> None:
     names = ["api", *trial.stack.workers()]
     for name in names:
         trial.stack.replace(name, before)
-    trial.begin()
+    trial.begin(OF_THE_RELEASE)
 
     def change() -> None:
         trial.stack.replace("worker 0", after)
-        trial.submit(*LARGE)
+        trial.submit(*OF_THE_RELEASE)
         trial.stack.replace("api", after)
-        trial.submit(*LARGE)
+        trial.submit(*OF_THE_RELEASE)
         trial.stack.replace("worker 1", after)
 
     trial.strike(change)
