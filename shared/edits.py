@@ -10,14 +10,10 @@ from typing import Annotated, Final, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from shared.options import Fraction, SamplingOptions, Strict
+from shared.options import Fraction, SamplingOptions, Strict, is_none
 
 MAX_EDITS: Final = 64  # of one picture, from the first on
 LabelName = Annotated[str, Field(max_length=200)]
-
-
-def is_none(value: object) -> bool:
-    return value is None
 
 
 class _Part(Strict):

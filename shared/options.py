@@ -104,7 +104,7 @@ class Strict(NoOtherFields):
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def _is_none(value: object) -> bool:
+def is_none(value: object) -> bool:
     return value is None
 
 
@@ -130,10 +130,10 @@ class SamplingOptions(Strict):
     clip_x0: bool = False
     # For the service, which has a judge: draw a picture until it is exact, at most `attempts` times. In recipes, `kept`
     # is the one attempt of each picture, from 1, to draw again. None is not even written
-    until: Literal["exact"] | None = Field(default=None, exclude_if=_is_none)
-    attempts: Attempt | None = Field(default=None, exclude_if=_is_none)
+    until: Literal["exact"] | None = Field(default=None, exclude_if=is_none)
+    attempts: Attempt | None = Field(default=None, exclude_if=is_none)
     kept: tuple[Attempt, ...] | None = Field(
-        default=None, strict=False, max_length=LIMITS.max_pictures_per_request, exclude_if=_is_none
+        default=None, strict=False, max_length=LIMITS.max_pictures_per_request, exclude_if=is_none
     )
 
     @property

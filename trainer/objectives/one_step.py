@@ -28,7 +28,7 @@ from trainer.data import Dataset, as_tensor, check_labelled, in_vocabulary, layo
 from trainer.data_folder import Pictures
 from trainer.errors import TrainerError
 from trainer.objectives.adversary import Discriminator, compare, detail_of
-from trainer.objectives.upsampler import HELD_OUT_EVERY, MEASURED, SHOWN, Weight, balance, scenes_of
+from trainer.objectives.upsampler import HELD_OUT_EVERY, MEASURED, SHOWN, Weight, balance, crop_places, scenes_of
 from trainer.runs import Run, log_samples
 
 SAMPLING: Final = SamplingOptions(sampler="ddim", steps=1, guidance=1.0)
@@ -99,9 +99,7 @@ class OneStep:
         self.config, self.folder, self.labels = config, folder, layouts_of(dataset, base)
         if self.labels.ndim != 3:
             raise TrainerError(f"{base.info.name} takes no positions, so its pictures have no edges to compare")
-        self.places = [side // network.block - config.crop for side in reversed(pictures.size)]  # rows, columns
-        if min(self.places) < 0:
-            raise TrainerError(f"pictures of {pictures.size} pixels are smaller than crop={config.crop} blocks")
+        self.places = crop_places(pictures, network, config.crop)
         known = dataset.labels.any(1).nonzero()[:, 0]
         scenes = scenes_of([pictures.paths[i] for i in known.tolist()])
         self.held_out, trained = known[scenes % HELD_OUT_EVERY == 0], known[scenes % HELD_OUT_EVERY != 0]

@@ -59,6 +59,17 @@ class UpsampleConfig(RunConfig):
     levels: Weight = 1.5  # of 256: deviation of the noise that hides finer grain from the discriminator
 
 
+def crop_places(pictures: Pictures, network: UpsamplerConfig, crop: int) -> list[int]:
+    """Return the last row and column, in blocks, at which a square of `crop` blocks fits into the pictures.
+
+    Raises TrainerError if none does.
+    """
+    places = [side // network.block - crop for side in reversed(pictures.size)]
+    if min(places) < 0:
+        raise TrainerError(f"pictures of {pictures.size} pixels are smaller than crop={crop} blocks")
+    return places
+
+
 class Upsampling:
     """The objective: restore squares of pictures from the whole picture, squeezed and degraded.
 
@@ -75,9 +86,7 @@ class Upsampling:
         dataset = in_vocabulary(dataset, base.vocabulary, base.info.name)
         self.dataset, self.pictures, self.config, self.block = dataset, pictures, config, network.block
         self.base, self.network, self.folder = base.info, network, folder
-        self.places = [side // network.block - config.crop for side in reversed(pictures.size)]  # rows, columns
-        if min(self.places) < 0:
-            raise TrainerError(f"pictures of {pictures.size} pixels are smaller than crop={config.crop} blocks")
+        self.places = crop_places(pictures, network, config.crop)
         check_labelled(dataset, "pictures")
         known = dataset.labels.any(1).nonzero()[:, 0]  # the denoiser samples nothing without labels
         scenes = scenes_of([pictures.paths[i] for i in known.tolist()])
