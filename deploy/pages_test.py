@@ -243,7 +243,7 @@ def file(machine: Machine, path: str) -> bytes:
 
 PNG = b"\x89PNG"
 DRAW_EMOJI = """\
-mkdir -p /mnt/emoji
+mkdir -p /mnt/emoji/pictures
 python - <<END
 import itertools, json, pathlib
 from PIL import Image
@@ -251,10 +251,10 @@ folder = pathlib.Path("/mnt/emoji")
 skins, people, doing = ["medium skin", "light skin"], ["man", "woman"], ["surfing", "cook", "judge"]
 lines = []
 for i, labels in enumerate(itertools.product(skins, people, doing)):
-    Image.new("RGB", (64, 64), (20 * i, 255 - 20 * i, 99)).save(folder / f"{i}.png")
-    lines.append(json.dumps({"file_name": f"{i}.png", "labels": labels}))
+    Image.new("RGB", (64, 64), (20 * i, 255 - 20 * i, 99)).save(folder / f"pictures/{i}.png")
+    lines.append(json.dumps({"file_name": f"pictures/{i}.png", "labels": labels}))
 (folder / "metadata.jsonl").write_text("\\n".join(lines))
-(folder / "held-out.txt").write_text("0.png\\n7.png\\n")
+(folder / "held-out.txt").write_text("pictures/0.png\\npictures/7.png\\n")
 END
 """
 

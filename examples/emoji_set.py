@@ -72,9 +72,9 @@ def write(out: Path, package: tarfile.TarFile, seed: int) -> str:
         picture = package.extractfile(f"package/img/twitter/64/{name}")
         assert picture is not None
         (out / "pictures" / name).write_bytes(picture.read())
-    rows = [json.dumps({"file_name": f"pictures/{name}", "labels": labels}) for name, labels in pictures.items()]
-    (out / "metadata.jsonl").write_text("\n".join(rows) + "\n")
-    held_out = random.Random(seed).sample(list(pictures), len(pictures) // HELD_OUT)
+    rows = [{"file_name": f"pictures/{name}", "labels": labels} for name, labels in pictures.items()]
+    (out / "metadata.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    held_out = random.Random(seed).sample([str(row["file_name"]) for row in rows], len(rows) // HELD_OUT)
     (out / "held-out.txt").write_text("\n".join(sorted(held_out)) + "\n")
     labels = {label for one in pictures.values() for label in one}
     return f"{len(pictures)} pictures, {len(labels)} labels, {len(held_out)} pictures to hold out"
