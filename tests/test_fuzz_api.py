@@ -192,7 +192,7 @@ def _make_possible(body: dict[str, Any]) -> None:
     if body.get("until") is None or "file" in body:  # a score refuses it
         for name in ("until", "attempts", "kept"):
             body.pop(name, None)
-    elif "attempts" in body or "kept" in body:
+    else:
         body["attempts"] = max([body.get("attempts") or 1, *(body.get("kept") or ())])
     if body.get("guidance_interval"):
         body["guidance_interval"].sort()
