@@ -109,11 +109,6 @@ class Picture:
         """The objects of the finished picture, after its edits."""
         return edited(self.labels, self.options.edits)
 
-    @property
-    def is_placed(self) -> bool:
-        """Whether the request says where objects are."""
-        return self.layout is not None or bool(self.options.edits)
-
 
 class ModelName(Stored):
     """A checkpoint with work, as workers must know it to load it."""

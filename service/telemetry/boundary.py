@@ -1,11 +1,15 @@
 """A boundary stands wherever many units of work meet: pictures in a batch, jobs, models, tasks of a loop.
 
 An exception that nobody foresaw ends the smallest unit that it concerns. Its traceback is logged, it is counted, and
-the rest goes on. Knows no torch and no Redis.
+the rest goes on. Where a thread fails that the process needs, or its loop hangs, the process ends and is restarted.
+Knows no torch and no Redis.
 """
 
 import contextlib
+import faulthandler
+import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +25,7 @@ end_process = os._exit  # nothing may catch it
 
 LOG_EVERY_S = 10.0  # the same unit: some are tried in every iteration of a loop
 _logged = dict[Any, float]()
+TICK_S = 1.0  # between two notes that a loop moves
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -105,3 +110,20 @@ def start_vital(name: str, run: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=run_or_end, name=name, daemon=True)
     thread.start()
     return thread
+
+
+class Watchdog:
+    """Ends the process, after a traceback of every thread, once its loop has not moved for `stalled_after_s`.
+
+    A thread in C does it, which needs no lock of Python that a stuck call may hold. While Redis is away, a loop moves.
+    """
+
+    def __init__(self, stalled_after_s: float) -> None:
+        self.stalled_after_s = stalled_after_s
+        self._set_at = -math.inf
+
+    def moved(self) -> None:
+        """Note that the loop moves, once a second at most."""
+        if time.monotonic() - self._set_at >= TICK_S:
+            self._set_at = time.monotonic()
+            faulthandler.dump_traceback_later(self.stalled_after_s + TICK_S, exit=True, file=sys.__stderr__ or 2)

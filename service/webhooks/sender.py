@@ -51,10 +51,6 @@ END_S = 3.0  # for the attempts in progress when the process ends
 Lane = tuple[str, str]  # an owner and one of their receivers
 
 
-class Undeliverable(RuntimeError):
-    """The message can never be sent."""
-
-
 class Refused(RuntimeError):
     """The receiver did not accept the message."""
 
@@ -227,7 +223,7 @@ class Sender:
             parent, job_id = (record.traceparent, record.id) if record else ("", "")
             with tracing.span("webhook", parent, {"job_id": job_id, "event": event, "attempt": number}):
                 await self._send(record, job, event)
-        except (ValueError, Undeliverable, ServiceError) as error:  # ValueError: also of a name that no resolver takes
+        except (ValueError, ServiceError) as error:  # ValueError: also of a name that no resolver takes
             log.warning("webhook cannot be sent", reason=str(error))
         except Exception as error:  # the network's, or what a library makes of it
             reason = str(error) or type(error).__name__
@@ -245,10 +241,10 @@ class Sender:
     async def _send(self, record: JobRecord | None, job: Job | ServiceError, event: str) -> None:
         """Send one message.
 
-        ValueError, Undeliverable or ServiceError if it can never be sent; another error if it can be retried.
+        ValueError or ServiceError if it can never be sent; another error if it can be retried.
         """
         if record is None or record.webhook is None or self.settings.webhook_secret is None:
-            raise Undeliverable("the job has expired, or LABELGRID_WEBHOOK_SECRET is not set")
+            raise ValueError("the job has expired, or LABELGRID_WEBHOOK_SECRET is not set")
         if isinstance(job, ServiceError):
             raise job
         async with asyncio.timeout(self.settings.webhook_timeout_s):

@@ -23,10 +23,9 @@ from service.store import keys, workers
 from service.store.claims import BegunClaim, PictureStream
 from service.store.connection import best_effort
 from service.store.jobs import JobStore
-from service.telemetry.boundary import attempt, confined
+from service.telemetry.boundary import Watchdog, attempt, confined
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import NETWORK_ROWS, PICTURES, STEP_PICTURES, STEP_SECONDS, WAIT_SECONDS
-from service.watchdog import Watchdog
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.engine import Engine, Member
 from service.worker.job_files import JobFiles
@@ -240,10 +239,9 @@ class Runner:
 
     def _admit(self, loaded: Loaded, claims: Sequence[BegunClaim]) -> None:
         """Admit pictures; compose grids."""
-        wanted = [claim for claim in claims if claim.index is not None]
-        pictures = [claim.picture for claim in wanted]
-        loaded.engine.admit(pictures)
-        loaded.claims |= {picture.key: claim for picture, claim in zip(pictures, wanted, strict=True)}
+        pictures = [(claim.record.picture(claim.index), claim) for claim in claims if claim.index is not None]
+        loaded.engine.admit([picture for picture, _ in pictures])
+        loaded.claims |= {picture.key: claim for picture, claim in pictures}
         for claim in claims:
             if claim.index is None:
                 work = Work(job=claim.job, stream=loaded.stream, judged_by=loaded.judged_by, complete=[claim])

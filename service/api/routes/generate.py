@@ -8,13 +8,12 @@ from pydantic import Field, Json
 
 from service.api.answers import RESPONSES, PreferencesDep, answer
 from service.api.checks import check_layouts, check_lists
-from service.api.dependencies import Caller, CallerDep
+from service.api.dependencies import CallerDep
 from service.api.edits import checked_edits
 from service.api.openapi import problems
 from service.api.submit import ERRORS, create, new_record, same_request
 from service.api.uploads import PngError, recipe_of
 from service.contract.errors import BadForm, BadRequest, NoSuchObject, UnknownCheckpoint
-from service.contract.records import JobRecord
 from service.contract.schemas import Deadline, GenerateRequest, Job, Stages, WebhookEvents, WebhookUrl, with_examples
 from shared.edits import MAX_EDITS, Edit
 from shared.options import NoOtherFields
@@ -36,7 +35,16 @@ async def generate(body: GenerateRequest, caller: CallerDep, preferences: Prefer
     same = same_request(caller, "generate", body, (body.recipe or body).labels)
     job_id = await caller.service.jobs.known(same)
     if job_id is None:
-        record = await _checked(body, caller)
+        models, source = await caller.service.catalog.models(), body.recipe or body
+        at = ("body", "recipe") if body.recipe else ("body",)
+        info = models.with_digest(body.recipe.model.digest) if body.recipe else models.find(body.model)
+        labels = check_lists(source.labels, info, (*at, "labels"))
+        layouts = check_layouts(source.layouts, labels, info, (*at, "layouts"))
+        recipe = checked_edits(body, info)
+        trajectory = recipe.trajectory if recipe and body.trajectory is None else body.trajectory
+        record = await new_record(
+            caller, "generate", body, info, labels, layouts=layouts, trajectory=trajectory, recipe=recipe
+        )
         job_id = await create(caller.service, record, same)
     return await answer(caller, job_id, preferences)
 
@@ -77,17 +85,3 @@ async def generate_from_png(
     beside = form.model_dump(exclude={"file"}, exclude_unset=True)
     body = GenerateRequest.model_validate({**beside, "recipe": recipe})
     return await generate(body, caller, preferences)
-
-
-async def _checked(body: GenerateRequest, caller: Caller) -> JobRecord:
-    """Return the job of a request. Raises BadRequest, UnknownCheckpoint, NoModel."""
-    models, source = await caller.service.catalog.models(), body.recipe or body
-    at = ("body", "recipe") if body.recipe else ("body",)
-    info = models.with_digest(body.recipe.model.digest) if body.recipe else models.find(body.model)
-    labels = check_lists(source.labels, info, (*at, "labels"))
-    layouts = check_layouts(source.layouts, labels, info, (*at, "layouts"))
-    recipe = checked_edits(body, info)
-    trajectory = recipe.trajectory if recipe and body.trajectory is None else body.trajectory
-    return await new_record(
-        caller, "generate", body, info, labels, layouts=layouts, trajectory=trajectory, recipe=recipe
-    )
