@@ -129,11 +129,7 @@ class JobStore:
 
     def of_model(self, digest: str) -> list[str]:
         """Return the open jobs of a model."""
-        ids: Any = self.connection.zrange(keys.DEADLINES, 0, -1)
-        with self.connection.pipeline(transaction=False) as pipe:
-            for job_id in ids:
-                pipe.hget(keys.job(job_id), "digest")
-            return [job_id for job_id, found in zip(ids, pipe.execute(), strict=True) if found == digest]
+        return [job_id for job_id, *_ in call(self.connection, "queue", digest)]
 
     def commit(
         self,

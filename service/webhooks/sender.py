@@ -200,7 +200,10 @@ class Sender:
     async def attempt(self, job_id: str, event: str) -> None:
         """Send the message unless another process has taken it; put it off if that fails."""
         member = f"{job_id} {event}"
-        job = await self._read(job_id)  # before the attempt counts: Redis may be away
+        try:  # before the attempt counts: Redis may be away
+            job: Job | ServiceError = await self.jobs.job(job_id)
+        except ServiceError as error:  # there is none to send
+            job = error
         taken = await self.jobs.redis.call("take_webhook", member, LEASE_S)
         if taken is None:
             return
@@ -209,13 +212,6 @@ class Sender:
         bind_contextvars(**(record.log_ids if record else {"job_id": job_id}), webhook_event=event, attempt=number)
         wait_s = await self._wait_after(record, job, event, number)
         await self.jobs.redis.call("end_webhook", member, number, wait_s)
-
-    async def _read(self, job_id: str) -> Job | ServiceError:
-        """Return the job, or why there is none to send."""
-        try:
-            return await self.jobs.job(job_id)
-        except ServiceError as error:
-            return error
 
     async def _wait_after(self, record: JobRecord | None, job: Job | ServiceError, event: str, number: int) -> float:
         """Make an attempt. Return the seconds until the next one, or -1 if there is none."""

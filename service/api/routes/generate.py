@@ -1,5 +1,9 @@
-"""POST /generate: pictures with verdicts, from labels or from a recipe. /generate/png takes the recipe in a PNG."""
+"""POST /generate: pictures with verdicts, from labels or from a recipe.
 
+/generate/png takes the recipe in a PNG, and /jobs/{id}/images/{i}/edit that of a job's picture.
+"""
+
+import io
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Response, UploadFile
@@ -8,13 +12,31 @@ from pydantic import Field, Json
 
 from service.api.answers import RESPONSES, PreferencesDep, answer
 from service.api.checks import check_layouts, check_lists
-from service.api.dependencies import CallerDep
+from service.api.dependencies import CallerDep, Index, OwnJob
 from service.api.edits import checked_edits
 from service.api.openapi import problems
 from service.api.submit import ERRORS, create, new_record, same_request
 from service.api.uploads import PngError, recipe_of
-from service.contract.errors import BadForm, BadRequest, NoSuchObject, UnknownCheckpoint
-from service.contract.schemas import Deadline, GenerateRequest, Job, Stages, WebhookEvents, WebhookUrl, with_examples
+from service.contract.errors import (
+    BadForm,
+    BadRequest,
+    ExpiredJob,
+    NoSuchObject,
+    NotReady,
+    UnknownCheckpoint,
+    UnknownJob,
+    UnknownPicture,
+)
+from service.contract.schemas import (
+    Deadline,
+    EditRequest,
+    GenerateRequest,
+    Job,
+    Stages,
+    WebhookEvents,
+    WebhookUrl,
+    with_examples,
+)
 from shared.edits import MAX_EDITS, Edit
 from shared.options import NoOtherFields
 
@@ -85,3 +107,29 @@ async def generate_from_png(
     beside = form.model_dump(exclude={"file"}, exclude_unset=True)
     body = GenerateRequest.model_validate({**beside, "recipe": recipe})
     return await generate(body, caller, preferences)
+
+
+@router.post(
+    "/jobs/{job_id}/images/{index}/edit",
+    response_model=Job,
+    responses={
+        **RESPONSES,
+        **problems(*ERRORS, NoSuchObject, UnknownCheckpoint, UnknownJob, ExpiredJob, UnknownPicture, NotReady),
+    },
+    summary="Edit a picture",
+)
+async def edit_picture(
+    job_id: OwnJob, index: Index, body: EditRequest, caller: CallerDep, preferences: PreferencesDep
+) -> Response:
+    """Adds, removes, moves or recolours objects of a finished picture; the others and the background stay.
+
+    Does the same as `POST /generate` with the picture's recipe and `edits`: a new job with one picture, whose recipe
+    has all edits so far.
+    """
+    png = await caller.service.results.image(job_id, caller.owner, index)
+    try:
+        recipe = recipe_of(io.BytesIO(png))
+    except PngError as error:  # of an uploaded picture
+        raise BadRequest.at(("path", "index"), f"the picture cannot be edited: {error}") from error
+    request = GenerateRequest.model_validate({**body.model_dump(exclude_unset=True), "recipe": recipe})
+    return await generate(request, caller, preferences)
