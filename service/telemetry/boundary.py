@@ -25,7 +25,7 @@ end_process = os._exit  # nothing may catch it
 
 LOG_EVERY_S = 10.0  # the same unit: some are tried in every iteration of a loop
 _logged = dict[Any, float]()
-TICK_S = 1.0  # between two notes that a loop moves
+TICK_S = 1.0  # between two settings of the timer that ends the process
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -113,17 +113,24 @@ def start_vital(name: str, run: Callable[[], None]) -> threading.Thread:
 
 
 class Watchdog:
-    """Ends the process, after a traceback of every thread, once its loop has not moved for `stalled_after_s`.
+    """Sees whether a loop moves. While `ends_process` is true, one that has not for `stalled_after_s` ends the process.
 
-    A thread in C does it, which needs no lock of Python that a stuck call may hold. While Redis is away, a loop moves.
+    Then a thread in C logs a traceback of every thread, which needs no lock of Python that a stuck call may hold. While
+    Redis is away, a loop moves.
     """
 
     def __init__(self, stalled_after_s: float) -> None:
-        self.stalled_after_s = stalled_after_s
-        self._set_at = -math.inf
+        self.stalled_after_s, self.ends_process = stalled_after_s, False
+        self.moved_at, self._set_at = time.monotonic(), -math.inf
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the loop seems to hang: the worker counts as not ready some time before its process ends."""
+        return time.monotonic() - self.moved_at > self.stalled_after_s / 2
 
     def moved(self) -> None:
-        """Note that the loop moves, once a second at most."""
-        if time.monotonic() - self._set_at >= TICK_S:
-            self._set_at = time.monotonic()
+        """Note the end of an iteration, or of an attempt to reach Redis."""
+        self.moved_at = time.monotonic()
+        if self.ends_process and self.moved_at - self._set_at >= TICK_S:
+            self._set_at = self.moved_at
             faulthandler.dump_traceback_later(self.stalled_after_s + TICK_S, exit=True, file=sys.__stderr__ or 2)

@@ -29,7 +29,7 @@ from service.settings import SettingError, Settings
 from service.start import read_to_serve
 from service.store import functions, workers
 from service.store.connection import RetryUntilStopped, best_effort, connect
-from service.telemetry.boundary import CRASHED, Watchdog, confined, start_vital
+from service.telemetry.boundary import CRASHED, confined, start_vital
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import serve_worker
 from service.worker.runner import Runner
@@ -109,7 +109,7 @@ def about(runner: Runner) -> dict[str, Any]:
         ],
         "pictures_per_s": round(runner.sampled / runner.worked_s, 3) if runner.worked_s else 0.0,
         "draining": runner.stopping,
-        "stalled": runner.stalled,
+        "stalled": runner.watchdog.stalled,
         "loading": runner.loading,
         "storage_problem": runner.storage.problem,
     }
@@ -205,8 +205,8 @@ class Worker(SimpleWorker):
         self.runner.loading = False
         about_model = {"model": model.name, "digest": model.digest, "device": str(self.runner.device)}
         log.info("worker ready", worker=self.name, **about_model)
-        self.runner.watchdog = Watchdog(self.settings.stalled_after_s)
-        self.runner.moved()
+        self.runner.watchdog.ends_process = True
+        self.runner.watchdog.moved()
         repeat("removing old pictures", partial(prune, self.settings, connection), PRUNE_EVERY_S, self._ended)
 
     def set_state(self, state: Any, pipeline: Any = None) -> None:
@@ -298,7 +298,7 @@ class Worker(SimpleWorker):
     def heartbeat(self, *_: Any, **__: Any) -> None:
         """Tell the watchdog that the loop moves. A thread tells Redis: RQ does not while it runs a job."""
         if self.runner is not None:
-            self.runner.moved()
+            self.runner.watchdog.moved()
 
     def get_heartbeat_ttl(self, *_: Any) -> int:
         """Return how long an RQ job outlives its worker, in seconds: as long as our leases; RQ's would be minutes."""
@@ -322,7 +322,7 @@ class Worker(SimpleWorker):
     def _gives_up(self) -> bool:
         """Whether a command is no longer retried. The main loop's retries count as progress: it lives without Redis."""
         if self.runner is not None and threading.current_thread() is threading.main_thread():
-            self.runner.moved()  # but not the heartbeat's, which retries also while the loop hangs
+            self.runner.watchdog.moved()  # but not the heartbeat's, which retries also while the loop hangs
         return self.runner is not None and self.runner.stopping
 
     def _gives_up_or_works(self) -> bool:

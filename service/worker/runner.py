@@ -65,16 +65,10 @@ class Runner:
         self.paused = False  # `rq suspend`: finish what is in progress, and claim nothing more
         self.stopping = False  # a signal handler sets it, in which an Event's lock could deadlock
         self.drain_until = math.inf  # monotonic seconds
-        self.watchdog: Watchdog | None = None
-        self.moved_at = time.monotonic()  # end of the last iteration, or of the last attempt to reach Redis
+        self.watchdog = Watchdog(settings.stalled_after_s)
         self._looked_at = time.monotonic()
         self._wanted_since = dict[str, float]()  # digest of a model that waits -> monotonic time
         self._not_before = dict[str, float]()  # digest of a model that could not be loaded -> when to try again
-
-    @property
-    def stalled(self) -> bool:
-        """Whether the loop seems to hang: the worker counts as not ready, some time before the watchdog ends it."""
-        return time.monotonic() - self.moved_at > self.settings.stalled_after_s / 2
 
     @property
     def busy(self) -> bool:
@@ -99,12 +93,6 @@ class Runner:
             if not self.stopping:
                 raise
 
-    def moved(self) -> None:
-        """Note that the loop makes progress."""
-        self.moved_at = time.monotonic()
-        if self.watchdog is not None:
-            self.watchdog.moved()
-
     def run_once(self) -> None:
         """Claim pictures for every loaded model and advance those in progress.
 
@@ -127,13 +115,13 @@ class Runner:
             for loaded in in_progress:
                 with self.confined("model", partial(self._forget, loaded), model=loaded.name):
                     self._advance(loaded)
-                self.moved()  # an iteration over several models is as long as all of their steps
+                self.watchdog.moved()  # an iteration over several models is as long as all of their steps
             self.idle = not (in_progress or self.storer.works or self.models.fetches)
             if not (in_progress or self.idle):
                 time.sleep(THREADS_WAIT_S)
             with self.confined("periodic task", task="previews"):
                 self.previews.publish([one for _, engine in self.models.denoisers() for one in engine.batch.values()])
-            self.moved()
+            self.watchdog.moved()
         except Exception as error:
             if lost(error, self.device):
                 log.critical("the device has failed; this worker ends", exc_info=True)

@@ -15,6 +15,7 @@ import time
 from service.telemetry import boundary
 boundary.TICK_S = 0.1
 dog = boundary.Watchdog(0.4)
+dog.ends_process = True
 begun = time.monotonic()
 while time.monotonic() - begun < 2:
     dog.moved()

@@ -52,7 +52,7 @@ def queue(connection: Redis) -> Queue:
 def worker(connection: Redis, settings: Settings, monkeypatch: pytest.MonkeyPatch) -> Worker:
     """A worker in this process, which leaves the tests' signals alone and does not end them if it hangs."""
     monkeypatch.setattr(Worker, "_install_signal_handlers", lambda _: None)
-    monkeypatch.setattr(Watchdog, "moved", lambda _: None)
+    monkeypatch.setattr("faulthandler.dump_traceback_later", lambda *_, **__: None)
     return Worker(settings=settings)
 
 
@@ -243,7 +243,7 @@ def test_a_suspended_worker_feeds_its_watchdog(
     worker: Worker, connection: Redis, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     moves = list[str]()
-    monkeypatch.setattr(Runner, "moved", lambda runner: moves.append(worker.get_state()))
+    monkeypatch.setattr(Watchdog, "moved", lambda _: moves.append(worker.get_state()))
     suspend(connection)
     thread = threading.Timer(0.0, lambda: (until(lambda: moves.count("suspended") > 1), worker.request_stop(0, None)))
     thread.start()
