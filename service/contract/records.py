@@ -254,9 +254,18 @@ class LabelScore(BaseModel):
     )
 
     @property
+    def missing(self) -> int:
+        return self.asked - self.found
+
+    @property
     def recall(self) -> float | None:
         """found / asked; None if it was never asked for."""
         return self.found / self.asked if self.asked else None
+
+    @property
+    def precision(self) -> float | None:
+        """found / all pictures in which it was found; None if it was found in none."""
+        return self.found / (self.found + self.extra) if self.found + self.extra else None
 
 
 class ObjectsScore(BaseModel):

@@ -130,4 +130,6 @@ def test_counts_by_hand() -> None:
         ObjectsScore(objects=2, pictures=1, exact=1),
     ]
     blue, gray, red, _ = found["by_label"]
-    assert (red.recall, gray.recall, blue.recall) == (0.5, None, 1.0)
+    assert (red.missing, red.recall, red.precision) == (2, 0.5, 1.0)
+    assert (gray.recall, gray.precision) == (None, 0.0)
+    assert (blue.recall, blue.precision) == (1.0, 1.0)
