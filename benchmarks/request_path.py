@@ -23,6 +23,7 @@ from service.api.app import create_app
 from service.api.server import Server
 from service.settings import Settings
 from service.worker.process import Worker
+from shared.openvino import LOADER
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("service", "shared")
@@ -34,7 +35,7 @@ NEVER_AGAIN = {  # how often things are done beside requests, by module
     "service.worker.process": ("CLEAN_EVERY_S",),
     "service.worker.runner": ("CHECK_EVERY_S", "LIVE_EVERY_S"),
 }
-BESIDE = {"heartbeat", "removing old pictures"}  # threads that do nothing for requests
+BESIDE = {"heartbeat", "removing old pictures", LOADER}  # threads that do nothing for requests
 
 
 class Profile:

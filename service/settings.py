@@ -127,7 +127,7 @@ class Settings(BaseSettings):
     api_keys: str = ""
     """API keys as NAME:HASH, separated by commas or spaces; `python -m service keys NAME` makes one."""
     api_keys_file: Path | None = None
-    """A file with further API keys, one a line. It is read again when it changes."""
+    """A file with further API keys, one a line; read again when it changes."""
     rate_limit: str = "3000/minute"
     """Maximum rate of requests of one API key's owner, over a sliding window; `none` turns it off."""
     cors_origins: Annotated[str, AfterValidator(_origins)] = ""
@@ -145,8 +145,7 @@ class Settings(BaseSettings):
     webhook_timeout_s: float = Field(default=10.0, gt=0, le=50)
     """Maximum duration of one attempt, from resolving the name to the response's status."""
     webhook_attempts: int = Field(default=6, ge=1, le=10)
-    """How often a webhook is attempted. The first pause is 5 s, each later one four times as long; six take about half
-    an hour."""
+    """How often a webhook is attempted; six attempts take about half an hour."""
 
     drain_s: float = Field(default=20.0, ge=0)
     """How long a process may finish its work after SIGTERM. The API takes at least 3 s."""
@@ -175,8 +174,7 @@ class Settings(BaseSettings):
     cache_bytes: int = Field(default=4 << 30, ge=0)
     """Approximate maximum size of that cache."""
     lease_s: float = Field(default=8.0, gt=0)
-    """A worker without a heartbeat for this long counts as dead, and others take over its pictures. It has four in this
-    time."""
+    """A worker without a heartbeat for this long counts as dead, and others take over its pictures."""
     stalled_after_s: float = Field(default=60.0, gt=0)
     """A worker whose loop makes no progress for this long ends its process. Must be longer than one step of a full
     batch."""

@@ -1,6 +1,7 @@
 """From a job to the answer that the client prefers: waited for or 202, JSON or PNG."""
 
 import asyncio
+import contextlib
 import math
 import re
 from collections.abc import Mapping
@@ -73,13 +74,10 @@ async def answer(caller: Caller, job_id: str, preferences: Preferences) -> Respo
     if preferences.applied:
         headers["Preference-Applied"] = preferences.applied
     if preferences.png:
-        try:
-            picture = await service.jobs.grid(job_id)
-        except NotReady:  # or it has ended without one
-            pass
-        else:
-            headers["Content-Location"] = f"{location}/grid.png"
-            return await service.results.send_grid(job_id, picture, caller.owner, headers)
+        with contextlib.suppress(NotReady):  # also if it has ended without a grid
+            return await service.results.send_grid(
+                job_id, caller.owner, {**headers, "Content-Location": f"{location}/grid.png"}
+            )
     job = await service.jobs.job(job_id)
     has_ended = job.status in TERMINAL
     headers["Content-Location" if has_ended else "Location"] = location

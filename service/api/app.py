@@ -16,7 +16,7 @@ from service.api.catalog import Catalog
 from service.api.dependencies import MAX_UPLOADS, Service
 from service.api.openapi import DocumentedAPI
 from service.api.results import ResultReader, Slots
-from service.api.routes import edit, generate, jobs, meta, metrics, page, score
+from service.api.routes import generate, jobs, meta, metrics, page, score
 from service.files import PictureFiles
 from service.settings import Settings
 from service.store.async_jobs import AsyncJobs
@@ -95,7 +95,7 @@ def create_app(settings: Settings) -> DocumentedAPI:
         app.add_middleware(CORSMiddleware, allow_origins=origins, **CROSS_ORIGIN)
     app.add_middleware(ObserveRequests)
     problems.install(app)
-    for route in (generate, edit, score, jobs, meta, metrics, page):
+    for route in (generate, score, jobs, meta, metrics, page):
         app.include_router(route.router)
     app.mount("/static/docs", page.docs_files)
     app.mount("/static", page.files, name="static")

@@ -22,9 +22,11 @@ def checked_edits(body: GenerateRequest, info: CheckpointInfo) -> Recipe | None:
     Raises BadRequest, NoSuchObject, NotLearnt.
     """
     recipe, source = body.recipe, body.recipe or body
+    before = recipe.options.edits or () if recipe else ()
+    if not (before or body.edits):
+        return recipe
     layouts = source.layouts or [None] * len(source.labels)
     pictures = [_objects(*one) for one in zip(source.labels, layouts, strict=True)]
-    before = recipe.options.edits or () if recipe else ()
     if before:
         pictures = _check(pictures, before, info, ("body", "recipe", "options", "edits"))
     if not body.edits:

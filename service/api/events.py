@@ -4,6 +4,7 @@ A job's events are kept in Redis, for clients that connect late or again; the hu
 the previews, which workers publish only while somebody watches. docs/api.md lists the events.
 """
 
+import contextlib
 import json
 import math
 import time
@@ -49,10 +50,9 @@ async def job_events(jobs: AsyncJobs, job: Job, after: str) -> AsyncIterator[byt
         while not jobs.hub.stopping:
             if is_due := time.monotonic() - looked_at >= LOOK_AGAIN_S:
                 looked_at = time.monotonic()
-                _, *state = await jobs.redis.ask_each(watched, state_of, count)  # without the key, no previews only
-                if failed := [one for one in state if isinstance(one, RedisError)]:
-                    raise failed[0]
-                (status, owner, dispatched), done = state
+                with contextlib.suppress(RedisError):  # without the key there are no previews, but all else
+                    await jobs.redis(*watched)
+                (status, owner, dispatched), done = await jobs.redis.ask(state_of, count)
                 if status not in (None, *TERMINAL) and job.options is not None:
                     about = job.id, owner, job.progress.total, int(dispatched), done, job.options.cost
                     found = await jobs.eta(job.digest, OpenJob(*about))

@@ -75,10 +75,9 @@ class ResultReader:
         """Return a picture's PNG. NotReady until it is finished; UnknownJob, ExpiredJob, UnknownPicture."""
         return await self._stored(self.files.read, job_id, owner, picture_name(index), index)
 
-    async def send_grid(
-        self, job_id: str, picture: int | None, owner: str, headers: Mapping[str, str] | None = None
-    ) -> Response:
-        """Answer with the grid's PNG; `picture`: what `AsyncJobs.grid` returns. Errors as of `image`."""
+    async def send_grid(self, job_id: str, owner: str, headers: Mapping[str, str] | None = None) -> Response:
+        """Answer with the grid's PNG. NotReady until the job is finished; other errors as of `image`."""
+        picture = await self.jobs.grid(job_id)
         name = GRID if picture is None else picture_name(picture)
         return await self.send(job_id, owner, name, picture or 0, headers)
 

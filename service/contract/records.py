@@ -7,6 +7,7 @@ from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
@@ -104,15 +105,10 @@ class Picture:
         """The seed of this attempt's noise."""
         return attempt_seed(self.seed, self.attempt)
 
-    @property
+    @cached_property
     def objects(self) -> list[Object]:
         """The objects of the finished picture, after its edits."""
         return edited(self.labels, self.options.edits)
-
-    @property
-    def is_placed(self) -> bool:
-        """Whether the request says where objects are."""
-        return self.layout is not None or bool(self.options.edits)
 
 
 class ModelName(Stored):

@@ -18,7 +18,7 @@ from service.api.openapi import Dialect, DocumentedAPI
 from service.api.results import CutStream
 from service.api.submit import ERRORS, create, new_record, same_request
 from service.contract.errors import BadRequest, NotFound, NotInTime
-from service.contract.records import TERMINAL, JobRecord
+from service.contract.records import TERMINAL
 from service.contract.schemas import GenerateResult, Job
 from service.openai.prompt import parse_prompt
 from service.openai.schemas import Image, Images, ImagesRequest, OpenAIModel, OpenAIModels, OpenAIProblem
@@ -64,7 +64,14 @@ async def generate_images(body: ImagesRequest, caller: CallerDep) -> Response:
     same = same_request(caller, "generate", body, [])  # the prompt has the labels
     job_id = await service.jobs.known(same)
     if job_id is None:
-        record = await _checked(body, caller)
+        info = (await service.catalog.models()).find(body.model)
+        try:
+            labels = parse_prompt(body.prompt, info.labels)
+        except LabelError as error:
+            raise BadRequest.from_label_error(error, "prompt") from error
+        if problem := info.support.count_problem(len(labels)):
+            raise not_learnt(problem, info, ("body", "prompt"), 0)
+        record = await new_record(caller, "generate", body, info, [labels] * (body.n or 1))
         job_id = await create(service, record, same)
     wait_s = service.settings.wait_s
     await wait(caller, job_id, wait_s)
@@ -105,18 +112,6 @@ async def _images(body: ImagesRequest, caller: Caller, job: Job, size: tuple[int
             image.b64_json = base64.b64encode(png).decode()
         yield ("," if i else "") + image.model_dump_json(exclude_none=True)
     yield "]" + after
-
-
-async def _checked(body: ImagesRequest, caller: Caller) -> JobRecord:
-    """Return the job of a request. Raises BadRequest, NoModel."""
-    info = (await caller.service.catalog.models()).find(body.model)
-    try:
-        labels = parse_prompt(body.prompt, info.labels)
-    except LabelError as error:
-        raise BadRequest.from_label_error(error, "prompt") from error
-    if problem := info.support.count_problem(len(labels)):
-        raise not_learnt(problem, info, ("body", "prompt"), 0)
-    return await new_record(caller, "generate", body, info, [labels] * (body.n or 1))
 
 
 def _unix_time(time: str) -> int:

@@ -12,7 +12,7 @@ from typing import Any
 from redis import Redis
 from redis.exceptions import ResponseError
 
-from service.contract.records import JobRecord, Picture, Verdict
+from service.contract.records import JobRecord, Verdict
 from service.settings import Settings
 from service.store import keys
 from service.store.connection import best_effort
@@ -55,11 +55,6 @@ class BegunClaim(Claim):
 
     record: JobRecord = field(compare=False, repr=False)
     verdicts: list[Verdict] = field(default_factory=list, compare=False, repr=False)
-
-    @property
-    def picture(self) -> Picture:
-        assert self.index is not None
-        return self.record.picture(self.index)
 
 
 @dataclass(frozen=True)

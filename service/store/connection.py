@@ -96,14 +96,11 @@ class Once(Retry):
         super().__init__(NoBackoff(), retries=0)
 
     def call_with_retry(self, do: Any, fail: Any, is_retryable: Any = None, with_failure_count: bool = False) -> Any:
-        def attempt() -> Any:
-            try:
-                return do()
-            except TimeoutError:
-                self.drop_idle()
-                raise
-
-        return super().call_with_retry(attempt, fail, is_retryable, with_failure_count)
+        try:
+            return super().call_with_retry(do, fail, is_retryable, with_failure_count)
+        except TimeoutError:
+            self.drop_idle()
+            raise
 
 
 class AsyncOnce(AsyncRetry):
@@ -117,14 +114,11 @@ class AsyncOnce(AsyncRetry):
     async def call_with_retry(
         self, do: Any, fail: Any, is_retryable: Any = None, with_failure_count: bool = False
     ) -> Any:
-        async def attempt() -> Any:
-            try:
-                return await do()
-            except TimeoutError:
-                await self.drop_idle()
-                raise
-
-        return await super().call_with_retry(attempt, fail, is_retryable, with_failure_count)
+        try:
+            return await super().call_with_retry(do, fail, is_retryable, with_failure_count)
+        except TimeoutError:
+            await self.drop_idle()
+            raise
 
 
 class RetryUntilStopped(Once):
@@ -144,6 +138,8 @@ class RetryUntilStopped(Once):
         def again(error: Exception) -> bool:
             if not is_temporary(error) or _best_effort.get() or self.stopping():
                 return False
+            if isinstance(error, TimeoutError):
+                self.drop_idle()
             if time.monotonic() - self._warned_at > WARN_EVERY_S:
                 self._warned_at = time.monotonic()
                 log.warning("Redis is away or refuses writes; retrying", reason=str(error))
@@ -152,16 +148,12 @@ class RetryUntilStopped(Once):
         return super().call_with_retry(do, fail, again, with_failure_count)
 
 
-class OldRedis(StartError):
-    """The Redis server is too old."""
-
-
 def check_version(url: str) -> None:
-    """OldRedis if the server lacks functions. One that is away is not checked: processes start without Redis."""
+    """StartError if the server lacks functions. One that is away is not checked: processes start without Redis."""
     with contextlib.suppress(RedisError), connect(url) as connection:
         version = str(connection.info("server")["redis_version"])  # Valkey gives the one that it is compatible with
         if int(version.partition(".")[0]) < OLDEST:
-            raise OldRedis(
+            raise StartError(
                 f"the server at LABELGRID_REDIS_URL (or REDIS_URL) is Redis {version}: upgrade it to Redis {OLDEST} or "
                 "later, or to Valkey; or unset the variable, then `labelgrid serve` starts a server of its own"
             )

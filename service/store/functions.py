@@ -68,20 +68,15 @@ class Pipeline:
 
     async def ask(self, *commands: Command) -> list[Any]:
         """Return the answers to commands. Raises RedisError: the first error among the answers, or that of them all."""
-        answers = await self.ask_each(*commands)
-        for answer in answers:
-            if isinstance(answer, Exception):
-                raise answer
-        return answers
-
-    async def ask_each(self, *commands: Command) -> list[Any]:
-        """As `ask`, but an answer may be an error, for who goes on without it. Raises RedisError if there is none."""
         first, sending = len(self._unsent), self._sending
         self._unsent += commands
         if sending is None:
             sending = self._sending = asyncio.create_task(self._send())
-        answers = await asyncio.shield(sending)  # others wait for it, too
-        return answers[first : first + len(commands)]
+        answers = (await asyncio.shield(sending))[first : first + len(commands)]  # others wait for it, too
+        for answer in answers:
+            if isinstance(answer, Exception):
+                raise answer
+        return answers
 
     async def _send(self) -> list[Any]:
         commands, self._unsent, self._sending = self._unsent, [], None

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache, partial
+from operator import attrgetter
 from typing import Any
 
 from redis import Redis
@@ -128,11 +129,7 @@ class JobStore:
 
     def of_model(self, digest: str) -> list[str]:
         """Return the open jobs of a model."""
-        ids: Any = self.connection.zrange(keys.DEADLINES, 0, -1)
-        with self.connection.pipeline(transaction=False) as pipe:
-            for job_id in ids:
-                pipe.hget(keys.job(job_id), "digest")
-            return [job_id for job_id, found in zip(ids, pipe.execute(), strict=True) if found == digest]
+        return [job_id for job_id, *_ in call(self.connection, "queue", digest)]
 
     def commit(
         self,
@@ -162,8 +159,9 @@ class JobStore:
         grids, others = list[BegunClaim](), list[str]()
         for grid in stream.read(leased):
             if grid.index is None and (record := records.get(grid.job)) is not None:
-                verdicts = own[grid.job] if len(own.get(grid.job, [])) == record.total else []
-                grids.append(BegunClaim(**vars(grid), record=record, verdicts=_sorted(verdicts)))
+                verdicts = own.get(grid.job, [])
+                verdicts = sorted(verdicts, key=attrgetter("index")) if len(verdicts) == record.total else []
+                grids.append(BegunClaim(**vars(grid), record=record, verdicts=verdicts))
             else:
                 others.append(grid.entry)
         if others:
@@ -212,7 +210,7 @@ class JobStore:
             status, verdicts = pipe.execute()
         if status is None or status in TERMINAL or len(verdicts) < total:
             return None
-        return _sorted(map(Verdict.model_validate_json, verdicts))
+        return sorted(map(Verdict.model_validate_json, verdicts), key=attrgetter("index"))
 
     def ended(self, job_ids: Iterable[str]) -> set[str]:
         """Return those of the jobs that have ended, or are gone. One command, for it is asked before every step."""
@@ -220,10 +218,6 @@ class JobStore:
             return set()
         found = self.connection.zmscore(keys.DEADLINES, ids)
         return {job_id for job_id, overdue_at in zip(ids, found, strict=True) if overdue_at is None}
-
-
-def _sorted(verdicts: Iterable[Verdict]) -> list[Verdict]:
-    return sorted(verdicts, key=lambda verdict: verdict.index)
 
 
 _parse = lru_cache(RECORDS)(JobRecord.model_validate_json)

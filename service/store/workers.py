@@ -23,7 +23,7 @@ from service.store.functions import Pipeline, call
 LOADS_COUNT_S = 600  # how long a worker's death while it loaded a model counts
 FRESH_S = 1.0  # how long `ReadyWorkers` are taken to be as they were
 QUEUE: Final = "labelgrid"  # RQ's, as in `jobs.lua`
-TASK: Final = "service.worker.tasks.sample"  # the one function that workers run
+TASK: Final = "service.worker.process.sample"  # the one function that workers run
 ABOUT: Final = "about"  # field of RQ's worker; RQ keeps the others for a minute after its end
 RESULT_S, FAILURE_S = 1, 7 * 86_400  # how long RQ keeps a job that ended, and one that failed: by default, a year
 

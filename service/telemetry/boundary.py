@@ -1,11 +1,15 @@
 """A boundary stands wherever many units of work meet: pictures in a batch, jobs, models, tasks of a loop.
 
 An exception that nobody foresaw ends the smallest unit that it concerns. Its traceback is logged, it is counted, and
-the rest goes on. Knows no torch and no Redis.
+the rest goes on. Where a thread fails that the process needs, or its loop hangs, the process ends and is restarted.
+Knows no torch and no Redis.
 """
 
 import contextlib
+import faulthandler
+import math
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +25,7 @@ end_process = os._exit  # nothing may catch it
 
 LOG_EVERY_S = 10.0  # the same unit: some are tried in every iteration of a loop
 _logged = dict[Any, float]()
+TICK_S = 1.0  # between two settings of the timer that ends the process
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -105,3 +110,27 @@ def start_vital(name: str, run: Callable[[], None]) -> threading.Thread:
     thread = threading.Thread(target=run_or_end, name=name, daemon=True)
     thread.start()
     return thread
+
+
+class Watchdog:
+    """Sees whether a loop moves. While `ends_process` is true, one that has not for `stalled_after_s` ends the process.
+
+    Then a thread in C logs a traceback of every thread, which needs no lock of Python that a stuck call may hold. While
+    Redis is away, a loop moves.
+    """
+
+    def __init__(self, stalled_after_s: float) -> None:
+        self.stalled_after_s, self.ends_process = stalled_after_s, False
+        self.moved_at, self._set_at = time.monotonic(), -math.inf
+
+    @property
+    def stalled(self) -> bool:
+        """Whether the loop seems to hang: the worker counts as not ready some time before its process ends."""
+        return time.monotonic() - self.moved_at > self.stalled_after_s / 2
+
+    def moved(self) -> None:
+        """Note the end of an iteration, or of an attempt to reach Redis."""
+        self.moved_at = time.monotonic()
+        if self.ends_process and self.moved_at - self._set_at >= TICK_S:
+            self._set_at = self.moved_at
+            faulthandler.dump_traceback_later(self.stalled_after_s + TICK_S, exit=True, file=sys.__stderr__ or 2)

@@ -70,7 +70,7 @@ class WorkerState(Collector):
         loaded = GaugeMetricFamily("labelgrid_model_loaded", "Models in memory", labels=["model", "digest"])
         limit = GaugeMetricFamily("labelgrid_batch_limit_pictures", "Largest batch, in pictures", labels=["model"])
         stores = GaugeMetricFamily("labelgrid_storage_up", "0 if the worker cannot store pictures")
-        up.add_metric([str(self.runner.device)], 0.0 if self.runner.stalled else 1.0)
+        up.add_metric([str(self.runner.device)], 0.0 if self.runner.watchdog.stalled else 1.0)
         stores.add_metric([], 0.0 if self.runner.storage.problem else 1.0)
         models = list(self.runner.models)
         for model in models:

@@ -51,10 +51,6 @@ END_S = 3.0  # for the attempts in progress when the process ends
 Lane = tuple[str, str]  # an owner and one of their receivers
 
 
-class Undeliverable(RuntimeError):
-    """The message can never be sent."""
-
-
 class Refused(RuntimeError):
     """The receiver did not accept the message."""
 
@@ -204,7 +200,10 @@ class Sender:
     async def attempt(self, job_id: str, event: str) -> None:
         """Send the message unless another process has taken it; put it off if that fails."""
         member = f"{job_id} {event}"
-        job = await self._read(job_id)  # before the attempt counts: Redis may be away
+        try:  # before the attempt counts: Redis may be away
+            job: Job | ServiceError = await self.jobs.job(job_id)
+        except ServiceError as error:  # there is none to send
+            job = error
         taken = await self.jobs.redis.call("take_webhook", member, LEASE_S)
         if taken is None:
             return
@@ -214,20 +213,13 @@ class Sender:
         wait_s = await self._wait_after(record, job, event, number)
         await self.jobs.redis.call("end_webhook", member, number, wait_s)
 
-    async def _read(self, job_id: str) -> Job | ServiceError:
-        """Return the job, or why there is none to send."""
-        try:
-            return await self.jobs.job(job_id)
-        except ServiceError as error:
-            return error
-
     async def _wait_after(self, record: JobRecord | None, job: Job | ServiceError, event: str, number: int) -> float:
         """Make an attempt. Return the seconds until the next one, or -1 if there is none."""
         try:
             parent, job_id = (record.traceparent, record.id) if record else ("", "")
             with tracing.span("webhook", parent, {"job_id": job_id, "event": event, "attempt": number}):
                 await self._send(record, job, event)
-        except (ValueError, Undeliverable, ServiceError) as error:  # ValueError: also of a name that no resolver takes
+        except (ValueError, ServiceError) as error:  # ValueError: also of a name that no resolver takes
             log.warning("webhook cannot be sent", reason=str(error))
         except Exception as error:  # the network's, or what a library makes of it
             reason = str(error) or type(error).__name__
@@ -245,10 +237,10 @@ class Sender:
     async def _send(self, record: JobRecord | None, job: Job | ServiceError, event: str) -> None:
         """Send one message.
 
-        ValueError, Undeliverable or ServiceError if it can never be sent; another error if it can be retried.
+        ValueError or ServiceError if it can never be sent; another error if it can be retried.
         """
         if record is None or record.webhook is None or self.settings.webhook_secret is None:
-            raise Undeliverable("the job has expired, or LABELGRID_WEBHOOK_SECRET is not set")
+            raise ValueError("the job has expired, or LABELGRID_WEBHOOK_SECRET is not set")
         if isinstance(job, ServiceError):
             raise job
         async with asyncio.timeout(self.settings.webhook_timeout_s):

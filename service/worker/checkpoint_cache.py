@@ -15,7 +15,7 @@ from service.settings import StartError
 from service.telemetry.logs import get_logger
 from shared import storage as files
 from shared.checkpoint import DIGEST, SUFFIX, CheckpointError, CheckpointInfo, CheckpointKind, read_info, verify
-from shared.registry import resolve, resolve_evaluator
+from shared.registry import resolve
 from shared.storage import Location
 
 log = get_logger(__name__)
@@ -36,10 +36,6 @@ class CheckpointCache:
     def promoted(self, kind: CheckpointKind = "denoiser") -> CheckpointInfo:
         """Read which checkpoint is promoted. CheckpointError if none can be used."""
         return read_info(resolve(self.storage, None, kind))
-
-    def evaluator_for(self, info: CheckpointInfo) -> CheckpointInfo:
-        """Read which evaluator judges a denoiser. CheckpointError if there is none."""
-        return read_info(resolve_evaluator(self.storage, info))
 
     def fetch(self, name: str, digest: str, kind: CheckpointKind = "denoiser") -> Location:
         """Return a whole file with this checkpoint, and its base beside it: a copy, which storage is not asked for.

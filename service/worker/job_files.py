@@ -64,7 +64,9 @@ class JobFiles:
                 threads = StorageThreads(min(len(calls), THREADS))
                 answers = [asyncio.wrap_future(threads.submit(call)) for call in calls.values()]
             _, late = await asyncio.wait(answers, timeout=self.patience_s)
-            error, note = _first_error(dict(zip(calls, answers, strict=True)), self.patience_s)
+            stalled = Stalled(f"storage has not answered within {self.patience_s:g} s")
+            errors = [answer.exception() if answer.done() else stalled for answer in answers]
+            error, note = next((one for one in zip(errors, calls, strict=True) if one[0]), (None, ""))
             if error is None:
                 return [answer.result() for answer in answers]
             failures += 1
@@ -111,13 +113,6 @@ class JobFiles:
 def _run(loop: asyncio.AbstractEventLoop) -> None:
     loop.run_forever()
     loop.close()
-
-
-def _first_error(answers: Mapping[str, "asyncio.Future[Any]"], patience_s: float) -> tuple[Exception | None, str]:
-    """Return what the first call raised, or that one is late, and its note."""
-    late = Stalled(f"storage has not answered within {patience_s:g} s")
-    found = [(answer.exception() if answer.done() else late, note) for note, answer in answers.items()]
-    return next(((error, note) for error, note in found if isinstance(error, Exception)), (None, ""))
 
 
 def read_pixels(files: PictureFiles, job_id: str, index: int) -> NDArray[np.uint8]:

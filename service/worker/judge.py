@@ -75,7 +75,8 @@ def judge_pictures(
     targets = torch.tensor([judge.vocabulary.multi_hot(labels) for labels in asked])
     scores = score_pictures(probabilities, targets)
     known = [None] * len(pictures) if places is None else places
-    chosen = [at if picture.is_placed else None for picture, at in zip(pictures, known, strict=True)]
+    # The request says where objects are.
+    chosen = [at if one.layout or one.options.edits else None for one, at in zip(pictures, known, strict=True)]
     distances = _distances(judge, asked, chosen, images, probabilities)
     return [
         Verdict(

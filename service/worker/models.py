@@ -35,6 +35,7 @@ from shared.device import lost
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.evaluator import Evaluator, cropping_judge, load_evaluator
+from shared.registry import resolve_evaluator
 from shared.storage import Location
 
 log = get_logger(__name__)
@@ -195,7 +196,7 @@ class LoadedModels:
             self._own_judge = self.cache.fetch(own.name, own.digest, "evaluator")
         if set(info.vocabulary).issubset(read_info(self._own_judge).vocabulary):
             return self._own_judge
-        other = self.cache.evaluator_for(info)
+        other = read_info(resolve_evaluator(self.cache.storage, info))
         return self.cache.fetch(other.name, other.digest, "evaluator")
 
     def follow(self, give_up: Callable[[ModelName, float, str], object]) -> None:

@@ -8,7 +8,7 @@ import math
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -18,10 +18,10 @@ import torch
 from redis import Redis
 from redis.exceptions import RedisError
 from rq import Queue, SimpleWorker
-from rq.exceptions import DequeueTimeout, StopRequested
+from rq.exceptions import DequeueTimeout, NoSuchJobError, StopRequested
 from rq.job import Job
 from rq.serializers import JSONSerializer
-from rq.utils import now
+from rq.utils import as_text, now
 from rq.worker import WorkerStatus
 
 from service.files import PictureFiles
@@ -32,9 +32,7 @@ from service.store.connection import RetryUntilStopped, best_effort, connect
 from service.telemetry.boundary import CRASHED, confined, start_vital
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import serve_worker
-from service.watchdog import Watchdog
 from service.worker.runner import Runner
-from service.worker.tasks import Task
 from shared.device import DeviceError, pick_device
 from shared.openvino import TORCH_THREADS, EngineError, uses_openvino
 
@@ -44,6 +42,41 @@ PRUNE_EVERY_S = 3600.0
 WAIT_S = 1  # how long an idle worker waits for an RQ job before it looks by itself
 CLEAN_EVERY_S = 60  # how often one worker looks for RQ jobs whose workers died; `rq info` does, too
 FORESEEN = RedisError, OSError  # while Redis or storage is away
+OLD_RING = "labelgrid.work"  # what APIs of the release before this one enqueue
+READ = {"created_at", "data", "description", "enqueued_at", "origin", "started_at", "status", "worker_name"}
+
+
+def sample() -> None:
+    """What RQ jobs name. A `Worker` samples until nothing is left; any other worker fails the job, with this reason."""
+    raise RuntimeError("only service.worker.process.Worker can run this")
+
+
+class Task(Job):
+    """An RQ job that names `sample`, or fails. `work`: what its worker does for it.
+
+    Whoever can write to Redis can name any function, as the job's own or as a callback, and any address as a webhook.
+    """
+
+    work: Callable[[], None]
+
+    @classmethod
+    def fetch(cls, *which: Any, **more: Any) -> Job:
+        """Read a job from Redis. NoSuchJobError also if it cannot be read: of any other, RQ's worker would end."""
+        try:
+            return super().fetch(*which, **more)
+        except (ValueError, TypeError, AttributeError) as error:
+            raise NoSuchJobError(f"an RQ job cannot be read: {error}") from error
+
+    def restore(self, raw_data: Mapping[bytes, bytes]) -> None:
+        """Take over the known fields. Others name functions, addresses and other jobs."""
+        super().restore({name: value for name, value in raw_data.items() if as_text(name) in READ})
+        self.timeout, self.failure_ttl = -1, workers.FAILURE_S
+
+    def perform(self) -> None:
+        """Do the worker's work. PermissionError if the job names another function or has arguments."""
+        if self.func_name not in (workers.TASK, OLD_RING) or self.instance or self.args or self.kwargs:
+            raise PermissionError(f"workers run {workers.TASK} only, without arguments")
+        self.work()
 
 
 def repeat(what: str, work: Callable[[], None], every_s: float, ended: threading.Event) -> threading.Thread:
@@ -76,7 +109,7 @@ def about(runner: Runner) -> dict[str, Any]:
         ],
         "pictures_per_s": round(runner.sampled / runner.worked_s, 3) if runner.worked_s else 0.0,
         "draining": runner.stopping,
-        "stalled": runner.stalled,
+        "stalled": runner.watchdog.stalled,
         "loading": runner.loading,
         "storage_problem": runner.storage.problem,
     }
@@ -103,13 +136,6 @@ def build(settings: Settings, connection: Redis, name: str) -> Runner:
         raise SettingError("engine", settings.engine, str(error)) from error
     functions.remove_former(connection)
     return runner
-
-
-def load(runner: Runner) -> None:
-    """Load the promoted model. CheckpointError if storage has no usable one."""
-    model = runner.models.load()
-    runner.loading = False
-    log.info("worker ready", worker=runner.name, model=model.name, digest=model.digest, device=str(runner.device))
 
 
 def _serve_metrics(runner: Runner, settings: Settings) -> None:
@@ -163,7 +189,7 @@ class Worker(SimpleWorker):
     def register_birth(self) -> None:
         """List the worker, by its heartbeat, and load the promoted model. RQ's own way fails if Redis is full.
 
-        Raises what `build` and `load` raise.
+        Raises what `build` raises, and CheckpointError if storage has no usable model.
         """
         connection = connect(self.settings.redis_url, retry=RetryUntilStopped(lambda: self._gives_up()))
         self.runner = build(self.settings, connection, self.name)
@@ -172,12 +198,15 @@ class Worker(SimpleWorker):
         # Before it loads: else others that load the same take it for dead.
         self._heartbeats = repeat("heartbeat", self._beat, self.settings.heartbeat_s, self._ended)
         try:
-            load(self.runner)
+            model = self.runner.models.load()
         except BaseException:
             self._withdraw()
             raise
-        self.runner.watchdog = Watchdog(self.settings.stalled_after_s)
-        self.runner.moved()
+        self.runner.loading = False
+        about_model = {"model": model.name, "digest": model.digest, "device": str(self.runner.device)}
+        log.info("worker ready", worker=self.name, **about_model)
+        self.runner.watchdog.ends_process = True
+        self.runner.watchdog.moved()
         repeat("removing old pictures", partial(prune, self.settings, connection), PRUNE_EVERY_S, self._ended)
 
     def set_state(self, state: Any, pipeline: Any = None) -> None:
@@ -200,6 +229,13 @@ class Worker(SimpleWorker):
             super().teardown()  # type: ignore[no-untyped-call]
         if has_crashed:
             raise SystemExit(CRASHED)
+
+    def unsubscribe(self) -> None:
+        """End the thread that hears RQ's commands. It closes its connection itself; RQ would do so at the same time."""
+        if self.pubsub_thread is not None:
+            self.pubsub_thread.stop()  # before what wakes it: else it may wait for another minute
+            self.pubsub.unsubscribe()
+            self.pubsub_thread.join(timeout=1)
 
     def _withdraw(self) -> None:
         """End the heartbeat, and count as dead."""
@@ -246,7 +282,7 @@ class Worker(SimpleWorker):
             return found
 
     def execute_job(self, job: Job, queue: Queue) -> None:
-        """Give the job what it runs: a function by name knows no worker."""
+        """Give the job what it runs."""
         assert isinstance(job, Task)
         job.work = self._work
         super().execute_job(job, queue)
@@ -262,7 +298,7 @@ class Worker(SimpleWorker):
     def heartbeat(self, *_: Any, **__: Any) -> None:
         """Tell the watchdog that the loop moves. A thread tells Redis: RQ does not while it runs a job."""
         if self.runner is not None:
-            self.runner.moved()
+            self.runner.watchdog.moved()
 
     def get_heartbeat_ttl(self, *_: Any) -> int:
         """Return how long an RQ job outlives its worker, in seconds: as long as our leases; RQ's would be minutes."""
@@ -286,7 +322,7 @@ class Worker(SimpleWorker):
     def _gives_up(self) -> bool:
         """Whether a command is no longer retried. The main loop's retries count as progress: it lives without Redis."""
         if self.runner is not None and threading.current_thread() is threading.main_thread():
-            self.runner.moved()  # but not the heartbeat's, which retries also while the loop hangs
+            self.runner.watchdog.moved()  # but not the heartbeat's, which retries also while the loop hangs
         return self.runner is not None and self.runner.stopping
 
     def _gives_up_or_works(self) -> bool:
@@ -298,5 +334,5 @@ class Worker(SimpleWorker):
 
 
 def main(settings: Settings) -> None:
-    """Work until SIGTERM or Ctrl-C. SettingError if the metrics' port cannot be used; others as `build` and `load`."""
+    """Work until SIGTERM or Ctrl-C. SettingError if the metrics' port cannot be used; others as `register_birth`."""
     Worker(settings=settings).work(logging_level="WARNING")  # as for other libraries

@@ -23,10 +23,9 @@ from service.store import keys, workers
 from service.store.claims import BegunClaim, PictureStream
 from service.store.connection import best_effort
 from service.store.jobs import JobStore
-from service.telemetry.boundary import attempt, confined
+from service.telemetry.boundary import Watchdog, attempt, confined
 from service.telemetry.logs import get_logger
 from service.telemetry.metrics import NETWORK_ROWS, PICTURES, STEP_PICTURES, STEP_SECONDS, WAIT_SECONDS
-from service.watchdog import Watchdog
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.engine import Engine, Member
 from service.worker.job_files import JobFiles
@@ -66,16 +65,10 @@ class Runner:
         self.paused = False  # `rq suspend`: finish what is in progress, and claim nothing more
         self.stopping = False  # a signal handler sets it, in which an Event's lock could deadlock
         self.drain_until = math.inf  # monotonic seconds
-        self.watchdog: Watchdog | None = None
-        self.moved_at = time.monotonic()  # end of the last iteration, or of the last attempt to reach Redis
+        self.watchdog = Watchdog(settings.stalled_after_s)
         self._looked_at = time.monotonic()
         self._wanted_since = dict[str, float]()  # digest of a model that waits -> monotonic time
         self._not_before = dict[str, float]()  # digest of a model that could not be loaded -> when to try again
-
-    @property
-    def stalled(self) -> bool:
-        """Whether the loop seems to hang: the worker counts as not ready, some time before the watchdog ends it."""
-        return time.monotonic() - self.moved_at > self.settings.stalled_after_s / 2
 
     @property
     def busy(self) -> bool:
@@ -100,12 +93,6 @@ class Runner:
             if not self.stopping:
                 raise
 
-    def moved(self) -> None:
-        """Note that the loop makes progress."""
-        self.moved_at = time.monotonic()
-        if self.watchdog is not None:
-            self.watchdog.moved()
-
     def run_once(self) -> None:
         """Claim pictures for every loaded model and advance those in progress.
 
@@ -128,13 +115,13 @@ class Runner:
             for loaded in in_progress:
                 with self.confined("model", partial(self._forget, loaded), model=loaded.name):
                     self._advance(loaded)
-                self.moved()  # an iteration over several models is as long as all of their steps
+                self.watchdog.moved()  # an iteration over several models is as long as all of their steps
             self.idle = not (in_progress or self.storer.works or self.models.fetches)
             if not (in_progress or self.idle):
                 time.sleep(THREADS_WAIT_S)
             with self.confined("periodic task", task="previews"):
                 self.previews.publish([one for _, engine in self.models.denoisers() for one in engine.batch.values()])
-            self.moved()
+            self.watchdog.moved()
         except Exception as error:
             if lost(error, self.device):
                 log.critical("the device has failed; this worker ends", exc_info=True)
@@ -240,10 +227,9 @@ class Runner:
 
     def _admit(self, loaded: Loaded, claims: Sequence[BegunClaim]) -> None:
         """Admit pictures; compose grids."""
-        wanted = [claim for claim in claims if claim.index is not None]
-        pictures = [claim.picture for claim in wanted]
-        loaded.engine.admit(pictures)
-        loaded.claims |= {picture.key: claim for picture, claim in zip(pictures, wanted, strict=True)}
+        pictures = [(claim.record.picture(claim.index), claim) for claim in claims if claim.index is not None]
+        loaded.engine.admit([picture for picture, _ in pictures])
+        loaded.claims |= {picture.key: claim for picture, claim in pictures}
         for claim in claims:
             if claim.index is None:
                 work = Work(job=claim.job, stream=loaded.stream, judged_by=loaded.judged_by, complete=[claim])

@@ -12,9 +12,10 @@ from tests.service.conftest import Command
 
 HANGS = """
 import time
-from service import watchdog
-watchdog.TICK_S = 0.1
-dog = watchdog.Watchdog(0.4)
+from service.telemetry import boundary
+boundary.TICK_S = 0.1
+dog = boundary.Watchdog(0.4)
+dog.ends_process = True
 begun = time.monotonic()
 while time.monotonic() - begun < 2:
     dog.moved()

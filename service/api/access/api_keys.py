@@ -21,10 +21,6 @@ PREFIX = "lg_"  # lets scanners find leaked keys
 ENTRY = re.compile(r"(?P<name>[A-Za-z0-9][A-Za-z0-9._-]{0,63}):(?P<hash>[0-9a-f]{64})")
 
 
-class BadKeys(StartError):
-    """The configured keys cannot be read. The message names the place and never shows its content."""
-
-
 def hash_of(key: str) -> str:
     return hashlib.sha256(key.encode()).hexdigest()
 
@@ -37,12 +33,13 @@ def new_key() -> str:
 def parse(listed: str, source: str) -> tuple[tuple[str, str], ...]:
     """Return the owner and hash of each key in a text of NAME:HASH entries. Keys with one name belong to one owner.
 
-    Entries are separated by spaces, commas or lines; # begins a comment. `source` names the text in BadKeys.
+    Entries are separated by spaces, commas or lines; # begins a comment. Raises StartError, whose message names the
+    text by its `source` and never shows its content.
     """
     entries = [entry for line in listed.splitlines() for entry in line.partition("#")[0].replace(",", " ").split()]
     matches = [ENTRY.fullmatch(entry) for entry in entries]
     if None in matches:
-        raise BadKeys(
+        raise StartError(
             f"{source}: entry {matches.index(None) + 1} is not NAME:HASH, as `python -m service keys` prints it"
         )
     return tuple((match["name"], match["hash"]) for match in matches if match is not None)
@@ -51,14 +48,14 @@ def parse(listed: str, source: str) -> tuple[tuple[str, str], ...]:
 class KeyRing:
     """The keys of setting and file. Reads the file each time, so that a key can be revoked.
 
-    A setting without a key in it, such as a comment, raises BadKeys: it was meant to restrict access; so does a file
+    A setting without a key in it, such as a comment, raises StartError: it was meant to restrict access; so does a file
     that is missing at the start. A file without keys lets nobody in, nor does one that is deleted later.
     """
 
     def __init__(self, listed: str, file: Path | None) -> None:
         self._listed, self._file = parse(listed, "LABELGRID_API_KEYS"), file
         if listed.strip() and not self._listed:
-            raise BadKeys("LABELGRID_API_KEYS is set but names no key; unset it to run without keys")
+            raise StartError("LABELGRID_API_KEYS is set but names no key; unset it to run without keys")
         self._of_file: tuple[tuple[str, str], ...] = ()
         self._read()
         self.enabled = bool(self._listed) or file is not None
@@ -69,13 +66,13 @@ class KeyRing:
         try:
             self._of_file = parse(self._file.read_text(), str(self._file))
         except (OSError, UnicodeDecodeError) as error:
-            raise BadKeys(f"{self._file} cannot be read: {error}") from error
+            raise StartError(f"{self._file} cannot be read: {error}") from error
 
     def owner_of(self, key: str) -> str | None:
         """Return the owner of a key, or None if it is unknown. Compares it with every known hash, in constant time."""
         try:
             self._read()
-        except BadKeys as error:
+        except StartError as error:
             if isinstance(error.__cause__, FileNotFoundError):
                 self._of_file = ()
                 log.error("the file of API keys is gone; none of its keys is valid", reason=str(error))

@@ -42,14 +42,6 @@ CHALLENGE = 'Bearer realm="labelgrid"'
 LIMIT = re.compile(r"[1-9]\d{0,9} ?(/|per) ?([1-9]\d{0,3} ?)?(second|minute|hour|day|month|year)s?", re.IGNORECASE)
 
 
-class Exposed(StartError):
-    """The API would be open to everybody who can reach this machine."""
-
-
-class BadLimit(StartError):
-    """The configured rate limit cannot be read."""
-
-
 def is_loopback(host: str) -> bool:
     """Return whether a host name or address is this machine itself."""
     host = host.strip("[]").lower().rstrip(".")
@@ -62,10 +54,10 @@ def is_loopback(host: str) -> bool:
 
 
 def check_listening(settings: Settings, host: str) -> None:
-    """Raise Exposed if the API would listen on `host` for everybody, without keys."""
+    """Raise StartError if the API would listen on `host` for everybody, without keys."""
     if settings.has_keys or settings.allow_no_keys or is_loopback(settings.published_on or host):
         return
-    raise Exposed(
+    raise StartError(
         f"without API keys the API listens on loopback only, not on {settings.published_on or host}: set "
         "LABELGRID_API_KEYS (python -m service keys NAME makes a key), or LABELGRID_ALLOW_NO_KEYS=1 to let everybody in"
     )
@@ -92,11 +84,11 @@ def _check_site(headers: Headers, origins: Collection[str]) -> None:
 
 
 def read_limit(limit: str) -> RateLimitItem | None:
-    """Parse a limit such as "3000/minute"; the text none gives None. Raises BadLimit."""
+    """Parse a limit such as "3000/minute"; the text none gives None. Raises StartError."""
     if limit == "none":
         return None
     if not LIMIT.fullmatch(limit.strip()):  # `parse` would drop a second limit, and take a period of 0 for 1
-        raise BadLimit(f"LABELGRID_RATE_LIMIT is {limit!r}; wanted one limit such as 3000/minute, or none")
+        raise StartError(f"LABELGRID_RATE_LIMIT is {limit!r}; wanted one limit such as 3000/minute, or none")
     return parse(limit)
 
 

@@ -1,5 +1,9 @@
-"""POST /generate: pictures with verdicts, from labels or from a recipe. /generate/png takes the recipe in a PNG."""
+"""POST /generate: pictures with verdicts, from labels or from a recipe.
 
+/generate/png takes the recipe in a PNG, and /jobs/{id}/images/{i}/edit that of a job's picture.
+"""
+
+import io
 from typing import Annotated
 
 from fastapi import APIRouter, Form, Response, UploadFile
@@ -8,14 +12,31 @@ from pydantic import Field, Json
 
 from service.api.answers import RESPONSES, PreferencesDep, answer
 from service.api.checks import check_layouts, check_lists
-from service.api.dependencies import Caller, CallerDep
+from service.api.dependencies import CallerDep, Index, OwnJob
 from service.api.edits import checked_edits
 from service.api.openapi import problems
 from service.api.submit import ERRORS, create, new_record, same_request
 from service.api.uploads import PngError, recipe_of
-from service.contract.errors import BadForm, BadRequest, NoSuchObject, UnknownCheckpoint
-from service.contract.records import JobRecord
-from service.contract.schemas import Deadline, GenerateRequest, Job, Stages, WebhookEvents, WebhookUrl, with_examples
+from service.contract.errors import (
+    BadForm,
+    BadRequest,
+    ExpiredJob,
+    NoSuchObject,
+    NotReady,
+    UnknownCheckpoint,
+    UnknownJob,
+    UnknownPicture,
+)
+from service.contract.schemas import (
+    Deadline,
+    EditRequest,
+    GenerateRequest,
+    Job,
+    Stages,
+    WebhookEvents,
+    WebhookUrl,
+    with_examples,
+)
 from shared.edits import MAX_EDITS, Edit
 from shared.options import NoOtherFields
 
@@ -36,7 +57,16 @@ async def generate(body: GenerateRequest, caller: CallerDep, preferences: Prefer
     same = same_request(caller, "generate", body, (body.recipe or body).labels)
     job_id = await caller.service.jobs.known(same)
     if job_id is None:
-        record = await _checked(body, caller)
+        models, source = await caller.service.catalog.models(), body.recipe or body
+        at = ("body", "recipe") if body.recipe else ("body",)
+        info = models.with_digest(body.recipe.model.digest) if body.recipe else models.find(body.model)
+        labels = check_lists(source.labels, info, (*at, "labels"))
+        layouts = check_layouts(source.layouts, labels, info, (*at, "layouts"))
+        recipe = checked_edits(body, info)
+        trajectory = recipe.trajectory if recipe and body.trajectory is None else body.trajectory
+        record = await new_record(
+            caller, "generate", body, info, labels, layouts=layouts, trajectory=trajectory, recipe=recipe
+        )
         job_id = await create(caller.service, record, same)
     return await answer(caller, job_id, preferences)
 
@@ -79,15 +109,27 @@ async def generate_from_png(
     return await generate(body, caller, preferences)
 
 
-async def _checked(body: GenerateRequest, caller: Caller) -> JobRecord:
-    """Return the job of a request. Raises BadRequest, UnknownCheckpoint, NoModel."""
-    models, source = await caller.service.catalog.models(), body.recipe or body
-    at = ("body", "recipe") if body.recipe else ("body",)
-    info = models.with_digest(body.recipe.model.digest) if body.recipe else models.find(body.model)
-    labels = check_lists(source.labels, info, (*at, "labels"))
-    layouts = check_layouts(source.layouts, labels, info, (*at, "layouts"))
-    recipe = checked_edits(body, info)
-    trajectory = recipe.trajectory if recipe and body.trajectory is None else body.trajectory
-    return await new_record(
-        caller, "generate", body, info, labels, layouts=layouts, trajectory=trajectory, recipe=recipe
-    )
+@router.post(
+    "/jobs/{job_id}/images/{index}/edit",
+    response_model=Job,
+    responses={
+        **RESPONSES,
+        **problems(*ERRORS, NoSuchObject, UnknownCheckpoint, UnknownJob, ExpiredJob, UnknownPicture, NotReady),
+    },
+    summary="Edit a picture",
+)
+async def edit_picture(
+    job_id: OwnJob, index: Index, body: EditRequest, caller: CallerDep, preferences: PreferencesDep
+) -> Response:
+    """Adds, removes, moves or recolours objects of a finished picture; the others and the background stay.
+
+    Does the same as `POST /generate` with the picture's recipe and `edits`: a new job with one picture, whose recipe
+    has all edits so far.
+    """
+    png = await caller.service.results.image(job_id, caller.owner, index)
+    try:
+        recipe = recipe_of(io.BytesIO(png))
+    except PngError as error:  # of an uploaded picture
+        raise BadRequest.at(("path", "index"), f"the picture cannot be edited: {error}") from error
+    request = GenerateRequest.model_validate({**body.model_dump(exclude_unset=True), "recipe": recipe})
+    return await generate(request, caller, preferences)

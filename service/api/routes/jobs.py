@@ -156,7 +156,7 @@ async def read_events(job_id: OwnJob, service: ServiceDep, last_event_id: LastEv
 @router.get("/{job_id}/grid.png", response_class=Response, responses=PICTURE, summary="Read the grid of all pictures")
 async def read_grid(job_id: OwnJob, owner: OwnerDep, service: ServiceDep) -> Response:
     """The grid of a finished job; for a /score job, the grid of the best repeat."""
-    return await service.results.send_grid(job_id, await service.jobs.grid(job_id), owner)
+    return await service.results.send_grid(job_id, owner)
 
 
 @router.get("/{job_id}/pictures.zip", response_class=Response, responses=ZIP, summary="Read all pictures as a zip")

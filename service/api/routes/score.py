@@ -8,12 +8,11 @@ from pydantic import ConfigDict, Field
 
 from service.api.answers import RESPONSES, PreferencesDep, answer
 from service.api.checks import check_lists
-from service.api.dependencies import Caller, CallerDep
+from service.api.dependencies import CallerDep
 from service.api.openapi import problems
 from service.api.submit import ERRORS, create, new_record, ready_workers, same_request
 from service.api.uploads import Upload, read_submission
 from service.contract.errors import BadForm, BadRequest, SelectedScore, TooLarge
-from service.contract.records import JobRecord
 from service.contract.schemas import Job, ScoreFields
 from shared.options import LIMITS
 from shared.vocabulary import LabelError, parse_label_lists
@@ -69,7 +68,10 @@ async def score(
     same = same_request(caller, "score", fields, lists, pictures)
     job_id = await caller.service.jobs.known(same)
     if job_id is None:
-        record = await _checked(fields, lists, caller, are_uploaded=bool(pictures))
+        models, uploaded = await caller.service.catalog.models(), bool(pictures)
+        info = models.find_evaluator(fields.model) if uploaded else models.find(fields.model)
+        labels, repeats = check_lists(lists, info, ("body", "file")), 1 if uploaded else fields.repeats
+        record = await new_record(caller, "score", fields, info, labels, repeats=repeats, uploaded=uploaded)
         job_id = await create(caller.service, record, same, [one.read for one in pictures])
     for file in filter(None, (form.file, form.pictures)):
         await file.close()  # before the request waits
@@ -87,13 +89,3 @@ async def _read_lists(file: UploadFile) -> list[list[str]]:
         return parse_label_lists(content, max_lists=LIMITS.max_pictures_per_request)
     except LabelError as error:
         raise BadRequest.from_label_error(error, "file") from error
-
-
-async def _checked(fields: ScoreFields, lists: list[list[str]], caller: Caller, *, are_uploaded: bool) -> JobRecord:
-    """Return the job of a request. `are_uploaded`: it has the pictures. Raises BadRequest, NoModel."""
-    models = await caller.service.catalog.models()
-    info = models.find_evaluator(fields.model) if are_uploaded else models.find(fields.model)
-    labels = check_lists(lists, info, ("body", "file"))
-    return await new_record(
-        caller, "score", fields, info, labels, repeats=1 if are_uploaded else fields.repeats, uploaded=are_uploaded
-    )

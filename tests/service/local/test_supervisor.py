@@ -88,7 +88,7 @@ def test_a_dead_process_is_restarted_and_none_is_left_behind(service: tuple[subp
     body = {"labels": [["red cube"]], "steps": 2}
     until(lambda: len(children(process.pid) - before) == 1)
     until_it_answers(process, f"{address}/readyz", lambda answer: answer.json().get("workers") == 1)
-    assert httpx.post(f"{address}/generate", json=body, timeout=30).json()["status"] == "finished"
+    assert httpx.post(f"{address}/generate", json=body, timeout=120).json()["status"] == "finished"
     parts = before | children(process.pid)
     process.send_signal(signal.SIGTERM)
     assert process.wait(timeout=30) == 0

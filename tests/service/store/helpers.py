@@ -59,7 +59,8 @@ def done_count(store: JobStore, job_id: str) -> int:
 
 def done(claim: BegunClaim, png: bytes = b"png") -> tuple[BegunClaim, FinishedPicture]:
     """Return a finished picture for a claim that has begun."""
-    picture = claim.picture
+    assert claim.index is not None
+    picture = claim.record.picture(claim.index)
     verdict = Verdict(
         index=picture.index,
         labels=picture.labels,

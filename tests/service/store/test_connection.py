@@ -18,11 +18,10 @@ from redis.exceptions import ExecAbortError, RedisError, ResponseError, TimeoutE
 
 from faults.gate import Gate, gate
 from service.local.redis_server import RedisServer
-from service.settings import Settings
+from service.settings import Settings, StartError
 from service.store import functions, hub, keys, workers
 from service.store.async_jobs import AsyncJobs
 from service.store.connection import (
-    OldRedis,
     RetryUntilStopped,
     check_version,
     connect,
@@ -369,5 +368,5 @@ def test_a_redis_before_version_7_is_refused(
     check_version(settings.redis_url)
     check_version("redis://127.0.0.1:1")  # which is away
     monkeypatch.setattr(Redis, "info", lambda *_: {"redis_version": "6.2.22"})
-    with pytest.raises(OldRedis, match=r"is Redis 6\.2\.22: upgrade it to Redis 7 or later, or to Valkey"):
+    with pytest.raises(StartError, match=r"is Redis 6\.2\.22: upgrade it to Redis 7 or later, or to Valkey"):
         check_version(settings.redis_url)

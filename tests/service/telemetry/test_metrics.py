@@ -173,14 +173,16 @@ def test_a_workers_metrics_are_served(connection: Redis, settings: Settings) -> 
     assert read("model_loaded", model="toy", digest=model.digest) == 1
     assert read("batch_limit_pictures", model="toy") == settings.batch_pictures == 8
     assert read("storage_up") == 1
-    runner.moved_at -= settings.stalled_after_s / 2 + 1
+    runner.watchdog.moved_at -= settings.stalled_after_s / 2 + 1
     runner.storage.problem = "no space left"
     later = Reading(httpx.get(f"http://127.0.0.1:{port}/metrics").text)
     assert later("worker_up", device="cpu") == later("storage_up") == 0
 
 
 def idle_worker(models: list[SimpleNamespace]) -> SimpleNamespace:
-    return SimpleNamespace(device="cpu", stalled=False, models=models, storage=SimpleNamespace(problem=""))
+    return SimpleNamespace(
+        device="cpu", watchdog=SimpleNamespace(stalled=False), models=models, storage=SimpleNamespace(problem="")
+    )
 
 
 def known_names() -> set[str]:

@@ -19,6 +19,7 @@ from service.store.claims import GROUP
 from service.store.connection import RetryUntilStopped, connect
 from service.store.jobs import JobStore
 from service.worker import process
+from service.worker.models import LoadedModels
 from service.worker.runner import Runner
 from shared.checkpoint import CheckpointError
 from tests.service.conftest import Command
@@ -121,14 +122,14 @@ def test_a_worker_is_announced_while_it_loads_its_first_model_and_is_not_ready(
     """Else others that load the same model would take it for one that died of that."""
     seen = list[int]()
 
-    def load(runner: Runner) -> None:
-        until(lambda: workers.is_alive(connection, runner.name))
-        workers.begin_loading(connection, "d", runner.name)
+    def load(models: LoadedModels) -> None:
+        until(lambda: workers.is_alive(connection, models.consumer))
+        workers.begin_loading(connection, "d", models.consumer)
         seen.append(workers.died_loading(connection, "d"))
         seen.append(len(workers.ready(workers.list_live(connection))))
         raise CheckpointError("toy", "damaged")
 
-    monkeypatch.setattr(process, "load", load)
+    monkeypatch.setattr(LoadedModels, "load", load)
     with pytest.raises(CheckpointError):
         process.main(settings)
     assert seen == [0, 0]

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from service.api.access.api_keys import BadKeys, KeyRing, hash_of, new_key, parse
+from service.api.access.api_keys import KeyRing, hash_of, new_key, parse
+from service.settings import StartError
 from tests.service.conftest import Command
 
 ALICE, BOB = new_key(), new_key()
@@ -21,20 +22,20 @@ def test_entries_may_have_comments_commas_and_blank_lines_between_them() -> None
 
 @pytest.mark.parametrize("text", [f"alice:{ALICE}", f":{'0' * 64}", f"a:{'0' * 63}"], ids=["a key", "no name", "short"])
 def test_a_bad_entry_is_refused_without_showing_it(text: str) -> None:
-    with pytest.raises(BadKeys, match="entry 2 is not NAME:HASH") as caught:
+    with pytest.raises(StartError, match="entry 2 is not NAME:HASH") as caught:
         KeyRing(f"{entry('bob', BOB)} {text}", None)
     assert ALICE not in str(caught.value)
 
 
 def test_a_setting_without_a_key_is_refused_rather_than_ignored() -> None:
-    with pytest.raises(BadKeys, match="names no key"):
+    with pytest.raises(StartError, match="names no key"):
         KeyRing(" ,\n# alice\n", None)
     assert not KeyRing(" \n", None).enabled  # what compose passes on if it is not set
 
 
 def test_a_file_is_read_again_when_it_changes_unless_it_is_bad(tmp_path: Path) -> None:
     file = tmp_path / "keys"
-    with pytest.raises(BadKeys, match="cannot be read"):
+    with pytest.raises(StartError, match="cannot be read"):
         KeyRing("", file)
     file.write_text("")
     ring = KeyRing("", file)

@@ -11,10 +11,10 @@ from redis import Redis
 from starlette.datastructures import Headers
 
 from service.api.access.api_keys import NOBODY, KeyRing, hash_of, new_key
-from service.api.access.guard import PUBLIC, Exposed, Guard, check_listening, is_loopback
+from service.api.access.guard import PUBLIC, Guard, check_listening, is_loopback
 from service.api.app import create_app
 from service.contract.errors import NotLocal
-from service.settings import Settings
+from service.settings import Settings, StartError
 from service.store import workers
 from service.store.jobs import JobStore
 from tests.conftest import serving
@@ -114,7 +114,7 @@ def test_only_loopback_is_listened_on_without_keys(settings: Settings, host: str
         if local:
             check_listening(chosen, listens_on)
             continue
-        with pytest.raises(Exposed, match="LABELGRID_API_KEYS"):
+        with pytest.raises(StartError, match="LABELGRID_API_KEYS"):
             check_listening(chosen, listens_on)
         for allowed in ({"allow_no_keys": True}, {"api_keys": entry("a", ALICE)}, {"api_keys_file": Path("keys")}):
             check_listening(chosen.model_copy(update=allowed), listens_on)

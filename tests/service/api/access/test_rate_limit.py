@@ -8,9 +8,8 @@ import pytest
 from redis import Redis
 
 from service.api.access.api_keys import hash_of, new_key
-from service.api.access.guard import BadLimit
 from service.api.app import create_app
-from service.settings import Settings
+from service.settings import Settings, StartError
 from tests.conftest import serving
 
 KEYS = {name: new_key() for name in ("alice", "bob")}
@@ -53,7 +52,7 @@ def test_without_keys_there_is_no_limit(settings: Settings, connection: Redis) -
 
 @pytest.mark.parametrize("limit", ["many", "5/minute;10/hour", "1/0 minutes"])
 def test_a_malformed_limit_stops_the_start(settings: Settings, limit: str) -> None:
-    with pytest.raises(BadLimit, match=f"'{limit}'; wanted one limit such as 3000/minute"):
+    with pytest.raises(StartError, match=f"'{limit}'; wanted one limit such as 3000/minute"):
         create_app(settings.model_copy(update={"rate_limit": limit}))
 
 
