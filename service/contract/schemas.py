@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from service.contract.options import ATTEMPTS, Attempt, PictureOptions
 from service.contract.recipe import LabelLists, Recipe, example
 from service.contract.records import (
     MAX_STAGES,
@@ -20,13 +21,11 @@ from service.contract.records import (
     Scores,
     WebhookEvent,
 )
-from shared.edits import Edits, PictureOptions
+from shared.edits import Edits
 from shared.options import (
-    ATTEMPTS,
     LIMITS,
     MAX_SEED,
     THRESHOLD,
-    Attempt,
     Fraction,
     SamplerName,
     SamplingOptions,

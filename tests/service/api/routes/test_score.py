@@ -17,6 +17,7 @@ from service.api.routes import score
 from service.api.uploads import Upload, check_picture
 from service.client import Client
 from service.client.__main__ import app
+from service.contract.options import PictureOptions
 from service.files import PictureFiles, picture_name
 from service.settings import Settings
 from service.store import keys
@@ -24,7 +25,6 @@ from service.store.async_jobs import AsyncJobs
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from shared.diffusion.model import load_denoiser
-from shared.edits import PictureOptions
 from shared.evaluator import load_evaluator
 from shared.options import picture_seed
 from shared.pictures import marked_grid, read_png
