@@ -1,12 +1,15 @@
 """Processes that die or stop, and pictures that two of them sample."""
 
 import signal
+import time
 from functools import partial
 from typing import Any
 
 from faults.harness import until
-from faults.trial import Trial
+from faults.trial import BODIES, LARGE, Trial
 from service.store import keys
+
+DEADLINE_S, NEAR_S = 45.0, 2.0  # of the late job; and before it, when the worker starts, which takes longer
 
 
 def worker_killed(trial: Trial) -> None:
@@ -70,3 +73,25 @@ def preempted_three_times(trial: Trial) -> None:
     trial.stack.signal(holder(2), signal.SIGKILL)
     trial.end(partial(trial.stack.signal, holder(3), signal.SIGKILL))
     trial.recover()
+
+
+def late_after_a_death(trial: Trial) -> None:
+    """`kill -9` of the only worker, which comes back just before a job's deadline: the job fails with the reason
+    `deadline`, and all others finish"""
+    trial.begin()
+    (worker,) = trial.stack.workers()
+    late = trial.submit_failing(
+        **{**BODIES[LARGE[0]], "deadline_s": DEADLINE_S, "reason": "the deadline of its request"}
+    )
+    begun = time.monotonic()
+
+    def kill() -> None:
+        trial.stack.held.add(worker)
+        trial.stack.signal(worker, signal.SIGKILL)
+        time.sleep(begun + DEADLINE_S - NEAR_S - time.monotonic())
+
+    trial.strike(kill)
+    trial.end(partial(trial.stack.held.remove, worker))
+    trial.recover()
+    if (reason := trial.stack.connection.hget(keys.job(late), "reason")) != "deadline":
+        raise RuntimeError(f"the late job failed for the reason {reason}")
