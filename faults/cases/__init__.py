@@ -26,7 +26,7 @@ CASES = {
         Case(processes.worker_paused),
         Case(processes.picture_claimed_twice),
         Case(processes.preempted_three_times),
-        Case(processes.late_after_a_death, workers=1),
+        Case(processes.late_after_a_death),
         Case(edits.worker_killed_at_edits, beside=edits.placing, bodies=edits.BODIES),
         Case(edits.edited_job_deleted, beside=edits.placing, bodies=edits.BODIES),
         Case(poison.poison_picture, worker_command=poison.WORKER),

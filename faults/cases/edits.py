@@ -20,18 +20,24 @@ EDITS: Any = [
     {"add": {"label": "gray sphere", "x": 0.7, "y": 0.6}},
 ]
 SOURCE: Any = {"model": MODEL, "labels": [["red cube", "blue sphere"]], "steps": 400, "seed": 7}
+# More pictures than two batches have, so that some are in progress once the first one is finished.
 SEVERAL: Any = {
-    "model": MODEL, "labels": [["red cube"], ["red cube", "blue cube"]] * 4, "steps": 40, "seed": 8,
+    "model": MODEL, "labels": [["red cube"], ["red cube", "blue cube"]] * 20, "steps": 20, "seed": 8,
     "until": "exact", "attempts": 4, "edits": EDITS,
 }  # fmt: skip
 BODIES = [SEVERAL, {**SOURCE, "edits": EDITS}]
 SEVERAL_EDITED, ONE_EDITED = range(len(OF_ALL), len(OF_ALL) + len(BODIES))
 
 
+def publish(stack: Stack) -> str:
+    """Publish a model that knows positions, and return its digest."""
+    return publish_toy_denoiser(stack.folder / "storage", MODEL, 2, positions=True).digest
+
+
 @contextlib.contextmanager
 def placing(stack: Stack) -> Iterator[None]:
-    """Publish a model that knows positions, whose pictures in progress the trial watches."""
-    stack.digest = publish_toy_denoiser(stack.folder / "storage", MODEL, 2, positions=True).digest
+    """Run the service with that model, whose pictures in progress the trial watches."""
+    stack.digest = publish(stack)
     yield
 
 

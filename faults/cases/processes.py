@@ -1,15 +1,14 @@
 """Processes that die or stop, and pictures that two of them sample."""
 
 import signal
-import time
 from functools import partial
 from typing import Any
 
 from faults.harness import until
-from faults.trial import BODIES, LARGE, Trial
+from faults.trial import LABELS, Trial
 from service.store import keys
 
-DEADLINE_S, NEAR_S = 45.0, 2.0  # of the late job; and before it, when the worker starts, which takes longer
+DEADLINE_S = 5.0  # less than what is left of a lease after a death, three heartbeats
 
 
 def worker_killed(trial: Trial) -> None:
@@ -76,22 +75,19 @@ def preempted_three_times(trial: Trial) -> None:
 
 
 def late_after_a_death(trial: Trial) -> None:
-    """`kill -9` of the only worker, which comes back just before a job's deadline: the job fails with the reason
-    `deadline`, and all others finish"""
+    """`kill -9` of a worker that draws a picture whose deadline comes before the lease ends: its job fails with the
+    reason `deadline`"""
     trial.begin()
-    (worker,) = trial.stack.workers()
-    late = trial.submit_failing(
-        **{**BODIES[LARGE[0]], "deadline_s": DEADLINE_S, "reason": "the deadline of its request"}
-    )
-    begun = time.monotonic()
+    connection, stream = trial.stack.connection, keys.pictures(trial.stack.digest)
+    late = trial.submit_failing(LABELS[:1], "the deadline of its request", steps=300, deadline_s=DEADLINE_S)
 
-    def kill() -> None:
-        trial.stack.held.add(worker)
-        trial.stack.signal(worker, signal.SIGKILL)
-        time.sleep(begun + DEADLINE_S - NEAR_S - time.monotonic())
+    def holder() -> str:
+        found: Any = connection.xrange(stream)
+        entries = {entry for entry, fields in found if fields["job"] == late}
+        return "".join(name for entry, name, _ in trial.stack.claims() if entry in entries)
 
-    trial.strike(kill)
-    trial.end(partial(trial.stack.held.remove, worker))
+    victim = until(holder, "a worker that draws it")
+    trial.strike(partial(trial.stack.signal, victim, signal.SIGKILL))
     trial.recover()
-    if (reason := trial.stack.connection.hget(keys.job(late), "reason")) != "deadline":
+    if (reason := connection.hget(keys.job(late), "reason")) != "deadline":
         raise RuntimeError(f"the late job failed for the reason {reason}")
