@@ -160,7 +160,7 @@ class Editor:
 
 
 def run(subject: Subject) -> Report:
-    """Edit `count` scenes in each of four ways, some of them ten times in a row, and draw fresh pictures beside them."""
+    """Edit `count` scenes in each of four ways, and some ten times in a row; draw fresh pictures to tell them from."""
     editor, count = Editor(subject), subject.count or 200
     chains = max(1, count // CHAINS)
     total = count * (1 + 2 * len(KINDS)) + chains * (1 + IN_A_ROW)
