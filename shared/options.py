@@ -124,15 +124,10 @@ class SamplingOptions(Strict):
     clip_x0: bool = False
 
     @property
-    def rows(self) -> float:
-        """The network rows of a picture, about so many if guidance is on in a part of them."""
-        low, high = self.guidance_interval
-        return self.steps * (1 + (network_rows(self.guidance) - 1) * (high - low))
-
-    @property
     def cost(self) -> float:
         """About how long a picture takes, in network rows; to enlarge, judge and encode it takes as long as two."""
-        return 2.0 + self.rows
+        low, high = self.guidance_interval
+        return 2.0 + self.steps * (1 + (network_rows(self.guidance) - 1) * (high - low))
 
     @model_validator(mode="after")
     def _check_together(self) -> Self:

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import subject
 from benchmarks.clients import Body, generate, send_all
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
 from benchmarks.stack import WAIT_S, stack
 from benchmarks.timing import Deadline, figure, order, percentile, pooled_p95
-from service.contract.options import PictureOptions
 from shared.vocabulary import ICLEVR
 
 OBJECTS = 3, 5, 8
@@ -65,26 +65,24 @@ class Seen:
         if jobs:
             self.jobs.append(jobs)
 
-    def exact(self) -> tuple[Data, Data, Data]:
-        """Return exact match of first attempts and of kept ones, and the network rows of attempts after the first."""
-        first, kept, rows = list[float](), list[float](), list[float]()
+    def exact(self, rows: int) -> tuple[Data, Data, Data]:
+        """Return exact match of first attempts and of kept ones, and the network rows of attempts after the first.
+
+        `rows`: of one attempt.
+        """
+        first, kept, extra = list[float](), list[float](), list[float]()
         for jobs in self.jobs:
             pictures = [job["result"]["pictures"][0] for job in jobs]
             first.append(sum(one["attempts"][0]["exact"] for one in pictures) / len(jobs))
             kept.append(sum(one["exact"] for one in pictures) / len(jobs))
-            rows.append(sum(map(extra_rows, jobs)) / len(jobs))
-        return figure(first), figure(kept), figure(rows)
-
-
-def extra_rows(job: dict[str, Any]) -> float:
-    """Return the network rows of the attempts after the first at a job's picture."""
-    attempts = job["result"]["pictures"][0]["attempts"]
-    return PictureOptions.model_validate(job["options"]).rows * (len(attempts) - 1)
+            extra.append(sum(rows * (len(one["attempts"]) - 1) for one in pictures) / len(jobs))
+        return figure(first), figure(kept), figure(extra)
 
 
 def measure(quick: bool) -> Data:
     count, rounds = (8, 1) if quick else (64, 6)
-    seen = {objects: Seen() for objects in OBJECTS}
+    seen, ours = {objects: Seen() for objects in OBJECTS}, subject.denoiser()
+    rows_each = sum(subject.network_rows(ours.stepper(), ours.options))
     with stack() as running:
         Seen().load(running.port, bodies(OBJECTS[-1], CLIENTS, 0, select=True), ALONE)  # warm
         for turn in Deadline(ROUNDS_S).rounds(rounds):
@@ -95,7 +93,7 @@ def measure(quick: bool) -> Data:
             say(f"  round {turn + 1} of {rounds}: done")
     data: Data = {"figures": {}, "p95_s": {}, "pictures": {}, "requests": count}
     for objects, found in seen.items():
-        first, kept, rows = found.exact()
+        first, kept, rows = found.exact(rows_each)
         latencies = found.latencies
         data["figures"] |= {
             f"selected.first_exact_{objects}": first,

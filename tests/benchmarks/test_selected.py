@@ -2,15 +2,14 @@
 
 from typing import Any
 
-from benchmarks.sections.selected import ALONE, ATTEMPTS, OBJECTS, SELECTED, Seen, bodies, report
+from benchmarks.sections.selected import ALONE, OBJECTS, SELECTED, Seen, bodies, report
 from benchmarks.timing import figure
 
 
-def job(exact: list[bool], steps: int = 6) -> dict[str, Any]:
+def job(exact: list[bool]) -> dict[str, Any]:
     """A job of one picture with these attempts, of which the last one was kept."""
     picture = {"exact": exact[-1], "attempts": [{"exact": one} for one in exact]}
-    options = {"steps": steps, "guidance": 1.0, "until": "exact", "attempts": ATTEMPTS}
-    return {"options": options, "result": {"pictures": [picture]}}
+    return {"result": {"pictures": [picture]}}
 
 
 def test_every_other_request_is_selected_and_both_loads_ask_for_the_same_pictures() -> None:
@@ -24,7 +23,7 @@ def test_every_other_request_is_selected_and_both_loads_ask_for_the_same_picture
 def test_exact_match_and_extra_rows_are_those_of_selected_pictures() -> None:
     seen = Seen()
     seen.jobs = [[job([True]), job([False, True])], [job([False, False, False]), job([True])]]
-    assert seen.exact() == (figure([0.5, 0.5]), figure([1.0, 0.5]), figure([3.0, 6.0]))
+    assert seen.exact(rows=6) == (figure([0.5, 0.5]), figure([1.0, 0.5]), figure([3.0, 6.0]))
 
 
 def test_the_table_has_a_row_for_each_number_of_objects() -> None:
