@@ -15,9 +15,8 @@ from service.api.submit import ERRORS, create, new_record, same_request
 from service.api.uploads import PngError, recipe_of
 from service.contract.errors import BadForm, BadRequest, NoSuchObject, UnknownCheckpoint
 from service.contract.records import JobRecord
-from service.contract.schemas import Deadline, GenerateRequest, Job, Stages, WebhookEvents, WebhookUrl, with_examples
+from service.contract.schemas import GenerateRequest, Job, JobFields, Stages, with_examples
 from shared.edits import MAX_EDITS, Edit
-from shared.options import NoOtherFields
 
 router = APIRouter(tags=["pictures"])
 
@@ -41,7 +40,7 @@ async def generate(body: GenerateRequest, caller: CallerDep, preferences: Prefer
     return await answer(caller, job_id, preferences)
 
 
-class PngForm(NoOtherFields):
+class PngForm(JobFields):
     """A PNG of this service, and what may stand beside its recipe."""
 
     model_config = with_examples({"file": "the bytes of a PNG"})
@@ -51,9 +50,6 @@ class PngForm(NoOtherFields):
         None, max_length=MAX_EDITS, description="changes to each picture, in this order, each as JSON; all else stays"
     )
     trajectory: Stages = None
-    deadline_s: Deadline = None
-    webhook: WebhookUrl = None
-    webhook_events: WebhookEvents = None
 
 
 @router.post(

@@ -33,6 +33,7 @@ from tests.conftest import api_server, client_of, running
 from tests.service.api.answers import LISTS, nothing_is_queued, problem, scoring
 from tests.service.api.uploads.zips import GOOD, TEST_FILE, png, zipped
 from tests.service.api.uploads.zips import LISTS as THREE
+from tests.service.processes import until
 from trainer.score import best, score_run, summary
 
 
@@ -204,6 +205,11 @@ def test_a_bad_zip_is_a_problem_that_names_every_entry(client: httpx.Client, ali
     assert body["detail"] == "pictures.0.png: not a PNG"
     problem(send(client, b"no zip"), 422, "invalid-request")
     assert nothing_is_queued(alive.connection)
+
+
+def test_uploaded_pictures_may_have_a_deadline(client: httpx.Client, alive: JobStore) -> None:
+    answer = send(client, zipped(GOOD), {"prefer": "respond-async"}, deadline_s="0.01")
+    until(lambda: alive.fail_overdue() or client.get(f"/jobs/{answer.json()['id']}").json()["reason"] == "deadline")
 
 
 @pytest.mark.parametrize("fields", [{"steps": "3"}, {"repeats": "2"}])
