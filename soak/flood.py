@@ -153,7 +153,7 @@ def requests(job: str, models: list[str]) -> dict[str, tuple[int, Request]]:
         "/generate, a packed recipe": (40, post("/generate/png", files={"file": recipe})),
         "/generate, a long PNG": (24, patient("/generate/png", files={"file": recipe + bytes(31 << 20)})),
         **every_model(steps=1),
-        f"{JOBS} until exact": (1, patient("/generate", json={"labels": PLACED["labels"][:32], **UNTIL})),
+        f"{JOBS} until exact": (1, patient("/generate", json={"labels": [ICLEVR.names[:10]] * 32, **UNTIL})),
         f"{JOBS} edits": (2, patient("/generate", json={"labels": LISTS, "edits": EDITS, "steps": 1})),
         f"{JOBS} an edit": (40, patient(f"/jobs/{job}/images/0/edit", json={"edits": EDITS})),
         "/generate, a deadline": (40, post("/generate", json={"labels": LISTS, "deadline_s": 0.001}, headers=ASYNC)),

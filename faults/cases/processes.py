@@ -90,4 +90,4 @@ def late_after_a_death(trial: Trial) -> None:
     trial.strike(partial(trial.stack.signal, victim, signal.SIGKILL))
     trial.recover()
     if (reason := connection.hget(keys.job(late), "reason")) != "deadline":
-        raise RuntimeError(f"the late job failed for the reason {reason}")
+        raise RuntimeError(f"the late job failed for the reason {reason!r}")

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from shared.diffusion.denoise import Row, finish
@@ -205,13 +206,14 @@ def tell(edited: Sequence[Picture], fresh: Sequence[Picture], subject: Subject) 
 
     It learns from three quarters of them. The standard error is that of the other pictures' means.
     """
-    sets = [
-        crops(torch.from_numpy(np.stack([one.pixels for one in each if one.pixels is not None])).permute(0, 3, 1, 2),
-              torch.Generator().manual_seed(subject.seed))
-        for each in (edited, fresh)
-    ]  # fmt: skip
-    verdicts = tell_apart(*sets, subject.device, subject.seed, longer=subject.longer, folds=1)
-    tested = verdicts.scores[:, : len(sets[0]) // FOLDS]
+
+    def squares(pictures: Sequence[Picture]) -> Tensor:
+        pixels = np.stack([one.pixels for one in pictures if one.pixels is not None])
+        return crops(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.Generator().manual_seed(subject.seed))
+
+    first, second = squares(edited), squares(fresh)
+    verdicts = tell_apart(first, second, subject.device, subject.seed, longer=subject.longer, folds=1)
+    tested = verdicts.scores[:, : len(first) // FOLDS]
     right = torch.cat([tested[0] < 0, tested[1] > 0]).double().view(-1, CROPS).mean(1)
     return {"told_from_fresh": float(right.mean()), "standard_error": float(right.std()) / len(right) ** 0.5}
 
