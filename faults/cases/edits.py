@@ -42,15 +42,14 @@ def placing(stack: Stack) -> Iterator[None]:
 
 
 def worker_killed_at_edits(trial: Trial) -> None:
-    """`kill -9` of one of two workers while they draw edited pictures, each of them four times until it is exact"""
+    """`kill -9` of one of two workers that draw edited pictures until exact, each four times"""
     victim = trial.begin([SEVERAL_EDITED])
     trial.strike(partial(trial.stack.signal, victim, signal.SIGKILL))
     trial.recover()
 
 
 def edited_job_deleted(trial: Trial) -> None:
-    """the job of a picture is deleted while an edit of it is drawn, and the edit's worker killed: the edit is finished
-    as without a fault, and another one of the picture refused"""
+    """while a picture is edited, its job is deleted and the worker killed: the edit finishes, a later one is refused"""
     source = trial.post(SOURCE)["id"]
     trial.must_finish(source)
     trial.wait([source])

@@ -12,7 +12,7 @@ DEADLINE_S = 5.0  # less than what is left of a lease after a death, three heart
 
 
 def worker_killed(trial: Trial) -> None:
-    """`kill -9` of one of two workers in the middle of a batch"""
+    """`kill -9` of one of two workers"""
     victim = trial.begin()
     trial.strike(partial(trial.stack.signal, victim, signal.SIGKILL))
     trial.recover()
@@ -36,7 +36,7 @@ def worker_paused(trial: Trial) -> None:
 
 
 def picture_claimed_twice(trial: Trial) -> None:
-    """eight pictures of one worker are delivered to another too, which samples them at the same time"""
+    """eight pictures of one worker are delivered to another, too, at the same time"""
     connection, stream = trial.stack.connection, keys.pictures(trial.stack.digest)
     trial.submit(2)
     first = trial.busiest()
@@ -75,8 +75,7 @@ def preempted_three_times(trial: Trial) -> None:
 
 
 def late_after_a_death(trial: Trial) -> None:
-    """`kill -9` of a worker that draws a picture whose deadline comes before the lease ends: its job fails with the
-    reason `deadline`"""
+    """`kill -9` of a worker, with a deadline before its leases end: the job fails with the `reason` `deadline`"""
     trial.begin()
     connection, stream = trial.stack.connection, keys.pictures(trial.stack.digest)
     late = trial.submit_failing(LABELS[:1], "the deadline of its request", steps=300, deadline_s=DEADLINE_S)

@@ -195,7 +195,7 @@ def run(subject: Subject) -> Report:
         editor.sample(fresh[at : at + TOGETHER])
         advance(TOGETHER)
     told = tell(made, fresh, subject)
-    rows.append(_figures("none, fresh pictures of the edited ones' labels", [one.exact for one in fresh], []) | told)
+    rows.append(_figures("fresh, of the same labels", [one.exact for one in fresh], []) | told)
     title = f"{count} scenes, {chains} of them edited {IN_A_ROW} times in a row"
     pictures = torch.from_numpy(np.stack([one.pixels for one in shown if one.pixels is not None]))
     return Report(title, rows, png=png_bytes(grid(to_images(pictures.numpy()), columns=1 + len(KINDS))))
