@@ -59,6 +59,7 @@ PLACED: Final = {
 }
 # Few pictures of one step are exact, so that most are drawn as often as may be.
 UNTIL: Final = {"until": "exact", "attempts": LIMITS.max_attempts, "steps": 1}
+SMALL: Final = {"model": "iclevr-64"}  # draws fast
 EDITS: Final = [{"move": {"label": "red cube", "x": 0.4 + 0.003 * i, "y": 0.5}} for i in range(MAX_EDITS)]
 
 Request = Callable[[httpx.AsyncClient], Awaitable[str]]
@@ -153,8 +154,8 @@ def requests(job: str, models: list[str]) -> dict[str, tuple[int, Request]]:
         "/generate, a packed recipe": (40, post("/generate/png", files={"file": recipe})),
         "/generate, a long PNG": (24, patient("/generate/png", files={"file": recipe + bytes(31 << 20)})),
         **every_model(steps=1),
-        f"{JOBS} until exact": (1, patient("/generate", json={"labels": [ICLEVR.names[:10]] * 32, **UNTIL})),
-        f"{JOBS} edits": (2, patient("/generate", json={"labels": LISTS, "edits": EDITS, "steps": 1})),
+        f"{JOBS} until exact": (1, patient("/generate", json={"labels": [ICLEVR.names[:10]] * 32, **SMALL, **UNTIL})),
+        f"{JOBS} edits": (2, patient("/generate", json={"labels": LISTS, "edits": EDITS, "steps": 1, **SMALL})),
         f"{JOBS} an edit": (40, patient(f"/jobs/{job}/images/0/edit", json={"edits": EDITS})),
         "/generate, a deadline": (40, post("/generate", json={"labels": LISTS, "deadline_s": 0.001}, headers=ASYNC)),
         f"{JOBS} trajectories": (4, patient("/generate", json={"labels": LISTS[:32], "steps": 31, "trajectory": 32})),
@@ -206,7 +207,7 @@ async def ready(client: httpx.AsyncClient) -> str:
         if time.monotonic() > deadline:
             raise SystemExit("the service has not started")
         await asyncio.sleep(0.2)
-    body = {"labels": LISTS[:64], **UNTIL, "attempts": 4}
+    body = {"labels": LISTS[:64], **UNTIL, "attempts": 2}
     answer = await client.post("/generate", json=body, timeout=WORK_S)
     return str(answer.raise_for_status().json()["id"])
 
