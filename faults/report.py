@@ -49,7 +49,7 @@ dates, commits and machines.
 | --- | --- | --- | --- |
 """
 TAIL = """
-Faults occur in the middle of batches. Tests show that a picture is the same alone and in any batch, on any CPU.
+Faults occur in the middle of batches.
 """
 SWEEP = """
 ## Every place
