@@ -188,7 +188,7 @@ class Client:
     def edit(self, job_id: str) -> str:
         """Send an edit of a job's picture until it is accepted, and return its job's id, which is one of this body."""
         path, headers, begun = f"/jobs/{job_id}/images/0/edit", {**ASYNC, "Idempotency-Key": self.key}, time.monotonic()
-        job: dict[str, Any] = self.request("POST", path, 202, headers=headers, json={"edits": EDITS}).json()
+        job: dict[str, Any] = self.request("POST", path, 200, 202, headers=headers, json={"edits": EDITS}).json()
         self.load.accept(job["id"], self.number, time.monotonic() - begun, cancelled=False, late=False)
         return str(job["id"])
 
