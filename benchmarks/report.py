@@ -22,6 +22,7 @@ TITLES = {
     "load": "Batching under load",
     "servers": "Beside other servers",
     "waits": "Known waits",
+    "selected": "Until exact",
     "growth": "Growth",
     "scaling": "One Redis",
     "training": "Training",

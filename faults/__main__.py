@@ -26,7 +26,7 @@ def try_out(case: Case) -> dict[str, float]:
     """Start a service, inject the fault, check the outcome and return the figures. CheckFailed, NotInTime."""
     service = case.workers, case.worker_command, case.environment, case.clocks, case.beside
     with running(*service, LOGS / case.name) as stack:
-        trial = Trial(stack, case.headers, say)
+        trial = Trial(stack, case.headers, say, case.bodies)
         say("ready; running the jobs without a fault first")
         trial.run_undisturbed()
         with Traffic(trial) as traffic:

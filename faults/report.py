@@ -49,9 +49,7 @@ dates, commits and machines.
 | --- | --- | --- | --- |
 """
 TAIL = """
-Tests in `tests/` show that a picture is the same alone and in any batch, on any CPU; that simultaneous requests cannot
-pass a limit together; that dead workers' pictures come before new ones; and that a model whose workers die while they
-load it fails its jobs.
+Faults occur in the middle of batches.
 """
 SWEEP = """
 ## Every place

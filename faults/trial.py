@@ -3,6 +3,7 @@
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 from uuid import uuid4
 
@@ -23,7 +24,7 @@ BODIES: list[dict[str, Any]] = [
     {"labels": LABELS * 2, "steps": 100, "seed": 4, "sampler": "ddpm", "guidance": 1.0},
     {"labels": LABELS * 2, "steps": 200, "seed": 5, "sampler": "dpmpp_2m", "guidance": 5.0},
     # the toy evaluator finds nothing exact
-    {"labels": LABELS, "steps": 75, "seed": 6, "sampler": "euler", "until": "exact", "attempts": 4},
+    {"labels": LABELS, "steps": 75, "seed": 6, "sampler": "euler", "until": "exact", "attempts": 4, "deadline_s": 7200},
 ]
 SMALL, LARGE = 0, tuple(range(1, len(BODIES)))
 OF_THE_RELEASE = LARGE[:-1]  # what the release before this one knows, too
@@ -69,35 +70,41 @@ def fetched(files: PictureFiles, job_id: str, total: int) -> Fetched:
 class Trial:
     """A running service, the jobs that it accepted, and the time of the fault."""
 
-    def __init__(self, stack: Stack, headers: Mapping[str, str], say: Callable[[str], None]) -> None:
+    def __init__(
+        self, stack: Stack, headers: Mapping[str, str], say: Callable[[str], None], more: Sequence[dict[str, Any]] = ()
+    ) -> None:
         self.stack, self.headers, self.say = stack, headers, say
-        self.jobs: dict[str, int | None] = {}  # id of each accepted job -> its index in BODIES, if any
+        self.bodies = [*BODIES, *more]  # `more`: of this fault alone
+        self.jobs: dict[str, int | None] = {}  # id of each accepted job -> its index in `bodies`, if any
         self.failing: dict[str, str] = {}  # ids of jobs that must fail -> part of their error
         self.others: set[str] = set()  # ids of jobs that must finish, with pictures that nothing else has
+        self.deleted: set[str] = set()  # ids of jobs that the trial deletes
         self.recovery_s = 0.0
         self.undisturbed: dict[int, Fetched] = {}
-        self.undisturbed_s = 0.0  # from submitting all BODIES to their end, without a fault
+        self.undisturbed_s = 0.0  # from submitting all `bodies` to their end, without a fault
         self.struck_at = 0.0
         self._open_then: set[str] = set()
 
     # --- requests ---
 
-    def post(self, body: Mapping[str, Any], key: str | None = None, **headers: str) -> dict[str, Any]:
+    def post(
+        self, body: Mapping[str, Any], key: str | None = None, path: str = "/generate", **headers: str
+    ) -> dict[str, Any]:
         """Send a request, retry with the same key until it is accepted, and return the job. NotInTime."""
         headers = {**self.headers, **headers, "Idempotency-Key": key or uuid4().hex}
 
         def send() -> httpx.Response:
-            return httpx.post(f"{self.stack.address}/generate", json=body, timeout=30, headers=headers)
+            return httpx.post(self.stack.address + path, json=body, timeout=30, headers=headers)
 
         answer = until(lambda: settled(send), "a request to be accepted", every_s=RETRY_S)
         job: dict[str, Any] = expect(answer, 200, 202).json()
         return job
 
     def submit(self, *bodies: int) -> list[str]:
-        """Submit these BODIES, by index, without waiting, and return the jobs' ids."""
+        """Submit these of `bodies`, by index, without waiting, and return the jobs' ids."""
         ids = []
         for number in bodies:
-            ids.append(self.post(BODIES[number], Prefer="respond-async")["id"])
+            ids.append(self.post(self.bodies[number], Prefer="respond-async")["id"])
             self.jobs[ids[-1]] = number
         return ids
 
@@ -113,8 +120,8 @@ class Trial:
         self.others |= set(ids)
 
     def run_undisturbed(self) -> None:
-        """Run all BODIES without a fault. All later pictures must equal these."""
-        numbers, begun = range(len(BODIES)), time.monotonic()
+        """Run all `bodies` without a fault. All later pictures must equal these."""
+        numbers, begun = range(len(self.bodies)), time.monotonic()
         ids = self.submit(*numbers)
         self.wait(ids)
         self.undisturbed_s = time.monotonic() - begun
@@ -174,7 +181,7 @@ class Trial:
     # --- outcome ---
 
     def _fetch(self, job_id: str, number: int) -> Fetched:
-        return fetched(PictureFiles(self.stack.store.settings.pictures), job_id, len(BODIES[number]["labels"]))
+        return fetched(PictureFiles(self.stack.store.settings.pictures), job_id, len(self.bodies[number]["labels"]))
 
     def check(self) -> list[str]:
         """Wait for the end of all jobs and return all problems."""
@@ -189,7 +196,7 @@ class Trial:
         return problems + self._left_over()
 
     def _problems(self, job_id: str, number: int | None, job: history.History) -> list[str]:
-        found = checks.check_states(job) + job.late
+        found = checks.check_states(replace(job, deleted=job.deleted and job_id not in self.deleted)) + job.late
         error: Any = self.stack.store.connection.hget(keys.job(job_id), "error")
         if (reason := self.failing.get(job_id)) is not None:
             expected = bool(error) and reason in error
@@ -198,7 +205,7 @@ class Trial:
             return found
         if number is None or job.states[-1:] != ["finished"]:
             return [*found, f"it did not finish: {error!r}"]
-        total = len(BODIES[number]["labels"])
+        total = len(self.bodies[number]["labels"])
         fetched, undisturbed = self._fetch(job_id, number), self.undisturbed[number]
         return found + checks.check_pictures(job, total, fetched, undisturbed)
 
@@ -209,6 +216,7 @@ class Trial:
         def left() -> dict[str, int]:
             counts = {
                 "open jobs": connection.zcard(keys.DEADLINES),
+                "deadlines": connection.scard(keys.TIMED),
                 "pictures in the stream": connection.xlen(keys.pictures(digest)),
                 "waiting pictures": sum(int(n) for n in connection.hvals(keys.waiting(digest))),
             }

@@ -10,10 +10,14 @@ from typing import Annotated, Final, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
-from shared.options import Fraction, SamplingOptions, Strict, is_none
+from shared.options import Fraction, Strict
 
 MAX_EDITS: Final = 64  # of one picture, from the first on
 LabelName = Annotated[str, Field(max_length=200)]
+
+
+def is_none(value: object) -> bool:
+    return value is None
 
 
 class _Part(Strict):
@@ -62,16 +66,6 @@ class Edit(_Part):
 
 
 Edits = Annotated[tuple[Edit, ...], Field(max_length=MAX_EDITS, strict=False)]
-
-
-class PictureOptions(SamplingOptions):
-    """How a job's pictures are sampled, and how they are edited then.
-
-    A worker that does not know a field of the options does not sample the pictures, so an older one never draws a
-    picture without its edits.
-    """
-
-    edits: Edits | None = Field(default=None, exclude_if=is_none, description="changes to each picture, in this order")
 
 
 class EditError(ValueError):

@@ -43,7 +43,6 @@ class Limits:
 
 
 LIMITS: Final = Limits()
-ATTEMPTS: Final = 4  # of a picture that is drawn until it is exact, unless a request says otherwise
 
 MAX_SEED: Final = 2**53 - 1  # the largest integer that JavaScript reads exactly
 THRESHOLD: Final = 0.5  # a label counts as found above this probability
@@ -53,7 +52,6 @@ IGNORE_UNKNOWN: Final = {"unknown": "ignore"}  # pydantic's context for what ano
 Fraction = Annotated[float, Field(ge=0.0, le=1.0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 Natural = Annotated[int, Field(ge=0)]
-Attempt = Annotated[int, Field(ge=1, le=LIMITS.max_attempts)]
 
 
 class NoOtherFields(BaseModel):
@@ -104,10 +102,6 @@ class Strict(NoOtherFields):
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
 
-def is_none(value: object) -> bool:
-    return value is None
-
-
 class SamplingOptions(Strict):
     """How one picture is sampled. An unknown, out-of-range or wrongly typed option raises pydantic.ValidationError."""
 
@@ -128,13 +122,6 @@ class SamplingOptions(Strict):
     eta: Fraction = 0.0
     # clip x0_hat to [-1, 1] at every step
     clip_x0: bool = False
-    # For the service, which has a judge: draw a picture until it is exact, at most `attempts` times. In recipes, `kept`
-    # is the one attempt of each picture, from 1, to draw again. None is not even written
-    until: Literal["exact"] | None = Field(default=None, exclude_if=is_none)
-    attempts: Attempt | None = Field(default=None, exclude_if=is_none)
-    kept: tuple[Attempt, ...] | None = Field(
-        default=None, strict=False, max_length=LIMITS.max_pictures_per_request, exclude_if=is_none
-    )
 
     @property
     def cost(self) -> float:
@@ -149,12 +136,6 @@ class SamplingOptions(Strict):
             raise ValueError(f"guidance_interval is [{low}, {high}]; the first fraction must not exceed the second")
         if self.eta > 0 and self.sampler != "ddim":
             raise ValueError(f"eta is {self.eta} with sampler {self.sampler}; only ddim takes an eta other than 0")
-        if self.until is None and (self.attempts, self.kept) != (None, None):
-            raise ValueError("attempts has no effect without until; leave it out")
-        if self.until is not None and self.attempts is None:
-            raise ValueError("until needs attempts")
-        if max(self.kept or (1,)) > (self.attempts or 1):
-            raise ValueError(f"kept is {max(self.kept or ())}; there are {self.attempts} attempts")
         return self
 
 

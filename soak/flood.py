@@ -28,6 +28,7 @@ from faults.harness import ROOT, start
 from service.api.access.api_keys import hash_of, new_key
 from service.contract.recipe import KEYWORD, example
 from service.local.demo import free_port
+from shared.edits import MAX_EDITS
 from shared.options import LIMITS
 from shared.pictures import png_bytes
 from shared.vocabulary import ICLEVR
@@ -56,6 +57,10 @@ PLACED: Final = {
     "labels": [ICLEVR.names[:10]] * LIMITS.max_pictures_per_request,
     "layouts": [[{"x": 0.15 + 0.08 * i, "y": 0.45} for i in range(10)]] * LIMITS.max_pictures_per_request,
 }
+# Few pictures of one step are exact, so that most are drawn as often as may be.
+UNTIL: Final = {"until": "exact", "attempts": LIMITS.max_attempts, "steps": 1}
+SMALL: Final = {"model": "iclevr-64"}  # draws fast
+EDITS: Final = [{"move": {"label": "red cube", "x": 0.4 + 0.003 * i, "y": 0.5}} for i in range(MAX_EDITS)]
 
 Request = Callable[[httpx.AsyncClient], Awaitable[str]]
 
@@ -149,6 +154,10 @@ def requests(job: str, models: list[str]) -> dict[str, tuple[int, Request]]:
         "/generate, a packed recipe": (40, post("/generate/png", files={"file": recipe})),
         "/generate, a long PNG": (24, patient("/generate/png", files={"file": recipe + bytes(31 << 20)})),
         **every_model(steps=1),
+        f"{JOBS} until exact": (1, patient("/generate", json={"labels": [ICLEVR.names[:10]] * 32, **SMALL, **UNTIL})),
+        f"{JOBS} edits": (2, patient("/generate", json={"labels": LISTS, "edits": EDITS, "steps": 1, **SMALL})),
+        f"{JOBS} an edit": (40, patient(f"/jobs/{job}/images/0/edit", json={"edits": EDITS})),
+        "/generate, a deadline": (40, post("/generate", json={"labels": LISTS, "deadline_s": 0.001}, headers=ASYNC)),
         f"{JOBS} trajectories": (4, patient("/generate", json={"labels": LISTS[:32], "steps": 31, "trajectory": 32})),
         f"{JOBS} a long zip": (12, patient("/score", **scored(noise, count))),
         f"{JOBS} a zip of many pixels": (12, patient("/score", **scored(unpacked, many))),
@@ -189,7 +198,7 @@ def peaks(parent: int) -> dict[str, int]:
 
 
 async def ready(client: httpx.AsyncClient) -> str:
-    """Wait for the service, and return a finished job with many pictures."""
+    """Wait for the service, and return a finished job with many pictures, each with many verdicts."""
     deadline = time.monotonic() + READY_S
     while True:
         with contextlib.suppress(httpx.TransportError):
@@ -198,7 +207,8 @@ async def ready(client: httpx.AsyncClient) -> str:
         if time.monotonic() > deadline:
             raise SystemExit("the service has not started")
         await asyncio.sleep(0.2)
-    answer = await client.post("/generate", json={"labels": LISTS[:64], "steps": 1}, timeout=READY_S)
+    body = {"labels": LISTS[:64], **UNTIL, "attempts": 2}
+    answer = await client.post("/generate", json=body, timeout=WORK_S)
     return str(answer.raise_for_status().json()["id"])
 
 

@@ -16,6 +16,7 @@ from uuid import UUID
 import httpx
 
 from faults.cases.disconnects import RESET
+from faults.cases.edits import EDITS, MODEL
 from faults.checks import Fetched
 from faults.harness import expect, settled, until
 from faults.trial import LABELS, RETRY_S
@@ -28,6 +29,7 @@ EVERY_S = 3.0  # between two requests: the soak must leave a shared machine its 
 AT_A_TIME = 100  # clients; more than wait in any fault
 PATIENCE_S = 630.0  # of a client: some faults and restarts on a busy machine
 POLL_S = 5 * RETRY_S
+DEADLINE_S = 20.0  # of a job, which a fault can make late
 PATIENT = {"Prefer": "wait=20"}
 ASYNC = {"Prefer": "respond-async"}
 
@@ -58,9 +60,12 @@ BODIES = [
     _generate(7, 16, trajectory=3),
     _generate(8, 20, model="other", sampler="ddim"),
     _generate(2, 6, until="exact", attempts=3),
+    _generate(1, 8, model=MODEL),
+    _generate(1, 8, model=MODEL, edits=EDITS),
     Body("/score", 6, data={"repeats": 3, "seed": 1, "steps": 6}, files={"file": ("0.json", json.dumps(LABELS[:2]))}),
     Body("/score", 3, files={"file": TEST_FILE, "pictures": ("pictures.zip", zipped(GOOD), "application/zip")}),
 ]
+PLACED, EDITED = (i for i, body in enumerate(BODIES) if body.json and body.json.get("model") == MODEL)
 KINDS = {  # of clients, with how often each comes
     "waits": 4,
     "polls": 4,
@@ -70,6 +75,8 @@ KINDS = {  # of clients, with how often each comes
     "asks and leaves": 1,
     "asks twice": 2,
     "wants a webhook": 2,
+    "edits": 2,
+    "has a deadline": 2,
 }
 
 
@@ -79,6 +86,7 @@ class Ledger:
 
     jobs: dict[str, int] = field(default_factory=dict)  # id of each accepted job -> its index in BODIES
     may_be_cancelled: set[str] = field(default_factory=set)
+    may_be_late: set[str] = field(default_factory=set)  # fails by its deadline
     clients: Counter[str] = field(default_factory=Counter)  # that got all that they wanted, by kind
     problems: list[str] = field(default_factory=list)
     longest_s: float = 0.0  # from a request to its accepted job
@@ -126,10 +134,13 @@ class Load:
             with self._lock:
                 self.ledger.clients[kind] += 1
 
-    def accept(self, job_id: str, number: int, after_s: float, cancelled: bool) -> None:
+    def accept(self, job_id: str, number: int, after_s: float, cancelled: bool, late: bool) -> None:
         with self._lock:
             self.ledger.jobs[job_id] = number
-            self.ledger.longest_s = max(self.ledger.longest_s, after_s)
+            if late:  # its client may have waited until the queue was short enough
+                self.ledger.may_be_late.add(job_id)
+            else:
+                self.ledger.longest_s = max(self.ledger.longest_s, after_s)
             if cancelled:
                 self.ledger.may_be_cancelled.add(job_id)
 
@@ -138,9 +149,13 @@ class Client:
     """One request, with everything that its client does with the job."""
 
     def __init__(self, load: Load, number: int, owner: str, dice: random.Random) -> None:
-        self.load, self.number, self.body, self.dice = load, number, BODIES[number], dice
+        self.load, self.number, self.body, self.owner, self.dice = load, number, BODIES[number], owner, dice
         self.key = str(UUID(int=dice.getrandbits(128)))
         self.headers = {"Authorization": f"Bearer {OWNERS[owner]}"}
+
+    def another(self, number: int) -> "Client":
+        """Return a client of the same owner with another body."""
+        return Client(self.load, number, self.owner, self.dice)
 
     def request(self, method: str, path: str, *statuses: int, **options: Any) -> httpx.Response:
         """Send a request to either API until it answers with neither 429 nor 503.
@@ -158,7 +173,7 @@ class Client:
         answer = until(answered, f"an answer to {method} {path}", PATIENCE_S, RETRY_S)
         return expect(answer, *statuses or (200,))
 
-    def post(self, prefer: dict[str, str], *, cancelled: bool = False, **more: Any) -> str:
+    def post(self, prefer: dict[str, str], *, cancelled: bool = False, late: bool = False, **more: Any) -> str:
         """Send the request until it is accepted, and return the job's id. RuntimeError for any other answer."""
         begun = time.monotonic()
         headers = {**prefer, "Idempotency-Key": self.key}
@@ -167,7 +182,14 @@ class Client:
         else:
             content = {"files": self.body.files, "data": {**self.body.data, **more}}
         job: dict[str, Any] = self.request("POST", self.body.path, 200, 202, headers=headers, **content).json()
-        self.load.accept(job["id"], self.number, time.monotonic() - begun, cancelled)
+        self.load.accept(job["id"], self.number, time.monotonic() - begun, cancelled, late)
+        return str(job["id"])
+
+    def edit(self, job_id: str) -> str:
+        """Send an edit of a job's picture until it is accepted, and return its job's id, which is one of this body."""
+        path, headers, begun = f"/jobs/{job_id}/images/0/edit", {**ASYNC, "Idempotency-Key": self.key}, time.monotonic()
+        job: dict[str, Any] = self.request("POST", path, 200, 202, headers=headers, json={"edits": EDITS}).json()
+        self.load.accept(job["id"], self.number, time.monotonic() - begun, cancelled=False, late=False)
         return str(job["id"])
 
     def job(self, job_id: str) -> dict[str, Any]:
@@ -271,6 +293,23 @@ def wants_a_webhook(client: Client) -> None:
     until(lambda: message in client.load.receiver.received, f"the webhook of job {job_id}", PATIENCE_S, POLL_S)
 
 
+def edits(client: Client) -> None:
+    """Has a picture drawn and edited, and deletes the first one while the other is drawn."""
+    source, edited = client.another(PLACED), client.another(EDITED)
+    job_id = source.post(PATIENT)
+    source.check(job_id)
+    edit_id = edited.edit(job_id)
+    client.request("DELETE", f"/jobs/{job_id}", 200, 404)
+    edited.check(edit_id)
+
+
+def has_a_deadline(client: Client) -> None:
+    """Insists until its deadline can be met. A fault after that may make the job late."""
+    job_id = client.post(ASYNC, late=True, deadline_s=DEADLINE_S)
+    if client.ended(job_id)["reason"] != "deadline":
+        client.check(job_id)
+
+
 SCRIPTS: dict[str, Callable[[Client], None]] = {
     "waits": waits,
     "polls": polls,
@@ -280,4 +319,6 @@ SCRIPTS: dict[str, Callable[[Client], None]] = {
     "asks and leaves": asks_and_leaves,
     "asks twice": asks_twice,
     "wants a webhook": wants_a_webhook,
+    "edits": edits,
+    "has a deadline": has_a_deadline,
 }

@@ -34,8 +34,10 @@ def problems(
             found.append(f"job {job_id} was accepted but does not exist")
             continue
         job = histories[job_id]
-        may_be_cancelled = job_id in ledger.may_be_cancelled
-        about = _of_job(job_id, job, number, expected[number], may_be_cancelled, files) + job.late
+        ends = {"finished"}
+        ends |= {"cancelled"} if job_id in ledger.may_be_cancelled else set()
+        ends |= {"failed"} if job_id in ledger.may_be_late else set()
+        about = _of_job(job_id, job, number, expected[number], ends, files) + job.late
         found += [f"job {job_id}: {problem}" for problem in about]
         counts[job.states[-1] if job.states else "none"] += 1
         counts["pictures"] += len(job.stored)
@@ -47,7 +49,7 @@ def _of_job(
     job: history.History,
     number: int,
     expected: Fetched,
-    may_be_cancelled: bool,
+    ends: set[str],
     files: PictureFiles,
 ) -> list[str]:
     found = checks.check_states(replace(job, deleted=False))  # all jobs expire or are deleted
@@ -57,7 +59,7 @@ def _of_job(
         with suppress(FileNotFoundError):  # a client has deleted them
             pictures = fetched(files, job_id, total)
         return found + checks.check_pictures(job, total, pictures, expected)
-    if job.states[-1:] == ["cancelled"] and may_be_cancelled:
+    if job.states and job.states[-1] in ends:
         return found
     return [*found, f"it did not finish: its states were {job.states}"]
 

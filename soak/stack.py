@@ -7,6 +7,7 @@ from pathlib import Path
 from shutil import copy
 from tempfile import TemporaryDirectory
 
+from faults.cases.edits import publish
 from faults.harness import Stack
 from service.api.access.api_keys import hash_of, new_key
 from service.local.demo import free_port
@@ -53,6 +54,7 @@ def running(keep_logs: Path) -> Iterator[SoakStack]:
     """Run a ready service in a temporary folder, of which only the logs are kept."""
     with TemporaryDirectory(prefix="lg-soak-") as folder:
         stack = SoakStack(Path(folder))
+        publish(stack)
         try:
             stack.start(2, "service worker")
             yield stack

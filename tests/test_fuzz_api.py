@@ -28,6 +28,7 @@ from schemathesis.schemas import BaseSchema
 
 from service.api.access.api_keys import hash_of, new_key
 from service.contract.recipe import example as recipe_example
+from service.contract.schemas import JobFields
 from service.settings import Settings
 from service.store import workers
 from shared.checkpoint import read_info
@@ -153,7 +154,7 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     if body.get("webhook") is None:
         body.pop("webhook_events", None)
     if "pictures" in body:
-        for name in body.keys() - {"file", "columns", "webhook", "webhook_events"}:
+        for name in body.keys() - {"file", "columns", *JobFields.model_fields}:
             del body[name]
         body["pictures"] = zipped(GOOD)
     if body.get("stream"):

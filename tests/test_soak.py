@@ -78,19 +78,24 @@ def files(store: JobStore) -> PictureFiles:
     return PictureFiles(store.settings.pictures)
 
 
-def problems(server: RedisServer, files: PictureFiles, *jobs: JobRecord, cancelled: tuple[str, ...] = ()) -> list[str]:
+def problems(
+    server: RedisServer, files: PictureFiles, *jobs: JobRecord, cancelled: tuple[str, ...] = (), late: str = ""
+) -> list[str]:
     """Return the problems of these jobs, as if the others of this module's Redis did not exist."""
-    ledger = Ledger(jobs={job.id: TWO for job in jobs}, may_be_cancelled=set(cancelled))
+    ledger = Ledger(jobs={job.id: TWO for job in jobs}, may_be_cancelled=set(cancelled), may_be_late={late})
     found, _ = outcome.problems(ledger, {TWO: UNDISTURBED}, server.folder, files)
     return [one for one in found if not one.endswith("was not accepted")]
 
 
 def test_correct_jobs_have_no_problems(store: JobStore, server: RedisServer, files: PictureFiles) -> None:
-    deleted, cancelled = good(store), create(store)
+    deleted, cancelled, late = good(store), create(store), create(store)
     store.delete(deleted.id)
     store.cancel(cancelled.id)
     commit(store, cancelled, 0)
-    assert problems(server, files, good(store), deleted, cancelled, cancelled=(cancelled.id,)) == []
+    store.fail(late.id, "too late", by_deadline=True)
+    jobs = good(store), deleted, cancelled, late
+    assert problems(server, files, *jobs, cancelled=(cancelled.id,), late=late.id) == []
+    assert problems(server, files, late) == [f"job {late.id}: it did not finish: its states were ['queued', 'failed']"]
 
 
 def test_a_lost_job_is_found(store: JobStore, server: RedisServer, files: PictureFiles) -> None:

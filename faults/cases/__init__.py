@@ -1,6 +1,6 @@
 """The faults, a module for each kind. Start reading in `processes.py`."""
 
-from faults.cases import clocks, disconnects, flood, hostile, poison, processes, redis, storage, versions
+from faults.cases import clocks, disconnects, edits, flood, hostile, poison, processes, redis, storage, versions
 from faults.cases.case import Case
 
 CASES = {
@@ -26,6 +26,9 @@ CASES = {
         Case(processes.worker_paused),
         Case(processes.picture_claimed_twice),
         Case(processes.preempted_three_times),
+        Case(processes.late_after_a_death),
+        Case(edits.worker_killed_at_edits, beside=edits.placing, bodies=edits.BODIES),
+        Case(edits.edited_job_deleted, beside=edits.placing, bodies=edits.BODIES),
         Case(poison.poison_picture, worker_command=poison.WORKER),
         Case(poison.poison_picture_that_kills, worker_command=poison.WORKER),
         Case(poison.hung_picture, worker_command=poison.WORKER, environment=poison.IMPATIENT),

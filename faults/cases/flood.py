@@ -58,8 +58,8 @@ async def _pour(port: int) -> tuple[list[str], int]:
 
 
 def flood(trial: Trial) -> None:
-    """10,000 requests of one owner, 200 at a time: accepted and finished, or refused with 429 and `Retry-After`;
-    recovery, from the last response, and wait are another owner's"""
+    """10,000 requests of one owner, 200 at a time: finished, or refused with 429 and `Retry-After`; recovery and wait
+    are another owner's"""
     trial.begin()
 
     def pour() -> None:

@@ -12,14 +12,14 @@ IMPATIENT = {"LABELGRID_STALLED_AFTER_S": "4"}
 
 
 def poison_picture(trial: Trial) -> None:
-    """a picture that fails in every step, beside good ones: only its job fails"""
+    """a picture that fails in every step: only its job fails"""
     trial.begin()
     trial.strike(lambda: trial.submit_failing([*LABELS, ["purple cube"]], "picture 4: RuntimeError: poison"))
     trial.recover()
 
 
 def poison_picture_that_kills(trial: Trial) -> None:
-    """a picture that kills every worker that samples it, beside good ones: only its job fails, after four deaths"""
+    """a picture that kills every worker: only its job fails, after four deaths"""
     _kills(trial, "purple sphere")
 
 
@@ -35,8 +35,8 @@ def _kills(trial: Trial, label: str) -> None:
 
 
 def hung_picture(trial: Trial) -> None:
-    """a picture that hangs every worker that samples it, beside good ones, with `stalled_after_s` = 4: only its job
-    fails, after four workers have ended themselves"""
+    """a picture that hangs every worker, with `stalled_after_s` = 4: only its job fails, after four workers have ended
+    themselves"""
     _kills(trial, "purple cylinder")
 
 

@@ -5,12 +5,14 @@ from functools import partial
 from typing import Any
 
 from faults.harness import until
-from faults.trial import Trial
+from faults.trial import LABELS, Trial
 from service.store import keys
+
+DEADLINE_S = 5.0  # less than what is left of a lease after a death, three heartbeats
 
 
 def worker_killed(trial: Trial) -> None:
-    """`kill -9` of one of two workers in the middle of a batch"""
+    """`kill -9` of one of two workers"""
     victim = trial.begin()
     trial.strike(partial(trial.stack.signal, victim, signal.SIGKILL))
     trial.recover()
@@ -34,7 +36,7 @@ def worker_paused(trial: Trial) -> None:
 
 
 def picture_claimed_twice(trial: Trial) -> None:
-    """eight pictures of one worker are delivered to another too, which samples them at the same time"""
+    """eight pictures of one worker are delivered to another, too, at the same time"""
     connection, stream = trial.stack.connection, keys.pictures(trial.stack.digest)
     trial.submit(2)
     first = trial.busiest()
@@ -70,3 +72,21 @@ def preempted_three_times(trial: Trial) -> None:
     trial.stack.signal(holder(2), signal.SIGKILL)
     trial.end(partial(trial.stack.signal, holder(3), signal.SIGKILL))
     trial.recover()
+
+
+def late_after_a_death(trial: Trial) -> None:
+    """`kill -9` of a worker, with a deadline before its leases end: the job fails with the `reason` `deadline`"""
+    trial.begin()
+    connection, stream = trial.stack.connection, keys.pictures(trial.stack.digest)
+    late = trial.submit_failing(LABELS[:1], "the deadline of its request", steps=300, deadline_s=DEADLINE_S)
+
+    def holder() -> str:
+        found: Any = connection.xrange(stream)
+        entries = {entry for entry, fields in found if fields["job"] == late}
+        return "".join(name for entry, name, _ in trial.stack.claims() if entry in entries)
+
+    victim = until(holder, "a worker that draws it")
+    trial.strike(partial(trial.stack.signal, victim, signal.SIGKILL))
+    trial.recover()
+    if (reason := connection.hget(keys.job(late), "reason")) != "deadline":
+        raise RuntimeError(f"the late job failed for the reason {reason!r}")

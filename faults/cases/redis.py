@@ -37,7 +37,7 @@ def redis_killed(trial: Trial) -> None:
 
 
 def redis_full(trial: Trial) -> None:
-    """Redis at its memory limit for 15 s, in the middle of batches"""
+    """Redis at its memory limit for 15 s"""
     connection = trial.stack.connection
 
     def limit() -> None:
@@ -85,7 +85,7 @@ def small_disk(stack: Stack) -> Iterator[Path]:
 
 
 def disk_full(trial: Trial) -> None:
-    """the disk under Redis is full for 15 s, in the middle of batches: Redis refuses writes (`MISCONF`)"""
+    """the disk under Redis is full for 15 s: Redis refuses writes (`MISCONF`)"""
     filler: Path = trial.stack.beside / FILLER
     ids = trial.submit(*LARGE)
     trial.begin()

@@ -101,8 +101,8 @@ def storage_is_slow(trial: Trial) -> None:
 
 
 def foreign_model(trial: Trial) -> None:
-    """a checkpoint whose description has `Infinity`, which is no JSON, is put among the models: only requests that name
-    it are refused, and nothing is left of it once it is gone"""
+    """a checkpoint whose description is no JSON (`Infinity`) is put among the models: only requests that name it are
+    refused"""
     storage = trial.stack.folder / "storage"
     file = storage / "foreign.safetensors"
 
@@ -141,7 +141,7 @@ def small_pictures(stack: Stack) -> Iterator[Path]:
 
 
 def storage_full(trial: Trial) -> None:
-    """the storage of pictures is full for 15 s, in the middle of batches: jobs wait, say why, and lose nothing"""
+    """the storage of pictures is full for 15 s: jobs wait, say why, and lose nothing"""
     filler: Path = trial.stack.beside / "filler"
     ids = trial.submit(*LARGE)
     trial.begin()
@@ -170,8 +170,7 @@ def breakable(stack: Stack) -> Iterator[Path]:
 
 
 def unforeseen_while_stored(trial: Trial) -> None:
-    """a picture that cannot be stored for a reason that nobody foresaw, beside good ones: only its job fails, and no
-    worker dies"""
+    """a picture that cannot be stored for a reason that nobody foresaw: only its job fails, and no worker dies"""
     trial.begin()
 
     def poison() -> None:
@@ -184,7 +183,7 @@ def unforeseen_while_stored(trial: Trial) -> None:
 
 
 def job_folder_is_a_file(trial: Trial) -> None:
-    """a file stands where the folder of a job belongs, beside good ones: only its job fails"""
+    """a file stands where the folder of a job belongs: only its job fails"""
     trial.begin()
     files = PictureFiles(trial.stack.folder / "pictures")
     failing: list[str] = []

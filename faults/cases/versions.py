@@ -74,7 +74,7 @@ def _change(trial: Trial, before: Path, after: Path) -> None:
 
 
 def rolling_upgrade(trial: Trial) -> None:
-    """every process of the release before is replaced by this version, one after the other, while it works"""
+    """every process of the release before is replaced by this version, in turn"""
     with release() as before:
         _change(trial, before, ROOT)
 
@@ -86,8 +86,8 @@ def rolling_downgrade(trial: Trial) -> None:
 
 
 def option_of_the_next_version(trial: Trial) -> None:
-    """the API is upgraded before its workers, against the advice: a job with a new option fails and says so; once the
-    workers are upgraded, too, it finishes"""
+    """the API is upgraded before its workers: a job with a new option fails and says so; once they are upgraded, it
+    finishes"""
     with following() as newer:
         trial.stack.replace("api", newer)
         trial.begin()

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from service.api.catalog import Models, knows_positions
 from service.contract.errors import BadRequest, NotLearnt
 from service.contract.records import MAX_STAGES_PER_REQUEST, Layout
-from service.contract.schemas import SamplingFields
+from service.contract.schemas import JobFields
 from service.settings import Settings
 from service.webhooks.addresses import AddressNotAllowed, check_url
 from shared.checkpoint import CheckpointInfo
@@ -83,7 +83,7 @@ def check_stages(trajectory: int, pictures: int, steps: int) -> None:
         raise BadRequest.at(("body", "trajectory"), detail)
 
 
-def check_webhook(fields: SamplingFields, settings: Settings) -> None:
+def check_webhook(fields: JobFields, settings: Settings) -> None:
     """Raise BadRequest for a webhook that cannot be used."""
     if fields.webhook is None and fields.webhook_events is None:
         return

@@ -23,7 +23,15 @@ from service.client.edits import HELP, read_edit
 from service.client.job_command import INTERRUPTED, OneLineErrors, Outputs, connect, fail, print_json, run_job
 from service.client.messages import DEFAULT_URL
 from service.contract.records import JOB_ID
-from service.contract.schemas import LONGEST_PAGE, JobHead, JobPage, SamplingFields, ScoreResult, WorkerDevice
+from service.contract.schemas import (
+    LONGEST_PAGE,
+    JobFields,
+    JobHead,
+    JobPage,
+    SamplingFields,
+    ScoreResult,
+    WorkerDevice,
+)
 
 SCORES: Final = ("accuracy", "exact_match", "f1")
 RECALL: Final = "recall:"  # of the label that follows
@@ -127,15 +135,17 @@ def edit(
     output: Output = None,
     images: Images = None,
     trajectory: Annotated[int | None, typer.Option(help="stages from noise to picture in the strip")] = None,
+    deadline_s: Annotated[float | None, typer.Option(help=JobFields.model_fields["deadline_s"].description)] = None,
     detach: Detach = False,
     as_json: AsJson = False,
 ) -> None:
     """Draw a picture again with some objects changed, one after the other, and all else as it is."""
     changes = [read_edit(one) for one in edits]
     if JOB_ID.fullmatch(picture):
-        submit = functools.partial(Client.edit, job_id=picture, index=index, edits=changes, trajectory=trajectory)
+        submit = functools.partial(Client.edit, job_id=picture, index=index)
     else:
-        submit = functools.partial(Client.generate, recipe=Path(picture), edits=changes, trajectory=trajectory)
+        submit = functools.partial(Client.generate, recipe=Path(picture))
+    submit = functools.partial(submit, edits=changes, trajectory=trajectory, deadline_s=deadline_s)
     run_job(submit, url, Outputs(output=output, images=images, as_json=as_json), detach)
 
 

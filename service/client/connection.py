@@ -108,12 +108,13 @@ class AsyncClient:
         edits: Edits,
         *,
         trajectory: int | None = None,
+        deadline_s: float | None = None,
         wait: bool = True,
         on_event: OnEvent | None = None,
         idempotency_key: str | None = None,
     ) -> Job:
         """Draw a finished picture of a job again, with `edits` as of `generate`. Returns the job, as `generate`."""
-        body = given({"edits": edits, "trajectory": trajectory})
+        body = given({"edits": edits, "trajectory": trajectory, "deadline_s": deadline_s})
         path = f"{_job_path(job_id)}/images/{index}/edit"
         return await self._create(path, {"json": body}, wait, on_event, idempotency_key)
 

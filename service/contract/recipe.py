@@ -8,8 +8,8 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, PlainValidator, TypeAdapter, ValidationError, model_validator
 
+from service.contract.options import PictureOptions
 from service.contract.records import MAX_STAGES, JobRecord, Layouts, Picture, Point, Verdict
-from shared.edits import PictureOptions
 from shared.options import LIMITS, MAX_SEED, Strict
 
 MAX_POSITION = 2**31  # of a picture in its request, from 0

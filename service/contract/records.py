@@ -12,7 +12,8 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from shared.edits import Object, PictureOptions, edited
+from service.contract.options import PictureOptions
+from shared.edits import Object, edited
 from shared.options import IGNORE_UNKNOWN, LIMITS, THRESHOLD, Fraction, Strict, attempt_seed, picture_seed
 
 MAX_STAGES = 32  # of a trajectory

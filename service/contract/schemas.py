@@ -8,6 +8,7 @@ from typing import Annotated, Any, Final, Literal, Self, get_args
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from service.contract.options import ATTEMPTS, Attempt, PictureOptions
 from service.contract.recipe import LabelLists, Recipe, example
 from service.contract.records import (
     MAX_STAGES,
@@ -20,14 +21,13 @@ from service.contract.records import (
     Scores,
     WebhookEvent,
 )
-from shared.edits import Edits, PictureOptions
+from shared.edits import Edits
 from shared.options import (
-    ATTEMPTS,
     LIMITS,
     MAX_SEED,
     THRESHOLD,
-    Attempt,
     Fraction,
+    NoOtherFields,
     SamplerName,
     SamplingOptions,
     SpacingName,
@@ -50,28 +50,29 @@ def with_examples(*examples: dict[str, Any]) -> ConfigDict:
     return ConfigDict(json_schema_extra={"examples": [*examples]})
 
 
-# fields of a request with a recipe
-BESIDE_RECIPE = {"recipe", "edits", "trajectory", "deadline_s", "webhook", "webhook_events"}
+Stages = Annotated[int | None, Field(ge=2, le=MAX_STAGES, description="stages of a trajectory for each picture")]
 
 
-WebhookUrl = Annotated[str | None, Field(max_length=2000, description="URL for signed POSTs (docs/api.md)")]
-WebhookEvents = Annotated[
-    list[WebhookEvent] | None,
-    Field(min_length=1, max_length=len(get_args(WebhookEvent)), description="which events; by default the end"),
-]
-Deadline = Annotated[
-    float | None,
-    Field(
+class JobFields(NoOtherFields):
+    """The fields of every request that creates a job, none of which changes a picture."""
+
+    deadline_s: float | None = Field(
+        None,
         gt=0,
         le=MAX_DEADLINE_S,
         allow_inf_nan=False,
         description="seconds within which the job must be finished: refused, or given up, once that is impossible",
-    ),
-]
-Stages = Annotated[int | None, Field(ge=2, le=MAX_STAGES, description="stages of a trajectory for each picture")]
+    )
+    webhook: str | None = Field(None, max_length=2000, description="URL for signed POSTs (docs/api.md)")
+    webhook_events: list[WebhookEvent] | None = Field(
+        None, min_length=1, max_length=len(get_args(WebhookEvent)), description="which events; by default the end"
+    )
 
 
-class SamplingFields(Strict):
+BESIDE_RECIPE = {"recipe", "edits", "trajectory", *JobFields.model_fields}  # fields of a request with a recipe
+
+
+class SamplingFields(Strict, JobFields):
     """The fields that requests for pictures share, all of them optional."""
 
     seed: int | None = Field(
@@ -95,9 +96,6 @@ class SamplingFields(Strict):
         None, description=f"with `until`: how often a picture is drawn at most; {ATTEMPTS} if not given"
     )
     model: str | None = Field(None, max_length=100, description="a name from GET /models; null for the default")
-    deadline_s: Deadline = None
-    webhook: WebhookUrl = None
-    webhook_events: WebhookEvents = None
     columns: int = Field(8, ge=1, le=LIMITS.max_columns, description="columns of the grid")
 
     def sampling(self, own: SamplingOptions) -> PictureOptions:
@@ -156,15 +154,13 @@ class GenerateRequest(SamplingFields):
         return given
 
 
-class EditRequest(Strict):
+class EditRequest(Strict, JobFields):
     """The edits of a picture of a job."""
 
     model_config = with_examples({"edits": EDITS_EXAMPLE})
 
     edits: Annotated[Edits, Field(min_length=1, description="changes to the picture, in this order; all else stays")]
     trajectory: Stages = None
-    webhook: WebhookUrl = None
-    webhook_events: WebhookEvents = None
 
 
 class ScoreFields(SamplingFields):

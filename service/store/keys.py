@@ -48,6 +48,7 @@ from rq.worker_registration import REDIS_WORKER_KEYS
 
 PREFIX: Final = "labelgrid"
 DEADLINES: Final = "labelgrid:deadlines"
+TIMED: Final = "labelgrid:timed"
 CHANGES: Final = "labelgrid:changes"
 PREVIEWS: Final = "labelgrid:previews"
 WORKERS: Final = REDIS_WORKER_KEYS

@@ -14,11 +14,11 @@ import httpx
 from redis import Redis
 
 from service.__main__ import main
+from service.contract.options import PictureOptions
 from service.contract.records import JobRecord
 from service.settings import Settings
 from service.store import workers
 from shared.checkpoint import read_info
-from shared.edits import PictureOptions
 from shared.registry import resolve
 from tests.paths import ROOT
 from tests.service.store.helpers import record

@@ -4,16 +4,18 @@ from typing import Any
 
 import pytest
 import torch
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from shared.diffusion.edits import places_of, with_objects
 from shared.diffusion.layouts import OUTSIDE
-from shared.edits import EditError, Object, PictureOptions, edited
+from shared.edits import EditError, Edits, Object, edited
 from shared.vocabulary import Vocabulary
+
+EDITS: TypeAdapter[Any] = TypeAdapter(Edits)
 
 
 def after(*edits: dict[str, Any], of: str = "ab") -> list[Object]:
-    return edited(list(of), PictureOptions.model_validate({"edits": edits}).edits)
+    return edited(list(of), EDITS.validate_python(edits))
 
 
 def test_a_chain_keeps_the_places_of_all_objects_that_it_does_not_name() -> None:
@@ -51,13 +53,7 @@ def test_an_edit_that_does_not_fit_is_named(edit: dict[str, Any], is_missing: bo
 )
 def test_an_edit_is_one_of_four_changes(edit: object) -> None:
     with pytest.raises(ValidationError):
-        PictureOptions.model_validate({"edits": [edit]})
-
-
-def test_options_without_edits_are_stored_as_before() -> None:
-    assert "edits" not in PictureOptions().model_dump_json()
-    chain = '{"edits":[{"remove":{"label":"a"}}]}'
-    assert PictureOptions.model_validate_json(chain).model_dump_json(exclude_defaults=True) == chain
+        EDITS.validate_python([edit])
 
 
 def test_the_network_is_given_the_same_rotations_and_places_for_what_stays() -> None:

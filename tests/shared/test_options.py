@@ -26,6 +26,7 @@ from tests.shared.test_vocabulary import any_json
         ("guidance_interval", ["0", "1"]),
         ("clip_x0", 1),
         ("stpes", 12),
+        ("until", "exact"),  # which only the service has a judge for
     ],
 )
 def test_an_invalid_option_is_refused_by_name(field: str, value: Any) -> None:

@@ -211,6 +211,7 @@ def test_pictures_of_several_folders_are_read_where_they_are_when_they_are_asked
     """The joined data set learns from the same digest as if all its pictures were one tensor in memory."""
     folders = [write_data_folder(tmp_path / str(n), pictures=24 * n) for n in (1, 2)]
     parts = [load_dataset(folder, size=8) for folder in folders]
+    assert data.merge(parts[:1]) is parts[0]  # nothing is copied
     both = data.merge(parts)
     assert isinstance(both.images, Joined)
     assert [own is part.images for own, part in zip(both.images.parts, parts, strict=True)] == [True, True]

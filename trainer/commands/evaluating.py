@@ -124,7 +124,7 @@ def evaluate(
         str | None, typer.Option(help="Two-sample: only squares around objects whose label contains this word.")
     ] = None,
     longer: Annotated[
-        int, typer.Option(min=1, max=100, help="Two-sample: train its networks so many times as long.")
+        int, typer.Option(min=1, max=100, help="Two-sample, edits: train networks so many times as long.")
     ] = 1,
     second: Annotated[str | None, typer.Option(help="Selection: an evaluator that selects nothing.")] = None,
     attempts: Annotated[

@@ -2,6 +2,7 @@
 
 Each scene is drawn where the denoiser's layouts place its objects, and drawn again with an object added, removed, moved
 or recoloured. Renders of both scenes tell which pixels an edit may change: an object hides others and casts shadows.
+A small network then tries to tell edited pictures from fresh ones of the same labels (`two_sample.py`).
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from torch import Tensor
 from torch.nn import functional as F
 
 from shared.diffusion.denoise import Row, finish
@@ -30,6 +32,7 @@ from trainer.scenes.scene import COLORS, HALF_SIDE, SceneObject, breaches, groun
 from trainer.score import targets_of
 from trainer.studies.renders import check_renders
 from trainer.studies.study import Report, Subject
+from trainer.studies.two_sample import CROPS, FOLDS, crops, tell_apart
 
 KINDS = ("add", "remove", "move", "recolour")
 IN_A_ROW = 10  # edits of one picture
@@ -69,10 +72,13 @@ class Editor:
         """Return a random scene of two objects to one fewer than the denoiser draws."""
         vocabulary, most = self.denoiser.vocabulary, self.denoiser.info.support.objects[1]
         count = int(self.rng.integers(2, max(3, most)))
-        names = [vocabulary.names[i] for i in self.rng.permutation(len(vocabulary))[:count]]
+        return self.fresh([vocabulary.names[i] for i in self.rng.permutation(len(vocabulary))[:count]])
+
+    def fresh(self, names: list[str]) -> Picture:
+        """Return a picture of these objects with places and noise of its own."""
         self.drawn += 1
         seed = picture_seed(self.seed, self.drawn)
-        return Picture(self.stepper.new_row(vocabulary.multi_hot(names), self.options, seed), names)
+        return Picture(self.stepper.new_row(self.denoiser.vocabulary.multi_hot(names), self.options, seed), names)
 
     def edit(self, picture: Picture, kind: str) -> Picture | None:
         """Return a picture with a random edit of this kind; None if there is none that leaves every object visible."""
@@ -155,12 +161,13 @@ class Editor:
 
 
 def run(subject: Subject) -> Report:
-    """Edit `count` scenes in each of four ways, and some of them ten times in a row."""
+    """Edit `count` scenes in each of four ways, and some ten times in a row; draw fresh pictures to tell them from."""
     editor, count = Editor(subject), subject.count or 200
     chains = max(1, count // CHAINS)
-    advance = subject.advance("editing (pictures)", count * (1 + len(KINDS)) + chains * (1 + IN_A_ROW))
+    total = count * (1 + 2 * len(KINDS)) + chains * (1 + IN_A_ROW)
+    advance = subject.advance("editing (pictures)", total)
     pairs: dict[str, list[tuple[bool, float]]] = {kind: [] for kind in KINDS}
-    originals, shown = list[bool](), list[Picture]()
+    originals, shown, made = list[bool](), list[Picture](), list[Picture]()
     for scenes in _several(editor, count):
         flat = [one for scene in scenes for one in scene]
         editor.sample(flat)
@@ -168,6 +175,7 @@ def run(subject: Subject) -> Report:
             originals.append(first.exact)
             for kind, other in zip(KINDS, others, strict=True):
                 pairs[kind].append((other.exact, editor.changed(first, other)))
+            made += others
         shown += [one for scene in scenes for one in scene][: max(0, SHOWN * (1 + len(KINDS)) - len(shown))]
         advance(len(flat))
     rows = [_figures("no edit", originals, [])]
@@ -182,9 +190,32 @@ def run(subject: Subject) -> Report:
         advance(len(chain))
     rows += [_figures(f"{IN_A_ROW} in a row, from one to the next", last, steps)]
     rows += [_figures(f"{IN_A_ROW} in a row, from the first to the last", last, whole)]
+    fresh = [editor.fresh(one.names) for one in made]
+    for at in range(0, len(fresh), TOGETHER):
+        editor.sample(fresh[at : at + TOGETHER])
+        advance(TOGETHER)
+    told = tell(made, fresh, subject)
+    rows.append(_figures("fresh, of the same labels", [one.exact for one in fresh], []) | told)
     title = f"{count} scenes, {chains} of them edited {IN_A_ROW} times in a row"
     pictures = torch.from_numpy(np.stack([one.pixels for one in shown if one.pixels is not None]))
     return Report(title, rows, png=png_bytes(grid(to_images(pictures.numpy()), columns=1 + len(KINDS))))
+
+
+def tell(edited: Sequence[Picture], fresh: Sequence[Picture], subject: Subject) -> dict[str, float]:
+    """Return how often a network tells edited from fresh pictures, by squares around objects; chance is 0.5.
+
+    It learns from three quarters of them. The standard error is that of the other pictures' means.
+    """
+
+    def squares(pictures: Sequence[Picture]) -> Tensor:
+        pixels = np.stack([one.pixels for one in pictures if one.pixels is not None])
+        return crops(torch.from_numpy(pixels).permute(0, 3, 1, 2), torch.Generator().manual_seed(subject.seed))
+
+    first, second = squares(edited), squares(fresh)
+    verdicts = tell_apart(first, second, subject.device, subject.seed, longer=subject.longer, folds=1)
+    tested = verdicts.scores[:, : len(first) // FOLDS]
+    right = torch.cat([tested[0] < 0, tested[1] > 0]).double().view(-1, CROPS).mean(1)
+    return {"told_from_fresh": float(right.mean()), "standard_error": float(right.std()) / len(right) ** 0.5}
 
 
 def _figures(edits: str, exact: Sequence[bool], changed: Sequence[float]) -> dict[str, object]:
@@ -195,6 +226,8 @@ def _figures(edits: str, exact: Sequence[bool], changed: Sequence[float]) -> dic
         "exact_match": sum(exact) / len(exact),
         "changed_away": float(shares.mean()) if changed else None,
         "changed_away_worst": float(shares.max()) if changed else None,
+        "told_from_fresh": None,
+        "standard_error": None,
     }
 
 

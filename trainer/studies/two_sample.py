@@ -34,7 +34,7 @@ GENERATED_AT_ONCE = 32
 class Verdicts:
     """What networks said about crops that they had not learnt from."""
 
-    accuracies: Tensor  # (FOLDS,)
+    accuracies: Tensor  # (FOLDS,), or fewer
     scores: Tensor  # (2, N): of each crop of the two sets, the higher, the surer that it is of the second
 
 
@@ -124,18 +124,19 @@ def _scores(network: nn.Module, x: Tensor, device: torch.device) -> Tensor:
 
 def tell_apart(
     first: Tensor, second: Tensor, device: torch.device, seed: int, advance: Callable[[int], None] = lambda _: None,
-    *, longer: int = 1,
+    *, longer: int = 1, folds: int = FOLDS,
 ) -> Verdicts:  # fmt: skip
     """Test whether crops of two sets, each (N, 3, h, w) uint8, can be told apart. Networks learn `longer` times STEPS.
 
-    A fold is a contiguous part of both sets, since neighbours in a folder may show the same scene.
+    A fold is a contiguous part of both sets, since neighbours in a folder may show the same scene. Only the first
+    `folds` of them are tested; crops of the others have a score of 0.
     """
     N = len(first)
     fold_of = torch.arange(N) * FOLDS // N
-    scores, accuracies = torch.zeros(2, N), []
+    scores, accuracies = torch.zeros(2, N), list[Tensor]()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for fold in range(FOLDS):
+        for fold in range(folds):
             learnt = fold_of != fold
             generator = torch.Generator().manual_seed(seed)
             x, y = torch.cat([first[learnt], second[learnt]]), torch.arange(2.0).repeat_interleave(int(learnt.sum()))

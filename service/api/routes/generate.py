@@ -27,18 +27,8 @@ from service.contract.errors import (
     UnknownJob,
     UnknownPicture,
 )
-from service.contract.schemas import (
-    Deadline,
-    EditRequest,
-    GenerateRequest,
-    Job,
-    Stages,
-    WebhookEvents,
-    WebhookUrl,
-    with_examples,
-)
+from service.contract.schemas import EditRequest, GenerateRequest, Job, JobFields, Stages, with_examples
 from shared.edits import MAX_EDITS, Edit
-from shared.options import NoOtherFields
 
 router = APIRouter(tags=["pictures"])
 
@@ -71,7 +61,7 @@ async def generate(body: GenerateRequest, caller: CallerDep, preferences: Prefer
     return await answer(caller, job_id, preferences)
 
 
-class PngForm(NoOtherFields):
+class PngForm(JobFields):
     """A PNG of this service, and what may stand beside its recipe."""
 
     model_config = with_examples({"file": "the bytes of a PNG"})
@@ -81,9 +71,6 @@ class PngForm(NoOtherFields):
         None, max_length=MAX_EDITS, description="changes to each picture, in this order, each as JSON; all else stays"
     )
     trajectory: Stages = None
-    deadline_s: Deadline = None
-    webhook: WebhookUrl = None
-    webhook_events: WebhookEvents = None
 
 
 @router.post(

@@ -13,13 +13,13 @@ from service.api.openapi import problems
 from service.api.submit import ERRORS, create, new_record, ready_workers, same_request
 from service.api.uploads import Upload, read_submission
 from service.contract.errors import BadForm, BadRequest, SelectedScore, TooLarge
-from service.contract.schemas import Job, ScoreFields
+from service.contract.schemas import Job, JobFields, ScoreFields
 from shared.options import LIMITS
 from shared.vocabulary import LabelError, parse_label_lists
 
 router = APIRouter(tags=["pictures"])
 
-BESIDE_PICTURES = {"model", "columns", "webhook", "webhook_events"}  # the fields that do not concern sampling
+BESIDE_PICTURES = {"model", "columns", *JobFields.model_fields}  # the fields that do not concern sampling
 
 
 class ScoreForm(ScoreFields):

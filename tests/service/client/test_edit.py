@@ -1,5 +1,6 @@
 """The client's edits: of a job's picture, and of a PNG; and the words of the command line."""
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from service.client import Client, ClientError
 from service.client.__main__ import app
 from service.client.edits import read_edit
 from service.settings import Settings
+from service.store import keys
 from service.store.jobs import JobStore
 from tests.conftest import running, serving
 
@@ -28,9 +30,10 @@ def client(placed: Settings, connection: Redis, alive: JobStore) -> Iterator[Cli
         yield client
 
 
-def test_a_jobs_picture_and_a_png_are_edited_alike(client: Client, tmp_path: Path) -> None:
+def test_a_jobs_picture_and_a_png_are_edited_alike(client: Client, alive: JobStore, tmp_path: Path) -> None:
     job = client.generate([["red cube", "blue sphere"]], model="placed", seed=7, steps=2)
-    edited = client.edit(job.id, 0, EDITS)
+    edited = client.edit(job.id, 0, EDITS, deadline_s=60)
+    assert json.loads(str(alive.connection.hget(keys.job(edited.id), "record")))["deadline_s"] == 60
     assert edited.result is not None
     assert edited.result.pictures[0].labels == ["cyan cube", "blue sphere", "green cube"]
     wanted, before = client.image(edited.id, 0), client.image(job.id, 0)
@@ -39,7 +42,8 @@ def test_a_jobs_picture_and_a_png_are_edited_alike(client: Client, tmp_path: Pat
     (tmp_path / "before.png").write_bytes(before)
     url = ["--url", str(client._client._http.base_url)]
     for source in (job.id, str(tmp_path / "before.png")):
-        done = CliRunner().invoke(app, ["edit", source, *WORDS, "-o", str(tmp_path / "after.png"), *url])
+        options = ["-o", str(tmp_path / "after.png"), "--deadline-s", "60", *url]
+        done = CliRunner().invoke(app, ["edit", source, *WORDS, *options])
         assert (done.exit_code, done.stderr) == (0, "")
         assert (tmp_path / "after.png").read_bytes() == wanted
     done = CliRunner().invoke(app, ["edit", job.id, "remove gray cube", *url])

@@ -2,9 +2,9 @@
 
 from hypothesis import strategies as st
 
+from service.contract.options import PictureOptions
 from service.contract.recipe import JudgedRecipe, MadeWith, RecipeVerdict
 from service.contract.records import MAX_STAGES, SHOWN_SCORES, Point
-from shared.edits import PictureOptions
 from shared.options import LIMITS, MAX_SEED
 from tests.shared.test_options import fractions, sampling_options
 

@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from service.contract.options import PictureOptions
 from service.contract.recipe import JudgedRecipe, Recipe, example, of_grid
 from service.contract.records import SHOWN_SCORES, Verdict
-from shared.edits import PictureOptions
 from tests.paths import ROOT
 from tests.service.store.helpers import record
 

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from service.contract.options import PictureOptions
 from service.contract.records import (
     JOB_ID,
     JobRecord,
@@ -21,7 +22,6 @@ from service.contract.records import (
     new_job_id,
 )
 from service.store.async_jobs import arguments
-from shared.edits import PictureOptions
 from shared.options import Fraction, SamplingOptions, picture_seed
 from tests.service.contract.strategies import layouts
 from tests.service.store.helpers import record

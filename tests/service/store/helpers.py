@@ -7,13 +7,13 @@ from typing import Any
 
 from redis import ConnectionPool, Redis
 
+from service.contract.options import PictureOptions
 from service.contract.records import FinishedPicture, JobRecord, JobResult, Scores, Verdict, new_job_id
 from service.store import async_jobs, keys
 from service.store.async_jobs import IdempotentRequest
 from service.store.claims import BegunClaim, PictureStream
 from service.store.functions import call
 from service.store.jobs import JobStore
-from shared.edits import PictureOptions
 
 DIGEST = "d" * 64
 RESULT = JobResult(repeats=[Scores(accuracy=1, exact_match=1, f1=1)], best=0)

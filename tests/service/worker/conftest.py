@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 from redis import Redis
 
+from service.contract.options import PictureOptions
 from service.contract.records import JobRecord, ModelName, Verdict
 from service.files import GRID, PictureFiles, picture_name
 from service.settings import Settings
@@ -18,7 +19,6 @@ from service.worker.models import Loaded
 from service.worker.runner import Runner
 from shared.checkpoint import CheckpointInfo, read_info
 from shared.diffusion.denoise import Row
-from shared.edits import PictureOptions
 from shared.registry import resolve
 from tests.service.processes import until
 from tests.service.store.helpers import add_job, record, statuses

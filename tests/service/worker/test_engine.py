@@ -13,13 +13,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from service.contract.options import PictureOptions
 from service.contract.records import FinishedPicture, Picture
 from service.worker.engine import BatchSizes, Engine, frame_size
 from service.worker.judge import Failed, Outcome
 from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.path import NoisePath
 from shared.diffusion.schedules import alpha_bar
-from shared.edits import PictureOptions
 from shared.options import attempt_seed, picture_seed
 from shared.vocabulary import Vocabulary
 from tests.toy import ToyNetwork

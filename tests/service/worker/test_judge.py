@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from service.contract.options import PictureOptions
 from service.contract.records import FinishedPicture, JobRecord, Picture, Point, Verdict
 from service.files import PictureFiles, picture_name
 from service.store import keys
@@ -18,7 +19,6 @@ from service.store.jobs import JobStore
 from service.worker.job_files import JobFiles
 from service.worker.judge import JUDGED_TOGETHER, Failed, Outcome, Uploads, judge_pictures
 from service.worker.runner import Runner
-from shared.edits import PictureOptions
 from shared.pictures import marked_grid, read_png
 from shared.vocabulary import Vocabulary
 from tests.service.worker.conftest import (

@@ -5,13 +5,13 @@ from pathlib import Path
 import pytest
 from redis import Redis
 
+from service.contract.options import PictureOptions
 from service.settings import Settings
 from service.store import workers
 from service.store.jobs import JobStore
 from service.worker.models import TURN_S
 from service.worker.runner import Runner
 from shared.checkpoint import CheckpointInfo, read_info
-from shared.edits import PictureOptions
 from shared.evaluator import JudgeInside
 from tests.service.worker.conftest import (
     LISTS,

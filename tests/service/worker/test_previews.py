@@ -14,6 +14,7 @@ from PIL import Image
 from redis import Redis
 
 import service.worker.engine
+from service.contract.options import PictureOptions
 from service.contract.records import Picture
 from service.store import keys
 from service.worker.engine import Member
@@ -21,7 +22,6 @@ from service.worker.runner import Previews
 from shared.diffusion.denoise import Row
 from shared.diffusion.samplers import make_table
 from shared.diffusion.schedules import alpha_bar
-from shared.edits import PictureOptions
 from shared.pictures import to_uint8
 
 Event = dict[str, Any]

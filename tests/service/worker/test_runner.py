@@ -9,6 +9,7 @@ import pytest
 import torch
 from redis import Redis
 
+from service.contract.options import PictureOptions
 from service.contract.records import ModelName, Picture
 from service.settings import Settings
 from service.store import keys, workers
@@ -20,7 +21,6 @@ from service.worker.runner import Runner
 from shared.checkpoint import CheckpointKind, publish, read_info
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
-from shared.edits import PictureOptions
 from shared.evaluator import load_evaluator
 from shared.options import picture_seed
 from shared.pictures import to_uint8

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from redis import Redis
 
+from service.contract.options import PictureOptions
 from service.contract.records import JobRecord
 from service.files import picture_name
 from service.settings import Settings
@@ -19,7 +20,6 @@ from service.store.claims import GROUP, MAX_DELIVERIES, BegunClaim
 from service.store.jobs import OVERDUE, JobStore
 from service.worker import process, storer
 from service.worker.runner import Runner
-from shared.edits import PictureOptions
 from tests.service.api.answers import pixels
 from tests.service.processes import until
 from tests.service.store.helpers import done, done_count, record

@@ -8,6 +8,7 @@ import pytest
 import torch
 from redis import Redis
 
+from service.contract.options import PictureOptions
 from service.contract.records import MAX_STAGES
 from service.files import PictureFiles
 from service.settings import Settings
@@ -16,7 +17,6 @@ from service.worker.engine import stages
 from service.worker.runner import Runner
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
-from shared.edits import PictureOptions
 from shared.options import picture_seed
 from shared.pictures import to_uint8
 from shared.registry import resolve

@@ -11,13 +11,13 @@ import pytest
 import torch
 from PIL import Image
 
+from service.contract.options import PictureOptions
 from service.contract.records import Picture
 from service.worker.judge import judge_pictures
 from shared.checkpoint import load, publish, read_info, verify
 from shared.diffusion.candidates import LOG_SNRS
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
-from shared.edits import PictureOptions
 from shared.evaluator import Evaluator, load_evaluator
 from shared.options import picture_seed
 from shared.registry import promote, resolve

@@ -54,6 +54,8 @@ def test_what_a_network_learnt_from_is_not_what_it_is_tested_on(monkeypatch: pyt
     tell_apart(marked, marked, CPU, 0)
     tested = [sorted(set(range(16)) - set(x[:, 0, 0, 0].tolist())) for x in learnt]
     assert tested == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9, 10, 11], [12, 13, 14, 15]]
+    assert not tell_apart(marked, marked, CPU, 0, folds=1).scores[:, 4:].any()
+    assert len(learnt) == 5
 
 
 def test_crops_are_cut_around_coloured_pixels() -> None:

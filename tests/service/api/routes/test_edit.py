@@ -9,13 +9,14 @@ import pytest
 import torch
 from redis import Redis
 
+from service.contract.options import PictureOptions
 from service.settings import Settings
 from service.store import keys
 from service.store.jobs import UNREADABLE, JobStore
 from service.worker.runner import Runner
 from shared.diffusion.edits import with_objects
 from shared.diffusion.model import load_denoiser
-from shared.edits import PictureOptions, edited
+from shared.edits import edited
 from shared.options import picture_seed
 from shared.pictures import read_png, to_uint8
 from shared.vocabulary import ICLEVR

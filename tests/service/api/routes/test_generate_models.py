@@ -18,6 +18,7 @@ from redis import Redis
 from torch import Tensor
 
 from service.client import Client
+from service.contract.options import PictureOptions
 from service.contract.recipe import example
 from service.settings import Settings
 from service.store.jobs import JobStore
@@ -26,7 +27,6 @@ from shared.checkpoint import read_info
 from shared.diffusion.denoise import sample
 from shared.diffusion.layouts import positions_at
 from shared.diffusion.model import load_denoiser
-from shared.edits import PictureOptions
 from shared.evaluator import Evaluator
 from shared.options import LIMITS, SamplingOptions, picture_seed
 from shared.pictures import marked_grid, read_png, sheet, to_uint8

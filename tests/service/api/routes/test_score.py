@@ -17,6 +17,7 @@ from service.api.routes import score
 from service.api.uploads import Upload, check_picture
 from service.client import Client
 from service.client.__main__ import app
+from service.contract.options import PictureOptions
 from service.files import PictureFiles, picture_name
 from service.settings import Settings
 from service.store import keys
@@ -24,7 +25,6 @@ from service.store.async_jobs import AsyncJobs
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
 from shared.diffusion.model import load_denoiser
-from shared.edits import PictureOptions
 from shared.evaluator import load_evaluator
 from shared.options import picture_seed
 from shared.pictures import marked_grid, read_png
@@ -33,6 +33,7 @@ from tests.conftest import api_server, client_of, running
 from tests.service.api.answers import LISTS, nothing_is_queued, problem, scoring
 from tests.service.api.uploads.zips import GOOD, TEST_FILE, png, zipped
 from tests.service.api.uploads.zips import LISTS as THREE
+from tests.service.processes import until
 from trainer.score import best, score_run, summary
 
 
@@ -204,6 +205,11 @@ def test_a_bad_zip_is_a_problem_that_names_every_entry(client: httpx.Client, ali
     assert body["detail"] == "pictures.0.png: not a PNG"
     problem(send(client, b"no zip"), 422, "invalid-request")
     assert nothing_is_queued(alive.connection)
+
+
+def test_uploaded_pictures_may_have_a_deadline(client: httpx.Client, alive: JobStore) -> None:
+    answer = send(client, zipped(GOOD), {"prefer": "respond-async"}, deadline_s="0.01")
+    until(lambda: alive.fail_overdue() or client.get(f"/jobs/{answer.json()['id']}").json()["reason"] == "deadline")
 
 
 @pytest.mark.parametrize("fields", [{"steps": "3"}, {"repeats": "2"}])
