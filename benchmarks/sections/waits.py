@@ -27,6 +27,7 @@ LOAD = 0.6  # of the rate of the burst before, at which requests arrive
 WARM, BURST, ARRIVING = 6, 20, 30  # requests
 KILLED_AT = 0.25  # of a burst's jobs are done
 LEASE_S = 15  # after which the pictures of a killed worker are taken over
+HEARTBEAT_S = LEASE_S / 4 + 1  # within which a worker says how fast it is
 LOOK_S = 0.2
 GOAL = 0.2
 
@@ -86,8 +87,9 @@ def served(
 def measure(quick: bool) -> Data:
     burst, arriving = (8, 8) if quick else (BURST, ARRIVING)
     seen = dict[str, list[Seen]]()
-    with stack() as running:
+    with stack(LABELGRID_LEASE_S=str(LEASE_S)) as running:
         served(running, mixed(WARM, seed=1))
+        time.sleep(HEARTBEAT_S)
         seen["burst"], taken_s = served(running, mixed(burst, seed=2))
         say(f"  burst of {burst}: {taken_s:.0f} s")
         gaps = np.random.default_rng(3).exponential(taken_s / burst / LOAD, arriving)
@@ -95,6 +97,7 @@ def measure(quick: bool) -> Data:
         say(f"  {arriving} at random: {taken_s:.0f} s")
     with stack(2, LABELGRID_LEASE_S=str(LEASE_S)) as running:
         served(running, mixed(WARM, seed=1))
+        time.sleep(HEARTBEAT_S)
         victim = running.workers.pop()
 
         def kill(ended: int) -> None:

@@ -48,7 +48,7 @@ from service.contract.schemas import (
     Summary,
 )
 from service.settings import Settings
-from service.store import keys, workers
+from service.store import keys
 from service.store.connection import concerns_all
 from service.store.forecast import FairQueue, Forecast, OpenJob
 from service.store.functions import Pipeline
@@ -67,6 +67,7 @@ WHOLE = "record", *HEAD[1:], "dispatched", "result"
 LOOK_AGAIN_S = 5.0  # how often one who waits looks at the job itself, in case its end was not heard
 IDEMPOTENT_S = 86_400  # how long an Idempotency-Key counts, at most as long as its job; about 300 bytes each
 DIGITS = 6  # of scores and distances
+QUEUE_SHARE = 0.05  # of the API's time, at most, goes into reading queues for forecasts
 
 
 class NoRoom(Exception):
@@ -161,7 +162,7 @@ class AsyncJobs:
         self.redis, self.hub, self.settings = Pipeline(connection), Hub(connection), settings
         self.workers = ReadyWorkers(self.redis)
         self._limits = limits_of(settings)
-        self._queues = dict[str, tuple[float, FairQueue]]()  # by digest, with when it was read
+        self._queues = dict[str, tuple[float, FairQueue]]()  # by digest, with when to read it again
         self._record = asyncio.Lock()  # while one is read for a list
 
     async def known(self, request: IdempotentRequest | None) -> str | None:
@@ -228,14 +229,16 @@ class AsyncJobs:
         return {"ahead": found.ahead, "eta": _iso(await self.redis.now() + found.seconds)} if found else {}
 
     async def _queue(self, digest: str) -> FairQueue:
-        """Return the open jobs of a model as they were within the last second."""
-        asked_at, queue = self._queues.get(digest, (-math.inf, None))
-        if queue is None or time.monotonic() - asked_at >= workers.FRESH_S:
+        """Return the open jobs of a model, so that reading them takes at most QUEUE_SHARE of the time."""
+        begun = time.monotonic()
+        again_at, queue = self._queues.get(digest, (-math.inf, None))
+        if queue is None or begun >= again_at:
             queue = FairQueue(
                 OpenJob(id_, owner, int(total), int(dispatched), done, float(cost or SamplingOptions().cost))
                 for id_, owner, total, dispatched, done, cost in await self.redis.call("queue", digest)
             )
-            self._queues[digest] = time.monotonic(), queue
+            now = time.monotonic()
+            self._queues[digest] = now + (now - begun) / QUEUE_SHARE, queue
         return queue
 
     async def _gone(self, job_id: str) -> ServiceError:

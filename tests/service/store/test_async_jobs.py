@@ -13,10 +13,11 @@ from redis.exceptions import ConnectionError, ResponseError
 from service.contract.errors import KeyReuse
 from service.contract.records import JobRecord, new_job_id
 from service.settings import Settings
-from service.store import async_jobs, keys
+from service.store import async_jobs, keys, workers
 from service.store.async_jobs import AsyncJobs, IdempotentRequest, NoRoom
 from service.store.claims import PictureStream
 from service.store.connection import connect_async
+from service.store.forecast import OpenJob
 from service.store.jobs import JobStore
 from tests.service.store.helpers import DIGEST, RESULT, add_job, commands, commit_all, record, stored
 
@@ -50,6 +51,26 @@ def test_jobs_that_arrive_together_share_a_connection(settings: Settings, store:
     assert connection.llen("rq:queue:labelgrid") == 1
     assert [stored(store, job.id) for job in jobs] == jobs
     assert connection.zcard(keys.DEADLINES) == 20
+
+
+@pytest.mark.parametrize(("share", "ahead"), [(1.0e-9, 2), (1.0e9, 5)])
+def test_a_forecast_sees_jobs_that_came_since_as_far_as_reading_the_queue_takes_little_time(
+    settings: Settings, store: JobStore, monkeypatch: pytest.MonkeyPatch, share: float, ahead: int
+) -> None:
+    monkeypatch.setattr(async_jobs, "QUEUE_SHARE", share)
+    workers.announce(store.connection, "w", {"models": [{"digest": DIGEST, "rows_per_s": 1.0}]}, lease_s=60)
+    new = OpenJob("new", "", 9, 0, 0, 1.0)
+
+    async def act(jobs: AsyncJobs) -> list[int]:
+        found = []
+        for size in (2, 3):
+            await jobs.create(record(size))
+            forecast = await jobs.forecast(DIGEST, new)
+            assert forecast is not None
+            found.append(forecast.ahead)
+        return found
+
+    assert creating(settings, store, act) == [2, ahead]
 
 
 def test_each_gets_its_own_answer(settings: Settings, store: JobStore, connection: Redis) -> None:
