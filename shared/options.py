@@ -99,6 +99,8 @@ class Strict(NoOtherFields):
     @field_validator("*", mode="before")
     @classmethod
     def _whole_number_as_int(cls, value: Any) -> Any:
+        if isinstance(value, list):
+            return [cls._whole_number_as_int(one) for one in value]
         return int(value) if isinstance(value, float) and value.is_integer() else value
 
 

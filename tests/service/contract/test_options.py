@@ -28,3 +28,11 @@ def test_without_attempts_and_edits_they_are_stored_as_the_samplings() -> None:
     assert PictureOptions().model_dump_json() == SamplingOptions().model_dump_json()
     stored = '{"until":"exact","attempts":3,"kept":[2],"edits":[{"remove":{"label":"a"}}]}'
     assert PictureOptions.model_validate_json(stored).model_dump_json(exclude_defaults=True) == stored
+
+
+def test_whole_numbers_may_have_a_decimal_point_as_in_json_schema() -> None:
+    given = {"steps": 4.0, "until": "exact", "attempts": 4.0, "kept": [1.0, 4]}
+    assert PictureOptions.model_validate(given).model_dump(include=given.keys()) == {**given, "kept": (1, 4)}
+    for kept in ([1.5], ["1"], [True]):
+        with pytest.raises(ValidationError, match="valid integer"):
+            PictureOptions.model_validate({**given, "kept": kept})
