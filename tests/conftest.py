@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import gc
-import math
 import os
 import shutil
 import sys
@@ -31,7 +30,7 @@ from service.api.server import Server
 from service.local.redis_server import RedisServer
 from service.openai.routes import mount
 from service.settings import Settings
-from service.store import async_jobs, workers
+from service.store import workers
 from service.store.connection import connect
 from service.store.functions import call
 from service.store.jobs import JobStore
@@ -81,10 +80,9 @@ def redis_server() -> Iterator[RedisServer]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def _workers_are_not_remembered() -> None:
+def _workers_and_jobs_are_not_remembered() -> None:
     """Let the API ask each time which workers and jobs there are: tests empty Redis while it runs."""
     workers.FRESH_S = 0.0
-    async_jobs.QUEUE_SHARE = math.inf
 
 
 @pytest.fixture

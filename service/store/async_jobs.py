@@ -48,7 +48,7 @@ from service.contract.schemas import (
     Summary,
 )
 from service.settings import Settings
-from service.store import keys
+from service.store import keys, workers
 from service.store.connection import concerns_all
 from service.store.forecast import FairQueue, Forecast, OpenJob
 from service.store.functions import Pipeline
@@ -67,7 +67,7 @@ WHOLE = "record", *HEAD[1:], "dispatched", "result"
 LOOK_AGAIN_S = 5.0  # how often one who waits looks at the job itself, in case its end was not heard
 IDEMPOTENT_S = 86_400  # how long an Idempotency-Key counts, at most as long as its job; about 300 bytes each
 DIGITS = 6  # of scores and distances
-QUEUE_SHARE = 0.05  # of the API's time, at most, goes into reading queues for forecasts
+QUEUE_SHARE = 0.05  # of the API's time may go into reading queues for forecasts more often than every FRESH_S
 
 
 class NoRoom(Exception):
@@ -229,7 +229,10 @@ class AsyncJobs:
         return {"ahead": found.ahead, "eta": _iso(await self.redis.now() + found.seconds)} if found else {}
 
     async def _queue(self, digest: str) -> FairQueue:
-        """Return the open jobs of a model, so that reading them takes at most QUEUE_SHARE of the time."""
+        """Return the open jobs of a model as they were a moment ago.
+
+        That is 20 times as long as reading them takes (QUEUE_SHARE), but a second at most, however slow Redis was.
+        """
         begun = time.monotonic()
         again_at, queue = self._queues.get(digest, (-math.inf, None))
         if queue is None or begun >= again_at:
@@ -238,7 +241,7 @@ class AsyncJobs:
                 for id_, owner, total, dispatched, done, cost in await self.redis.call("queue", digest)
             )
             now = time.monotonic()
-            self._queues[digest] = now + (now - begun) / QUEUE_SHARE, queue
+            self._queues[digest] = now + min(workers.FRESH_S, (now - begun) / QUEUE_SHARE), queue
         return queue
 
     async def _gone(self, job_id: str) -> ServiceError:

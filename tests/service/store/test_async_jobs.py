@@ -53,10 +53,11 @@ def test_jobs_that_arrive_together_share_a_connection(settings: Settings, store:
     assert connection.zcard(keys.DEADLINES) == 20
 
 
-@pytest.mark.parametrize(("share", "ahead"), [(1.0e-9, 2), (1.0e9, 5)])
+@pytest.mark.parametrize(("fresh_s", "share", "ahead"), [(3600.0, 1.0e-9, 2), (3600.0, 1.0e9, 5), (0.0, 1.0e-9, 5)])
 def test_a_forecast_sees_jobs_that_came_since_as_far_as_reading_the_queue_takes_little_time(
-    settings: Settings, store: JobStore, monkeypatch: pytest.MonkeyPatch, share: float, ahead: int
+    settings: Settings, store: JobStore, monkeypatch: pytest.MonkeyPatch, fresh_s: float, share: float, ahead: int
 ) -> None:
+    monkeypatch.setattr(workers, "FRESH_S", fresh_s)
     monkeypatch.setattr(async_jobs, "QUEUE_SHARE", share)
     workers.announce(store.connection, "w", {"models": [{"digest": DIGEST, "rows_per_s": 1.0}]}, lease_s=60)
     new = OpenJob("new", "", 9, 0, 0, 1.0)
