@@ -25,13 +25,20 @@ from shared.storage import Location
 log = get_logger(__name__)
 
 GRID: Final = "grid.png"
-picture_name = "{}.png".format  # of its index, also if it was uploaded
-trajectory_name = "trajectory-{}.png".format
 HOUR_S = 3600
 THREADS = 16  # an object store answers in tens of milliseconds, so that many pictures are on their way at once
 
 Result = TypeVar("Result")
 Call = tuple["Future[Any]", Callable[[], Any]]
+
+
+def picture_name(index: int) -> str:
+    """Return the name of a picture's file, which is also that of an uploaded picture."""
+    return f"{index}.png"
+
+
+def trajectory_name(index: int) -> str:
+    return f"trajectory-{index}.png"
 
 
 class PictureFiles:

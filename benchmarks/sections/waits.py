@@ -22,12 +22,13 @@ from benchmarks.sections.servers import mixed
 from benchmarks.stack import WAIT_S, Stack, stack
 from benchmarks.timing import figure, percentile
 from service.contract.records import TERMINAL
+from service.settings import Settings
 
 LOAD = 0.6  # of the rate of the burst before, at which requests arrive
 WARM, BURST, ARRIVING = 6, 20, 30  # requests
 KILLED_AT = 0.25  # of a burst's jobs are done
 LEASE_S = 15  # after which the pictures of a killed worker are taken over
-HEARTBEAT_S = LEASE_S / 4 + 1  # within which a worker says how fast it is
+HEARTBEAT_S = Settings(lease_s=LEASE_S).heartbeat_s + 1  # within which a worker says how fast it is
 LOOK_S = 0.2
 GOAL = 0.2
 
