@@ -13,6 +13,7 @@ from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
+HEADERS_BYTES = 64 << 10  # of a request; h11's own limit of 16 KiB holds only where they come in parts
 GRACE_S = 3.0  # the last part of `drain_s`, in which the requests that still wait are answered
 
 
@@ -26,6 +27,7 @@ class Server(uvicorn.Server):
         # handlers, and leaves the line for each request to ObserveRequests.
         options = {
             "http": "h11",
+            "h11_max_incomplete_event_size": HEADERS_BYTES,
             "ws": "none",
             "log_config": None,
             "log_level": "error",

@@ -2,6 +2,7 @@
 
 import contextlib
 import socket
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -45,7 +46,11 @@ def test_a_client_whose_headers_do_not_end_loses_its_connection(
 
 
 def test_long_headers_and_long_bodies_are_no_headers_without_end(client: httpx.Client) -> None:
-    assert client.get("/healthz", headers={"x-long": "x" * 60_000}).status_code == 200
+    with socket.create_connection((client.base_url.host, client.base_url.port), timeout=60) as long:
+        for part in (GET[:-2] + b"x-long: " + b"x" * 30_000, b"x" * 30_000 + b"\r\n\r\n"):  # as a slow network brings them
+            long.sendall(part)
+            time.sleep(0.1)
+        assert long.recv(4096).startswith(b"HTTP/1.1 200")
 
     def body() -> Iterator[bytes]:
         yield from [b'{"labels": [', *[b" " * 1000] * 500, b"]}"]
