@@ -50,7 +50,7 @@ from service.contract.schemas import (
 from service.settings import Settings
 from service.store import keys, workers
 from service.store.connection import concerns_all
-from service.store.forecast import FairQueue, Forecast, OpenJob
+from service.store.forecast import FairQueue, Forecast, OpenJob, WorkerSpeed
 from service.store.functions import Pipeline
 from service.store.hub import Hub
 from service.store.jobs import read_record
@@ -67,6 +67,7 @@ WHOLE = "record", *HEAD[1:], "dispatched", "result"
 LOOK_AGAIN_S = 5.0  # how often one who waits looks at the job itself, in case its end was not heard
 IDEMPOTENT_S = 86_400  # how long an Idempotency-Key counts, at most as long as its job; about 300 bytes each
 DIGITS = 6  # of scores and distances
+FORMER_MAX_PICTURES = 32  # of workers of the last release, which do not say it
 QUEUE_SHARE = 0.05  # of the API's time may go into reading queues for forecasts more often than every FRESH_S
 
 
@@ -215,13 +216,13 @@ class AsyncJobs:
         """
         if not job.cost:
             return None
-        rates = [
-            model.get("rows_per_s", 0.0)
+        speeds = [
+            WorkerSpeed(model.get("rows_per_s", 0.0), model.get("max_pictures", FORMER_MAX_PICTURES))
             for about in await self.workers()
             for model in about.get("models", ())
             if model["digest"] == digest
         ]
-        return (await self._queue(digest)).forecast(job, rates)
+        return (await self._queue(digest)).forecast(job, speeds)
 
     async def eta(self, digest: str, job: OpenJob) -> dict[str, Any]:
         """Return the fields of a job that say when it will be done, if that is known."""

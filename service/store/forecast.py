@@ -1,17 +1,20 @@
 """When a job will be done: the network rows that come before its end, over the rate of the live workers.
 
-Pending pictures come in the fair queue's turns (`dispatch` in `jobs.lua`). Of those in progress, small jobs step first
-(`step_order.py`), and half is taken to be done, since only workers know how far they are. Later requests are not
-foreseen, nor attempts after the first. Knows no Redis.
+Pending pictures come in the fair queue's turns (`dispatch` in `jobs.lua`). Of the pictures that workers have, those of
+smaller jobs step first (`step_order.py`), and half of each is taken to be done, since only workers know how far they
+are. Larger jobs come before in two cases: workers have no room for more pictures, or a step would have too few rows.
+Later requests are not foreseen, nor attempts after the first. docs/performance.md says how far off forecasts are. Knows
+no Redis.
 """
 
 import bisect
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
 HALF = 0.5  # of a picture in progress is done
-BESIDE = 4  # pictures of other jobs that step beside one of a small job, since a step of few rows would be slow
+STEPPING = 10  # pictures that step together, of larger jobs if the job itself has fewer
 
 
 @dataclass(frozen=True)
@@ -30,12 +33,26 @@ class OpenJob:
         return self.total - self.dispatched
 
     @property
+    def in_progress(self) -> int:
+        return max(0, self.dispatched - self.done)
+
+    @property
     def rows_in_progress(self) -> float:
-        return HALF * max(0, self.dispatched - self.done) * self.cost
+        return HALF * self.in_progress * self.cost
 
     @property
     def rows_pending(self) -> float:
         return self.pending * self.cost
+
+    @property
+    def rows(self) -> float:
+        """Network rows that are left to compute."""
+        return self.rows_pending + self.rows_in_progress
+
+    @property
+    def size(self) -> int:
+        """Tells smaller jobs from larger ones: `rows` is from 2^(size - 1) to 2^size."""
+        return math.frexp(self.rows)[1]
 
 
 @dataclass(frozen=True)
@@ -46,23 +63,32 @@ class Forecast:
     seconds: float  # until the job is done
 
 
+@dataclass(frozen=True)
+class WorkerSpeed:
+    """Network rows a second, and how many pictures a worker has at most. A free one takes half as many at once."""
+
+    rows_per_s: float
+    max_pictures: int
+
+
 class Turns:
-    """The pending pictures of one owner, whose jobs take turns."""
+    """The jobs of one owner and one size, which take turns."""
 
     def __init__(self, jobs: Iterable[OpenJob]) -> None:
-        ordered = sorted((job for job in jobs if job.pending > 0), key=lambda job: job.pending)
+        ordered = sorted(jobs, key=lambda job: job.pending)
+        self.in_progress = sum(job.in_progress for job in ordered), sum(job.rows_in_progress for job in ordered)
         self._pending = [job.pending for job in ordered]
         self._costs = [*accumulate((job.cost for job in ordered), initial=0.0)]
         self._pictures = [*accumulate(self._pending, initial=0)]
         self._rows = [*accumulate((job.rows_pending for job in ordered), initial=0.0)]
 
     @property
-    def all(self) -> tuple[int, float]:
-        """How many pictures and network rows there are."""
+    def pending(self) -> tuple[int, float]:
+        """How many pictures and network rows are pending."""
         return self._pictures[-1], self._rows[-1]
 
     def first(self, rounds: int) -> tuple[int, float]:
-        """Return how many pictures and network rows the first so many pictures of each job are."""
+        """Return how many pictures and network rows the first so many pending pictures of each job are."""
         whole = bisect.bisect_right(self._pending, rounds)
         pictures = self._pictures[whole] + rounds * (len(self._pending) - whole)
         return pictures, self._rows[whole] + rounds * (self._costs[-1] - self._costs[whole])
@@ -73,45 +99,69 @@ class FairQueue:
 
     def __init__(self, jobs: Iterable[OpenJob]) -> None:
         self.jobs = {job.id: job for job in jobs}
-        by_owner = dict[str, list[OpenJob]]()
+        by_owner = dict[str, dict[int, list[OpenJob]]]()
         for job in self.jobs.values():
-            by_owner.setdefault(job.owner, []).append(job)
-        self._turns = {owner: Turns(own) for owner, own in by_owner.items()}
-        self._in_progress = [job for job in self.jobs.values() if job.rows_in_progress]
+            by_owner.setdefault(job.owner, {}).setdefault(job.size, []).append(job)
+        self._turns = {owner: {size: Turns(own) for size, own in sizes.items()} for owner, sizes in by_owner.items()}
 
-    def forecast(self, job: OpenJob, rates: Sequence[float]) -> Forecast | None:
-        """Return when a job will be done, whether or not it is queued. None if no worker has a rate.
-
-        `rates`: network rows per second of each worker.
-        """
-        rates = [rate for rate in rates if rate > 0]
-        if not rates:
+    def forecast(self, job: OpenJob, workers: Iterable[WorkerSpeed]) -> Forecast | None:
+        """Return when a job will be done, whether or not it is queued. None if no worker has a rate."""
+        fastest = sorted((one for one in workers if one.rows_per_s > 0), key=lambda one: -one.rows_per_s)
+        if not fastest:
             return None
-        own = job.rows_pending + job.rows_in_progress
-        ahead, before = self._before(job)
-        beside = max(own, BESIDE * job.cost)
-        before += sum(min(one.rows_in_progress, beside) for one in self._in_progress if one.id != job.id)
-        left = max(1, job.total - job.done)
-        own_rate = sum(sorted(rates)[-left:])  # a picture is on one worker only
-        return Forecast(ahead, own / own_rate + before / sum(rates))
+        ahead, others = self._others(job)
+        before = sum(rows for size, (_, rows) in others.items() if size <= job.size)
+        larger = [(pictures, rows) for size, (pictures, rows) in sorted(others.items()) if size > job.size and pictures]
+        left = max(1, job.pending + job.in_progress)
+        beside = min(sum(rows for _, rows in larger), max(0, STEPPING - left) * job.cost)
+        excess = sum(pictures for pictures, _ in larger) + left - sum(one.max_pictures for one in fastest)
+        for_room = 0.0  # rows of larger jobs that end before a worker has room for the job's last picture
+        for pictures, rows in larger if job.pending else ():
+            for_room += rows * min(1.0, max(0.0, excess / pictures))
+            excess -= pictures
+        before += max(beside, for_room)
+        own = fastest[: math.ceil(2 * left / fastest[0].max_pictures)]
+        return Forecast(ahead, job.rows / _rate(own) + before / _rate(fastest))
 
-    def _before(self, job: OpenJob) -> tuple[int, float]:
-        """Return how many pending pictures and network rows of other jobs come before the job's last picture.
+    def _others(self, job: OpenJob) -> tuple[int, dict[int, tuple[float, float]]]:
+        """Return how many pending pictures of other jobs come before the job's last one.
 
-        In each round every owner gives one picture, of their jobs in turn.
+        Also return pictures and network rows of them and of those in progress, by the size of their job. In each round
+        every owner gives one picture, of their jobs in turn.
         """
-        if job.pending <= 0:
-            return 0, 0.0
-        pictures, rows = self._turns[job.owner].first(job.pending) if job.owner in self._turns else (0, 0.0)
-        if (queued := self.jobs.get(job.id)) is not None:
+        queued = self.jobs.get(job.id)
+        found, ahead = dict[int, tuple[float, float]](), 0
+
+        def add(size: int, pictures: float, rows: float) -> None:
+            before = found.get(size, (0.0, 0.0))
+            found[size] = max(0.0, before[0] + pictures), max(0.0, before[1] + rows)
+
+        for size, turns in self._turns.get(job.owner, {}).items():
+            pictures, rows = turns.first(job.pending)
+            ahead += pictures
+            add(size, pictures, rows)
+        if queued is not None:
             own = min(queued.pending, job.pending)
-            pictures, rows = pictures - own, rows - own * queued.cost
-        rounds = pictures + job.pending
-        for owner, turns in self._turns.items():
-            if owner != job.owner and (of_owner := turns.all)[0]:
-                taken = min(of_owner[0], rounds)
-                pictures, rows = pictures + taken, rows + of_owner[1] * taken / of_owner[0]
-        return pictures, max(0.0, rows)
+            ahead -= own
+            add(queued.size, -own, -own * queued.cost)
+        rounds = ahead + job.pending
+        for owner, sizes in self._turns.items():
+            pending = sum(turns.pending[0] for turns in sizes.values())
+            if owner != job.owner and pending:
+                taken = min(pending, rounds)
+                ahead += taken
+                for size, turns in sizes.items():
+                    add(size, *(taken / pending * one for one in turns.pending))
+        for sizes in self._turns.values():
+            for size, turns in sizes.items():
+                add(size, *turns.in_progress)
+        if queued is not None:
+            add(queued.size, -queued.in_progress, -queued.rows_in_progress)
+        return ahead, found
+
+
+def _rate(workers: Iterable[WorkerSpeed]) -> float:
+    return sum(one.rows_per_s for one in workers)
 
 
 class Rate:

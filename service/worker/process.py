@@ -104,7 +104,12 @@ def about(runner: Runner) -> dict[str, Any]:
         "pid": os.getpid(),
         "device": str(runner.device),
         "models": [
-            {"name": loaded.name, "digest": loaded.digest, "rows_per_s": round(loaded.rate.per_s, 3)}
+            {
+                "name": loaded.name,
+                "digest": loaded.digest,
+                "rows_per_s": round(loaded.rate.per_s, 3),
+                "max_pictures": loaded.engine.max_pictures,
+            }
             for loaded in runner.models
         ],
         "pictures_per_s": round(runner.sampled / runner.worked_s, 3) if runner.worked_s else 0.0,

@@ -30,7 +30,7 @@ def digest_of(client: httpx.Client) -> str:
 
 def announce(alive: JobStore, client: httpx.Client, pictures_per_s: float) -> None:
     """Let a worker say that it draws so many pictures a second."""
-    models = [{"name": "toy", "digest": digest_of(client), "rows_per_s": pictures_per_s * COST}]
+    models = [{"name": "toy", "digest": digest_of(client), "rows_per_s": pictures_per_s * COST, "max_pictures": 32}]
     workers.announce(alive.connection, "w", {"models": models}, lease_s=60)
 
 

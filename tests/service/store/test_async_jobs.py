@@ -59,7 +59,9 @@ def test_a_forecast_sees_jobs_that_came_since_as_far_as_reading_the_queue_takes_
 ) -> None:
     monkeypatch.setattr(workers, "FRESH_S", fresh_s)
     monkeypatch.setattr(async_jobs, "QUEUE_SHARE", share)
-    workers.announce(store.connection, "w", {"models": [{"digest": DIGEST, "rows_per_s": 1.0}]}, lease_s=60)
+    workers.announce(
+        store.connection, "w", {"models": [{"digest": DIGEST, "rows_per_s": 1.0, "max_pictures": 32}]}, lease_s=60
+    )
     new = OpenJob("new", "", 9, 0, 0, 1.0)
 
     async def act(jobs: AsyncJobs) -> list[int]:
