@@ -44,7 +44,7 @@ def test_pending_pictures_come_in_turns() -> None:
     elsewhere = [
         job("d", 5, "other", cost=2.0),
         job("e", 3, "other", cost=4.0),
-    ]  # that owner gives a picture each round
+    ]  # gives one a round
     found = forecast("a", job("a", 2, cost=32.0), *others, *elsewhere)
     mean = (5 * 2 + 3 * 4) / 8
     assert (found.ahead, found.seconds) == (2 + 2 + 6, pytest.approx(64.0 + 2 * 1.0 + 2 * 2.0 + 6 * mean))
