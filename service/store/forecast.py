@@ -113,8 +113,9 @@ class FairQueue:
         before = sum(rows for size, (_, rows) in others.items() if size <= job.size)
         larger = [(pictures, rows) for size, (pictures, rows) in sorted(others.items()) if size > job.size and pictures]
         left = max(1, job.pending + job.in_progress)
-        beside = min(sum(rows for _, rows in larger), max(0, STEPPING - left) * job.cost)
-        excess = sum(pictures for pictures, _ in larger) + left - sum(one.max_pictures for one in fastest)
+        n_larger = sum(pictures for pictures, _ in larger)
+        beside = min(sum(rows for _, rows in larger), max(0, min(n_larger, STEPPING - left)) * job.cost)
+        excess = n_larger + left - sum(one.max_pictures for one in fastest)
         for_room = 0.0  # rows of larger jobs that end before a worker has room for the job's last picture
         for pictures, rows in larger if job.pending else ():
             for_room += rows * min(1.0, max(0.0, excess / pictures))
