@@ -52,7 +52,7 @@ alert-drill: $(VENV)/.dev  ## Break a service in each way that an alert is for, 
 	command -v prometheus-alertmanager && command -v prometheus || (apt-get update -qq && apt-get install -y -qq --no-install-recommends prometheus prometheus-alertmanager)
 	$(BIN)/python -m pytest --override-ini timeout=900 deploy/alerts_test.py
 
-pages-test: $(VENV)/.dev  ## Run every command of README.md and the tracks of docs/ in empty machines of namespaces, as root (ten minutes)
+pages-test: $(VENV)/.dev $(VENV)/.demo  ## Run every command of README.md and the tracks of docs/ in empty machines of namespaces, as root (ten minutes)
 	command -v prometheus-alertmanager && command -v nginx && command -v redis-server || (apt-get update -qq && apt-get install -y -qq --no-install-recommends curl nginx openssl prometheus prometheus-alertmanager redis-server)
 	unshare --net --mount $(BIN)/python -m pytest --override-ini timeout=1800 deploy/pages_test.py
 
