@@ -164,36 +164,39 @@ def machine(name: str, address: str) -> Iterator[Machine]:
         script,
     ]
     with subprocess.Popen(line, stdout=subprocess.PIPE, text=True, preexec_fn=die_with_parent) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == "there\n"
-        (pid,) = children(process.pid)
-        one = Machine(name, pid)
         cable = f"cable-{name}"
-        for command in (
-            f"ip link add {cable} type veth peer name eth0 netns {pid}",
-            f"ip link set {cable} master bridge up",
-            f"nsenter --target {pid} --net ip address add {address}/24 dev eth0",
-            f"nsenter --target {pid} --net ip link set eth0 up",
-        ):
-            subprocess.run(command.split(), check=True)
-        systemctl = f'#!/bin/sh\nexec {VENV}/bin/python /opt/labelgrid/deploy/systemctl.py "$@"\n'
-        one.run("sh", "-c", "mkdir -p /run/bin; cat > /run/bin/systemctl; chmod +x /run/bin/systemctl", input=systemctl)
-        variables = {
-            "PATH": "/run/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
-            "HOME": "/root",
-            "PYTHONPATH": "/opt/labelgrid",  # our packages are those of the clone, not those of .venv
-            "OMP_NUM_THREADS": "1",
-            "LABELGRID_DEVICE": "cpu",
-            "GIT_CONFIG_COUNT": "1",
-            "GIT_CONFIG_KEY_0": "safe.directory",
-            "GIT_CONFIG_VALUE_0": "*",
-        }
-        state = "".join(f"export {name}='{value}'; " for name, value in variables.items()) + "cd /root"
-        one.run("sh", "-c", "cat > /run/state", input=state)
         try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "there\n"
+            (pid,) = children(process.pid)
+            one = Machine(name, pid)
+            for command in (
+                f"ip link add {cable} type veth peer name eth0 netns {pid}",
+                f"ip link set {cable} master bridge up",
+                f"nsenter --target {pid} --net ip address add {address}/24 dev eth0",
+                f"nsenter --target {pid} --net ip link set eth0 up",
+            ):
+                subprocess.run(command.split(), check=True)
+            systemctl = f'#!/bin/sh\nexec {VENV}/bin/python /opt/labelgrid/deploy/systemctl.py "$@"\n'
+            one.run(
+                "sh", "-c", "mkdir -p /run/bin; cat > /run/bin/systemctl; chmod +x /run/bin/systemctl", input=systemctl
+            )
+            variables = {
+                "PATH": "/run/bin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+                "HOME": "/root",
+                "PYTHONPATH": "/opt/labelgrid",  # our packages are those of the clone, not those of .venv
+                "OMP_NUM_THREADS": "1",
+                "LABELGRID_DEVICE": "cpu",
+                "GIT_CONFIG_COUNT": "1",
+                "GIT_CONFIG_KEY_0": "safe.directory",
+                "GIT_CONFIG_VALUE_0": "*",
+            }
+            state = "".join(f"export {name}='{value}'; " for name, value in variables.items()) + "cd /root"
+            one.run("sh", "-c", "cat > /run/state", input=state)
             yield one
         finally:
             process.kill()
+            subprocess.run(["ip", "link", "delete", cable], check=False)  # lest the next machine of that name finds it
 
 
 @pytest.fixture(scope="module")
