@@ -67,7 +67,6 @@ WHOLE = "record", *HEAD[1:], "dispatched", "result"
 LOOK_AGAIN_S = 5.0  # how often one who waits looks at the job itself, in case its end was not heard
 IDEMPOTENT_S = 86_400  # how long an Idempotency-Key counts, at most as long as its job; about 300 bytes each
 DIGITS = 6  # of scores and distances
-FORMER_MAX_PICTURES = 32  # of workers of the last release, which do not say it
 QUEUE_SHARE = 0.05  # of the API's time may go into reading queues for forecasts more often than every FRESH_S
 
 
@@ -217,10 +216,10 @@ class AsyncJobs:
         if not job.cost:
             return None
         speeds = [
-            WorkerSpeed(model.get("rows_per_s", 0.0), model.get("max_pictures", FORMER_MAX_PICTURES))
+            WorkerSpeed(model["rows_per_s"], model["max_pictures"])
             for about in await self.workers()
             for model in about.get("models", ())
-            if model["digest"] == digest
+            if model["digest"] == digest and "max_pictures" in model  # workers of the last release say neither
         ]
         return (await self._queue(digest)).forecast(job, speeds)
 
