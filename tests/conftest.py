@@ -114,7 +114,7 @@ def storage(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def _shared_models(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Share between this process's runners what takes long to load.
 
-    That is the evaluator, since ResNet-18 is the one part that has no toy size. Also gives this test run, and the
+    That is the evaluator, since a ResNet is the one part that has no toy size. Also gives this test run, and the
     processes it starts, a checkpoint cache of its own.
     """
     import service.worker.models
