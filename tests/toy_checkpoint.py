@@ -62,11 +62,12 @@ def publish_toy_denoiser(
     )
 
 
-def publish_toy_evaluator(storage: Location, name: str, vocabulary: Vocabulary = ICLEVR) -> None:
-    """Publish an evaluator of random weights: a ResNet-10, the smallest that there is."""
+def publish_toy_evaluator(
+    storage: Location, name: str, vocabulary: Vocabulary = ICLEVR, *, architecture: str = "resnet10"
+) -> None:
+    """Publish an evaluator of random weights, by default of the smallest architecture that there is."""
     torch.manual_seed(0)  # ResNet's own initialization takes no generator
-    config = {"architecture": "resnet10"}
-    judge = Evaluator(vocabulary, **config).resnet.state_dict()
+    judge, config = Evaluator(vocabulary, architecture=architecture).resnet.state_dict(), {"architecture": architecture}
     publish(storage, name, judge, kind="evaluator", vocabulary=vocabulary.names, config=config, training={})
 
 
@@ -100,7 +101,7 @@ def publish_toy_upsampler(
 
 @functools.cache
 def _toys() -> dict[str, bytes]:
-    """What `publish_toys` publishes, by file name. Drawing and verifying ResNet weights takes long."""
+    """What `publish_toys` publishes, by file name. Drawing and verifying a ResNet's weights takes long."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for seed, denoiser in enumerate(("toy", "other")):

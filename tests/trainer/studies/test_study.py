@@ -29,8 +29,9 @@ def _files(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_toys(Path("models"))
     publish_toy_evaluator(Path("models"), "second")
     publish_toy_denoiser(Path("models"), "placing", 0, positions=True)
-    # as many as its layout network places
-    reconfigure(Path("models/placing.safetensors"), lambda _: {"support": {"objects": [1, 3]}})
+    # as many as its layout network places; in few steps
+    few = {"support": {"objects": [1, 3]}, "sampling": {"steps": 2}}
+    reconfigure(Path("models/placing.safetensors"), lambda _: few)
     names = list(json.loads((write_data_folder(Path("data"), PICTURES) / "train.json").read_text()))
     places = np.random.default_rng(0).random((PICTURES, 1, 2)).tolist()
     Path("data/positions.json").write_text(json.dumps(dict(zip(names, places, strict=True))))
