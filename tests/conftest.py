@@ -3,7 +3,6 @@
 import contextlib
 import functools
 import gc
-import importlib
 import os
 import shutil
 import sys
@@ -47,18 +46,6 @@ if TYPE_CHECKING:
 hypothesis.settings.register_profile("quick", derandomize=True, deadline=None, database=None)
 hypothesis.settings.register_profile("long", max_examples=2000, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("quick")
-
-
-def pytest_sessionstart(session: pytest.Session) -> None:
-    """Let each of pytest-xdist's processes import a part of the test files first, and so compile it for the others.
-
-    Otherwise all would compile all of them at the same time, in a checkout that has run no tests yet.
-    """
-    if (process := getattr(session.config, "workerinput", None)) is not None:
-        files = sorted(Path(__file__).parent.rglob("test_*.py"))
-        for file in files[int(process["workerid"].removeprefix("gw")) :: process["workercount"]]:
-            with contextlib.suppress(Exception):  # the collection reports it
-                importlib.import_module(".".join(file.relative_to(session.config.rootpath).with_suffix("").parts))
 
 
 FIRST = ("tests/trainer/", "tests/service/")  # their tests take longest
