@@ -48,12 +48,20 @@ hypothesis.settings.register_profile("long", max_examples=2000, deadline=None, p
 hypothesis.settings.load_profile("quick")
 
 
-FIRST = ("tests/trainer/", "tests/service/")  # their tests take longest
+# what takes longest: files of 15 s and more, since no two processes share a file, then folders
+FIRST = (
+    "tests/trainer/test_export",
+    "tests/shared/test_openvino",
+    "tests/test_shipped",
+    "tests/test_fuzz_api",
+    "tests/trainer/",
+    "tests/service/",
+)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with the longest tests, lest at the end one process runs them and the others have nothing left."""
-    items.sort(key=lambda item: [not item.nodeid.startswith(folder) for folder in FIRST])
+    items.sort(key=lambda item: [not item.nodeid.startswith(path) for path in FIRST])
 
 
 def pytest_collection_finish() -> None:

@@ -47,7 +47,10 @@ def test_a_client_whose_headers_do_not_end_loses_its_connection(
 
 def test_long_headers_and_long_bodies_are_no_headers_without_end(client: httpx.Client) -> None:
     with socket.create_connection((client.base_url.host, client.base_url.port), timeout=60) as long:
-        for part in (GET[:-2] + b"x-long: " + b"x" * 30_000, b"x" * 30_000 + b"\r\n\r\n"):  # as a slow network brings them
+        for part in (
+            GET[:-2] + b"x-long: " + b"x" * 30_000,
+            b"x" * 30_000 + b"\r\n\r\n",
+        ):  # as a slow network brings them
             long.sendall(part)
             time.sleep(0.1)
         assert long.recv(4096).startswith(b"HTTP/1.1 200")
