@@ -418,9 +418,9 @@ def test_processes_that_would_resume_from_different_states_are_refused(
         fit(tmp_path, 1)
 
 
-# Starts three processes as torchrun does, but forks them, so that what takes seconds to import is imported once. The one
-# module that asks for its rank when it is imported is imported afterwards. Each process trains in float32, logs each
-# step, and checks that a wrapper whose destructor may hang is gone before the group ends.
+# Starts three processes as torchrun does, but forks them, so that what takes seconds to import is imported once. The
+# one module that asks for its rank when it is imported is imported afterwards. Each process trains in float32, logs
+# each step, and checks that a wrapper whose destructor may hang is gone before the group ends.
 SCRIPT = """
 import gc
 import sys
