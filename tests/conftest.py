@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 
 # The same examples in every run; `make fuzz` draws new and many more ones. No deadlines: the machine may be busy.
-hypothesis.settings.register_profile("quick", derandomize=True, deadline=None, database=None)
+hypothesis.settings.register_profile("quick", max_examples=50, derandomize=True, deadline=None, database=None)
 hypothesis.settings.register_profile("long", max_examples=2000, deadline=None, print_blob=True)
 hypothesis.settings.load_profile("quick")
 
