@@ -1,4 +1,4 @@
-"""Evaluators that are loaded once in a process: ResNet-18 has no toy size, and takes half a second each time."""
+"""Evaluators that are loaded once in a process: ResNets have no toy size, and take half a second each time."""
 
 import zlib
 from pathlib import Path
@@ -10,7 +10,7 @@ from shared.evaluator import Evaluator
 from shared.options import EngineName
 from shared.storage import Location
 
-KEPT = 4  # of 45 MB each
+KEPT = 4  # of 20 or 45 MB each
 
 _load = evaluator.load_evaluator
 _loaded: dict[tuple[bool, str, int, int], Evaluator] = {}

@@ -48,7 +48,7 @@ WEBHOOK = "https://pictures.example/hook"
 STEPS, PICTURES, REPEATS = 4, 4, 2  # limits on what requests ask for, to keep them short
 QUICK = {
     "seed": 1,
-    "generation": {"max-examples": 4},
+    "generation": {"max-examples": 3},
     "phases": {"coverage": {"enabled": False}, "stateful": {"max-steps": 4}},
 }
 LONG = {"generation": {"max-examples": 150}}

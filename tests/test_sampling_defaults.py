@@ -11,7 +11,9 @@ import pytest
 from pydantic import ValidationError
 
 from service.settings import Settings
+from shared import evaluator
 from shared.checkpoint import read_info, verify
+from shared.diffusion import model
 from shared.diffusion.model import load_denoiser
 from shared.options import SamplingOptions
 from tests.conftest import serving
@@ -21,6 +23,13 @@ from trainer import __main__ as cli
 from trainer.config import TrainConfig
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]
+
+
+@pytest.fixture(autouse=True)
+def _quick_networks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile no network that computes a few pictures."""
+    for module in (evaluator, model):
+        monkeypatch.setattr(module, "uses_openvino", lambda engine, device: engine == "openvino")
 
 
 @pytest.fixture

@@ -8,7 +8,6 @@ import pytest
 
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.evaluator import Evaluator, load_evaluator
-from shared.options import SamplingOptions
 from shared.registry import promoted, resolve, scan
 from shared.vocabulary import ICLEVR
 from tests.paths import ROOT
@@ -70,5 +69,5 @@ def test_the_clients_page_asks_for_no_more_stages_than_the_default_model_has(den
 
 
 def test_single_objects_are_drawn_as_asked(denoiser: Denoiser, evaluator: Evaluator) -> None:
-    run = score_run(denoiser.stepper(), evaluator, LISTS, SamplingOptions(), seed=0)
+    run = score_run(denoiser.stepper(), evaluator, LISTS, denoiser.options, seed=0)
     assert run.score.accuracy >= 5 / 6  # six labels in all; a broken sampler or schedule draws almost none of them

@@ -26,7 +26,8 @@ SHAPE: dict[str, Any] = {
     "head_channels": 8,
     "embedding": 16,
 }
-NETWORK = NetworkConfig(num_labels=len(ICLEVR), **SHAPE)
+# without blocks before the lowest resolution, as the shipped networks have none at the highest: it compiles sooner
+NETWORK = NetworkConfig(num_labels=len(ICLEVR), **{**SHAPE, "encoder_blocks": (0, 0)})
 
 
 def randomize(module: nn.Module, seed: int, std: float = 0.3) -> None:
@@ -61,11 +62,13 @@ def publish_toy_denoiser(
     )
 
 
-def publish_toy_evaluator(storage: Location, name: str, vocabulary: Vocabulary = ICLEVR) -> None:
-    """Publish an evaluator of random weights."""
+def publish_toy_evaluator(
+    storage: Location, name: str, vocabulary: Vocabulary = ICLEVR, *, architecture: str = "resnet10"
+) -> None:
+    """Publish an evaluator of random weights, by default of the smallest architecture that there is."""
     torch.manual_seed(0)  # ResNet's own initialization takes no generator
-    judge = Evaluator(vocabulary).resnet.state_dict()
-    publish(storage, name, judge, kind="evaluator", vocabulary=vocabulary.names, config={}, training={})
+    judge, config = Evaluator(vocabulary, architecture=architecture).resnet.state_dict(), {"architecture": architecture}
+    publish(storage, name, judge, kind="evaluator", vocabulary=vocabulary.names, config=config, training={})
 
 
 def publish_toy_adapter(storage: Location, name: str, base: CheckpointInfo) -> CheckpointInfo:
@@ -98,7 +101,7 @@ def publish_toy_upsampler(
 
 @functools.cache
 def _toys() -> dict[str, bytes]:
-    """What `publish_toys` publishes, by file name. Drawing and verifying ResNet-18's weights takes half a second."""
+    """What `publish_toys` publishes, by file name. Drawing and verifying a ResNet's weights takes long."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for seed, denoiser in enumerate(("toy", "other")):

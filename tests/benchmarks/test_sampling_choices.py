@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import sampling_choices
+from shared import evaluator
+from shared.diffusion import model
 from shared.registry import promote
 from shared.vocabulary import Vocabulary
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_evaluator, publish_toys
@@ -16,6 +18,8 @@ from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_evaluator, pu
 def test_the_models_own_evaluator_judges_it_in_the_storage_of_the_environment(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for module in (evaluator, model):
+        monkeypatch.setattr(module, "uses_openvino", lambda engine, device: engine == "openvino")  # compile nothing
     digits = Vocabulary(("zero", "one"))
     publish_toys(tmp_path)  # its promoted evaluator knows no digits
     publish_toy_denoiser(tmp_path, "digits", 0, vocabulary=digits)

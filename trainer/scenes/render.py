@@ -69,17 +69,20 @@ def ground_height(q: Floats) -> Floats:
 def _ground_hits(directions: Floats) -> tuple[Floats, Floats]:
     """Find by bisection where rays from the camera meet the ground: points and unit normals, (N, 3) each."""
 
-    def above(distance: Floats) -> Floats:
+    def above(distance: Floats, directions: Floats) -> NDArray[np.bool_]:
         point = CAMERA + distance[:, None] * directions
-        return np.asarray(point[:, 2] - ground_height(point[:, :2] @ GROUND_BEARING - GROUND_OFFSET))
+        return np.asarray(point[:, 2] > ground_height(point[:, :2] @ GROUND_BEARING - GROUND_OFFSET))
 
     distances = np.linspace(2.0, 45.0, 173)
-    below = np.array([above(np.full(len(directions), distance)) <= 0 for distance in distances[:-1]])
-    first = np.where(below.any(0), below.argmax(0), len(distances) - 1)
+    first, left = np.full(len(directions), len(distances) - 1), np.arange(len(directions))
+    for i, distance in enumerate(distances[:-1]):  # rays that have met the ground need no more of them
+        is_above = above(np.full(len(left), distance), directions[left])
+        first[left[~is_above]] = i
+        left = left[is_above]
     near, far = distances[first - 1], distances[first]
     for _ in range(40):
         middle = 0.5 * (near + far)
-        outside = above(middle) > 0
+        outside = above(middle, directions)
         near, far = np.where(outside, middle, near), np.where(outside, far, middle)
     point = CAMERA + far[:, None] * directions
     q, step = point[:, :2] @ GROUND_BEARING - GROUND_OFFSET, 1e-3

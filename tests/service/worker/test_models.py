@@ -30,6 +30,18 @@ from tests.service.worker.conftest import (
 from tests.toy_checkpoint import publish_toy_denoiser
 
 
+@pytest.fixture(scope="module")
+def elsewhere(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The cache of another machine, which no test gives a model that storage no longer has."""
+    return tmp_path_factory.mktemp("elsewhere")
+
+
+@pytest.fixture
+def own(settings: Settings, folder: Path) -> Settings:
+    """Settings with the test's own storage. The cache is this run's: each model is compiled once."""
+    return settings.model_copy(update={"storage": folder})
+
+
 @pytest.fixture
 def store(connection: Redis, own: Settings) -> JobStore:
     return JobStore(connection, own)
@@ -65,12 +77,12 @@ def test_jobs_accepted_before_a_change_use_the_old_weights(
 
 @pytest.mark.parametrize(("is_busy", "is_draining"), [(False, False), (True, False), (False, True)])
 def test_a_job_whose_checkpoint_only_another_worker_has_is_left_to_it(
-    connection: Redis, own: Settings, folder: Path, tmp_path: Path, store: JobStore, create: Create,
+    connection: Redis, own: Settings, folder: Path, elsewhere: Path, store: JobStore, create: Create,
     is_busy: bool, is_draining: bool,
 ) -> None:  # fmt: skip
     """Whether a worker has nothing to do, or wants its model while it samples another one; and if the other drains."""
     one, old = started(connection, own), publish_toy_denoiser(folder, "other", 6)
-    elsewhere = started(connection, own.model_copy(update={"cache": tmp_path / "elsewhere"}), "w2")
+    two = started(connection, own.model_copy(update={"cache": elsewhere}), "w2")
     load(one, old)
     publish_toy_denoiser(folder, "other", 7)
     if is_busy:
@@ -78,14 +90,14 @@ def test_a_job_whose_checkpoint_only_another_worker_has_is_left_to_it(
     job = create(model="other", digest=old.digest)
     about = {"models": [{"name": old.name, "digest": old.digest}], "draining": is_draining}
     workers.announce(connection, one.name, about, lease_s=60)
-    run_until(elsewhere, lambda: elsewhere._not_before)
+    run_until(two, lambda: two._not_before)
     assert status(store, job) == "queued"
     run(one, job.id)
     assert status(store, job) == "finished"
     workers.withdraw(connection, one.name)
-    elsewhere._not_before.clear()
+    two._not_before.clear()
     job = create(model="other", digest=old.digest)
-    run(elsewhere, job.id)
+    run(two, job.id)
     assert "no longer the checkpoint" in error_of(store, job)
 
 

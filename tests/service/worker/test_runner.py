@@ -333,7 +333,7 @@ def test_a_draining_worker_finishes_what_it_can_and_releases_the_rest(
 ) -> None:
     patient = settings.model_copy(update={"lease_s": 600.0})  # longer than the test may take
     store, runner = JobStore(connection, patient), started(connection, patient, "a")
-    short, long, late = (new_job(settings, steps=steps, pictures=2) for steps in (5, 1000, 5))
+    short, long, late = (new_job(settings, steps=steps, pictures=2) for steps in (5, 200, 5))
     add_job(store, short)
     add_job(store, long)
     runner.run_once()

@@ -93,7 +93,8 @@ def test_an_evaluator_of_more_labels_judges_as_in_the_service(command: Command) 
 
 
 def test_an_evaluator_is_exported_as_the_courses_checkpoint_which_can_judge(command: Command) -> None:
-    succeeded(command("export", "toy-evaluator", "checkpoint.pth"))
+    publish_toy_evaluator(Path("models"), "course", architecture="resnet18")
+    succeeded(command("export", "course", "checkpoint.pth"))
     succeeded(
         command(
             "score", "few.json", "--repeats", 1, "--evaluator", "checkpoint.pth", "--steps", 1, "--json", "score.json"
@@ -101,7 +102,7 @@ def test_an_evaluator_is_exported_as_the_courses_checkpoint_which_can_judge(comm
     )
     assert json.loads(Path("score.json").read_text())["evaluator"] == "checkpoint.pth"
     course = CourseEvaluator(Path("checkpoint.pth"))  # loads strictly
-    kept = load(Path("models/toy-evaluator.safetensors"))[1]
+    kept = load(Path("models/course.safetensors"))[1]
     assert all(torch.equal(value, kept[key].to(value.dtype)) for key, value in course.net.state_dict().items())
     refused(command("export", "toy", "checkpoint.pth"), "is of kind denoiser, not evaluator")
     weights = Evaluator(Vocabulary(("zero", "one"))).resnet.state_dict()

@@ -19,7 +19,7 @@ from tests.trainer.command_line import TINY, Command, refused, succeeded
 from tests.trainer_fixtures import write_data_folder
 from trainer.objectives.denoiser import Denoising
 
-FIT = ("train", "evaluator", "--set", "batch=8")
+FIT = ("train", "evaluator", "--architecture", "resnet10", "--set", "batch=8")
 UNSEEN = "note: no picture shows brown cube, purple cube, .*, yellow cylinder, so they cannot be learnt\n"
 
 

@@ -68,7 +68,7 @@ def test_the_position_loss_counts_only_objects_that_are_there() -> None:
 
 
 def test_with_positions_the_head_is_trained_measured_and_started_from(located: Dataset, tmp_path: Path) -> None:
-    objective, network = Recognising(located, located), make_network(located, 0, "resnet18")
+    objective, network = Recognising(located, located), make_network(located, 0, "resnet10")
     assert network.locator is not None
     before = {key: value.clone() for key, value in network.locator.state_dict().items()}
     config = RUN.model_copy(update={"batch": 4})
@@ -80,12 +80,12 @@ def test_with_positions_the_head_is_trained_measured_and_started_from(located: D
     held_out = read_info(objective.publish(training.averaged, tmp_path, "judge", {})).training["held_out"]
     assert held_out.keys() == scores | {"exact_match_of"}
     assert figures.items() <= held_out.items()
-    start_from(again := make_network(located, 1, "resnet18"), tmp_path, "judge")
+    start_from(again := make_network(located, 1, "resnet10"), tmp_path, "judge")
     wanted = load_evaluator(tmp_path / "judge.safetensors")
     assert all(torch.equal(value, other) for value, other in zip(again.parameters(), wanted.parameters(), strict=True))
     other = replace(located, vocabulary=Vocabulary(located.vocabulary.names[::-1]))
     with pytest.raises(TrainerError, match="judge has another vocabulary than the data set"):
-        start_from(make_network(other, 0, "resnet18"), tmp_path, "judge")
+        start_from(make_network(other, 0, "resnet10"), tmp_path, "judge")
 
 
 class Knowing(Evaluator):
@@ -113,6 +113,6 @@ def test_what_is_measured_on_held_out_pictures() -> None:
 
 def test_held_out_pictures_may_have_labels_in_another_order(dataset: Dataset) -> None:
     turned = in_vocabulary(dataset, Vocabulary(dataset.vocabulary.names[::-1]), "model")
-    network = make_network(dataset, 0, "resnet18").eval()
+    network = make_network(dataset, 0, "resnet10").eval()
     one, other = (Recognising(dataset, unseen).show(network, Run()) for unseen in (dataset, turned))
     assert one == other

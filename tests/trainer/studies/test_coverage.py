@@ -75,7 +75,8 @@ def test_the_evaluator_of_any_labels_compares_the_pictures_and_too_many_are_refu
     publish_toy_evaluator(Path("models"), "digits", Vocabulary(("zero", "one")))
     write_data_folder(Path("data"), pictures=48)
     at = ("evaluate", "toy", "--data", "data", "--only", "coverage", "--out", ".")
-    succeeded(command("export", "toy-evaluator", "checkpoint.pth"))
+    publish_toy_evaluator(Path("models"), "course", architecture="resnet18")
+    succeeded(command("export", "course", "checkpoint.pth"))
     for evaluator in ("checkpoint.pth", "digits"):
         succeeded(command(*at, "--count", 20, "--evaluator", evaluator))
         rows = {one["measure"]: one for one in json.loads(Path("coverage.json").read_text())["rows"]}

@@ -29,8 +29,9 @@ def _files(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     publish_toys(Path("models"))
     publish_toy_evaluator(Path("models"), "second")
     publish_toy_denoiser(Path("models"), "placing", 0, positions=True)
-    # as many as its layout network places
-    reconfigure(Path("models/placing.safetensors"), lambda _: {"support": {"objects": [1, 3]}})
+    # as many as its layout network places; in few steps
+    few = {"support": {"objects": [1, 3]}, "sampling": {"steps": 2}}
+    reconfigure(Path("models/placing.safetensors"), lambda _: few)
     names = list(json.loads((write_data_folder(Path("data"), PICTURES) / "train.json").read_text()))
     places = np.random.default_rng(0).random((PICTURES, 1, 2)).tolist()
     Path("data/positions.json").write_text(json.dumps(dict(zip(names, places, strict=True))))
@@ -51,7 +52,8 @@ def figures_of(study: str) -> Any:
 def test_figures_follow_from_the_seed_whatever_the_order_of_the_folders_labels(command: Command, study: str) -> None:
     """They are written beside a picture, if the study draws one, and a table is printed."""
     publish_toy_upsampler(Path("models"), "large", read_info(Path("models/placing.safetensors")))
-    enough = ("--count", PICTURES) if study == "arrangements" else ()
+    counts = {"arrangements": PICTURES, "edits": 5}  # edits are sampled four scenes at a time
+    enough = ("--count", counts[study]) if study in counts else ()
     found = []
     for names in (ICLEVR.names, ["pink cube", *ICLEVR.names[::-1]]):  # pink is in no picture
         write_objects_file(Path("data"), names)

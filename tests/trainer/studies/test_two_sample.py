@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(two_sample, "STEPS", 50)
+    monkeypatch.setattr(two_sample, "STEPS", 30)
     monkeypatch.setattr(two_sample, "SIDE", 16)
 
 

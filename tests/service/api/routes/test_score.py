@@ -54,7 +54,8 @@ def test_score_gives_what_the_trainer_gives(client: httpx.Client, working: Runne
     denoiser = load_denoiser(resolve(settings.storage, None, "denoiser"))
     evaluator = load_evaluator(resolve(settings.storage, None, "evaluator"))
     options = PictureOptions(steps=6, guidance=3.0)
-    runs = [score_run(denoiser.stepper(), evaluator, LISTS * 4, options, 5 + r) for r in range(3)]
+    stepper = denoiser.stepper()
+    runs = [score_run(stepper, evaluator, LISTS * 4, options, 5 + r) for r in range(3)]
     figures = summary(runs)
     for name in ("accuracy", "exact_match", "f1"):
         assert result[name] == pytest.approx(figures[name])
