@@ -418,38 +418,23 @@ def test_processes_that_would_resume_from_different_states_are_refused(
         fit(tmp_path, 1)
 
 
-# Starts three processes as torchrun does, but forks them, so that what takes seconds to import is imported once. The
-# one module that asks for its rank when it is imported is imported afterwards. Each process trains in float32, logs
-# each step, and checks that a wrapper whose destructor may hang is gone before the group ends.
+# Trains in float32, logs each step, and checks that a wrapper whose destructor may hang is gone before the group ends.
 SCRIPT = """
 import gc
 import sys
-import torch._dynamo
 import torch.distributed
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from torch.nn.parallel import DistributedDataParallel
 import shared.device
-import trainer.objectives.layouts
-import trainer.score
-import trainer.studies.card
 import trainer.train
-def train():
-    from trainer.__main__ import main
-    trainer.train.autocast_dtype = shared.device.autocast_dtype = lambda _: None
-    trainer.train.LOG_EVERY = 1
-    end = torch.distributed.destroy_process_group
-    def end_last():
-        assert not any(isinstance(one, DistributedDataParallel) for one in gc.get_objects())
-        end()
-    torch.distributed.destroy_process_group = end_last
-    if code := main():
-        sys.exit(code)
-assert "trainer.commands.terminal" not in sys.modules
-config = LaunchConfig(
-    1, 1, nproc_per_node=3, run_id="test", rdzv_backend="c10d", rdzv_endpoint="localhost:0", max_restarts=0,
-    start_method="fork",
-)
-elastic_launch(config, train)()
+from trainer.__main__ import main
+trainer.train.autocast_dtype = shared.device.autocast_dtype = lambda _: None
+trainer.train.LOG_EVERY = 1
+end = torch.distributed.destroy_process_group
+def end_last():
+    assert not any(isinstance(one, DistributedDataParallel) for one in gc.get_objects())
+    end()
+torch.distributed.destroy_process_group = end_last
+sys.exit(main())
 """
 
 
@@ -462,8 +447,9 @@ def test_three_processes_train_the_same_networks_as_one(tmp_path: Path) -> None:
     (tmp_path / "script.py").write_text(SCRIPT)
     done = subprocess.run(
         [
-            sys.executable, "script.py", "train", "denoiser", "--device", "cpu", "--data", "data",
-            "--run-folder", "three", "--storage", ".", "--name", "three", "--steps", "3", "--grad-accumulation", "2",
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "3",
+            "script.py", "train", "denoiser", "--device", "cpu", "--data", "data", "--run-folder", "three",
+            "--storage", ".", "--name", "three", "--steps", "3", "--grad-accumulation", "2",
             *(f"--set={key}={json.dumps(value)}" for key, value in config.model_dump(mode="json").items()),
         ],
         cwd=tmp_path, env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},

@@ -33,7 +33,7 @@ def test_the_layout_network_learns_which_label_stands_where(tmp_path: Path) -> N
     vocabulary, count = Vocabulary(("sky", "boat")), 600
     heights = torch.rand(count, 2, generator=generator).sort(1).values  # y from the top: the sky's is the smaller
     positions = torch.stack([torch.rand(count, 2, generator=generator), heights], -1)
-    objective = Arranging(positions, vocabulary, LayoutsConfig(network={"cells": 16}, batch=128, evaluate_every=5))
+    objective = Arranging(positions, vocabulary, LayoutsConfig(network={"cells": 16}, batch=256, evaluate_every=5))
     network, _, step = fit_layouts(objective, make_network(objective), tmp_path, Budget(steps=100))
     drawer = LayoutDrawer(network)
     drawn = torch.stack([drawer.draw(torch.ones(2), generator) for _ in range(100)])
