@@ -263,7 +263,7 @@ def test_one_port_is_published_and_workers_have_no_way_out(deployment: Deploymen
 
 def test_one_of_two_workers_is_killed_and_every_picture_is_there_once(deployment: Deployment) -> None:
     deployment.scale(2)
-    assert deployment.client.ready().workers == 2
+    until(lambda: deployment.client.ready().workers == 2)
     labels, options = LABELS * 6, {"seed": 5, "steps": 50}
 
     undisturbed = deployment.client.generate(labels, **options)  # type: ignore[arg-type]
@@ -344,7 +344,7 @@ def test_restored_storage_lacks_the_pictures_since_its_copy(deployment: Deployme
     assert deployment.client.job(new.id).result == new.result
     assert deployment.error_of(new.id) == (410, "expired-job")
     assert deployment.pictures(deployment.client.generate(LABELS, seed=8)) == lost
-    with pytest.raises(JobUnfinished, match="a picture is no longer in storage"):
+    with pytest.raises(JobUnfinished, match="picture 0: .*no longer in storage"):
         deployment.client.wait(begun.id)
     assert deployment.client.retry(begun.id).status == "finished"
 
