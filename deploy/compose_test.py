@@ -344,7 +344,7 @@ def test_restored_storage_lacks_the_pictures_since_its_copy(deployment: Deployme
     assert deployment.client.job(new.id).result == new.result
     assert deployment.error_of(new.id) == (410, "expired-job")
     assert deployment.pictures(deployment.client.generate(LABELS, seed=8)) == lost
-    with pytest.raises(JobUnfinished, match="picture 0: .*no longer in storage"):
+    with pytest.raises(JobUnfinished, match=r"picture 0: .*no longer in storage"):
         deployment.client.wait(begun.id)
     assert deployment.client.retry(begun.id).status == "finished"
 
