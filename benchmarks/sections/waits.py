@@ -129,7 +129,7 @@ def report(data: Data) -> list[Piece]:
         table.add(what, found["n"], number(data["took_s"][name]), *map(number, cells))
     return [
         "Each job's `eta`, when its request is answered or, of a burst, after the last one, compared with its end; "
-        f"the goal is {GOAL}. A forecast knows no later requests. Pictures of the killed worker are taken over after "
+        f"the goal is {GOAL}. A forecast foresees neither requests nor deaths. Pictures of the killed worker are taken over after "
         f"{LEASE_S} s.",
         table,
     ]
