@@ -129,8 +129,8 @@ def report(data: Data) -> list[Piece]:
         table.add(what, found["n"], number(data["took_s"][name]), *map(number, cells))
     return [
         "Each job's `eta`, when its request is answered or, of a burst, after the last one, compared with its end; "
-        f"the goal is {GOAL}. A forecast foresees neither requests nor deaths. Pictures of the killed worker are taken over "
-        f"after {LEASE_S} s.",
+        f"the goal is {GOAL}. A forecast foresees neither requests nor deaths. Pictures of the killed worker are taken "
+        f"over after {LEASE_S} s.",
         table,
     ]
 
