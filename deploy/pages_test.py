@@ -31,7 +31,7 @@ ROUTER, S3_PORT = "10.77.1.254", 5000
 LAYERS = ("etc", "opt", "var", "root", "run", "tmp", "mnt")
 
 CLONE = f"git clone --quiet --depth 1 file://{ROOT}"
-INSTALLED = "touch --date=2000-01-01 pyproject.toml lock/*.txt"  # for make
+INSTALLED = "touch --date=2000-01-01 pyproject.toml lock/*.txt"  # older than .venv, lest make install anew
 SERVE = """\
 test -z "${SERVER:-}" || { kill $SERVER; while curl -s localhost:8000/healthz >/dev/null; do sleep 0.2; done; }
 labelgrid serve > /run/serve.log 2>&1 & SERVER=$!

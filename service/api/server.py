@@ -13,7 +13,7 @@ from service.telemetry.logs import get_logger
 
 log = get_logger(__name__)
 
-HEADERS_BYTES = 64 << 10  # of a request; h11's own limit of 16 KiB holds only where they come in parts
+HEADERS_BYTES = 64 << 10  # of a request; h11 itself takes 16 KiB of headers that a network delivers in parts
 GRACE_S = 3.0  # the last part of `drain_s`, in which the requests that still wait are answered
 
 

@@ -72,11 +72,10 @@ class WorkerSpeed:
 
 
 class Turns:
-    """The jobs of one owner and one size, which take turns."""
+    """The pending pictures of one owner's jobs of one size, which take turns."""
 
     def __init__(self, jobs: Iterable[OpenJob]) -> None:
         ordered = sorted(jobs, key=lambda job: job.pending)
-        self.in_progress = sum(job.in_progress for job in ordered), sum(job.rows_in_progress for job in ordered)
         self._pending = [job.pending for job in ordered]
         self._costs = [*accumulate((job.cost for job in ordered), initial=0.0)]
         self._pictures = [*accumulate(self._pending, initial=0)]
@@ -103,6 +102,10 @@ class FairQueue:
         for job in self.jobs.values():
             by_owner.setdefault(job.owner, {}).setdefault(job.size, []).append(job)
         self._turns = {owner: {size: Turns(own) for size, own in sizes.items()} for owner, sizes in by_owner.items()}
+        self._in_progress = dict[int, tuple[float, float]]()  # pictures and network rows, by the size of their job
+        for job in self.jobs.values():
+            pictures, rows = self._in_progress.get(job.size, (0, 0.0))
+            self._in_progress[job.size] = pictures + job.in_progress, rows + job.rows_in_progress
 
     def forecast(self, job: OpenJob, workers: Iterable[WorkerSpeed]) -> Forecast | None:
         """Return when a job will be done, whether or not it is queued. None if no worker has a rate."""
@@ -131,7 +134,7 @@ class FairQueue:
         every owner gives one picture, of their jobs in turn.
         """
         queued = self.jobs.get(job.id)
-        found, ahead = dict[int, tuple[float, float]](), 0
+        found, ahead = dict(self._in_progress), 0
 
         def add(size: int, pictures: float, rows: float) -> None:
             before = found.get(size, (0.0, 0.0))
@@ -144,7 +147,7 @@ class FairQueue:
         if queued is not None:
             own = min(queued.pending, job.pending)
             ahead -= own
-            add(queued.size, -own, -own * queued.cost)
+            add(queued.size, -own - queued.in_progress, -own * queued.cost - queued.rows_in_progress)
         rounds = ahead + job.pending
         for owner, sizes in self._turns.items():
             pending = sum(turns.pending[0] for turns in sizes.values())
@@ -153,11 +156,6 @@ class FairQueue:
                 ahead += taken
                 for size, turns in sizes.items():
                     add(size, *(taken / pending * one for one in turns.pending))
-        for sizes in self._turns.values():
-            for size, turns in sizes.items():
-                add(size, *turns.in_progress)
-        if queued is not None:
-            add(queued.size, -queued.in_progress, -queued.rows_in_progress)
         return ahead, found
 
 
