@@ -14,7 +14,6 @@ DAY_S = 86_400
 PEAK = 3.0  # the busiest hour's rate relative to the daily mean; a common rule of thumb, not measured
 LOAD = 0.6  # target load at the peak, as a fraction of capacity
 DAYS = (1_000, 100_000, 10_000_000)
-GUIDED = 16  # steps of the other sampling that is shown, with guidance in each
 NEEDED = ("service", "growth", "scaling")
 MOST_QUEUED: int = Settings.model_fields["max_queued_pictures"].default
 
@@ -34,7 +33,7 @@ class Costs:
     @classmethod
     def of(cls, content: Data) -> "Costs":
         service, growth, scaling = (content[name] for name in NEEDED)
-        served = tuple(growth["served_rows"])
+        served = tuple(service["served_rows"])
         picture_s = 1 / service["figures"]["service.pictures_per_s"]["median"]
         bare_s = 1 / service["bare_pictures_per_s"]["median"]
         return cls(
@@ -74,15 +73,15 @@ def capacity(content: Data) -> list[Piece]:
     if not content.keys() >= set(NEEDED):
         return []
     costs = Costs.of(content)
-    kinds = {f"{len(costs.served)} steps as shipped": sum(costs.served), f"{GUIDED} guided steps": 2 * GUIDED}
+    rows = sum(costs.served)
     others = ["share of one Redis", "Redis, GiB", "storage, GiB", "PNGs sent, Mbit/s"]
-    table = Table(["pictures/day", "at the peak, per second", *(f"devices, {kind}" for kind in kinds), *others])
+    table = Table(["pictures/day", "at the peak, per second", "devices", *others])
     for day in DAYS:
         peak = PEAK * day / DAY_S
         share, *rest = need(costs, day).values()
-        needed = [f"{devices(peak, costs.picture_s(rows)):,}" for rows in kinds.values()]
-        table.add(f"{day:,}", number(peak), *needed, f"{share:.2%}", *map(number, rest))
-    minutes = MOST_QUEUED * costs.picture_s(sum(costs.served)) / 60
+        needed = f"{devices(peak, costs.picture_s(rows)):,}"
+        table.add(f"{day:,}", number(peak), needed, f"{share:.2%}", *map(number, rest))
+    minutes = MOST_QUEUED * costs.picture_s(rows) / 60
     return [
         "## Capacity",
         "What a number of pictures per day needs:",
@@ -92,8 +91,8 @@ def capacity(content: Data) -> list[Piece]:
         f"keeps {number(costs.redis_bytes)} bytes and storage {number(costs.picture_bytes)} of a picture for "
         f"{costs.kept_s / DAY_S:g} days (`LABELGRID_KEEP_DAYS`).",
         f"With full batches, a device takes {number(1000 * costs.row_s)} ms per network row, and "
-        f"{number(1000 * costs.other_s)} ms for all else that a picture needs. As shipped, a picture has "
-        f"{sum(costs.served)} rows. For A pictures per second of D device seconds you need ceil(A D / {LOAD:g}) "
+        f"{number(1000 * costs.other_s)} ms for all else that a picture needs. With the default model, its rows are "
+        f"{rows}. For A pictures per second of D device seconds you need ceil(A D / {LOAD:g}) "
         "devices. More devices are more workers (`--scale worker=N`, or KEDA by the backlog); where one Redis is not "
         "enough, run [several deployments](scaling.md#after-one-redis).",
         f"Beyond {MOST_QUEUED:,} pending pictures of a model (`max_queued_pictures`) requests are refused (429): these "

@@ -18,6 +18,7 @@ TITLES = {
     "sampling": "Sampling a batch",
     "roofline": "Against the limit",
     "service": "The service over the bare loop",
+    "models": "One call a picture",
     "workers": "Two workers beside one",
     "load": "Batching under load",
     "servers": "Beside other servers",

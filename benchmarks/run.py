@@ -13,8 +13,8 @@ from benchmarks.results import ROOT, say
 
 # The sections that need the least disturbed machine come first.
 SECTIONS = (
-    "roofline", "servers", "sampling", "service", "workers", "waits", "selected", "load", "training", "growth",
-    "scaling", "startup",
+    "roofline", "servers", "sampling", "service", "models", "workers", "waits", "selected", "load", "training",
+    "growth", "scaling", "startup",
 )  # fmt: skip
 HANGS_S = 3 * 3600  # a section ends itself long before, with fewer rounds on a slow machine
 

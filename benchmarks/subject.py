@@ -1,4 +1,4 @@
-"""What is measured: the promoted checkpoints, and the label lists they sample."""
+"""What is measured: shipped checkpoints, and the label lists they sample."""
 
 from collections.abc import Sequence
 
@@ -17,14 +17,20 @@ from shared.registry import resolve
 from shared.vocabulary import ICLEVR, Vocabulary
 
 DISTILLED = "iclevr-64-1step"
+IN_STEPS = "iclevr-320x240"  # samples in several steps, as other libraries do; the promoted one takes a single call
 # A worker's batch on a CPU, which the loops and simulations without a worker have, too: pictures that are in progress,
 # pictures that may join beyond, and the network rows from which large jobs wait for small ones.
 AT_ONCE, LATE, FEW_ROWS = ON_CPU.pictures, ON_CPU.late_pictures, ON_CPU.efficient_rows
 
 
-def denoiser() -> Denoiser:
+def promoted() -> Denoiser:
     """Load the promoted denoiser."""
     return load_denoiser(resolve(STORAGE, None, "denoiser"), device=pick_device())
+
+
+def in_steps() -> Denoiser:
+    """Load the denoiser of several steps."""
+    return load_denoiser(resolve(STORAGE, IN_STEPS, "denoiser"), device=pick_device())
 
 
 def distilled() -> Denoiser:

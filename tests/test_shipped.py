@@ -37,7 +37,7 @@ def test_every_file_is_intact_and_small_enough_to_ship() -> None:
 
 def test_squeezed_pictures_are_shown_in_the_proportions_of_the_data() -> None:
     found = [info for info in scan(MODELS).of_kind("denoiser") if info.vocabulary == ICLEVR.names]
-    assert {info.name for info in found} >= {"iclevr-64", "iclevr-64-1step", "iclevr-64-labels"}
+    assert {info.name for info in found} >= {"iclevr-320x240", "iclevr-64", "iclevr-64-1step", "iclevr-64-labels"}
     assert {tuple(info.config["proportions"]) for info in found} == {(4, 3)}
 
 
@@ -63,9 +63,15 @@ def test_the_card_is_of_this_checkpoint(denoiser: Denoiser, evaluator: Evaluator
         assert info.digest[:16] in (MODELS / f"{info.name}.md").read_text()
 
 
-def test_the_clients_page_asks_for_no_more_stages_than_the_default_model_has(denoiser: Denoiser) -> None:
-    (stages,) = re.findall(r"labelgrid generate .*--trajectory (\d+)", (ROOT / "docs/client.md").read_text())
-    assert int(stages) <= denoiser.options.steps + 1
+def test_the_clients_page_asks_for_no_more_stages_than_the_model_has() -> None:
+    asked = r"labelgrid generate .*--model (\S+) --trajectory (\d+)"
+    ((model, stages),) = re.findall(asked, (ROOT / "docs/client.md").read_text())
+    assert int(stages) <= load_denoiser(resolve(MODELS, model, "denoiser")).options.steps + 1
+
+
+def test_the_default_model_draws_a_picture_in_one_call(denoiser: Denoiser) -> None:
+    assert denoiser.info.is_one_call
+    assert denoiser.picture_shape == (3, 240, 320)
 
 
 def test_single_objects_are_drawn_as_asked(denoiser: Denoiser, evaluator: Evaluator) -> None:

@@ -1,5 +1,6 @@
 #!/bin/sh
-# Make the checkpoints from nothing: data, evaluator, denoiser, its distilled form and its upsampler. The shipped weights
+# Make the checkpoints from nothing: data, evaluator, denoiser, its distilled form, its upsampler, and both together as
+# the default model, which draws a picture in one network call. The shipped weights
 # were made with these commands, in several runs (models/*.md), with the course's train.json as TRAIN. Without TRAIN,
 # scenes are random. WITHOUT names a test file whose label sets the other scenes never show. To resume, run it again: an
 # interrupted rendering starts over, training continues from its state. TIMES=4 takes four times as many steps.
@@ -19,12 +20,12 @@ render() { # NAME OPTIONS...
 if test "${TRIAL:-}"; then
   TRAIN="" scenes="--scenes 20" many="--scenes 4" unseen="--scenes 4" full="--scenes 3"
   fit="--steps 20" train="--steps 20 --set batch=16"
-  trajectories="--trajectories 256 --steps 20 --set batch=16" enlarge="--steps 10"
+  trajectories="--trajectories 256 --steps 20 --set batch=16" enlarge="--steps 10" detail="--steps 3" edges="--steps 3"
 else
   scenes="" many="--scenes 1920" unseen="--scenes 120" full="--scenes 480"
   times=${TIMES:-1}
   fit="--steps $((3600 * times))" train="--steps $((2400 * times))" enlarge="--steps $((2000 * times))"
-  trajectories="--trajectories 6144 --steps 900"
+  trajectories="--trajectories 6144 --steps 900" detail="--steps $((2000 * times))" edges="--steps $((19000 * times))"
 fi
 
 # unquoted on purpose: options of several words are split at blanks
@@ -46,6 +47,13 @@ upsample() { # RUN OPTIONS...
 }
 upsample pixels --set adversarial=0
 upsample upsampler --start-from iclevr-320x240
+one_call() { # RUN OPTIONS...
+  run="$at/runs/$1"
+  shift
+  trainer train one-step --data "$at/data/full" --base iclevr-64-1step --name iclevr-320x240-1step --run "$run" "$@"
+}
+one_call detail --set adversarial=0 $detail
+one_call edges --start-from iclevr-320x240-1step $edges
 trainer promote iclevr-resnet18
-trainer promote iclevr-320x240
+trainer promote iclevr-320x240-1step
 trainer score "$at/data/heldout64/test.json" --repeats 1

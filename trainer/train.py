@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
@@ -153,11 +154,16 @@ def make_optimizers(network: nn.Module, config: RunConfig) -> list[torch.optim.O
     """Return AdamW for all parameters, or Muon for the inner matrices and AdamW for all else.
 
     All else is the network's first and last layers, which its `edges` name, embeddings and vectors. `match_rms_adamw`
-    gives Muon's update the size of AdamW's (Liu et al. 2025, sec. 2.2), so both share one learning rate.
+    gives Muon's update the size of AdamW's (Liu et al. 2025, sec. 2.2), so both share one learning rate. AdamW alone
+    heeds the network's `lr_shares`: of parameters whose names begin so, the share of the rate at which they learn.
     """
     if config.optimizer == "adamw":
-        parameters, decay = network.parameters(), config.weight_decay
-        return [torch.optim.AdamW(parameters, config.lr, config.betas, weight_decay=decay, fused=True)]
+        shares: dict[str, float] = getattr(network, "lr_shares", {})
+        groups = defaultdict[float, list[nn.Parameter]](list)
+        for name, parameter in network.named_parameters():
+            groups[next((share for start, share in shares.items() if name.startswith(start)), 1.0)].append(parameter)
+        parts = [{"params": parameters, "share": share} for share, parameters in groups.items()]
+        return [torch.optim.AdamW(parts, config.lr, config.betas, weight_decay=config.weight_decay, fused=True)]
     matrices: list[nn.Parameter] = []
     others: list[nn.Parameter] = []
     edges: tuple[str, ...] = getattr(network, "edges", ())
@@ -311,7 +317,7 @@ def train(
                 norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm or torch.inf)
                 for optimizer in training.optimizers:
                     for parameters in optimizer.param_groups:
-                        parameters["lr"] = rate
+                        parameters["lr"] = rate * parameters.get("share", 1.0)
                     scaler.step(optimizer)  # not where the gradients overflow, after which the scale is lower
                     optimizer.zero_grad(set_to_none=True)
                 scaler.update()

@@ -39,7 +39,7 @@ class EngineDrawing:
     """All requests in one batch of our loop, with mixed options."""
 
     def __init__(self) -> None:
-        self.denoiser, self.judge = subject.denoiser(), subject.evaluator()
+        self.denoiser, self.judge = subject.in_steps(), subject.evaluator()
         self.stepper = self.denoiser.stepper()
 
     def __call__(self, requests: Sequence[Request]) -> list[bytes]:
@@ -61,7 +61,7 @@ class DiffusersDrawing:
     """
 
     def __init__(self, *, defaults: bool = False) -> None:
-        self.denoiser, self.judge = subject.denoiser(), subject.evaluator()
+        self.denoiser, self.judge = subject.in_steps(), subject.evaluator()
         self.positions, self.default = self.denoiser.stepper(engine="torch"), self.denoiser.options
         self.dtype = None if defaults else autocast_dtype(torch.device("cpu"))
         if defaults:

@@ -20,7 +20,6 @@ from benchmarks.sections.service import CLIENTS, saturate
 from benchmarks.stack import Stack, memory_mib
 from benchmarks.timing import figure, percentile, seconds
 from shared.diffusion.denoise import sample
-from shared.options import SamplingOptions
 from shared.pictures import png_bytes, to_uint8
 
 ANY_NUMBER = {
@@ -137,9 +136,8 @@ def stream_growth(sizes: Sequence[int], looks: int) -> list[Data]:
 
 def measure(quick: bool) -> Data:
     jobs, streams, looks = ([100], [50], 10) if quick else ([1000, 10_000], [100, 1000], 100)
-    ours = subject.denoiser()
-    stepper = ours.stepper()
-    picture = sample(stepper, subject.multi_hot([["red cube"]], ours.vocabulary), SamplingOptions(steps=4), [1])
+    ours = subject.promoted()
+    picture = sample(ours.stepper(), subject.multi_hot([["red cube"]], ours.vocabulary), ours.options, [1])
     watched, finished, queued = stream_growth(streams, looks), store_growth(jobs, looks), queue_growth(jobs, looks)
     return {
         "figures": {
@@ -149,7 +147,6 @@ def measure(quick: bool) -> Data:
             "growth.bytes_per_finished_picture": figure(one["bytes_per_job"] for one in finished),
         },
         "png_bytes": len(png_bytes(to_uint8(picture)[0])),
-        "served_rows": subject.network_rows(stepper, ours.options),
         "queue": queued,
         "store": finished,
         "streams": watched,

@@ -22,7 +22,7 @@ CONTINUOUS, REQUEST_LEVEL, ONE = POLICIES
 
 def step_costs(rounds: int) -> dict[int, float]:
     """Return the median seconds of a step by its network rows."""
-    denoiser = subject.denoiser()
+    denoiser = subject.in_steps()
     stepper, options = denoiser.stepper(), SamplingOptions(steps=1000, guidance=1.0)
     labels = subject.multi_hot([["red cube"]], denoiser.vocabulary)[0]
     batches = {n: [stepper.new_row(labels, options, seed) for seed in range(n)] for n in ROWS}

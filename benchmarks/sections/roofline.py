@@ -126,7 +126,7 @@ def library_of(stepper: Stepper) -> str:
 
 def measure(quick: bool) -> Data:
     batches, rounds = ([2, AT], 2) if quick else ([1, 2, 4, 8, AT, 32], 7)
-    denoiser = subject.denoiser()
+    denoiser = subject.in_steps()
     device = next(denoiser.network.parameters()).device
     dtype = autocast_dtype(device) or torch.float32
     stepper = denoiser.stepper()

@@ -71,7 +71,7 @@ def report_way(ours: Denoiser, hot: Tensor, only: int) -> Way:
 def measure(quick: bool) -> Data:
     count, rounds = (4, 2) if quick else (32, 3)
     slow = 1 if quick else 2
-    ours = subject.denoiser()
+    ours = subject.in_steps()
     hot = subject.multi_hot(subject.label_lists(count), ours.vocabulary)
     pipelines, samplings = make_pipelines(ours), our_samplings(ours, subject.distilled())
     labels = subject.network_labels(samplings[OURS][0], hot)  # baselines get the positions that our loop draws

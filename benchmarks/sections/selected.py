@@ -81,7 +81,7 @@ class Seen:
 
 def measure(quick: bool) -> Data:
     count, rounds = (8, 1) if quick else (64, 6)
-    seen, ours = {objects: Seen() for objects in OBJECTS}, subject.denoiser()
+    seen, ours = {objects: Seen() for objects in OBJECTS}, subject.promoted()
     rows_each = sum(subject.network_rows(ours.stepper(), ours.options))
     with stack() as running:
         Seen().load(running.port, bodies(OBJECTS[-1], CLIENTS, 0, select=True), ALONE)  # warm

@@ -91,7 +91,7 @@ def mixed(count: int, seed: int) -> list[dict[str, Any]]:
     for number_ in range(count):
         lists = subject.label_lists(int(dice.choice(SIZES)), seed=1000 * seed + number_)
         options = {"steps": int(dice.choice(STEPS)), "guidance": float(dice.choice(GUIDANCE))}
-        bodies.append({"labels": lists, "seed": number_, **options})
+        bodies.append({"labels": lists, "seed": number_, "model": subject.IN_STEPS, **options})
     return bodies
 
 
@@ -144,7 +144,7 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 def is_up(port: int) -> bool:
     with contextlib.suppress(OSError):
-        ask(HTTPConnection("127.0.0.1", port), {"labels": [["red cube"]], "steps": 1})
+        ask(HTTPConnection("127.0.0.1", port), {"labels": [["red cube"]], "steps": 1, "model": subject.IN_STEPS})
         return True
     return False
 
@@ -157,7 +157,8 @@ def one_round(pair: Sequence[int], name: str, turn: int, quick: bool) -> dict[st
         taken = {place: answers(pair[place], bodies, at) for place in order(turn)}
         return [taken[place] for place in range(2)]
 
-    same = [{"labels": lists, "seed": i} for i, lists in enumerate(zip(subject.label_lists(count)))]
+    lists = list(zip(subject.label_lists(count)))
+    same = [{"labels": one, "seed": i, "model": subject.IN_STEPS} for i, one in enumerate(lists)]
     taken = {BURST: both(same)}
     if MIXED in OTHERS[name].loads:
         taken[MIXED] = both(mixed(burst, 100 + turn))
@@ -184,7 +185,7 @@ def measure(quick: bool) -> Data:
                         for load, two in taken.items():
                             seen[name][condition][load].append(two)
                     say(f"  {name}, round {turn + 1}")
-    denoiser = subject.denoiser()
+    denoiser = subject.in_steps()
     return {
         "figures": figures(seen),
         "rounds": len(seen[LITSERVE]["quiet"][BURST]),

@@ -67,7 +67,7 @@ def bare(stepper: Stepper, options: SamplingOptions, count: int) -> Callable[[],
 
 def measure(quick: bool) -> Data:
     requests, larger, rounds, singles = (16, 8, 1, 3) if quick else (96, CLIENTS, 3, 15)
-    ours, distilled, settings = subject.denoiser(), subject.distilled(), Settings()
+    ours, distilled, settings = subject.promoted(), subject.distilled(), Settings()
     count = 3 * AT_ONCE if not quick else AT_ONCE
     stepper = ours.stepper()
     loop = bare(stepper, ours.options, count)
@@ -119,6 +119,7 @@ def measure(quick: bool) -> Data:
         "single_ms": figure(s * 1000 for s in end_to_end),
         "single_loop_ms": figure(s * 1000 for s in one),
         "batch": AT_ONCE,
+        "served_rows": subject.network_rows(stepper, ours.options),
         "cpu_ms": {name: figure(one[name] for one in spent) for name in spent[0]},
         "loop_cpu_ms": figure(loop_ms),
         "kept_s": settings.keep_s,

@@ -59,24 +59,30 @@ def check_layouts(
 
 
 def check_sampling(options: SamplingOptions, info: CheckpointInfo, models: Models) -> None:
-    """Raise BadRequest for more steps than the model takes, with a model of its labels that takes as many, and for
-    guidance of a model that draws in one call.
+    """Raise BadRequest for more steps than the model takes, and for guidance of a model that draws in one call.
+
+    The message names a model of the same labels that takes them, if there is one.
     """
     if options.steps > info.max_steps:
-        detail = f"{options.steps} steps; the model {info.name} takes {info.max_steps} at most"
-        others = [one for one in models.denoisers if one.vocabulary == info.vocabulary]
-        if able := next((one.name for one in others if one.max_steps >= options.steps), None):
-            detail += f"; {able} takes {options.steps}"
-        raise BadRequest.at(("body", "steps"), detail)
-    if info.is_one_call and options.guidance != 1:
-        detail = f"{options.guidance:g}; the model {info.name} draws in one call, without guidance: 1"
-        raise BadRequest.at(("body", "guidance"), detail)
+        field, detail = "steps", f"{options.steps} steps; the model {info.name} takes {info.max_steps} at most"
+    elif info.is_one_call and options.guidance != 1:
+        field, detail = (
+            "guidance",
+            f"{options.guidance:g}; the model {info.name} draws in one call, without guidance: 1",
+        )
+    else:
+        return
+    others = (one for one in models.denoisers if one.vocabulary == info.vocabulary and not one.is_one_call)
+    if able := next((one.name for one in others if one.max_steps >= options.steps), None):
+        detail += f"; {able} takes {getattr(options, field):g}"
+    raise BadRequest.at(("body", field), detail)
 
 
 def check_stages(trajectory: int, pictures: int, steps: int) -> None:
     """Raise BadRequest for a trajectory with more stages than there are steps, or too many for one request."""
     if trajectory > steps + 1:
-        detail = f"{trajectory} stages; {steps} steps have {steps + 1}, noise and picture included"
+        counted = "1 step has" if steps == 1 else f"{steps} steps have"
+        detail = f"{trajectory} stages; {counted} {steps + 1}, noise and picture included: ask for more steps"
         raise BadRequest.at(("body", "trajectory"), detail)
     if pictures * trajectory > MAX_STAGES_PER_REQUEST:
         detail = f"{pictures} pictures of {trajectory} stages; at most {MAX_STAGES_PER_REQUEST} stages are allowed"

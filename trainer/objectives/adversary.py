@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -10,7 +12,7 @@ from torch.nn import functional as F
 from shared.diffusion.unet import Conv
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet
 
-DETAIL = ((3, 15.0), (9, 5.0))  # what differs from the mean of so many pixels a side, and its gain
+DETAIL = ((3, 15.0), (9, 5.0))  # of an upsampler's discriminator: see `Discriminator`
 PENALTY = 0.1  # weight of what more noise changes in the scores
 SLOPE = 0.2  # of its activations, for negative values
 
@@ -35,11 +37,16 @@ class Discriminator(nn.Module):
     """Squares (N, C, side, side) of pictures -> a score of each (N,).
 
     It sees detail alone, enhanced. The rest is the pixel loss's, and would hide the little in which edges differ.
+    `detail`: pixels a side whose mean is no detail, and a gain, for each view of a square; a side of 0 is the square
+    itself.
     """
 
-    def __init__(self, image_channels: int = 3, width: int = 32) -> None:
+    def __init__(
+        self, image_channels: int = 3, width: int = 32, detail: Sequence[tuple[int, float]] = DETAIL
+    ) -> None:  # fmt: skip
         super().__init__()
-        sizes = ((4 * len(DETAIL) * image_channels, width, 1), (width, 2 * width, 2), (2 * width, 3 * width, 2))
+        self.detail = detail
+        sizes = ((4 * len(detail) * image_channels, width, 1), (width, 2 * width, 2), (2 * width, 3 * width, 2))
         layers: list[nn.Module] = []
         for c_in, c_out, stride in (*sizes, (3 * width, 3 * width, 1)):
             layers += [conv := Conv(c_in, c_out, stride=stride), nn.LeakyReLU(SLOPE)]
@@ -47,7 +54,7 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*layers, Conv(3 * width, 1, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        detail = torch.cat([gain * detail_of(x, side) for side, gain in DETAIL], 1)
+        detail = torch.cat([gain * (detail_of(x, side) if side else x) for side, gain in self.detail], 1)
         h = F.pixel_unshuffle(detail, 2).contiguous(memory_format=torch.channels_last)
         scores: Tensor = self.layers(h).float().mean((1, 2, 3))
         return scores

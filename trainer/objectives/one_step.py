@@ -2,14 +2,16 @@
 
 Both start from a denoiser that samples in one step. Labels, places and rotations fix what a render shows, except for
 its light. So a picture of fresh noise is compared with the render of the same conditions in detail alone, which teaches
-it straight edges. Its light is compared with what the denoiser made of the same noise at the start: variety stays. Two
-discriminators, of squares at full size and of the small pictures, make it sharp.
+it straight edges. Its light is compared with what the denoiser made of the same noise at the start: variety stays.
+Three discriminators make it sharp. They see the same squares at full size, and shrunk by 2 and by 4, so that one sees
+edges and one whole objects. Grain below one level of 256, which no discriminator sees, has losses of its own.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal, cast
+from typing import Annotated, Any, Final, Literal, NamedTuple, cast
 
 import torch
 from pydantic import Field
@@ -34,50 +36,108 @@ from trainer.runs import Run, log_samples
 SAMPLING: Final = SamplingOptions(sampler="ddim", steps=1, guidance=1.0)
 DETAIL, SMALL_DETAIL = 17, 5  # pixels a side whose mean is no detail, in finished and in small pictures
 LIGHT, SMALL_LIGHT = 16, 4  # pixels a side of the squares whose means are compared with the start's
+LIGHT_WEIGHT = 3.0  # of that comparison in finished pictures, beside that of detail
 ASIDE = 20  # pixels by which a square's middle is at most beside its object's
+EVEN, FLAT = 1.5 / 127.5, 0.9 / 127.5  # less detail than that is an even region; than that, nothing but rounding
+GRID_WEIGHT, TINT_WEIGHT, FLAT_WEIGHT = 40.0, 10.0, 10.0  # of the losses in such regions
+
+
+class Scale(NamedTuple):
+    """What one discriminator sees of the squares."""
+
+    shrunk_by: int
+    detail: tuple[tuple[int, float], ...]  # see `Discriminator`
+    share: float  # of `adversarial`: at full size it may be largest; of whole objects, 1 was fooled within 50 steps
+    levels: float  # of 256: deviation of the noise that hides finer grain
+
+
+SCALES: Final = (
+    Scale(1, ((3, 15.0), (9, 5.0), (27, 2.5)), 1.0, 0.75),
+    Scale(2, ((3, 12.0), (9, 5.0), (27, 2.5)), 1 / 6, 0.6),
+    Scale(4, ((3, 10.0), (9, 4.0), (0, 1.0)), 1 / 8, 0.5),
+)
 
 
 class OneStepConfig(RunConfig):
     """One run. `network` holds those fields of UpsamplerConfig that do not follow from the data."""
 
-    network: dict[str, Any] = Field(default_factory=lambda: {"channels": 48, "dilations": (1, 2), "hidden": 128})
-    batch: Count = 8
+    network: dict[str, Any] = Field(default_factory=lambda: {"channels": 64, "dilations": (1, 2), "hidden": 192})
+    batch: Count = 6
     optimizer: Literal["auto", "adamw", "muon"] = "adamw"
-    lr: Positive = 3e-4
+    lr: Positive = 7e-4
+    denoiser_lr: Share = 0.1  # share of lr at which the denoiser learns, which is trained already
     weight_decay: Weight = 0.0
     betas: tuple[Share, Share] = (0.5, 0.99)  # a short memory, since the discriminators change
     warmup_steps: Natural = 100
     clip_norm: Positive | None = None  # one for all networks would be the discriminators'
     crop: Annotated[int, Field(ge=4)] = 16  # side, in blocks, of the squares that are compared
     squares: Count = 4  # of each picture, around its objects
-    adversarial: Weight = 0.3  # of the adversarial losses' gradients, relative to those of the other losses
-    levels: Weight = 1.5  # of 256: deviation of the noise that hides finer grain from the discriminators
+    adversarial: Weight = 11.0  # of the adversarial losses' gradients, relative to those of the other losses
 
 
 class OneStepNetworks(nn.Module):
-    """A denoiser with its upsampler, and their two discriminators."""
+    """A denoiser with its upsampler, and their discriminators, one of each of `SCALES`."""
 
-    def __init__(self, drawing: OneCall) -> None:
+    def __init__(self, drawing: OneCall, denoiser_lr: float) -> None:
         super().__init__()
-        self.drawing = drawing
+        self.drawing, self.lr_shares = drawing, {"drawing.denoiser.": denoiser_lr}
         channels = drawing.upsampler.config.image_channels
-        self.of_squares, self.of_pictures = Discriminator(channels), Discriminator(channels)
+        self.discriminators = nn.ModuleList(Discriminator(channels, detail=scale.detail) for scale in SCALES)
 
     def forward(
-        self, z: Tensor, t: Tensor, labels: Tensor, corners: Tensor, side: int, real: Tensor, small: Tensor,
-        noise: Tensor, small_noise: Tensor, adversarial: bool,
+        self, z: Tensor, t: Tensor, labels: Tensor, corners: Tensor, side: int, real: Tensor, noises: Sequence[Tensor],
     ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:  # fmt: skip
-        """Return small pictures, squares of finished ones, and the losses of both pairs of adversaries (`compare`).
+        """Return small pictures, squares of finished ones, and the losses of each discriminator and of its adversary.
 
-        noise (2, 2, n, C, s, s) and small_noise (2, 2, B, C, h, w): what `compare` takes as `noise` and as `moved`.
+        noises: for each of `SCALES` (2, 2, n, C, s, s), what `compare` takes as `noise` and as `moved`; none if there
+        is no adversarial loss. Squares are compared as they are shown, in whole levels of 256.
         """
         features = self.drawing.denoiser.features(z, t, labels, torch.ones_like(t, dtype=torch.bool))
         x0_hat = self.drawing.p * z + self.drawing.q * self.drawing.denoiser.paint(features).float()
         made = self.drawing.upsampler(x0_hat, corners, side, features)
-        if not adversarial:
-            return x0_hat, made, []
-        losses = [compare(self.of_squares, real, made, *noise), compare(self.of_pictures, small, x0_hat, *small_noise)]
+        shown = made + (in_levels(made.detach()) - made.detach())
+        losses = [
+            compare(
+                cast(Discriminator, discriminator),
+                shrunk(real, scale.shrunk_by),
+                shrunk(shown, scale.shrunk_by),
+                *noise,
+            )
+            for scale, discriminator, noise in zip(SCALES, self.discriminators, noises, strict=False)
+        ]
         return x0_hat, made, losses
+
+
+def in_levels(x: Tensor) -> Tensor:
+    """Round pictures in [-1, 1] to whole levels of 256, as a PNG does."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round() / 127.5 - 1
+
+
+def shrunk(x: Tensor, by: int) -> Tensor:
+    """Return pictures of the means of `by` x `by` pixels."""
+    return F.avg_pool2d(x, by) if by > 1 else x
+
+
+def losses_of_grain(made: Tensor, real: Tensor, block: int) -> Tensor:
+    """Return what is left of grain below a level in even regions, which renders do not have, with its weights.
+
+    Patterns that repeat every `block` pixels, as an upsampler's blocks make them; tints; and any detail where a render
+    has nothing but rounding. made and real: squares (N, C, s, s).
+    """
+    fine = detail_of(made, 3)
+    variation = detail_of(real.mean(1, keepdim=True), 9).abs()
+    even = (variation - detail_of(variation, 9) < EVEN).float()  # the mean around it
+
+    def in_blocks(x: Tensor) -> Tensor:
+        """Sum over all blocks: (N, C, s, s) -> (N, C, block, block)."""
+        N, C, side, _ = x.shape
+        return x.reshape(N, C, side // block, block, side // block, block).sum((2, 4))
+
+    pixels = in_blocks(even).clamp(min=2 * block * block)
+    grid = (in_blocks((fine - detail_of(real, 3)) * even) / pixels).abs().mean()
+    tint = (detail_of(made - made.mean(1, keepdim=True), 3).abs() * even).mean()
+    flat = F.max_pool2d(detail_of(real, 3).abs().amax(1, keepdim=True), 9, 1, 4) < FLAT
+    return GRID_WEIGHT * grid + TINT_WEIGHT * tint + FLAT_WEIGHT * (fine.abs() * flat).mean()
 
 
 class OneStep:
@@ -110,20 +170,20 @@ class OneStep:
         return len(self.trained)
 
     def draw(self, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
-        """Draw noise, labels, corners of squares around objects, the renders' squares and small renders, and noise for
-        the discriminators: twice for each, on both.
+        """Draw noise, labels, corners of squares around objects, the renders' squares and small renders, and for each
+        discriminator noise on both, and more of it.
         """
         B, (_, rows, columns) = len(index), self.base.image_shape
         chosen, side, k = self.trained[index], self.config.crop * self.network.block, self.config.squares
         z, aside = torch.randn(B, 3, rows, columns, generator=generator), torch.rand(B, k, 2, generator=generator)
         corners = self._corners(self.labels[chosen], aside, generator)
-        noise = torch.randn(B, k, 2, 2, 3, side, side, generator=generator)[share]
-        small_noise = torch.randn(B, 2, 2, 3, rows, columns, generator=generator)[share]
+        sides = [side // scale.shrunk_by for scale in SCALES]
+        noises = [torch.randn(B, k, 2, 2, 3, side, side, generator=generator)[share] for side in sides]
         chosen, corners = chosen[share], corners[share]
         whole = torch.stack([as_tensor(self.pictures.read(i)) for i in chosen.tolist()])
         small = resized(to_float(whole), (rows, columns))
         squares = crop(whole, corners * self.network.block, side).view(len(chosen), k, -1, side, side)
-        return [z[share], self.labels[chosen], corners, squares, small, noise, small_noise]
+        return [z[share], self.labels[chosen], corners, squares, small, *noises]
 
     def _corners(self, labels: Tensor, aside: Tensor, generator: torch.Generator) -> Tensor:
         """Return rows and columns, in blocks, of the first corners of squares around random objects: (B, k, 2)."""
@@ -135,30 +195,29 @@ class OneStep:
 
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
         """Return the sum of all networks' losses."""
-        z, labels, corners, squares, small, noise, small_noise = inputs
+        z, labels, corners, squares, small, *noises = inputs
         z = z.contiguous(memory_format=torch.channels_last)
         t = torch.full((len(z),), self.timestep, device=z.device)
         with torch.no_grad():
             start = self.base.network(z, t, labels, torch.ones_like(t, dtype=torch.bool)).float()
-        real, grain = to_float(squares.flatten(0, 1)), self.config.levels / 127.5
-        x0_hat, made, compared = network(
-            z, t, labels, corners, self.config.crop, real, small,
-            grain * noise.flatten(0, 1).movedim(0, 2), grain * small_noise.movedim(0, 2), self.config.adversarial > 0,
-        )  # fmt: skip
+        real, weight = to_float(squares.flatten(0, 1)), self.config.adversarial
+        grain = [
+            scale.levels / 127.5 * noise.flatten(0, 1).movedim(0, 2)
+            for scale, noise in zip(SCALES, noises, strict=True)
+            if weight
+        ]
+        x0_hat, made, compared = network(z, t, labels, corners, self.config.crop, real, grain)
         drawing = cast(OneStepNetworks, getattr(network, "module", network)).drawing
         light = drawing.p * z + drawing.q * start
         enlarged = F.interpolate(light, self.pictures.size[::-1], mode="bicubic")
         enlarged = crop(enlarged, corners * self.network.block, made.shape[-1])
         of_squares = (detail_of(made, DETAIL) - detail_of(real, DETAIL)).abs().mean()
-        of_squares = of_squares + F.avg_pool2d(made - enlarged, LIGHT).abs().mean()
+        of_squares = of_squares + LIGHT_WEIGHT * F.avg_pool2d(made - enlarged, LIGHT).abs().mean()
         of_pictures = (detail_of(x0_hat, SMALL_DETAIL) - detail_of(small, SMALL_DETAIL)).abs().mean()
         of_pictures = of_pictures + F.avg_pool2d(x0_hat - light, SMALL_LIGHT).abs().mean()
-        loss = of_squares + of_pictures
-        for own, (adversarial, discriminating), at in zip(
-            (of_squares, of_pictures), compared, (made, x0_hat), strict=False
-        ):  # fmt: skip
-            weight = self.config.adversarial * balance(own, adversarial, at)
-            loss = loss + weight * adversarial + discriminating
+        loss = of_squares + of_pictures + losses_of_grain(made, real, self.network.block)
+        for scale, (adversarial, discriminating) in zip(SCALES, compared, strict=False):
+            loss = loss + weight * scale.share * balance(of_squares, adversarial, made) * adversarial + discriminating
         return loss
 
     @torch.inference_mode()
@@ -219,4 +278,4 @@ def make_networks(base: Denoiser, start: Denoiser, size: tuple[int, int], config
         upsampler.load_state_dict(start.upsampler.state_dict())
     denoiser = type(start.network)(start.network.config)
     denoiser.load_state_dict(start.network.state_dict())
-    return OneStepNetworks(OneCall(denoiser, upsampler, *base.first_step[1:]))
+    return OneStepNetworks(OneCall(denoiser, upsampler, *base.first_step[1:]), config.denoiser_lr)

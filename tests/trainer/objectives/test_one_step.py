@@ -20,8 +20,18 @@ from trainer.data import as_tensor, load_dataset, to_float
 from trainer.data_folder import find_pictures
 from trainer.errors import TrainerError
 from trainer.objectives.adversary import detail_of
-from trainer.objectives.one_step import SAMPLING, OneStep, OneStepConfig, OneStepNetworks, check_base, make_networks
+from trainer.objectives.one_step import (
+    SAMPLING,
+    OneStep,
+    OneStepConfig,
+    OneStepNetworks,
+    check_base,
+    in_levels,
+    losses_of_grain,
+    make_networks,
+)
 from trainer.objectives.upsampler import HELD_OUT_EVERY
+from trainer.train import make_optimizers
 
 CHANGES = ["crop=4", "squares=2", "batch=3", "network.channels=8", "network.dilations=[1]", "network.hidden=16"]
 SET = [part for change in CHANGES for part in ("--set", change)]
@@ -67,9 +77,9 @@ def test_what_differs_from_the_mean_around_it_is_detail() -> None:
 
 def test_squares_are_those_of_the_renders_around_their_objects(tmp_path: Path, base: Denoiser) -> None:
     objective, _ = made(tmp_path, base)
-    z, labels, corners, squares, small, noise, small_noise = whole = drawn(objective)
+    z, labels, corners, squares, small, *noises = whole = drawn(objective)
     assert (z.shape, labels.shape, squares.shape) == ((3, 3, 16, 16), (3, 24, 5), (3, 2, 3, 16, 16))
-    assert (noise.shape, small_noise.shape) == ((3, 2, 2, 2, 3, 16, 16), (3, 2, 2, 3, 16, 16))
+    assert [noise.shape for noise in noises] == [(3, 2, 2, 2, 3, side, side) for side in (16, 8, 4)]
     renders = torch.stack([as_tensor(objective.pictures.read(i)) for i in objective.trained[:3].tolist()])
     assert torch.equal(crop(renders, corners * 4, 16), squares.flatten(0, 1))
     assert torch.equal(labels, objective.labels[objective.trained[:3]])
@@ -84,19 +94,55 @@ def test_squares_are_those_of_the_renders_around_their_objects(tmp_path: Path, b
     assert all(torch.equal(torch.cat(two), one) for one, *two in zip(whole, *parts, strict=True))
 
 
-def test_both_discriminators_teach_where_they_have_weight(tmp_path: Path, base: Denoiser) -> None:
+def test_the_discriminators_teach_where_they_have_weight(tmp_path: Path, base: Denoiser) -> None:
     grads = list[dict[str, Tensor]]()
     for weight in (0, 1):
         objective, networks = made(tmp_path, base, f"adversarial={weight}")
         objective(networks, *drawn(objective)).backward()
         grads.append({name: one.grad for name, one in networks.named_parameters() if one.grad is not None})
-    without, both = grads
-    assert not any(name.startswith("of_") for name in without)
-    learnt = {name for name in both if name.startswith("of_") and both[name].any()}
-    assert {name.split(".")[0] for name in learnt} == {"of_squares", "of_pictures"}
+    without, with_them = grads
+    assert not any(name.startswith("discriminators") for name in without)
+    learnt = {name for name in with_them if name.startswith("discriminators") and with_them[name].any()}
+    assert {".".join(name.split(".")[:2]) for name in learnt} == {f"discriminators.{i}" for i in range(3)}
     for name in ("drawing.denoiser.head.weight", "drawing.upsampler.head.weight"):
         assert without[name].any()
-        assert not torch.allclose(without[name], both[name], rtol=0.1)
+        assert not torch.allclose(without[name], with_them[name], rtol=0.1)
+
+
+def test_discriminators_see_whole_levels_of_256(tmp_path: Path, base: Denoiser) -> None:
+    shown = in_levels(torch.tensor([-1.2, -1.0, 0.001, 0.3, 1.0, 2.0]))
+    assert torch.equal(shown, ((shown + 1) * 127.5).round() / 127.5 - 1)
+    assert (shown.min(), shown.max()) == (-1, 1)
+    assert (shown[1:5] - torch.tensor([-1.0, 0.001, 0.3, 1.0])).abs().max() <= 0.5 / 127.5 + 1e-6
+
+
+def test_grain_below_a_level_costs_where_renders_are_even() -> None:
+    """As a pattern of blocks, as tint and as detail; beside an edge of the render it costs nothing."""
+    level = 0.4 / 127.5
+    even, square = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32)
+    square[..., 16:] = 1
+    assert losses_of_grain(even, even, 4) == 0
+    dots = even.clone()
+    dots[..., ::4, ::4] = level  # gray, once in each block
+    tinted = even.clone()
+    tinted[:, 0, ::2] = level
+    noise = level * (torch.randint(0, 2, (1, 1, 32, 32), generator=torch.Generator().manual_seed(0)) * 2.0 - 1)
+    in_blocks, as_tint, as_noise = (float(losses_of_grain(even + x, even, 4)) for x in (dots, tinted, noise))
+    assert in_blocks > 5 * float(losses_of_grain(dots, dots, 4))  # a render's own dots are no pattern to unlearn
+    assert as_tint > 0
+    assert as_noise > 0
+    beside = torch.zeros(1, 3, 32, 32)
+    beside[..., 15:17] = noise[..., 15:17]  # within four pixels of the edge
+    assert losses_of_grain(square + beside, square, 4) == 0
+
+
+def test_the_denoiser_learns_at_its_share_of_the_rate(tmp_path: Path, base: Denoiser) -> None:
+    _, networks = made(tmp_path, base, "denoiser_lr=0.25")
+    (optimizer,) = make_optimizers(networks, OneStepConfig())
+    shares = {id(one): group["share"] for group in optimizer.param_groups for one in group["params"]}
+    assert len(shares) == len(list(networks.parameters()))
+    for name, parameter in networks.named_parameters():
+        assert shares[id(parameter)] == (0.25 if name.startswith("drawing.denoiser") else 1)
 
 
 def test_the_light_is_that_of_the_start(tmp_path: Path, base: Denoiser) -> None:

@@ -234,9 +234,12 @@ def test_a_model_of_one_call_takes_one_step_without_guidance(
     asked = {"model": "once", "labels": [ONE]}
     for changes, detail in (
         ({"steps": 8}, "steps: 8 steps; the model once takes 1 at most; few takes 8"),
-        ({"guidance": 2.5}, "guidance: 2.5; the model once draws in one call, without guidance: 1"),
+        ({"guidance": 2.5}, "guidance: 2.5; the model once draws in one call, without guidance: 1; few takes 2.5"),
     ):
         assert problem(client.post("/generate", json={**asked, **changes}), 422, "invalid-request")["detail"] == detail
+    body = problem(client.post("/generate", json={**asked, "trajectory": 3}), 422, "invalid-request")
+    stages = "trajectory: 3 stages; 1 step has 2, noise and picture included: ask for more steps"
+    assert body["detail"] == stages
     job = client.post("/generate", json={**asked, "trajectory": 2}).json()
     assert (job["options"]["steps"], job["options"]["guidance"]) == (1, 1.0)
     (found,) = pictures_of(client, job)
