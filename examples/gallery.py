@@ -41,7 +41,7 @@ PARTS = [
     Part(
         "scenes",
         "One to three objects, as in i-CLEVR",
-        "iclevr-320x240",
+        "iclevr-320x240-1step",
         [
             ["red cube"],
             ["cyan sphere", "brown cylinder"],
@@ -56,7 +56,7 @@ PARTS = [
     Part(
         "many",
         "Five, eight and ten objects",
-        "iclevr-320x240",
+        "iclevr-320x240-1step",
         [
             ["red cube", "green cube", "blue sphere", "yellow cylinder", "gray sphere"],
             CYLINDERS,
@@ -67,7 +67,7 @@ PARTS = [
     Part(
         "rings",
         "Objects at requested places: rings of eight",
-        "iclevr-320x240",
+        "iclevr-320x240-1step",
         [CUBES, SPHERES, CYLINDERS, CUBES[:4] + SPHERES[4:]],
         [ring(8)] * 4,
     ),

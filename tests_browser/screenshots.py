@@ -49,6 +49,7 @@ def take(address: str, folder: Path) -> None:
         drawn = page.url
 
         page.emulate_media(color_scheme="dark")
+        page.locator("#model").select_option("iclevr-320x240")  # in steps, to see one half-way
         page.get_by_label("Steps").fill("100")
         page.locator("#go").click()
         page.locator("#job[data-status=running]").wait_for()  # until then the progress shown is the last job's
@@ -58,6 +59,7 @@ def take(address: str, folder: Path) -> None:
         save(page.screenshot(), folder / "page-dark.png")
 
         page.emulate_media(color_scheme="light")
+        page.locator("#model").select_option("iclevr-320x240-1step")
         choose(page, [PLACED])
         page.get_by_role("button", name="Choose", exact=True).click()
         save(page.locator("#places-block").screenshot(), folder / "page-places.png")
