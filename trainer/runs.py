@@ -122,18 +122,19 @@ def step_seed(seed: int, step: int) -> int:
 def show_progress(progress: Progress, what: str, batch: int | None = None) -> Callable[[Run], None]:
     """An `on_step` that moves a bar from 0 to 1000 per mille; with `batch` it shows pictures per second.
 
-    The bar appears at the first step, so a run that has nothing to do has none.
+    The bar appears at the first step, so a run that has nothing to do has none. The rate is that of this process.
     """
     task: TaskID | None = None
+    first = 0, 0.0  # step and seconds
 
     def on_step(run: Run) -> None:
-        nonlocal task
+        nonlocal task, first
         if task is None:
-            task = progress.add_task(what, total=1000)
+            task, first = progress.add_task(what, total=1000), (run.step, run.elapsed_s)
         status = f"{what}: step {run.step}" + (f", loss {run.loss:.4f}" if run.loss else "")  # none is known at first
         status += f", diverged, so the rate is {run.rate:g} of lr" if run.rate < 1 else ""
-        if batch:
-            status += f", {run.step * batch / max(run.elapsed_s, 1e-9):.0f} pictures/s"
+        if batch and run.step > first[0]:
+            status += f", {(run.step - first[0]) * batch / max(run.elapsed_s - first[1], 1e-9):.0f} pictures/s"
         progress.update(task, completed=int(1000 * run.progress), description=status)
 
     return on_step

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.progress import Progress
 
 from shared.options import MAX_SEED
 from trainer.config import make_config
@@ -20,6 +21,7 @@ from trainer.runs import (
     run_log,
     save_state,
     say_when,
+    show_progress,
     step_seed,
 )
 
@@ -110,6 +112,16 @@ def test_a_folder_takes_one_run_at_a_time(tmp_path: Path) -> None:
         with pytest.raises(TrainerError, match="is in use by another process"), run_log(tmp_path, 50):
             pass
     assert [line["step"] for line in read_log(tmp_path / "log.jsonl")] == [50]
+
+
+def test_the_rate_shown_is_that_since_the_run_was_resumed() -> None:
+    with Progress(disable=True) as progress:
+        on_step, run = show_progress(progress, "fitting", batch=10), Run(step=100, elapsed_s=1000.0)
+        on_step(run)
+        assert progress.tasks[0].description == "fitting: step 100"
+        run.step, run.elapsed_s = 120, 1010.0
+        on_step(run)
+        assert progress.tasks[0].description == "fitting: step 120, 20 pictures/s"
 
 
 def test_a_run_says_once_how_long_a_usual_one_takes_here() -> None:
