@@ -112,10 +112,11 @@ class FairQueue:
         fastest = sorted((one for one in workers if one.rows_per_s > 0), key=lambda one: -one.rows_per_s)
         if not fastest:
             return None
+        if not (left := job.pending + job.in_progress):  # all is drawn, and its grid comes next
+            return Forecast(0, 0.0)
         ahead, others = self._others(job)
         before = sum(rows for size, (_, rows) in others.items() if size <= job.size)
         larger = [(pictures, rows) for size, (pictures, rows) in sorted(others.items()) if size > job.size and pictures]
-        left = max(1, job.pending + job.in_progress)
         n_larger = sum(pictures for pictures, _ in larger)
         beside = min(sum(rows for _, rows in larger), max(0, min(n_larger, STEPPING - left)) * job.cost)
         excess = n_larger + left - sum(one.max_pictures for one in fastest)

@@ -27,6 +27,7 @@ def forecast(own: str, *jobs: OpenJob, rates: tuple[float, ...] = (1.0,), max_pi
 def test_a_job_alone_takes_its_rows_over_the_rate_and_half_of_what_is_in_progress() -> None:
     assert forecast("a", job("a", 4)) == Forecast(0, 40.0)
     assert forecast("a", job("a", 4, dispatched=3, done=1)) == Forecast(0, 10.0 + 2 * 5.0)
+    assert forecast("a", job("a", 4, dispatched=4, done=4), job("b", 9, dispatched=9)) == Forecast(0, 0.0)
     assert FairQueue([]).forecast(job("a", 4), ()) is None
     assert FairQueue([]).forecast(job("a", 4), speeds(0.0)) is None
 
