@@ -104,7 +104,7 @@ class SamplingFields(Strict, JobFields):
         given = {name: value for name in names if (value := getattr(self, name, None)) is not None}
         if self.until is not None:
             given.setdefault("attempts", ATTEMPTS)
-        return PictureOptions.model_validate({**own.model_dump(), **given})
+        return PictureOptions.model_validate({**vars(own), **given})
 
 
 class GenerateRequest(SamplingFields):

@@ -54,7 +54,7 @@ from service.store.forecast import FairQueue, Forecast, OpenJob, WorkerSpeed
 from service.store.functions import Pipeline
 from service.store.hub import Hub
 from service.store.jobs import read_record
-from service.store.workers import ReadyWorkers, new_task
+from service.store.workers import ReadyWorkers
 from service.telemetry.boundary import confined
 from service.telemetry.logs import get_logger
 from shared.options import SamplingOptions
@@ -140,7 +140,7 @@ def arguments(record: JobRecord, request: IdempotentRequest | None, limits: Mapp
         about["webhook_events"] = " ".join(record.webhook_events)
     if request is not None:
         about |= {"request_key": request.redis_key, "request_hash": _hash(request.request)}
-    return [json.dumps(about), record.model_dump_json(exclude_defaults=True), record.summary, *new_task()]
+    return [json.dumps(about), record.model_dump_json(exclude_defaults=True), record.summary]
 
 
 def before(answer: Any, request: IdempotentRequest | None) -> str:
