@@ -182,6 +182,7 @@ class AsyncJobs:
 
         If the same request created a job before, write nothing and return that job's id. KeyReuse, NoRoom as `before`.
         """
+        self.hub.expect(record.id)
         answer = await self.redis.call("create", *arguments(record, request, self._limits))
         if answer is not None:
             return before(answer, request)
@@ -296,10 +297,12 @@ class AsyncJobs:
             gone.add_done_callback(lambda _: watch.heard.set())
             while not gone.done():
                 try:
-                    status = None if watch.has_ended else await self.redis("HGET", keys.job(job_id), "status")
-                    if status is None or status in TERMINAL:
+                    if not (watch.is_new or watch.has_ended):
+                        status = await self.redis("HGET", keys.job(job_id), "status")
+                        watch.has_ended |= status is None or status in TERMINAL
+                    if watch.has_ended:
                         return True
-                    away_since = math.inf
+                    away_since, watch.is_new = math.inf, False
                 except RedisError:  # perhaps for a moment only
                     away_since = min(away_since, time.monotonic())
                     if time.monotonic() - away_since >= LOOK_AGAIN_S:

@@ -217,7 +217,9 @@ class _Body:
 
     def release(self) -> None:
         """Count its bytes no more."""
-        self._held -= Counter({self.owner: self.received})  # drops owners without bytes
+        self._held[self.owner] -= self.received
+        if not self._held[self.owner]:
+            del self._held[self.owner]
         self.received = 0
 
     async def receive(self) -> Message:
