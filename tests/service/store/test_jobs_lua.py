@@ -335,6 +335,26 @@ def test_one_rq_job_waits_however_many_jobs_are_created(library: Library) -> Non
     assert library.connection.keys("rq:job:*") == [f"rq:job:{A}"]
 
 
+def test_an_end_is_published_and_any_other_change_only_while_somebody_follows_the_job(library: Library) -> None:
+    with library.connection.pubsub() as heard:
+        heard.subscribe("labelgrid:changes")
+
+        def news() -> list[dict[str, bool]]:
+            library.connection.publish("labelgrid:changes", "null")
+            messages = iter(lambda: heard.get_message(timeout=60)["data"], "null")
+            return [json.loads(data) for data in messages if isinstance(data, str)]
+
+        for job in (A, B):
+            library.create(job, 1)
+        library.connection.set(f"labelgrid:job:{B}:watched", 1)
+        entries = library.claim(2)
+        assert news() == [{B: False}]
+        library.commit(entries)
+        assert news() == [{B: False}]
+        library.end(A, "failed", error="why")
+        assert news() == [{A: True}]
+
+
 def test_a_model_is_wanted_whose_leased_pictures_are_late_or_that_has_others_besides(library: Library) -> None:
     library.create(A, 2)
     library.claim(2)
