@@ -105,7 +105,8 @@ class StorageThreads:
     async def one(self, work: Callable[[], Result], within_s: float) -> Result:
         """Return what `work` returns, without blocking the event loop. Stalled after `within_s`."""
         try:
-            return await asyncio.wait_for(asyncio.wrap_future(self.submit(work)), within_s)
+            async with asyncio.timeout(within_s):
+                return await asyncio.wrap_future(self.submit(work))
         except TimeoutError as error:
             raise Stalled(f"storage has not answered within {within_s:g} s") from error
 

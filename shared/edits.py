@@ -4,8 +4,10 @@ An edited picture has the noise, places and rotations of the one before, with th
 neither torch nor HTTP.
 """
 
+import operator
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Final, Self
 
 from pydantic import ConfigDict, Field, model_validator
@@ -14,10 +16,7 @@ from shared.options import Fraction, Strict
 
 MAX_EDITS: Final = 64  # of one picture, from the first on
 LabelName = Annotated[str, Field(max_length=200)]
-
-
-def is_none(value: object) -> bool:
-    return value is None
+is_none: Final = partial(operator.is_, None)
 
 
 class _Part(Strict):

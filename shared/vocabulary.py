@@ -75,9 +75,7 @@ class Vocabulary:
 
     def index(self, name: str) -> int:
         """Return the index of a name. LabelError, which suggests the nearest known name, for an unknown one."""
-        if name not in self._indices:
-            raise self._unknown(name)
-        return self._indices[name]
+        return self.encode([name])[0]
 
     @cached_property
     def _indices(self) -> dict[str, int]:
@@ -85,11 +83,14 @@ class Vocabulary:
 
     def encode(self, labels: Sequence[str]) -> list[int]:
         """Return the labels' indices, in the order given. LabelError for an unknown label."""
-        return [self.index(label) for label in labels]
+        try:
+            return [self._indices[label] for label in labels]
+        except KeyError as error:
+            raise self._unknown(error.args[0]) from None
 
     def multi_hot(self, labels: Sequence[str]) -> list[float]:
         """Return one float per name: 1.0 at each label's index, 0.0 elsewhere. LabelError for an unknown label."""
-        row = [0.0] * len(self)
+        row = [0.0] * len(self.names)
         for index in self.encode(labels):
             row[index] = 1.0
         return row
@@ -119,7 +120,7 @@ class Vocabulary:
         """Return one entry's labels as given: 1 to `most` distinct known names. Else LabelError."""
         checked: dict[str, None] = {}
         for label in _names(labels, entry, most):
-            if label not in self:
+            if label not in self._indices:
                 raise self._unknown(label, entry)
             if label in checked:
                 raise LabelError(f"duplicate label {_quoted(label)}", entry=entry, label=label)

@@ -7,14 +7,15 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated
+from typing import Any, Final
 from urllib.request import parse_http_list
 
-from fastapi import Depends, Header, Request, Response
+from fastapi import Request, Response
 from opentelemetry.trace import get_current_span
+from starlette.datastructures import Headers
 from structlog.contextvars import bind_contextvars
 
-from service.api.dependencies import Caller, Service
+from service.api.dependencies import IDEMPOTENCY_KEY, Caller, Service
 from service.api.openapi import PNG, Responses
 from service.contract.errors import ClientGone, DeadlineExceeded, JobCancelled, JobFailed, NotReady
 from service.contract.records import TERMINAL
@@ -23,6 +24,17 @@ from service.contract.schemas import Job
 RESPONSES: Responses = {
     200: {"content": PNG, "description": "The finished job, or with `Accept: image/png` its grid"},
     202: {"model": Job, "description": "The job is accepted and has not ended yet"},
+}
+HEADERS: Final[dict[str, Any]] = {  # of every request that creates a job and waits for it
+    "parameters": [
+        IDEMPOTENCY_KEY,
+        {
+            "name": "Prefer",
+            "in": "header",
+            "description": "`respond-async` answers 202 at once, `wait=N` waits at most N seconds",
+            "schema": {"type": "string", "examples": ["respond-async", "wait=10"]},
+        },
+    ]
 }
 
 
@@ -35,24 +47,14 @@ class Preferences:
     applied: str | None  # value of Preference-Applied (RFC 7240)
 
 
-async def read_preferences(
-    request: Request,
-    prefer: Annotated[
-        list[str] | None,
-        Header(
-            description="`respond-async` answers 202 at once, `wait=N` waits at most N seconds",
-            examples=[["respond-async"], ["wait=10"]],
-        ),
-    ] = None,
-    accept: Annotated[list[str] | None, Header(include_in_schema=False)] = None,
-) -> Preferences:
+def read_preferences(headers: Headers, longest_s: float) -> Preferences:
     """Read the headers. A preference that is not understood is ignored, and so are a preference's parameters, of which
     those understood here have none (RFC 7240). A PNG is for clients that name it, and not JSON, in Accept.
     """
-    accepted = ",".join(accept or ()).lower()
+    accepted = ",".join(headers.getlist("accept")).lower()
     png = "image/png" in accepted and "application/json" not in accepted
-    longest_s: float = request.app.state.settings.wait_s
-    preferred = [part.partition(";")[0].strip().lower() for part in parse_http_list(",".join(prefer or ()))]
+    prefer = ",".join(headers.getlist("prefer"))
+    preferred = [part.partition(";")[0].strip().lower() for part in parse_http_list(prefer)]
     waits = [match for p in preferred if (match := re.fullmatch(r'wait\s*=\s*"?(\d{1,9})"?', p))]
     if waits:
         wait_s = int(waits[0][1])
@@ -62,12 +64,10 @@ async def read_preferences(
     return Preferences(longest_s, png, None)
 
 
-PreferencesDep = Annotated[Preferences, Depends(read_preferences)]
-
-
-async def answer(caller: Caller, job_id: str, preferences: Preferences) -> Response:
+async def answer(caller: Caller, job_id: str) -> Response:
     """Wait for the job and answer in the form that the client prefers."""
     service = caller.service
+    preferences = read_preferences(caller.request.headers, service.settings.wait_s)
     await wait(caller, job_id, preferences.wait_s)
     location = f"/jobs/{job_id}"
     headers = {"Vary": "Accept, Prefer"}

@@ -10,7 +10,7 @@ from fastapi.middleware.cors import CORSMiddleware
 
 from service.api import problems
 from service.api.access.api_keys import KeyRing
-from service.api.access.guard import Guard, RateLimiter, read_limit
+from service.api.access.guard import PUBLIC, Guard, RateLimiter, read_limit
 from service.api.access.observe import QUIET_PATHS, ObserveRequests
 from service.api.catalog import Catalog
 from service.api.dependencies import MAX_UPLOADS, Service
@@ -77,6 +77,7 @@ def create_app(settings: Settings) -> DocumentedAPI:
         tracing.stop()  # here, because uvicorn then raises its signal again, which ends the process
 
     app = DocumentedAPI(
+        public=PUBLIC,
         title="labelgrid",
         version=version("labelgrid"),
         description="Pictures of the objects that you name, each with a verdict on whether they are all there.",

@@ -1,6 +1,6 @@
 """The OpenAPI document: FastAPI reads it off the routes; `problems` describes their errors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from http import HTTPStatus
 from typing import Any, Final, NamedTuple
 
@@ -34,6 +34,7 @@ OWN: Final = Dialect("/", dict, Problem)
 BINARY: dict[str, Any] = {"schema": {"type": "string", "format": "binary"}}
 PNG: dict[str, Any] = {"image/png": BINARY}
 REF = "#/components/schemas/{model}"
+API_KEY = {"type": "http", "scheme": "bearer", "description": "if the service has API keys"}
 GUARDED = (BadRequest, NoKey, NotLocal, CrossSite, TooManyRequests)  # of each route that is not public
 
 
@@ -58,11 +59,14 @@ def problems(*errors: type[ServiceError], dialect: Dialect = OWN) -> Responses:
 
 
 class DocumentedAPI(FastAPI):
-    """An application whose document has the schemas of problems in place of FastAPI's own errors."""
+    """An application whose document has the schemas of problems in place of FastAPI's own errors.
 
-    def __init__(self, **options: Any) -> None:
+    `public`: paths that need no API key.
+    """
+
+    def __init__(self, *, public: Collection[str], **options: Any) -> None:
         super().__init__(**options)
-        self.dialects = [OWN]
+        self.public, self.dialects = public, [OWN]
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -73,9 +77,12 @@ class DocumentedAPI(FastAPI):
                 schemas |= {**schema.pop("$defs", {}), dialect.model.__name__: schema}
             for name in ("HTTPValidationError", "ValidationError"):
                 schemas.pop(name, None)
-            # FastAPI's own 422, of a dialect that has another status for it
-            for item in document["paths"].values():
+            document["components"]["securitySchemes"] = {"ApiKey": API_KEY}
+            for path, item in document["paths"].items():
                 for operation in item.values():
+                    if path not in self.public:
+                        operation["security"] = [{"ApiKey": []}]
+                    # FastAPI's own 422, of a dialect that has another status for it
                     if "application/json" in operation["responses"].get("422", {}).get("content", {}):
                         del operation["responses"]["422"]
         return super().openapi()

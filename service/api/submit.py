@@ -146,7 +146,8 @@ async def create(service: Service, record: JobRecord, same: IdempotentRequest | 
     workers = await ready_workers(service)
     if record.deadline_s is not None:
         await _check_deadline(service, record, record.deadline_s)
-    await service.results.upload(record.id, pictures)
+    if pictures:
+        await service.results.upload(record.id, pictures)
     try:
         job_id = await service.jobs.create(record, same)
     except NoRoom as error:

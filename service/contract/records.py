@@ -10,7 +10,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter
 
 from service.contract.options import PictureOptions
 from shared.edits import Object, edited
@@ -142,6 +142,9 @@ class JobSummary(Stored):
         return cls.model_validate_json(raw, context=IGNORE_UNKNOWN)
 
 
+_SUMMARY = TypeAdapter(JobSummary)
+
+
 class JobRecord(JobSummary):
     """A job as requested. It never changes: its checkpoint stays, even if another one is promoted later.
 
@@ -166,7 +169,7 @@ class JobRecord(JobSummary):
     @property
     def summary(self) -> str:
         """Its JobSummary, as JSON."""
-        return self.model_dump_json(include=set(JobSummary.model_fields))
+        return _SUMMARY.dump_json(self).decode()
 
     @property
     def log_ids(self) -> dict[str, str]:

@@ -3,6 +3,7 @@
 Imports pydantic only, because clients read them too. The routes check labels against a model's vocabulary.
 """
 
+from functools import lru_cache
 from typing import Annotated, Any, Final, Literal, Self, get_args
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
@@ -69,6 +70,7 @@ class JobFields(NoOtherFields):
     )
 
 
+OPTIONS = tuple(PictureOptions.model_fields)
 BESIDE_RECIPE = {"recipe", "edits", "trajectory", *JobFields.model_fields}  # fields of a request with a recipe
 
 
@@ -100,11 +102,15 @@ class SamplingFields(Strict, JobFields):
 
     def sampling(self, own: SamplingOptions) -> PictureOptions:
         """Return the sampling options, the model's `own` where none is given. ValidationError if they conflict."""
-        names = PictureOptions.model_fields.keys()
-        given = {name: value for name in names if (value := getattr(self, name, None)) is not None}
-        if self.until is not None:
-            given.setdefault("attempts", ATTEMPTS)
-        return PictureOptions.model_validate({**own.model_dump(), **given})
+        given = [(name, value) for name in OPTIONS if (value := getattr(self, name, None)) is not None]
+        if self.until is not None and self.attempts is None:
+            given.append(("attempts", ATTEMPTS))
+        return _options(own, *((name, tuple(value) if isinstance(value, list) else value) for name, value in given))
+
+
+@lru_cache(64)  # most requests have the same ones
+def _options(own: SamplingOptions, *given: tuple[str, Any]) -> PictureOptions:
+    return PictureOptions.model_validate({**vars(own), **dict(given)})
 
 
 class GenerateRequest(SamplingFields):

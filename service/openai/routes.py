@@ -13,7 +13,7 @@ from PIL import Image as PictureFile
 from service.api import openapi
 from service.api.answers import retry_after, wait, why_unfinished
 from service.api.checks import not_learnt
-from service.api.dependencies import Caller, CallerDep, ModelsDep, OwnerDep
+from service.api.dependencies import IDEMPOTENCY_KEY, Caller, CallerDep, ModelsDep
 from service.api.openapi import Dialect, DocumentedAPI
 from service.api.results import CutStream
 from service.api.submit import ERRORS, create, new_record, same_request
@@ -56,6 +56,7 @@ problems = partial(openapi.problems, dialect=OPENAI)
     "/images/generations",
     response_model=Images,
     responses=problems(*ERRORS, NotInTime),
+    openapi_extra={"parameters": [IDEMPOTENCY_KEY]},
     summary="Generate pictures with OpenAI's images API",
 )
 async def generate_images(body: ImagesRequest, caller: CallerDep) -> Response:
@@ -123,7 +124,7 @@ def _model(info: CheckpointInfo) -> OpenAIModel:
 
 
 @router.get("/models", responses=problems(), summary="List the models in OpenAI's format")
-async def list_openai_models(models: ModelsDep, owner: OwnerDep) -> OpenAIModels:
+async def list_openai_models(models: ModelsDep) -> OpenAIModels:
     """The models of GET /models, each with its name and creation time only."""
     return OpenAIModels(data=[_model(info) for info in models.denoisers])
 
@@ -132,7 +133,6 @@ async def list_openai_models(models: ModelsDep, owner: OwnerDep) -> OpenAIModels
 async def read_openai_model(
     model: Annotated[str, Path(max_length=100, description="a model's name", examples=["base"])],
     models: ModelsDep,
-    owner: OwnerDep,
 ) -> OpenAIModel:
     """A model of the list at /v1/models."""
     for info in models.denoisers:

@@ -54,7 +54,7 @@ from service.store.forecast import FairQueue, Forecast, OpenJob, WorkerSpeed
 from service.store.functions import Pipeline
 from service.store.hub import Hub
 from service.store.jobs import read_record
-from service.store.workers import ReadyWorkers, new_task
+from service.store.workers import ReadyWorkers
 from service.telemetry.boundary import confined
 from service.telemetry.logs import get_logger
 from shared.options import SamplingOptions
@@ -140,7 +140,7 @@ def arguments(record: JobRecord, request: IdempotentRequest | None, limits: Mapp
         about["webhook_events"] = " ".join(record.webhook_events)
     if request is not None:
         about |= {"request_key": request.redis_key, "request_hash": _hash(request.request)}
-    return [json.dumps(about), record.model_dump_json(exclude_defaults=True), record.summary, *new_task()]
+    return [json.dumps(about), record.model_dump_json(exclude_defaults=True), record.summary]
 
 
 def before(answer: Any, request: IdempotentRequest | None) -> str:
@@ -182,6 +182,7 @@ class AsyncJobs:
 
         If the same request created a job before, write nothing and return that job's id. KeyReuse, NoRoom as `before`.
         """
+        self.hub.expect(record.id)
         answer = await self.redis.call("create", *arguments(record, request, self._limits))
         if answer is not None:
             return before(answer, request)
@@ -296,10 +297,12 @@ class AsyncJobs:
             gone.add_done_callback(lambda _: watch.heard.set())
             while not gone.done():
                 try:
-                    status = None if watch.has_ended else await self.redis("HGET", keys.job(job_id), "status")
-                    if status is None or status in TERMINAL:
+                    if not (watch.is_new or watch.has_ended):
+                        status = await self.redis("HGET", keys.job(job_id), "status")
+                        watch.has_ended |= status is None or status in TERMINAL
+                    if watch.has_ended:
                         return True
-                    away_since = math.inf
+                    away_since, watch.is_new = math.inf, False
                 except RedisError:  # perhaps for a moment only
                     away_since = min(away_since, time.monotonic())
                     if time.monotonic() - away_since >= LOOK_AGAIN_S:

@@ -23,15 +23,20 @@ from service.store.connection import SILENT_S
 from service.telemetry.boundary import confined
 
 KEPT = 4  # previews for a slow client: only the newest matter, but several workers may share a job
+EXPECTED = 1000  # new jobs that nobody watches yet: most are watched at once, the others never
 RECONNECT_S = 1.0
 PING_AFTER_S = SILENT_S  # without a message; twice as long, and the connection is dead
 
 
 @dataclass(eq=False)
 class Watch:
-    """One that waits for news of a job. `previews`: JSON, newest last."""
+    """One that waits for news of a job.
+
+    `is_new`: the hub has listened since before the job's creation. `previews`: JSON, newest last.
+    """
 
     has_ended: bool = False
+    is_new: bool = False
     heard: asyncio.Event = field(default_factory=asyncio.Event)
     previews: deque[str] = field(default_factory=lambda: deque(maxlen=KEPT))
 
@@ -56,6 +61,7 @@ class Hub:
         self.stopping = False  # the server is shutting down
         self.deadline = math.inf  # when, in monotonic seconds, waiting clients must have their answer
         self._watches = defaultdict[str, set[Watch]](set)  # by job
+        self._expected = dict[str, bool]()  # new job -> whether it has ended already
         self._task: asyncio.Task[None] | None = None
         self._began_at = -math.inf
 
@@ -77,10 +83,17 @@ class Hub:
         self.stopping, self.deadline = True, time.monotonic() + within_s
         self._wake_all()
 
+    def expect(self, job_id: str) -> None:
+        """Listen for the end of a job before it is created: one who then watches it need not look at it first."""
+        self._expected[job_id] = False
+        if len(self._expected) > EXPECTED:
+            del self._expected[next(iter(self._expected))]
+
     @contextlib.contextmanager
     def watch(self, job_id: str) -> Iterator[Watch]:
         """Return what hears of a job's changes from now on."""
-        watch = Watch()
+        is_new = job_id in self._expected
+        watch = Watch(self._expected.pop(job_id, False), is_new)
         self._watches[job_id].add(watch)
         try:
             yield watch
@@ -127,11 +140,14 @@ class Hub:
                     watch.heard.set()
             else:
                 for job_id, has_ended in json.loads(message["data"]).items():
+                    if job_id in self._expected:
+                        self._expected[job_id] = has_ended
                     for watch in self._watches.get(job_id, ()):
                         watch.has_ended = watch.has_ended or has_ended
                         watch.heard.set()
 
     def _wake_all(self) -> None:
+        self._expected.clear()
         for watches in self._watches.values():
             for watch in watches:
                 watch.heard.set()

@@ -31,6 +31,7 @@ local function keys_of_job(id)
     job = job,
     verdicts = job .. ':verdicts',
     events = job .. ':events',
+    watched = job .. ':watched',
   }
 end
 
@@ -60,9 +61,23 @@ local function is_open(status)
   return status == 'queued' or status == 'running'
 end
 
--- The jobs that the running function has changed, each with whether it has ended. What runs the function publishes them
--- in one message, for APIs whose clients wait for jobs or follow them.
+-- The jobs that the running function has changed, each with whether it has ended. `publish` tells APIs, whose clients wait
+-- for the end of jobs or follow them.
 local changed = {}
+
+-- Publishes in one message the jobs that have ended, and changes of those that somebody follows: every message wakes every
+-- API.
+local function publish()
+  local news = {}
+  for id, has_ended in pairs(changed) do
+    if has_ended or redis.call('EXISTS', keys_of_job(id).watched) == 1 then
+      news[id] = has_ended
+    end
+  end
+  if next(news) then
+    redis.call('PUBLISH', CHANGES, cjson.encode(news))
+  end
+end
 
 -- Adds to the events of a job, for clients that follow it.
 local function add_event(id, ...)
@@ -114,13 +129,24 @@ end
 
 -- RQ's queue
 
--- wake(id, then fields of an RQ job and their values)
+-- An RQ job as RQ writes it, but its times: `sample()` without arguments, which may take any time (`workers.py`).
+local TASK = {
+  'data', '["service.worker.process.sample", null, [], {}]',
+  'description', 'service.worker.process.sample()',
+  'origin', 'labelgrid',
+  'status', 'queued',
+  'timeout', -1,
+  'result_ttl', 1,
+  'failure_ttl', 7 * 86400,
+}
+
+-- wake(id of a new RQ job)
 --
--- Puts an RQ job into RQ's queue, for which idle workers wait. One that waits is enough: it stands for all work that
+-- Puts the RQ job into RQ's queue, for which idle workers wait. One that waits is enough: it stands for all work that
 -- there is. Returns nothing.
 local function wake(args)
   if redis.call('LLEN', RQ_QUEUE) == 0 then
-    redis.call('HSET', 'rq:job:' .. args[1], unpack(args, 2))
+    redis.call('HSET', 'rq:job:' .. args[1], unpack(TASK))
     redis.call('RPUSH', RQ_QUEUE, args[1])
   end
 end
@@ -305,12 +331,13 @@ local function add_to_list(new, now)
   redis.call('EXPIRE', jobs, new.lifetime_s)
 end
 
--- create(settings, record, summary, then an RQ job as for `wake`)
+-- create(settings, record, summary)
 --
 -- Settings: owner, total (pictures), draws (how many may be drawn), webhook_events if there is a webhook, request_key
 -- and request_hash if there is an Idempotency-Key, cost (of a picture, in network rows), deadline_s if the request has
 -- one, timeout_s, lifetime_s (timeout_s and how long a job is kept), idempotent_s, most_queued, most_own, most_stored
--- (0: no limit). The record may be large and is not decoded; the summary is for lists.
+-- (0: no limit). The record may be large and is not decoded; the summary is for lists. The RQ job that wakes a worker has
+-- the id of the job.
 -- Reads the request's key, the model's queue and stream, and the owner's stored pictures. Writes the job, the open jobs,
 -- the models with work, the owner's list of jobs, the fair queue, the owner's stored pictures, the request's key and RQ's
 -- queue.
@@ -348,7 +375,7 @@ local function create(args)
     redis.call('HSET', job, 'request_key', new.request_key)
     redis.call('SET', new.request_key, new.id .. ' ' .. new.request_hash, 'EX', new.idempotent_s)
   end
-  wake({unpack(args, 4)})
+  wake({new.id})
   return nil
 end
 
@@ -769,9 +796,7 @@ local function register(name, run, flags)
     callback = function(_, args)
       changed = {}
       local answer = run(args)
-      if next(changed) then
-        redis.call('PUBLISH', CHANGES, cjson.encode(changed))
-      end
+      publish()
       return answer
     end,
     flags = flags,

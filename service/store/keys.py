@@ -9,7 +9,7 @@ job:ID                hash        record (JSON, never changes); summary (JSON): 
                                   total, digest and owner
 job:ID:verdicts       hash        index -> verdict (JSON); a picture is finished once it has one
 job:ID:events         stream      status changes and finished pictures, for clients that follow the job
-job:ID:watched        string      exists while somebody watches; expires seconds later
+job:ID:watched        string      exists while somebody follows the job; expires seconds later
 deadlines             sorted set  ids of the jobs that have not ended; score: when they must have (Unix seconds)
 timed                 set         those of them with a deadline of their own
 jobs:OWNER            sorted set  MILLISECONDS-ID of each of the owner's jobs, all with score 0: sorted by time
@@ -37,7 +37,8 @@ rq:workers            set         keys of workers; some may have died
 
 Two pub/sub channels tell APIs whose clients wait for a job or follow it:
 
-changes               JSON: id -> whether it has ended, of the jobs that a function has moved
+changes               JSON: id -> whether it has ended, of the jobs that a function has ended, or moved while somebody
+                      follows them
 previews              "ID JSON": the current steps and previews of a job, while somebody watches
 """
 

@@ -7,14 +7,10 @@ workers also look by themselves. A worker counts as live until its lease expires
 import json
 import time
 from collections.abc import Callable, Iterable, Mapping
-from functools import cache
 from typing import Any, Final
 from uuid import uuid4
 
 from redis import Redis
-from rq.job import Job, JobStatus
-from rq.serializers import JSONSerializer
-from rq.utils import now, utcformat
 
 from service.store import keys
 from service.store.connection import best_effort
@@ -23,9 +19,10 @@ from service.store.functions import Pipeline, call
 LOADS_COUNT_S = 600  # how long a worker's death while it loaded a model counts
 FRESH_S = 1.0  # how long `ReadyWorkers` are taken to be as they were
 QUEUE: Final = "labelgrid"  # RQ's, as in `jobs.lua`
-TASK: Final = "service.worker.process.sample"  # the one function that workers run
+TASK: Final = "service.worker.process.sample"  # the one function that workers run, as in `jobs.lua`
 ABOUT: Final = "about"  # field of RQ's worker; RQ keeps the others for a minute after its end
-RESULT_S, FAILURE_S = 1, 7 * 86_400  # how long RQ keeps a job that ended, and one that failed: by default, a year
+# How long RQ keeps a job that ended, and one that failed, as in `jobs.lua`: by default, a year.
+RESULT_S, FAILURE_S = 1, 7 * 86_400
 
 
 def announce(
@@ -99,30 +96,7 @@ class ReadyWorkers:
         return self._found
 
 
-@cache
-def _fields() -> dict[str, Any]:
-    """Return RQ's fields of a job that runs `TASK`, whatever its times. JSON: RQ's default is pickled."""
-    job = Job.create(
-        TASK,
-        connection=Redis(),  # RQ demands one, and opens none
-        status=JobStatus.QUEUED,
-        origin=QUEUE,
-        timeout=-1,
-        result_ttl=RESULT_S,
-        failure_ttl=FAILURE_S,
-        serializer=JSONSerializer,
-    )
-    return {name: value for name, value in job.to_dict().items() if value != ""}
-
-
-def new_task() -> list[Any]:
-    """Return a new RQ job for `wake` of `jobs.lua`: its id, then fields and values."""
-    at = utcformat(now())
-    fields = _fields() | {"created_at": at, "enqueued_at": at}
-    return [uuid4().hex, *(part for pair in fields.items() for part in pair)]
-
-
 def wake(connection: Redis) -> None:
     """Wake an idle worker, unless one is about to wake; not while Redis is full or away."""
     with best_effort():
-        call(connection, "wake", *new_task())
+        call(connection, "wake", uuid4().hex)

@@ -56,6 +56,8 @@ def stop() -> None:
 
 def traceparent() -> str:
     """Return the current span as a W3C traceparent, for the job's record; "" if there is none."""
+    if provider is None:
+        return ""
     carrier: dict[str, str] = {}
     W3C.inject(carrier)
     return carrier.get("traceparent", "")

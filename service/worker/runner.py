@@ -36,7 +36,7 @@ from shared.device import lost, pick_device
 log = get_logger(__name__)
 
 THREADS_WAIT_S = 0.02  # between two iterations while there is nothing to do but to wait for storage
-CHECK_EVERY_S = 1.0  # how often to look at what no worker does: overdue jobs, and models that nobody has loaded
+CHECK_EVERY_S = 1.0  # how often to look at what no worker does: overdue jobs, models that nobody has loaded, old leases
 OTHERS_FIRST_S = 1.0  # in which an idle worker would load a model
 RETRY_S = 60.0  # before a model is tried again that could not be loaded
 LIVE_EVERY_S = 0.5  # between two progress events of a job with previews, at least
@@ -202,7 +202,7 @@ class Runner:
                         self.store.fail(job_id, f"the model cannot be loaded: {reason}")
 
     def _claim(self, loaded: Loaded) -> None:
-        """Claim as many pictures as there is room for, those of dead workers first; between steps now and then only.
+        """Claim as many pictures as there is room for; now and then those of dead workers first.
 
         A picture that killed too many workers fails its job.
         """
@@ -212,7 +212,7 @@ class Runner:
         if not (room or loaded.stream.suspects):
             return
         claims, now = list[BegunClaim](), time.monotonic()
-        if not loaded.claims or loaded.stream.suspects or now - loaded.took_over_at >= CHECK_EVERY_S:
+        if loaded.stream.suspects or now - loaded.took_over_at >= CHECK_EVERY_S:
             claims, loaded.took_over_at = self.store.take_over(loaded.stream, room, may_be_alone=not self.busy), now
         if room > len(claims) and not (loaded.stream.suspects or any(claim.alone for claim in claims)):
             claims += self.store.claim_new(loaded.stream, room - len(claims))

@@ -12,6 +12,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Collection
+from functools import lru_cache
 from typing import Any
 
 from limits import RateLimitItem, parse
@@ -42,6 +43,7 @@ CHALLENGE = 'Bearer realm="labelgrid"'
 LIMIT = re.compile(r"[1-9]\d{0,9} ?(/|per) ?([1-9]\d{0,3} ?)?(second|minute|hour|day|month|year)s?", re.IGNORECASE)
 
 
+@lru_cache(16)  # hosts of requests repeat
 def is_loopback(host: str) -> bool:
     """Return whether a host name or address is this machine itself."""
     host = host.strip("[]").lower().rstrip(".")
@@ -215,7 +217,9 @@ class _Body:
 
     def release(self) -> None:
         """Count its bytes no more."""
-        self._held -= Counter({self.owner: self.received})  # drops owners without bytes
+        self._held[self.owner] -= self.received
+        if not self._held[self.owner]:
+            del self._held[self.owner]
         self.received = 0
 
     async def receive(self) -> Message:

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Form, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from pydantic import Field, Json
 
-from service.api.answers import RESPONSES, PreferencesDep, answer
+from service.api.answers import HEADERS, RESPONSES, answer
 from service.api.checks import check_layouts, check_lists
 from service.api.dependencies import CallerDep, Index, OwnJob
 from service.api.edits import checked_edits
@@ -37,9 +37,10 @@ router = APIRouter(tags=["pictures"])
     "/generate",
     response_model=Job,
     responses={**RESPONSES, **problems(*ERRORS, NoSuchObject, UnknownCheckpoint)},
+    openapi_extra=HEADERS,
     summary="Generate pictures from labels, or again from a recipe",
 )
-async def generate(body: GenerateRequest, caller: CallerDep, preferences: PreferencesDep) -> Response:
+async def generate(body: GenerateRequest, caller: CallerDep) -> Response:
     """Generates one picture for each list of labels, scores it, and waits for it unless `Prefer` says otherwise.
 
     A recipe generates the same pictures again. `edits` change the objects that they name in each picture.
@@ -58,7 +59,7 @@ async def generate(body: GenerateRequest, caller: CallerDep, preferences: Prefer
             caller, "generate", body, info, labels, layouts=layouts, trajectory=trajectory, recipe=recipe
         )
         job_id = await create(caller.service, record, same)
-    return await answer(caller, job_id, preferences)
+    return await answer(caller, job_id)
 
 
 class PngForm(JobFields):
@@ -77,12 +78,12 @@ class PngForm(JobFields):
     "/generate/png",
     response_model=Job,
     responses={**RESPONSES, **problems(*ERRORS, BadForm, NoSuchObject, UnknownCheckpoint)},
+    openapi_extra=HEADERS,
     summary="Generate the pictures of a PNG again",
 )
 async def generate_from_png(
     form: Annotated[PngForm, Form(media_type="multipart/form-data")],
     caller: CallerDep,
-    preferences: PreferencesDep,
 ) -> Response:
     """Generates the pictures of the recipe in a PNG of this service, as `POST /generate` does with `recipe`."""
     async with caller.service.uploads.of(caller.owner):
@@ -93,7 +94,7 @@ async def generate_from_png(
     await form.file.close()
     beside = form.model_dump(exclude={"file"}, exclude_unset=True)
     body = GenerateRequest.model_validate({**beside, "recipe": recipe})
-    return await generate(body, caller, preferences)
+    return await generate(body, caller)
 
 
 @router.post(
@@ -103,11 +104,10 @@ async def generate_from_png(
         **RESPONSES,
         **problems(*ERRORS, NoSuchObject, UnknownCheckpoint, UnknownJob, ExpiredJob, UnknownPicture, NotReady),
     },
+    openapi_extra=HEADERS,
     summary="Edit a picture",
 )
-async def edit_picture(
-    job_id: OwnJob, index: Index, body: EditRequest, caller: CallerDep, preferences: PreferencesDep
-) -> Response:
+async def edit_picture(job_id: OwnJob, index: Index, body: EditRequest, caller: CallerDep) -> Response:
     """Adds, removes, moves or recolours objects of a finished picture; the others and the background stay.
 
     Does the same as `POST /generate` with the picture's recipe and `edits`: a new job with one picture, whose recipe
@@ -119,4 +119,4 @@ async def edit_picture(
     except PngError as error:  # of an uploaded picture
         raise BadRequest.at(("path", "index"), f"the picture cannot be edited: {error}") from error
     request = GenerateRequest.model_validate({**body.model_dump(exclude_unset=True), "recipe": recipe})
-    return await generate(request, caller, preferences)
+    return await generate(request, caller)

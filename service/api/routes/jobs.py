@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from fastapi import APIRouter, Header, Query, Response
 from fastapi.concurrency import run_in_threadpool
 
-from service.api.answers import RESPONSES, PreferencesDep, answer
+from service.api.answers import HEADERS, RESPONSES, answer
 from service.api.dependencies import CallerDep, Index, OwnerDep, OwnJob, ServiceDep
 from service.api.events import is_complete, job_events
 from service.api.openapi import BINARY, PNG, Responses, problems
@@ -109,9 +109,10 @@ async def delete_job(job_id: OwnJob, service: ServiceDep, response: Response) ->
     "/{job_id}/retry",
     response_model=Job,
     responses={**RESPONSES, **problems(*SUBMIT_ERRORS, *ERRORS, UnknownCheckpoint, NotFailed)},
+    openapi_extra=HEADERS,
     summary="Retry a job that failed or was cancelled",
 )
-async def retry_job(job_id: OwnJob, caller: CallerDep, preferences: PreferencesDep) -> Response:
+async def retry_job(job_id: OwnJob, caller: CallerDep) -> Response:
     """Creates a new job with the same request, seed and checkpoint, and answers like the request that it repeats.
 
     Uploaded pictures need not be sent again. The job that failed stays as it is.
@@ -128,7 +129,7 @@ async def retry_job(job_id: OwnJob, caller: CallerDep, preferences: PreferencesD
         record = before.model_copy(update=await new_ids(service))
         pictures = service.results.uploaded(job_id, before.total) if before.uploaded else ()
         new_id = await create(service, record, same, pictures)
-    return await answer(caller, new_id, preferences)
+    return await answer(caller, new_id)
 
 
 @router.get(

@@ -5,7 +5,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from service.api.catalog import knows_positions
-from service.api.dependencies import NEEDS_KEY, ModelsDep, ServiceDep
+from service.api.dependencies import ModelsDep, ServiceDep
 from service.api.openapi import problems, public_problems
 from service.contract.errors import NoModel, NoWorker, Unavailable
 from service.contract.schemas import Health, Labels, Model, ModelList, Ready, WorkerDevice
@@ -14,7 +14,7 @@ from shared.support import picture_size
 router = APIRouter(tags=["service"])
 
 
-@router.get("/labels", dependencies=[NEEDS_KEY], responses=problems(NoModel), summary="List the labels of a model")
+@router.get("/labels", responses=problems(NoModel), summary="List the labels of a model")
 async def read_labels(
     models: ModelsDep,
     model: Annotated[
@@ -31,7 +31,7 @@ async def read_labels(
     )
 
 
-@router.get("/models", dependencies=[NEEDS_KEY], responses=problems(), summary="List the models")
+@router.get("/models", responses=problems(), summary="List the models")
 async def read_models(models: ModelsDep) -> ModelList:
     """Each model with its card and its training, and the files in storage that cannot be used, with the reason."""
     promoted = models.promoted

@@ -8,7 +8,7 @@ from fastapi.responses import PlainTextResponse
 from prometheus_client import CONTENT_TYPE_LATEST, generate_latest
 from redis.exceptions import RedisError
 
-from service.api.dependencies import NEEDS_KEY, ModelsDep, ServiceDep
+from service.api.dependencies import ModelsDep, ServiceDep
 from service.api.openapi import problems
 from service.store import keys
 from service.telemetry import metrics
@@ -22,7 +22,6 @@ REDIS_WITHIN_S = 5.0  # Prometheus waits for 10 s, unless told otherwise, and wo
 
 @router.get(
     "/metrics",
-    dependencies=[NEEDS_KEY],
     response_class=PlainTextResponse,
     responses=problems(),
     summary="Metrics for Prometheus",

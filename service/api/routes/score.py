@@ -6,7 +6,7 @@ from fastapi import APIRouter, Form, Response, UploadFile
 from fastapi.concurrency import run_in_threadpool
 from pydantic import ConfigDict, Field
 
-from service.api.answers import RESPONSES, PreferencesDep, answer
+from service.api.answers import HEADERS, RESPONSES, answer
 from service.api.checks import check_lists
 from service.api.dependencies import CallerDep
 from service.api.openapi import problems
@@ -42,12 +42,12 @@ class ScoreForm(ScoreFields):
     "/score",
     response_model=Job,
     responses={**RESPONSES, **problems(*ERRORS, BadForm, SelectedScore)},
+    openapi_extra=HEADERS,
     summary="Score the model on a test file",
 )
 async def score(
     form: Annotated[ScoreForm, Form(media_type="multipart/form-data")],
     caller: CallerDep,
-    preferences: PreferencesDep,
 ) -> Response:
     """Generates every picture of a test file `repeats` times, run r with seed + r, and scores each run.
 
@@ -75,7 +75,7 @@ async def score(
         job_id = await create(caller.service, record, same, [one.read for one in pictures])
     for file in filter(None, (form.file, form.pictures)):
         await file.close()  # before the request waits
-    return await answer(caller, job_id, preferences)
+    return await answer(caller, job_id)
 
 
 async def _read_lists(file: UploadFile) -> list[list[str]]:

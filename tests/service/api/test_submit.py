@@ -1,6 +1,5 @@
 """Whether the service is ready and accepts a job, what an Idempotency-Key stands for, and how requests wait."""
 
-import asyncio
 import io
 import json
 import shutil
@@ -10,13 +9,12 @@ import time
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import httpx
 import pytest
-from fastapi import Request
 from redis import Redis
+from starlette.datastructures import Headers
 
 import service.api.app
 import service.store.async_jobs
@@ -174,6 +172,9 @@ def test_an_idempotency_key_stands_for_one_request(client: httpx.Client, alive: 
     assert alive.connection.zcard("labelgrid:deadlines") == 1
     headers["idempotency-key"] = "another"
     assert ask().json()["id"] != first.json()["id"]
+    for key in ("", 201 * "k"):
+        headers["idempotency-key"] = key
+        assert problem(ask(), 422, "invalid-request")["errors"][0]["loc"] == ["header", "Idempotency-Key"]
 
 
 def test_an_idempotency_key_holds_for_a_form_and_as_long_as_its_job(client: httpx.Client, alive: JobStore) -> None:
@@ -296,10 +297,8 @@ def test_an_end_that_nobody_heard_of_is_seen_soon(
         ("", "image/*", Preferences(30, False, None)),
     ],
 )
-def test_reading_the_headers(settings: Settings, prefer: str, accept: str, preferences: Preferences) -> None:
-    app = SimpleNamespace(state=SimpleNamespace(settings=settings.model_copy(update={"wait_s": 30})))
-    request = cast(Request, SimpleNamespace(app=app))
-    assert asyncio.run(read_preferences(request, [prefer], [accept])) == preferences
+def test_reading_the_headers(prefer: str, accept: str, preferences: Preferences) -> None:
+    assert read_preferences(Headers({"prefer": prefer, "accept": accept}), 30) == preferences
 
 
 def test_prefer_respond_async(client: httpx.Client, alive: JobStore) -> None:

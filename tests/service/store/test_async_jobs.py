@@ -181,6 +181,30 @@ def test_one_who_waits_bears_that_redis_is_away_for_a_moment_only(
     creating(settings, store, wait)
 
 
+@pytest.mark.parametrize("ends", ["before it is watched", "after"])
+def test_one_who_waits_for_a_new_job_hears_of_its_end_and_does_not_look(
+    settings: Settings, store: JobStore, connection: Redis, ends: str
+) -> None:
+    async def wait(jobs: AsyncJobs) -> None:
+        jobs.hub.start()
+        with jobs.hub.watch("any") as watch:
+            await watch.heard.wait()  # it listens
+        job_id = await jobs.create(record())
+        if ends != "after":
+            store.cancel(job_id)
+            with jobs.hub.watch("any") as watch:
+                connection.publish(keys.CHANGES, '{"any": true}')
+                await watch.heard.wait()  # what was published before is heard
+        waiting = asyncio.create_task(jobs.wait(job_id, 60, asyncio.get_running_loop().create_future()))
+        if ends == "after":
+            await asyncio.sleep(0.05)
+            store.cancel(job_id)
+        assert await waiting
+        await jobs.hub.close()
+
+    assert "HGET" not in commands(connection, lambda: creating(settings, store, wait, connections=2))
+
+
 def test_one_who_waits_asks_again_after_an_answer_that_did_not_come(
     settings: Settings, store: JobStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:

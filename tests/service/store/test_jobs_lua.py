@@ -25,7 +25,6 @@ STREAM = f"labelgrid:pictures:{DIGEST}"
 KEEP_S = 100
 RESULT = json.dumps({"repeats": [{}, {}], "best": 1})
 CREATED_S = 1764355000.125
-TASK = "an RQ job", "status", "queued"
 
 
 def job_id(letter: str, created_s: float = CREATED_S) -> str:
@@ -52,7 +51,7 @@ class Library:
         about |= {"webhook_events": "running finished", "timeout_s": 50, "lifetime_s": 150, "idempotent_s": 300}
         about |= {"draws": about["total"], "cost": 10, "most_queued": 10_000, "most_own": 0, "most_stored": 0, **more}
         summary = {"id": job, "model": "toy", "digest": digest, "sent": False}
-        return self("create", json.dumps(about), f"record of {job[-1]}", json.dumps(summary), *TASK)
+        return self("create", json.dumps(about), f"record of {job[-1]}", json.dumps(summary))
 
     def claim(self, most: int, worker: str = "w") -> dict[str, str]:
         """Claim pictures; return each one's entry, by job and index such as "a0"; of a grid, by "a grid"."""
@@ -269,7 +268,7 @@ CALLS: dict[str, Callable[[Library], Any]] = {
     "open_stream": lambda library: library("open_stream", DIGEST, 0),
     "claim": lambda library: library.claim(1),
     "wanted": lambda library: library("wanted", 0),
-    "wake": lambda library: library("wake", *TASK),
+    "wake": lambda library: library("wake", "0"),
     "announce": lambda library: library("announce", "w", "{}", 1000),
     "live_workers": lambda library: library("live_workers"),
     "take_webhook": lambda library: library("take_webhook", "a running", 60),
@@ -331,10 +330,29 @@ def test_an_error_in_the_middle_leaves_the_pictures_in_the_stream(library: Libra
 def test_one_rq_job_waits_however_many_jobs_are_created(library: Library) -> None:
     for job in (A, B):
         library.create(job)
-    library("wake", "another", "status", "queued")
-    assert library.connection.lrange("rq:queue:labelgrid", 0, -1) == [TASK[0]]
-    assert library.hash(f"rq:job:{TASK[0]}") == {"status": "queued"}
-    assert not library.connection.exists("rq:job:another")
+    library("wake", "another")
+    assert library.connection.lrange("rq:queue:labelgrid", 0, -1) == [A]
+    assert library.connection.keys("rq:job:*") == [f"rq:job:{A}"]
+
+
+def test_an_end_is_published_and_any_other_change_only_while_somebody_follows_the_job(library: Library) -> None:
+    with library.connection.pubsub() as heard:
+        heard.subscribe("labelgrid:changes")
+
+        def news() -> list[dict[str, bool]]:
+            library.connection.publish("labelgrid:changes", "null")
+            messages = iter(lambda: heard.get_message(timeout=60)["data"], "null")
+            return [json.loads(data) for data in messages if isinstance(data, str)]
+
+        for job in (A, B):
+            library.create(job, 1)
+        library.connection.set(f"labelgrid:job:{B}:watched", 1)
+        entries = library.claim(2)
+        assert news() == [{B: False}]
+        library.commit(entries)
+        assert news() == [{B: False}]
+        library.end(A, "failed", error="why")
+        assert news() == [{A: True}]
 
 
 def test_a_model_is_wanted_whose_leased_pictures_are_late_or_that_has_others_besides(library: Library) -> None:

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 from redis import Redis
 from rq import Queue
+from rq.job import Job
 from rq.serializers import JSONSerializer
 from rq.suspension import resume, suspend
 
@@ -92,7 +93,8 @@ def test_what_wakes_a_worker_is_an_rq_job_and_one_waits_at_most(connection: Redi
         workers.wake(connection)
         (job,) = queue.jobs
         assert (job.func_name, job.args, job.timeout, job.get_status()) == (workers.TASK, [], -1, "queued")
-        assert job.description == f"{workers.TASK}()"
+        as_rq_writes_it = Job.create(workers.TASK, (), connection=queue.connection, serializer=JSONSerializer)
+        assert (job.data, job.description) == (as_rq_writes_it.data, as_rq_writes_it.description)
         connection.lpop(queue.key)
 
 

@@ -201,7 +201,8 @@ def test_what_cannot_be_read_ends_no_worker(
     workers.wake(connection)
     assert queue.count == 1
     connection.rpush(queue.key, "0")
-    connection.hset("rq:job:0", mapping=dict(zip(*[iter(workers.new_task()[1:])] * 2, strict=True)))
+    as_rq_writes_it = {"id": "0", "origin": workers.QUEUE, "connection": queue.connection, "serializer": JSONSerializer}
+    Job.create(workers.TASK, (), **as_rq_writes_it).save()
     worker.work(burst=True)
     assert status(store, job) == "finished"
 
