@@ -90,9 +90,9 @@ def capacity(content: Data) -> list[Piece]:
         f"at the peak is {LOAD:g} of capacity, and devices, which share only Redis, do not slow each other down. Redis "
         f"keeps {number(costs.redis_bytes)} bytes and storage {number(costs.picture_bytes)} of a picture for "
         f"{costs.kept_s / DAY_S:g} days (`LABELGRID_KEEP_DAYS`).",
-        f"With full batches, a device takes {number(1000 * costs.row_s)} ms per network row, and "
-        f"{number(1000 * costs.other_s)} ms for all else that a picture needs. With the default model, its rows are "
-        f"{rows}. For A pictures per second of D device seconds you need ceil(A D / {LOAD:g}) "
+        f"With full batches, a device takes {number(1000 * costs.row_s)} ms per network row, of which the default "
+        f"model's pictures have {rows}, and {number(1000 * costs.other_s)} ms for all else that a picture needs. "
+        f"For A pictures per second of D device seconds you need ceil(A D / {LOAD:g}) "
         "devices. More devices are more workers (`--scale worker=N`, or KEDA by the backlog); where one Redis is not "
         "enough, run [several deployments](scaling.md#after-one-redis).",
         f"Beyond {MOST_QUEUED:,} pending pictures of a model (`max_queued_pictures`) requests are refused (429): these "
