@@ -1,9 +1,10 @@
 #!/bin/sh
 # Make the checkpoints from nothing: data, evaluator, denoiser, its distilled form, its upsampler, and both together as
-# the default model, which draws a picture in one network call. The shipped weights
-# were made with these commands, in several runs (models/*.md), with the course's train.json as TRAIN. Without TRAIN,
-# scenes are random. WITHOUT names a test file whose label sets the other scenes never show. To resume, run it again: an
-# interrupted rendering starts over, training continues from its state. TIMES=4 takes four times as many steps.
+# the default model, which draws a picture in one network call. The shipped weights were made with these commands, in
+# several runs, and the default model by scripts with the same losses (models/*.md), with the course's train.json as
+# TRAIN. Without TRAIN, scenes are random. WITHOUT names a test file whose label sets the other scenes never show. To
+# resume, run it again: an interrupted rendering starts over, training continues from its state. TIMES=4 takes four times
+# as many steps.
 # TRIAL=FOLDER runs every stage at a tiny size, in two minutes, with data, runs and models in that folder.
 set -eu
 BIN=${BIN:-.venv/bin}

@@ -82,7 +82,7 @@ def check_stages(trajectory: int, pictures: int, steps: int) -> None:
     """Raise BadRequest for a trajectory with more stages than there are steps, or too many for one request."""
     if trajectory > steps + 1:
         counted = "1 step has" if steps == 1 else f"{steps} steps have"
-        detail = f"{trajectory} stages; {counted} {steps + 1}, noise and picture included: ask for more steps"
+        detail = f"{trajectory} stages; {counted} {steps + 1}, noise and picture included"
         raise BadRequest.at(("body", "trajectory"), detail)
     if pictures * trajectory > MAX_STAGES_PER_REQUEST:
         detail = f"{pictures} pictures of {trajectory} stages; at most {MAX_STAGES_PER_REQUEST} stages are allowed"

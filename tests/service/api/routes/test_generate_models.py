@@ -238,7 +238,7 @@ def test_a_model_of_one_call_takes_one_step_without_guidance(
     ):
         assert problem(client.post("/generate", json={**asked, **changes}), 422, "invalid-request")["detail"] == detail
     body = problem(client.post("/generate", json={**asked, "trajectory": 3}), 422, "invalid-request")
-    stages = "trajectory: 3 stages; 1 step has 2, noise and picture included: ask for more steps"
+    stages = "trajectory: 3 stages; 1 step has 2, noise and picture included"
     assert body["detail"] == stages
     job = client.post("/generate", json={**asked, "trajectory": 2}).json()
     assert (job["options"]["steps"], job["options"]["guidance"]) == (1, 1.0)
