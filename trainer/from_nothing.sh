@@ -5,7 +5,7 @@
 # TRAIN. Without TRAIN, scenes are random. WITHOUT names a test file whose label sets the other scenes never show. To
 # resume, run it again: an interrupted rendering starts over, training continues from its state. TIMES=4 takes four times
 # as many steps.
-# TRIAL=FOLDER runs every stage at a tiny size, in two minutes, with data, runs and models in that folder.
+# TRIAL=FOLDER runs every stage at a tiny size, in five minutes, with data, runs and models in that folder.
 set -eu
 BIN=${BIN:-.venv/bin}
 at=${TRIAL:-.}
@@ -26,7 +26,7 @@ else
   scenes="" many="--scenes 1920" unseen="--scenes 120" full="--scenes 480"
   times=${TIMES:-1}
   fit="--steps $((3600 * times))" train="--steps $((2400 * times))" enlarge="--steps $((2000 * times))"
-  trajectories="--trajectories 6144 --steps 900" detail="--steps $((2000 * times))" edges="--steps $((19000 * times))"
+  trajectories="--trajectories 6144 --steps 900" detail="--steps $((1000 * times))" edges="--steps $((5000 * times))"
 fi
 
 # unquoted on purpose: options of several words are split at blanks
