@@ -33,6 +33,8 @@ LAB = ROOT.parent / "shared" / "tools" / "container-lab"
 PROJECT = "labelgrid-test"
 STARTED_WITHIN_S = 180
 
+IN_STEPS = "iclevr-320x240"  # a model that takes time, unlike the default one, of a single call
+SLOW = {"model": IN_STEPS, "steps": 1000}
 LABELS = [["red cube", "blue sphere"], ["gray cylinder"], ["green sphere"], ["yellow cube", "purple cylinder"]]
 
 # A receiver of webhooks that prints them.
@@ -203,7 +205,7 @@ def test_score(deployment: Deployment, tmp_path: Path) -> None:
 
 
 def test_cancel(deployment: Deployment) -> None:
-    job = deployment.client.generate(LABELS * 16, steps=1000, wait=False)
+    job = deployment.client.generate(LABELS * 16, **SLOW, wait=False)
     until(lambda: deployment.client.job(job.id).status == "running")
     assert deployment.client.cancel(job.id).status == "cancelled"
     assert deployment.client.generate(LABELS[:1]).status == "finished"  # the worker is available again
@@ -264,7 +266,7 @@ def test_one_port_is_published_and_workers_have_no_way_out(deployment: Deploymen
 def test_one_of_two_workers_is_killed_and_every_picture_is_there_once(deployment: Deployment) -> None:
     deployment.scale(2)
     until(lambda: deployment.client.ready().workers == 2)
-    labels, options = LABELS * 6, {"seed": 5, "steps": 50}
+    labels, options = LABELS * 6, {"seed": 5, "model": IN_STEPS, "steps": 50}
 
     undisturbed = deployment.client.generate(labels, **options)  # type: ignore[arg-type]
     job = deployment.client.generate(labels, wait=False, **options)  # type: ignore[arg-type]
@@ -285,7 +287,7 @@ def test_one_of_two_workers_is_killed_and_every_picture_is_there_once(deployment
 def test_a_worker_is_taken_away_while_it_works_and_nothing_is_lost(deployment: Deployment) -> None:
     deployment.scale(2)
     labels = LABELS * 6
-    job = deployment.client.generate(labels, seed=5, steps=50, wait=False)
+    job = deployment.client.generate(labels, model=IN_STEPS, seed=5, steps=50, wait=False)
     until(lambda: len(deployment.in_work(job)) == 2)
     deployment.scale(1)
     assert deployment.client.wait(job.id).status == "finished"
@@ -312,7 +314,7 @@ def test_the_trainer_has_an_image_of_its_own(deployment: Deployment) -> None:
 def test_a_lost_redis_costs_all_jobs_but_no_picture(deployment: Deployment, tmp_path: Path) -> None:
     ended = deployment.client.generate(LABELS, seed=7)
     picture = deployment.client.image(ended.id, 0)
-    opened = deployment.client.generate(LABELS * 16, steps=1000, wait=False)
+    opened = deployment.client.generate(LABELS * 16, **SLOW, wait=False)
     until(lambda: deployment.client.job(opened.id).status == "running")
     deployment.compose("rm", "--stop", "--force", "redis")
     docker("volume", "rm", f"{PROJECT}_redis-data")
@@ -336,7 +338,7 @@ def test_restored_storage_lacks_the_pictures_since_its_copy(deployment: Deployme
     deployment.typed(heading, tmp_path)
     new = deployment.client.generate(LABELS, seed=8)
     lost = deployment.pictures(new)
-    begun = deployment.client.generate(LABELS * 12, seed=9, steps=20, wait=False)
+    begun = deployment.client.generate(LABELS * 12, model=IN_STEPS, seed=9, steps=20, wait=False)
     until(lambda: deployment.client.job(begun.id).progress.done)
 
     deployment.typed(heading, tmp_path, block=1)
@@ -350,7 +352,7 @@ def test_restored_storage_lacks_the_pictures_since_its_copy(deployment: Deployme
 
 
 def test_jobs_wait_for_another_host_after_the_only_workers_is_gone(deployment: Deployment, tmp_path: Path) -> None:
-    labels, options = LABELS * 6, {"seed": 5, "steps": 50}
+    labels, options = LABELS * 6, {"seed": 5, "model": IN_STEPS, "steps": 50}
     undisturbed = deployment.client.generate(labels, **options)  # type: ignore[arg-type]
     job = deployment.client.generate(labels, wait=False, **options)  # type: ignore[arg-type]
     until(lambda: deployment.in_work(job))

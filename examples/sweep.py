@@ -20,6 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", help="the grid, a PNG")
     parser.add_argument("labels", nargs="+", help='the labels of each picture: "red cube, blue sphere"')
+    parser.add_argument("--model", default="iclevr-320x240", help="a model of several steps")
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--guidance", type=float, nargs="+", default=[1, 2])
     parser.add_argument("--seed", type=int, default=0)
@@ -30,7 +31,7 @@ def main() -> None:
     with Client() as client:
         for row, steps in enumerate(args.steps):
             for column, w in enumerate(args.guidance):
-                job = client.generate(lists, steps=steps, guidance=w, seed=args.seed)
+                job = client.generate(lists, model=args.model, steps=steps, guidance=w, seed=args.seed)
                 grid = Image.open(io.BytesIO(client.grid(job.id)))
                 cells[row, column] = grid, f"{steps} steps, w = {w:g}: accuracy {job.result.accuracy:.2f}"
 

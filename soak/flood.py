@@ -60,6 +60,7 @@ PLACED: Final = {
 # Few pictures of one step are exact, so that most are drawn as often as may be.
 UNTIL: Final = {"until": "exact", "attempts": LIMITS.max_attempts, "steps": 1}
 SMALL: Final = {"model": "iclevr-64"}  # draws fast
+STAGES: Final = {"steps": 31, "trajectory": 32}
 EDITS: Final = [{"move": {"label": "red cube", "x": 0.4 + 0.003 * i, "y": 0.5}} for i in range(MAX_EDITS)]
 
 Request = Callable[[httpx.AsyncClient], Awaitable[str]]
@@ -158,7 +159,7 @@ def requests(job: str, models: list[str]) -> dict[str, tuple[int, Request]]:
         f"{JOBS} edits": (2, patient("/generate", json={"labels": LISTS, "edits": EDITS, "steps": 1, **SMALL})),
         f"{JOBS} an edit": (40, patient(f"/jobs/{job}/images/0/edit", json={"edits": EDITS})),
         "/generate, a deadline": (40, post("/generate", json={"labels": LISTS, "deadline_s": 0.001}, headers=ASYNC)),
-        f"{JOBS} trajectories": (4, patient("/generate", json={"labels": LISTS[:32], "steps": 31, "trajectory": 32})),
+        f"{JOBS} trajectories": (4, patient("/generate", json={"labels": LISTS[:32], **STAGES, **SMALL})),
         f"{JOBS} a long zip": (12, patient("/score", **scored(noise, count))),
         f"{JOBS} a zip of many pixels": (12, patient("/score", **scored(unpacked, many))),
         "/jobs": (80, get("/jobs?limit=100")),
