@@ -41,7 +41,6 @@ FIRST = "10.77.0.1"
 REDIS_PORT, S3_PORT, API_PORT = 6380, 5000, 8000
 BUCKET = "models"
 LABELS = [["red cube"], ["blue sphere", "gray cube"]] * 16
-SLOW = {"model": "iclevr-320x240", "steps": 1000}
 
 
 def run(*command: str) -> None:
@@ -228,7 +227,7 @@ def deployment(folder: Path, redis_url: str, storage: dict[str, str]) -> Iterato
 
 
 def test_hosts_share_a_job_and_fetch_its_model_for_themselves(deployment: Deployment, folder: Path) -> None:
-    job = deployment.client.generate(LABELS, seed=3, **SLOW, wait=False)
+    job = deployment.client.generate(LABELS, seed=3, steps=1000, wait=False)
     until(lambda: deployment.at_work(job) == {"host-a", "host-b"})
     assert deployment.client.wait(job.id).status == "finished"
     assert sorted(deployment.reported(job)) == list(range(len(LABELS)))
@@ -237,8 +236,8 @@ def test_hosts_share_a_job_and_fetch_its_model_for_themselves(deployment: Deploy
 
 
 def test_a_host_is_cut_off_while_it_works_and_every_picture_is_there_once(deployment: Deployment) -> None:
-    undisturbed = deployment.client.generate(LABELS, seed=4, **SLOW)
-    job = deployment.client.generate(LABELS, seed=4, **SLOW, wait=False)
+    undisturbed = deployment.client.generate(LABELS, seed=4, steps=1000)
+    job = deployment.client.generate(LABELS, seed=4, steps=1000, wait=False)
     until(lambda: deployment.at_work(job) == {"host-a", "host-b"})
     lost = deployment.hosts["host-a"]
     lost.pull_the_cable()
