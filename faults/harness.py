@@ -33,7 +33,7 @@ from service.store.jobs import JobStore
 from service.store.workers import list_live, ready
 from shared.checkpoint import read_info
 from shared.registry import resolve
-from tests.toy_checkpoint import publish_toys
+from tests.toy_checkpoint import publish_toy_evaluator, publish_toys
 
 ROOT = Path(__file__).parents[1]
 LOOK_AGAIN_S = 0.02
@@ -101,6 +101,7 @@ class Stack:
         storage = folder / "storage"
         storage.mkdir()
         publish_toys(storage)
+        publish_toy_evaluator(storage, "toy-evaluator", architecture="resnet18")  # the release before knows no other
         self.digest = read_info(resolve(storage, "toy", "denoiser")).digest
         ours = {name: value for name, value in os.environ.items() if not name.startswith(("LABELGRID_", "REDIS_"))}
         self.environment = {
