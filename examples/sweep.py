@@ -1,7 +1,7 @@
 """Draw the same pictures with several numbers of steps (rows) and values of guidance (columns), in one grid:
 
     pip install pillow
-    python examples/sweep.py sweep.png "red cube, blue sphere" "gray cylinder" --steps 2 4 8 --guidance 1 2
+    python examples/sweep.py sweep.png "red cube, blue sphere" "gray cylinder" --model iclevr-320x240 --steps 2 4 8
 
 The service is at LABELGRID_URL, by default on this machine.
 """
@@ -20,7 +20,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", help="the grid, a PNG")
     parser.add_argument("labels", nargs="+", help='the labels of each picture: "red cube, blue sphere"')
-    parser.add_argument("--model", default="iclevr-320x240", help="a model of several steps")
+    parser.add_argument("--model", help="one that takes several steps; by default the promoted one")
     parser.add_argument("--steps", type=int, nargs="+", default=[2, 4, 8])
     parser.add_argument("--guidance", type=float, nargs="+", default=[1, 2])
     parser.add_argument("--seed", type=int, default=0)
