@@ -66,10 +66,8 @@ def check_sampling(options: SamplingOptions, info: CheckpointInfo, models: Model
     if options.steps > info.max_steps:
         field, detail = "steps", f"{options.steps} steps; the model {info.name} takes {info.max_steps} at most"
     elif info.is_one_call and options.guidance != 1:
-        field, detail = (
-            "guidance",
-            f"{options.guidance:g}; the model {info.name} draws in one call, without guidance: 1",
-        )
+        field = "guidance"
+        detail = f"{options.guidance:g}; the model {info.name} draws in one call, without guidance: 1"
     else:
         return
     others = (one for one in models.denoisers if one.vocabulary == info.vocabulary and not one.is_one_call)

@@ -124,7 +124,7 @@ def losses_of_grain(made: Tensor, real: Tensor, block: int) -> Tensor:
     Patterns that repeat every `block` pixels, as an upsampler's blocks make them; tints; and any detail where a render
     has nothing but rounding. made and real: squares (N, C, s, s).
     """
-    fine = detail_of(made, 3)
+    fine, fine_of_real = detail_of(made, 3), detail_of(real, 3)
     variation = detail_of(real.mean(1, keepdim=True), 9).abs()
     even = (variation - detail_of(variation, 9) < EVEN).float()  # the mean around it
 
@@ -134,9 +134,9 @@ def losses_of_grain(made: Tensor, real: Tensor, block: int) -> Tensor:
         return x.reshape(N, C, side // block, block, side // block, block).sum((2, 4))
 
     pixels = in_blocks(even).clamp(min=2 * block * block)
-    grid = (in_blocks((fine - detail_of(real, 3)) * even) / pixels).abs().mean()
+    grid = (in_blocks((fine - fine_of_real) * even) / pixels).abs().mean()
     tint = (detail_of(made - made.mean(1, keepdim=True), 3).abs() * even).mean()
-    flat = F.max_pool2d(detail_of(real, 3).abs().amax(1, keepdim=True), 9, 1, 4) < FLAT
+    flat = F.max_pool2d(fine_of_real.abs().amax(1, keepdim=True), 9, 1, 4) < FLAT
     return GRID_WEIGHT * grid + TINT_WEIGHT * tint + FLAT_WEIGHT * (fine.abs() * flat).mean()
 
 
@@ -201,11 +201,8 @@ class OneStep:
         with torch.no_grad():
             start = self.base.network(z, t, labels, torch.ones_like(t, dtype=torch.bool)).float()
         real, weight = to_float(squares.flatten(0, 1)), self.config.adversarial
-        grain = [
-            scale.levels / 127.5 * noise.flatten(0, 1).movedim(0, 2)
-            for scale, noise in zip(SCALES, noises, strict=True)
-            if weight
-        ]
+        pairs = zip(SCALES, noises, strict=True) if weight else ()
+        grain = [scale.levels / 127.5 * noise.flatten(0, 1).movedim(0, 2) for scale, noise in pairs]
         x0_hat, made, compared = network(z, t, labels, corners, self.config.crop, real, grain)
         drawing = cast(OneStepNetworks, getattr(network, "module", network)).drawing
         light = drawing.p * z + drawing.q * start

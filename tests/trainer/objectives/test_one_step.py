@@ -109,7 +109,7 @@ def test_the_discriminators_teach_where_they_have_weight(tmp_path: Path, base: D
         assert not torch.allclose(without[name], with_them[name], rtol=0.1)
 
 
-def test_discriminators_see_whole_levels_of_256(tmp_path: Path, base: Denoiser) -> None:
+def test_discriminators_see_whole_levels_of_256() -> None:
     shown = in_levels(torch.tensor([-1.2, -1.0, 0.001, 0.3, 1.0, 2.0]))
     assert torch.equal(shown, ((shown + 1) * 127.5).round() / 127.5 - 1)
     assert (shown.min(), shown.max()) == (-1, 1)
