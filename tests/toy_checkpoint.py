@@ -81,14 +81,16 @@ def publish_toy_adapter(storage: Location, name: str, base: CheckpointInfo) -> C
 
 
 def publish_toy_upsampler(
-    storage: Location, name: str, base: CheckpointInfo, *, features: int = 0, **config: Any
+    storage: Location, name: str, base: CheckpointInfo, *, features: int = 0, labels: int = 0, **config: Any
 ) -> CheckpointInfo:  # fmt: skip
     """Publish an adapter whose upsampler, of random weights, enlarges `base`'s pictures to 32x24.
 
-    `features`: how many of the denoiser's it sees, 0 or the channels of its first level. `config`: more of its
-    configuration.
+    `features`: how many of the denoiser's it sees, 0 or the channels of its first level. `labels`: of the objects that
+    it maps, 0 or all. `config`: more of its configuration.
     """
-    own = UpsamplerConfig(picture=(32, 24), channels=8, dilations=(1,), hidden=16, features=features)
+    own = UpsamplerConfig(
+        picture=(32, 24), channels=8, dilations=(1,), hidden=16, features=features, labels=labels, objects=4
+    )
     network = UpsamplerNet(own)
     randomize(network, 0, std=0.05 if not features else 0.2)
     added = {"base": {"name": base.name, "digest": base.digest}, "picture": [32, 24], **config}

@@ -181,6 +181,8 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
         upsampler = _load_upsampler(info, state)
         if upsampler is not None and upsampler.config.features and (options.steps, options.guidance) != (1, 1.0):
             raise ValueError("its upsampler sees the denoiser's features, so it must sample in one step, w = 1")
+        if upsampler is not None and upsampler.config.labels:
+            _check_map(upsampler.config, config)
         with torch.device("meta"):  # no initial weights: the checkpoint's take their place, and drawing them is slow
             network = UNet(config)
         network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
@@ -210,6 +212,12 @@ def _load_upsampler(info: CheckpointInfo, state: dict[str, Tensor]) -> Upsampler
     tensors = {name.removeprefix(UPSAMPLER): value.float() for name, value in weights.items()}
     upsampler.load_state_dict(tensors, assign=True)
     return upsampler
+
+
+def _check_map(upsampler: UpsamplerConfig, network: NetworkConfig) -> None:
+    """Raise ValueError if the denoiser does not take what the upsampler's map of objects is drawn from."""
+    if not upsampler.features or not network.rotations or network.inputs or upsampler.labels != network.num_labels:
+        raise ValueError("its upsampler maps objects by labels, places and rotations, which its denoiser does not take")
 
 
 def _load_layouts(info: CheckpointInfo, state: dict[str, Tensor]) -> LayoutDrawer:

@@ -1,20 +1,22 @@
 """Enlarges a finished picture in one pass: paints each block of pixels from what a small network sees around it.
 
 A one-step form of cascaded diffusion's super-resolution stage (Ho et al. 2022). It draws no noise, so the sampled
-picture alone decides the result. Knows no labels, no steps and no sizes but those of its configuration.
+picture decides the result, and besides, where it sees them, the denoiser's features, labels and places. Knows no steps
+and no sizes but those of its configuration.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final
 
 import torch
-from pydantic import ConfigDict
+from pydantic import ConfigDict, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shared.diffusion.object_map import ObjectMap
 from shared.diffusion.unet import Conv, UNet
 from shared.options import Count, Natural, NoOtherFields
 
@@ -35,6 +37,14 @@ class UpsamplerConfig(NoOtherFields):
     hidden: Count = 192  # channels before the last layer
     colours: Natural = 3  # that each block has besides the interpolated picture
     features: Natural = 0  # channels of the denoiser's last features (`UNet.features`) that it sees; 0 for none
+    labels: Natural = 0  # of the denoiser, whose objects it sees in a map of their own (`object_map.py`); 0 for none
+    objects: Count = 10  # that the map has at most
+
+    @model_serializer(mode="wrap")
+    def _without_what_is_not_used(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Leave out the map where there is none, so that versions that know no map read the checkpoint."""
+        dumped: dict[str, Any] = handler(self)
+        return {key: value for key, value in dumped.items() if self.labels or key not in ("labels", "objects")}
 
     def model_post_init(self, _: object) -> None:
         if any(side % self.block for side in self.picture):
@@ -81,7 +91,8 @@ class OneCall(nn.Module):
     def forward(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         features = self.denoiser.features(x, t, labels, keep)
         prediction = self.denoiser.paint(features)
-        return prediction, self.upsampler(self.p * x + self.q * prediction, features=features)
+        x0_hat = self.p * x + self.q * prediction
+        return prediction, self.upsampler(x0_hat, features=features, labels=labels)
 
 
 def crop(pictures: Tensor, corners: Tensor, side: int) -> Tensor:
@@ -124,13 +135,19 @@ class UpsamplerNet(nn.Module):
         self.enlarge: nn.Module = Enlarge((height, width))
         self.stem, self.where = Conv(pixels, config.channels), Conv(4, config.channels, 1)
         self.features = Conv(config.features, config.channels, 1) if config.features else None
+        self.objects = self.outlines = self.sides = None
+        if config.labels:
+            self.objects = ObjectMap(config.labels, config.objects)
+            self.outlines = Conv(ObjectMap.channels, config.channels, 1, zero=True)
+            self.sides = Conv(ObjectMap.channels, config.hidden, 1, zero=True)
         self.blocks = nn.Sequential(*(PlainBlock(config.channels, dilation) for dilation in config.dilations))
         self.widen, self.head = Conv(config.channels, config.hidden, 1), Conv(config.hidden, sum(self.parts), 1)
 
     def forward(
-        self, x: Tensor, corners: Tensor | None = None, side: int = 0, features: Tensor | None = None
+        self, x: Tensor, corners: Tensor | None = None, side: int = 0, features: Tensor | None = None,
+        labels: Tensor | None = None,
     ) -> Tensor:  # fmt: skip
-        """Enlarge x, given the denoiser's last features if the configuration has some.
+        """Enlarge x, given the denoiser's last features and labels (N, K, 5), if the configuration has such.
 
         For training, only squares of `side` blocks, as `crop` does; corners (N, k, 2) count blocks.
         """
@@ -149,9 +166,30 @@ class UpsamplerNet(nn.Module):
             enlarged = crop(enlarged, corners * block, (side + 2 * MARGIN) * block)
             where = crop(where.expand(len(x), -1, -1, -1), corners, side + 2 * MARGIN)
         pixels = F.pixel_unshuffle(enlarged, block)
-        h = self.blocks(self.stem(pixels.contiguous(memory_format=torch.channels_last)) + where)
-        pixels, h = (one[..., MARGIN:-MARGIN, MARGIN:-MARGIN] for one in (pixels, h))
-        return F.pixel_shuffle(self._painted(pixels, self.head(F.relu(self.widen(h))).float()), block)
+        h = self.stem(pixels.contiguous(memory_format=torch.channels_last)) + where
+        drawn = None
+        if self.objects is not None and labels is not None:
+            drawn = self.objects(*self._middles(labels, corners, side))
+            h = h + self.outlines(drawn)
+        pixels, h = (one[..., MARGIN:-MARGIN, MARGIN:-MARGIN] for one in (pixels, self.blocks(h)))
+        h = self.widen(h)
+        if drawn is not None:
+            h = h + self.sides(drawn[..., MARGIN:-MARGIN, MARGIN:-MARGIN])
+        return F.pixel_shuffle(self._painted(pixels, self.head(F.relu(h)).float()), block)
+
+    def _middles(self, labels: Tensor, corners: Tensor | None, side: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Return labels, and where rows and columns of blocks have their middles, with the margin; of each square."""
+        counts = [whole // self.config.block for whole in self.picture_shape[1:]]
+        sides = counts if corners is None else (side, side)
+        rows, columns = (
+            (torch.arange(-MARGIN, shown + MARGIN, device=labels.device) + 0.5)[None] / count
+            for shown, count in zip(sides, counts, strict=True)
+        )
+        if corners is None:
+            return labels, rows, columns
+        first = corners.flatten(0, 1)  # (N k, 2)
+        rows, columns = rows + first[:, :1] / counts[0], columns + first[:, 1:] / counts[1]
+        return labels.repeat_interleave(corners.shape[1], 0), rows, columns
 
     def _painted(self, pixels: Tensor, h: Tensor) -> Tensor:
         """Return blocks of pixels (N, C area, rows, columns) from the interpolated ones, as the last layer says."""

@@ -1,6 +1,7 @@
 """Trains a model of one network row a picture: a denoiser and an upsampler that sees its last features, together.
 
-Both start from a denoiser that samples in one step. Labels, places and rotations fix what a render shows, except for
+Both start from a denoiser that samples in one step. The upsampler sees a map of the objects too, if the denoiser takes
+rotations. Labels, places and rotations fix what a render shows, except for
 its light. So a picture of fresh noise is compared with the render of the same conditions in detail alone, which teaches
 it straight edges. Its light is compared with what the denoiser made of the same noise at the start: variety stays.
 Three discriminators make it sharp. They see the same squares at full size, and shrunk by 2 and by 4, so that one sees
@@ -94,7 +95,7 @@ class OneStepNetworks(nn.Module):
         """
         features = self.drawing.denoiser.features(z, t, labels, torch.ones_like(t, dtype=torch.bool))
         x0_hat = self.drawing.p * z + self.drawing.q * self.drawing.denoiser.paint(features).float()
-        made = self.drawing.upsampler(x0_hat, corners, side, features)
+        made = self.drawing.upsampler(x0_hat, corners, side, features, labels)
         shown = made + (in_levels(made.detach()) - made.detach())
         losses = [
             compare(
@@ -266,8 +267,9 @@ def make_networks(base: Denoiser, start: Denoiser, size: tuple[int, int], config
     if start.network.config != base.network.config:
         raise TrainerError(f"{start.info.name} is another network than {base.info.name}")
     torch.manual_seed(config.seed)
-    features = base.network.config.channels[0]
-    own = UpsamplerConfig.model_validate({**config.network, "picture": size, "features": features})
+    shape = base.network.config
+    seen = {"features": shape.channels[0], "labels": shape.num_labels if shape.rotations and not shape.inputs else 0}
+    own = UpsamplerConfig.model_validate({**config.network, "picture": size, **seen})
     upsampler = UpsamplerNet(own)
     if start.upsampler is not None:
         if start.upsampler.config != own:

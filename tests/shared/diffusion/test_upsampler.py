@@ -123,13 +123,26 @@ def test_features_are_seen_where_they_are() -> None:
     torch.testing.assert_close(squares[0], made(x, features=features)[0, :, 8:24, 16:32])
 
 
+def test_squares_see_the_map_of_objects_where_they_are() -> None:
+    made, x = upsampler(picture=(32, 24), dilations=(), labels=3), torch.zeros(1, 3, 16, 16)
+    labels = torch.tensor([[[1, 0.5, 0.4, 1, 0], [0, 0.5, 0.5, 0, 1], [1, 0.9, 0.9, 0, -1]]])
+    whole = made(x, labels=labels)
+    assert (whole - made(x, labels=0 * labels)).abs().max() > 0.01
+    squares = made(x, torch.tensor([[[2, 4], [0, 1]]]), 4, labels=labels)
+    torch.testing.assert_close(squares[0], whole[0, :, 8:24, 16:32])
+    torch.testing.assert_close(squares[1], whole[0, :, :16, 4:20])
+
+
 ONE_STEP = SamplingOptions(sampler="ddim", steps=1, guidance=1.0)
 
 
+@pytest.mark.parametrize("mapped", [0, 24])
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
-def test_with_an_upsampler_that_sees_features_a_picture_is_one_call(tmp_path: Path, engine: EngineName) -> None:
+def test_with_an_upsampler_that_sees_features_a_picture_is_one_call(
+    tmp_path: Path, engine: EngineName, mapped: int
+) -> None:
     base = publish_toy_denoiser(tmp_path, "toy", 0, positions=True, rotations=True)
-    publish_toy_upsampler(tmp_path, "whole", base, features=8, sampling=ONE_STEP.model_dump(mode="json"))
+    publish_toy_upsampler(tmp_path, "whole", base, features=8, labels=mapped, sampling=ONE_STEP.model_dump(mode="json"))
     denoiser = load_denoiser(tmp_path / "whole.safetensors")
     stepper, labels = denoiser.stepper(engine=engine), torch.eye(len(base.vocabulary))[:3]
     rows = [stepper.new_row(one, ONE_STEP, seed) for seed, one in enumerate(labels)]
@@ -143,9 +156,12 @@ def test_with_an_upsampler_that_sees_features_a_picture_is_one_call(tmp_path: Pa
         x0_hat = denoiser.alpha_bar[-1].sqrt() * x - (1 - denoiser.alpha_bar[-1]).sqrt() * denoiser.network.paint(
             features
         )
-        expected = denoiser.upsampler(x0_hat.float(), features=features)
+        expected = denoiser.upsampler(x0_hat.float(), features=features, labels=given)
     torch.testing.assert_close(made, expected, atol=0.02 if autocast_dtype(torch.device("cpu")) else 1e-4, rtol=0)
-    assert (expected - denoiser.upsampler(x0_hat.float(), features=0 * features)).abs().max() > 0.1
+    for other in ({"features": 0 * features}, *([{"labels": 0 * given}] if mapped else [])):
+        with torch.inference_mode():
+            another = denoiser.upsampler(x0_hat.float(), **{"features": features, "labels": given, **other})
+        assert (expected - another).abs().max() > 0.1
     torch.testing.assert_close(torch.stack([row.x for row in rows]), x0_hat.float(), atol=0.02, rtol=0)
     for options in (OPTIONS, SamplingOptions(steps=1, guidance=2.0)):
         with pytest.raises(ValueError, match="in one step, without guidance"):
@@ -157,6 +173,18 @@ def test_an_upsampler_that_sees_features_needs_a_model_of_one_step(tmp_path: Pat
     publish_toy_upsampler(tmp_path, "whole", base, features=8, sampling=OPTIONS.model_dump(mode="json"))
     with pytest.raises(CheckpointError, match="must sample in one step, w = 1"):
         load_denoiser(tmp_path / "whole.safetensors")
+
+
+def test_a_map_of_objects_needs_a_denoiser_that_takes_rotations(tmp_path: Path) -> None:
+    base = publish_toy_denoiser(tmp_path, "toy", 0, positions=True)
+    publish_toy_upsampler(tmp_path, "whole", base, features=8, labels=24, sampling=ONE_STEP.model_dump(mode="json"))
+    with pytest.raises(CheckpointError, match="by labels, places and rotations, which its denoiser does not take"):
+        load_denoiser(tmp_path / "whole.safetensors")
+
+
+def test_a_configuration_without_a_map_is_that_of_versions_that_know_none() -> None:
+    assert not {"labels", "objects"} & UpsamplerConfig(picture=(32, 24)).model_dump().keys()
+    assert UpsamplerConfig(picture=(32, 24), labels=3).model_dump()["objects"] == 10
 
 
 def test_an_upsampler_that_does_not_fit_is_refused(tmp_path: Path) -> None:
