@@ -1,7 +1,7 @@
 """Maps what each object looks like where, from label, place and rotation: an upsampler draws straight edges by it.
 
-Each object is decoded in coordinates of its own (Watters et al. 2019), and masks say which one is seen (Locatello et al.
-2020, sec. 2.2). What is decoded are the sides of a few lines, whose slopes and offsets follow from label, place and
+Each object is decoded in coordinates of its own (Watters et al. 2019), and masks say which one is seen (Locatello et
+al. 2020, sec. 2.2). What is decoded are the sides of a few lines, whose slopes and offsets follow from label, place and
 rotation: so an edge of a cube is a line, at any rotation and distance.
 """
 
@@ -23,8 +23,9 @@ LEAST: Final = -16.0  # and what it has at least
 
 
 class ObjectMap(nn.Module):
-    """Labels, places and rotations -> what is seen where: (B, 2 LINES, R, C) for R rows and C columns.
+    """Labels, places and rotations -> what is seen where, and how near an object is, for R rows and C columns.
 
+    (B, 2 LINES, R, C), and logits (B, 1, R, C) of being near enough to an object's middle to be part of it.
     `objects`: how many a picture has at most; of more, those of the last labels are left out.
     """
 
@@ -40,7 +41,7 @@ class ObjectMap(nn.Module):
         self.look = nn.Linear(WIDTH, LINES)
         self.mask = nn.Linear(LINES, 1)
 
-    def forward(self, labels: Tensor, rows: Tensor, columns: Tensor) -> Tensor:
+    def forward(self, labels: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
         """Map what is at the crossings of rows (B, R) and columns (B, C), in fractions of the picture's sides.
 
         labels (B, K, 5): multi-hot, position, cosine and sine of the rotation, as a network with rotations takes.
@@ -57,11 +58,13 @@ class ObjectMap(nn.Module):
         across = u[..., None] * slopes_x[:, :, None]  # (B, N, C, LINES)
         down = v[..., None] * slopes_y[:, :, None] + offsets[:, :, None]
         sides = torch.tanh(down[:, :, :, None] + across[:, :, None])  # (B, N, R, C, LINES)
-        near = NEARBY - 2 * (v.square()[..., None] + u.square()[:, :, None])
-        logits = self.mask(sides)[..., 0] + near.clamp(min=LEAST) + 1e4 * (there - 1)[..., None, None]
+        near = (NEARBY - 2 * (v.square()[..., None] + u.square()[:, :, None])).clamp(min=LEAST)
+        near = near + 1e4 * (there - 1)[..., None, None]  # (B, N, R, C)
+        logits = self.mask(sides)[..., 0] + near
         seen = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1).softmax(1)[:, 1:]  # the first is the background
         looks = torch.einsum("bnrc,bnl->brcl", seen, self.look(h))
-        return torch.cat([(seen[..., None] * sides).sum(1), looks], -1).permute(0, 3, 1, 2)
+        drawn = torch.cat([(seen[..., None] * sides).sum(1), looks], -1).permute(0, 3, 1, 2)
+        return drawn, near.amax(1, keepdim=True)
 
     @staticmethod
     def _own(centre: Tensor, at: Tensor) -> Tensor:

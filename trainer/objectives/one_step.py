@@ -3,7 +3,8 @@
 Both start from a denoiser that samples in one step. The upsampler sees a map of the objects too, if the denoiser takes
 rotations. Labels, places and rotations fix what a render shows, except for
 its light. So a picture of fresh noise is compared with the render of the same conditions in detail alone, which teaches
-it straight edges. Its light is compared with what the denoiser made of the same noise at the start: variety stays.
+it straight edges. Away from edges its light is compared with what the denoiser made of the same noise at the start:
+variety stays.
 Three discriminators make it sharp. They see the same squares at full size, and shrunk by 2 and by 4, so that one sees
 edges and one whole objects. Grain below one level of 256, which no discriminator sees, has losses of its own.
 """
@@ -22,7 +23,7 @@ from torch.nn import functional as F
 from shared.checkpoint import publish
 from shared.diffusion.layouts import LAYOUTS
 from shared.diffusion.model import UPSAMPLER, Denoiser
-from shared.diffusion.upsampler import OneCall, UpsamplerConfig, UpsamplerNet, crop
+from shared.diffusion.upsampler import OneCall, UpsamplerConfig, UpsamplerNet, crop, without_margin
 from shared.options import Count, Natural, SamplingOptions
 from shared.pictures import grid, resized
 from shared.storage import Location
@@ -39,6 +40,7 @@ DETAIL, SMALL_DETAIL = 17, 5  # pixels a side whose mean is no detail, in finish
 LIGHT, SMALL_LIGHT = 16, 4  # pixels a side of the squares whose means are compared with the start's
 LIGHT_WEIGHT = 3.0  # of that comparison in finished pictures, beside that of detail
 ASIDE = 20  # pixels by which a square's middle is at most beside its object's
+EDGE = 0.02  # more detail than that in the mean of a square is an edge
 EVEN, FLAT = 1.5 / 127.5, 0.9 / 127.5  # less detail than that is an even region; than that, nothing but rounding
 GRID_WEIGHT, TINT_WEIGHT, FLAT_WEIGHT = 40.0, 10.0, 10.0  # of the losses in such regions
 
@@ -87,15 +89,22 @@ class OneStepNetworks(nn.Module):
 
     def forward(
         self, z: Tensor, t: Tensor, labels: Tensor, corners: Tensor, side: int, real: Tensor, noises: Sequence[Tensor],
-    ) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]:  # fmt: skip
-        """Return small pictures, squares of finished ones, and the losses of each discriminator and of its adversary.
+    ) -> tuple[Tensor, Tensor, Tensor, list[tuple[Tensor, Tensor]]]:  # fmt: skip
+        """Return small pictures, squares of finished ones, the loss of what the map of objects draws alone, and the
+        losses of each discriminator and of its adversary.
 
         noises: for each of `SCALES` (2, 2, n, C, s, s), what `compare` takes as `noise` and as `moved`; none if there
         is no adversarial loss. Squares are compared as they are shown, in whole levels of 256.
         """
         features = self.drawing.denoiser.features(z, t, labels, torch.ones_like(t, dtype=torch.bool))
         x0_hat = self.drawing.p * z + self.drawing.q * self.drawing.denoiser.paint(features).float()
-        made = self.drawing.upsampler(x0_hat, corners, side, features, labels)
+        upsampler, of_map = self.drawing.upsampler, torch.zeros((), device=z.device)
+        drawn = upsampler.draw(labels, corners, side) if upsampler.objects is not None else None
+        if drawn is not None:
+            detail, share = (without_margin(one) for one in drawn)
+            target = F.pixel_unshuffle(detail_of(real, DETAIL), upsampler.config.block)
+            of_map = (share.detach() * (detail - target).abs()).mean()
+        made = upsampler(x0_hat, corners, side, features, drawn)
         shown = made + (in_levels(made.detach()) - made.detach())
         losses = [
             compare(
@@ -106,7 +115,7 @@ class OneStepNetworks(nn.Module):
             )
             for scale, discriminator, noise in zip(SCALES, self.discriminators, noises, strict=False)
         ]
-        return x0_hat, made, losses
+        return x0_hat, made, of_map, losses
 
 
 def in_levels(x: Tensor) -> Tensor:
@@ -139,6 +148,17 @@ def losses_of_grain(made: Tensor, real: Tensor, block: int) -> Tensor:
     tint = (detail_of(made - made.mean(1, keepdim=True), 3).abs() * even).mean()
     flat = F.max_pool2d(fine_of_real.abs().amax(1, keepdim=True), 9, 1, 4) < FLAT
     return GRID_WEIGHT * grid + TINT_WEIGHT * tint + FLAT_WEIGHT * (fine.abs() * flat).mean()
+
+
+def light_apart(made: Tensor, start: Tensor, real: Tensor, side: int, square: int) -> Tensor:
+    """Return how far the means of squares are from the start's, where neither the start nor the render has edges.
+
+    Elsewhere objects would keep the start's outlines. `side`: pixels a side whose mean is no detail.
+    """
+    even = torch.ones((), dtype=torch.bool, device=made.device)
+    for one in (start, real):
+        even = even & (F.avg_pool2d(detail_of(one, side).abs().amax(1, keepdim=True), square) < EDGE)
+    return (F.avg_pool2d(made - start, square).abs() * even).mean()
 
 
 class OneStep:
@@ -204,16 +224,16 @@ class OneStep:
         real, weight = to_float(squares.flatten(0, 1)), self.config.adversarial
         pairs = zip(SCALES, noises, strict=True) if weight else ()
         grain = [scale.levels / 127.5 * noise.flatten(0, 1).movedim(0, 2) for scale, noise in pairs]
-        x0_hat, made, compared = network(z, t, labels, corners, self.config.crop, real, grain)
+        x0_hat, made, of_map, compared = network(z, t, labels, corners, self.config.crop, real, grain)
         drawing = cast(OneStepNetworks, getattr(network, "module", network)).drawing
         light = drawing.p * z + drawing.q * start
         enlarged = F.interpolate(light, self.pictures.size[::-1], mode="bicubic")
         enlarged = crop(enlarged, corners * self.network.block, made.shape[-1])
         of_squares = (detail_of(made, DETAIL) - detail_of(real, DETAIL)).abs().mean()
-        of_squares = of_squares + LIGHT_WEIGHT * F.avg_pool2d(made - enlarged, LIGHT).abs().mean()
+        of_squares = of_squares + LIGHT_WEIGHT * light_apart(made, enlarged, real, DETAIL, LIGHT)
         of_pictures = (detail_of(x0_hat, SMALL_DETAIL) - detail_of(small, SMALL_DETAIL)).abs().mean()
-        of_pictures = of_pictures + F.avg_pool2d(x0_hat - light, SMALL_LIGHT).abs().mean()
-        loss = of_squares + of_pictures + losses_of_grain(made, real, self.network.block)
+        of_pictures = of_pictures + light_apart(x0_hat, light, small, SMALL_DETAIL, SMALL_LIGHT)
+        loss = of_squares + of_pictures + of_map + losses_of_grain(made, real, self.network.block)
         for scale, (adversarial, discriminating) in zip(SCALES, compared, strict=False):
             loss = loss + weight * scale.share * balance(of_squares, adversarial, made) * adversarial + discriminating
         return loss

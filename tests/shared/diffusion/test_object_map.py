@@ -28,7 +28,7 @@ def labels(*known: tuple[int, float, float, float]) -> Tensor:
 
 def seen(network: ObjectMap, given: Tensor) -> Tensor:
     with torch.inference_mode():
-        drawn: Tensor = network(given, ROWS, COLUMNS)
+        drawn: Tensor = network(given, ROWS, COLUMNS)[0]
     return drawn
 
 

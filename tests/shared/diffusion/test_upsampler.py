@@ -126,11 +126,27 @@ def test_features_are_seen_where_they_are() -> None:
 def test_squares_see_the_map_of_objects_where_they_are() -> None:
     made, x = upsampler(picture=(32, 24), dilations=(), labels=3), torch.zeros(1, 3, 16, 16)
     labels = torch.tensor([[[1, 0.5, 0.4, 1, 0], [0, 0.5, 0.5, 0, 1], [1, 0.9, 0.9, 0, -1]]])
-    whole = made(x, labels=labels)
-    assert (whole - made(x, labels=0 * labels)).abs().max() > 0.01
-    squares = made(x, torch.tensor([[[2, 4], [0, 1]]]), 4, labels=labels)
+    whole, places = made(x, drawn=made.draw(labels)), torch.tensor([[[2, 4], [0, 1]]])
+    assert (whole - made(x)).abs().max() > 0.01
+    squares = made(x, places, 4, drawn=made.draw(labels, places, 4))
     torch.testing.assert_close(squares[0], whole[0, :, 8:24, 16:32])
-    torch.testing.assert_close(squares[1], whole[0, :, :16, 4:20])
+    torch.testing.assert_close(squares[1][:, :8], whole[0, :, :8, 4:20])  # below, light is from fewer blocks
+
+
+def test_what_the_map_draws_replaces_detail_near_objects_in_the_light_around() -> None:
+    made, x = upsampler(picture=(80, 80), dilations=(), labels=1), torch.rand(1, 3, 16, 16)
+    for parameter in made.parameters():
+        nn.init.zeros_(parameter)
+    with torch.no_grad():
+        made.drawn[-1].bias[:16] = 0.25  # red
+        made.head.bias[:16] = 100  # the enlarged pixels alone
+    far, middle = (made(x, drawn=made.draw(torch.tensor([[[1, at, at, 1, 0]]])))[0] for at in (-10, 0.5))
+    enlarged = F.interpolate(x, (80, 80), mode="bicubic")[0]
+    torch.testing.assert_close(far, enlarged, atol=1e-5, rtol=0)
+    around = enlarged[:, 32:52, 32:52].mean((1, 2))  # of five blocks a side; the middle one begins at 40
+    share = torch.sigmoid(torch.tensor(4 - 4 * (0.5 / 20 / 0.12) ** 2))
+    expected = enlarged[:, 40:44, 40:44].lerp((around + torch.tensor([0.25, 0, 0]))[:, None, None], share)
+    torch.testing.assert_close(middle[:, 40:44, 40:44], expected, atol=1e-4, rtol=0)
 
 
 ONE_STEP = SamplingOptions(sampler="ddim", steps=1, guidance=1.0)
@@ -156,12 +172,12 @@ def test_with_an_upsampler_that_sees_features_a_picture_is_one_call(
         x0_hat = denoiser.alpha_bar[-1].sqrt() * x - (1 - denoiser.alpha_bar[-1]).sqrt() * denoiser.network.paint(
             features
         )
-        expected = denoiser.upsampler(x0_hat.float(), features=features, labels=given)
+        drawn = denoiser.upsampler.draw(given) if mapped else None
+        expected = denoiser.upsampler(x0_hat.float(), features=features, drawn=drawn)
+        others = [(0 * features, drawn), *([(features, denoiser.upsampler.draw(0 * given))] if mapped else [])]
+        other = [denoiser.upsampler(x0_hat.float(), features=one, drawn=two) for one, two in others]
     torch.testing.assert_close(made, expected, atol=0.02 if autocast_dtype(torch.device("cpu")) else 1e-4, rtol=0)
-    for other in ({"features": 0 * features}, *([{"labels": 0 * given}] if mapped else [])):
-        with torch.inference_mode():
-            another = denoiser.upsampler(x0_hat.float(), **{"features": features, "labels": given, **other})
-        assert (expected - another).abs().max() > 0.1
+    assert min((expected - one).abs().max() for one in other) > 0.1
     torch.testing.assert_close(torch.stack([row.x for row in rows]), x0_hat.float(), atol=0.02, rtol=0)
     for options in (OPTIONS, SamplingOptions(steps=1, guidance=2.0)):
         with pytest.raises(ValueError, match="in one step, without guidance"):

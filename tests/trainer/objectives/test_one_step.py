@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.diffusion.denoise import sample
@@ -27,6 +27,7 @@ from trainer.objectives.one_step import (
     OneStepNetworks,
     check_base,
     in_levels,
+    light_apart,
     losses_of_grain,
     make_networks,
 )
@@ -145,16 +146,30 @@ def test_the_denoiser_learns_at_its_share_of_the_rate(tmp_path: Path, base: Deno
         assert shares[id(parameter)] == (0.25 if name.startswith("drawing.denoiser") else 1)
 
 
-def test_the_light_is_that_of_the_start(tmp_path: Path, base: Denoiser) -> None:
-    """Another picture's light costs as much as it differs; an equal one's costs nothing, whatever the render's is."""
+def test_the_light_is_that_of_the_start_where_neither_has_edges() -> None:
+    start, real = torch.zeros(1, 3, 32, 32), torch.full((1, 3, 32, 32), 0.5)
+    assert light_apart(start, start, real, 5, 16) == 0  # whatever the render's light is
+    torch.testing.assert_close(light_apart(start + 0.1, start, real, 5, 16), torch.tensor(0.1))
+    for edges in (start, real):
+        edges[..., ::2, :16] = 1  # in the left half
+        torch.testing.assert_close(light_apart(start + 0.1, start, real, 5, 16), torch.tensor(0.05))
+        edges[..., ::2, :16] = edges[..., 1::2, :16]
+
+
+def test_the_map_of_objects_learns_their_detail_even_if_nothing_else_does(tmp_path: Path, base: Denoiser) -> None:
     objective, networks = made(tmp_path, base, "adversarial=0")
-    inputs = drawn(objective)
-    with torch.no_grad():
-        before = objective(networks, *inputs)
-        brighter = [*inputs[:3], inputs[3], inputs[4] + 0.5, *inputs[5:]]  # the small render: no detail changes
-        torch.testing.assert_close(objective(networks, *brighter), before, rtol=1e-4, atol=0)
-        networks.drawing.denoiser.head.bias -= 0.1 / networks.drawing.q * -1  # x0_hat grows by -0.1
-        assert objective(networks, *inputs) > before + 0.05
+    upsampler = networks.drawing.upsampler
+    assert upsampler.config.labels == len(base.vocabulary)
+    with torch.no_grad():  # what is made shows nothing of what the map draws
+        for conv in (upsampler.stem, upsampler.head):
+            nn.init.zeros_(conv.weight)
+            nn.init.zeros_(conv.bias)
+        upsampler.head.bias[: upsampler.parts[0]].view(-1, 16)[1] = 100
+    objective(networks, *drawn(objective)).backward()
+    for name in ("objects.label", "objects.lines.weight", "drawn.4.weight"):
+        gradient = upsampler.get_parameter(name).grad
+        assert gradient is not None
+        assert gradient.any()
 
 
 def test_a_model_of_more_steps_is_distilled_first(tmp_path: Path) -> None:
