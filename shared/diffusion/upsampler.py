@@ -227,11 +227,10 @@ class UpsamplerNet(nn.Module):
 
     def _redrawn(self, pixels: Tensor, detail: Tensor, share: Tensor) -> Tensor:
         """Return blocks of pixels that have this share of this detail, in the light around."""
-        channels = self.config.image_channels
-        light = F.avg_pool2d(
-            pixels.unflatten(1, (channels, -1)).mean(2), AROUND, 1, AROUND // 2, count_include_pad=False
-        )
-        redrawn = (detail.unflatten(1, (channels, -1)) + light[:, :, None]).flatten(1, 2)
+        N, _, rows, columns = pixels.shape
+        blocks = (N, self.config.image_channels, -1, rows, columns)
+        light = F.avg_pool2d(pixels.reshape(blocks).mean(2), AROUND, 1, AROUND // 2, count_include_pad=False)
+        redrawn = (detail.reshape(blocks) + light[:, :, None]).reshape(pixels.shape)
         return pixels + share * (redrawn - pixels)
 
     def _painted(self, pixels: Tensor, h: Tensor) -> Tensor:

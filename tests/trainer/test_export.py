@@ -67,8 +67,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     placed = publish_toy_denoiser(folder, "placed", 3, positions=True, rotations=True, sampling=QUIET)
     publish_toy_upsampler(folder, "large", placed)
     one_step = SamplingOptions(sampler="ddim", steps=1, guidance=1.0).model_dump(mode="json")
-    plain = publish_toy_denoiser(folder, "plain", 4)
-    publish_toy_upsampler(folder, "whole", plain, features=8, sampling=one_step)
+    publish_toy_upsampler(folder, "whole", placed, features=8, labels=24, sampling=one_step)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("adapter", "large", "whole"):
             line = ["trainer", "export", name, str(folder / f"{name}.onnx"), "--storage", str(folder)]
@@ -128,9 +127,9 @@ def test_denoisers(exported: Path) -> None:
     one_call = load_denoiser(exported / "whole.safetensors").one_call
     assert one_call is not None
     assert not (exported / "whole-upsampler.onnx").exists()
-    del inputs["positions"], inputs["rotations"]
-    for found, own in zip(run(exported / "whole.onnx", **inputs), one_call(*plain), strict=True):
+    for found, own in zip(run(exported / "whole.onnx", **inputs), one_call(*plain[:2], labels, plain[3]), strict=True):
         torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-4)  # up to 20
+    del inputs["positions"], inputs["rotations"]
     [found] = run(exported / "adapter.onnx", **inputs)
     torch.testing.assert_close(found, adapter.network(*plain), **CLOSE)
     assert not torch.allclose(found, base.network(*plain), atol=0.1)
@@ -210,7 +209,7 @@ def test_the_metadata_says_what_the_tensors_mean(exported: Path, evaluator: tupl
     assert json.loads(said["parts"]) == []
     said = metadata(exported / "large.onnx")
     assert (said["prediction_type"], json.loads(said["parts"])) == ("v", ["upsampler", "layouts"])
-    assert json.loads(metadata(exported / "whole.onnx")["parts"]) == []
+    assert json.loads(metadata(exported / "whole.onnx")["parts"]) == ["layouts"]
 
 
 def test_the_example_that_judges_needs_no_torch(evaluator: tuple[Path, Evaluator], tmp_path: Path) -> None:

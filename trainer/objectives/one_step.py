@@ -158,7 +158,8 @@ def light_apart(made: Tensor, start: Tensor, real: Tensor, side: int, square: in
     even = torch.ones((), dtype=torch.bool, device=made.device)
     for one in (start, real):
         even = even & (F.avg_pool2d(detail_of(one, side).abs().amax(1, keepdim=True), square) < EDGE)
-    return (F.avg_pool2d(made - start, square).abs() * even).mean()
+    apart: Tensor = F.avg_pool2d(made - start, square).abs() * even
+    return apart.mean()
 
 
 class OneStep:
@@ -233,7 +234,7 @@ class OneStep:
         of_squares = of_squares + LIGHT_WEIGHT * light_apart(made, enlarged, real, DETAIL, LIGHT)
         of_pictures = (detail_of(x0_hat, SMALL_DETAIL) - detail_of(small, SMALL_DETAIL)).abs().mean()
         of_pictures = of_pictures + light_apart(x0_hat, light, small, SMALL_DETAIL, SMALL_LIGHT)
-        loss = of_squares + of_pictures + of_map + losses_of_grain(made, real, self.network.block)
+        loss: Tensor = of_squares + of_pictures + of_map + losses_of_grain(made, real, self.network.block)
         for scale, (adversarial, discriminating) in zip(SCALES, compared, strict=False):
             loss = loss + weight * scale.share * balance(of_squares, adversarial, made) * adversarial + discriminating
         return loss
