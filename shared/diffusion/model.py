@@ -25,7 +25,7 @@ from shared.diffusion.predictions import PredictionName
 from shared.diffusion.samplers import make_table
 from shared.diffusion.unet import NetworkConfig, UNet, time_features
 from shared.diffusion.upsampler import OneCall, UpsamplerConfig, UpsamplerNet
-from shared.openvino import TORCH_THREADS, CompiledNetwork, uses_openvino
+from shared.openvino import MOST_ROWS, TORCH_THREADS, CompiledNetwork, uses_openvino
 from shared.options import EngineName, SamplingOptions
 from shared.storage import Location
 from shared.support import picture_size
@@ -49,7 +49,8 @@ class CompiledDenoiser:
         labels = with_inputs(labels, {name: torch.rand(1, INPUTS[name].numbers) for name in names}, names)
         t, keep = torch.tensor([500]), torch.tensor([True])
         example = torch.randn(1, *network.image_shape), self._features(t), labels, keep
-        self._compiled = CompiledNetwork(network, example, kept)
+        # finished pictures alone in a call take the least memory, and no more time than beside others
+        self._compiled = CompiledNetwork(network, example, kept, most=1 if isinstance(network, OneCall) else MOST_ROWS)
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor | tuple[Tensor, Tensor]:
         # the features of t in float32: in a graph, OpenVINO would round the angles to bfloat16
@@ -58,11 +59,12 @@ class CompiledDenoiser:
 
 
 class CompiledUpsampler:
-    """An upsampler in OpenVINO, as the stepping loop sees it (`denoise.Upsampler`)."""
+    """An upsampler in OpenVINO, as the stepping loop sees it (`denoise.Upsampler`). Pictures are alone in a call here,
+    too.
+    """
 
     def __init__(self, network: UpsamplerNet, shape: tuple[int, int, int], kept: Path | None = None) -> None:
         self.picture_shape = network.picture_shape
-        # alone a picture takes the least memory, and no more time than beside others
         self._compiled = CompiledNetwork(network, [torch.randn(1, *shape)], kept, most=1)
 
     def __call__(self, x: Tensor) -> Tensor:
