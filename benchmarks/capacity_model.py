@@ -27,28 +27,29 @@ class Costs:
     redis_s: float  # of a core, per picture
     redis_bytes: float  # per finished one-picture job, until it expires
     picture_bytes: float  # of a PNG
-    served: tuple[int, ...]  # network rows of each step of the checkpoint's default sampling
+    rows: int  # network rows of a picture as the checkpoint samples by default
     kept_s: float  # until a finished job expires
 
     @classmethod
     def of(cls, content: Data) -> "Costs":
         service, growth, scaling = (content[name] for name in NEEDED)
-        served = tuple(service["served_rows"])
+        rows = sum(service["served_rows"])
         picture_s = 1 / service["figures"]["service.pictures_per_s"]["median"]
         bare_s = 1 / service["bare_pictures_per_s"]["median"]
         return cls(
-            row_s=bare_s / sum(served),
+            row_s=bare_s / rows,
             other_s=max(0.0, picture_s - bare_s),
             redis_s=scaling["costs"]["1"]["redis_ms"] / 1000,
             redis_bytes=growth["store"][-1]["bytes_per_job"],
             picture_bytes=growth["png_bytes"],
-            served=served,
+            rows=rows,
             kept_s=service["kept_s"],
         )
 
-    def picture_s(self, rows: int) -> float:
-        """Return the device seconds of a picture with `rows` network rows."""
-        return rows * self.row_s + self.other_s
+    @property
+    def picture_s(self) -> float:
+        """Device seconds of a picture."""
+        return self.rows * self.row_s + self.other_s
 
 
 def devices(pictures_per_s: float, picture_s: float, load: float = LOAD) -> int:
@@ -73,15 +74,14 @@ def capacity(content: Data) -> list[Piece]:
     if not content.keys() >= set(NEEDED):
         return []
     costs = Costs.of(content)
-    rows = sum(costs.served)
     others = ["share of one Redis", "Redis, GiB", "storage, GiB", "PNGs sent, Mbit/s"]
     table = Table(["pictures/day", "at the peak, per second", "devices", *others])
     for day in DAYS:
         peak = PEAK * day / DAY_S
         share, *rest = need(costs, day).values()
-        needed = f"{devices(peak, costs.picture_s(rows)):,}"
+        needed = f"{devices(peak, costs.picture_s):,}"
         table.add(f"{day:,}", number(peak), needed, f"{share:.2%}", *map(number, rest))
-    minutes = MOST_QUEUED * costs.picture_s(rows) / 60
+    minutes = MOST_QUEUED * costs.picture_s / 60
     return [
         "## Capacity",
         "What a number of pictures per day needs:",
@@ -91,7 +91,7 @@ def capacity(content: Data) -> list[Piece]:
         f"keeps {number(costs.redis_bytes)} bytes and storage {number(costs.picture_bytes)} of a picture for "
         f"{costs.kept_s / DAY_S:g} days (`LABELGRID_KEEP_DAYS`).",
         f"With full batches, a device takes {number(1000 * costs.row_s)} ms per network row, of which the default "
-        f"model's pictures have {rows}, and {number(1000 * costs.other_s)} ms for all else that a picture needs. "
+        f"model's pictures have {costs.rows}, and {number(1000 * costs.other_s)} ms for all else that a picture needs. "
         f"For A pictures per second of D device seconds you need ceil(A D / {LOAD:g}) "
         "devices. More devices are more workers (`--scale worker=N`, or KEDA by the backlog); where one Redis is not "
         "enough, run [several deployments](scaling.md#after-one-redis).",

@@ -21,11 +21,11 @@ render() { # NAME OPTIONS...
 if test "${TRIAL:-}"; then
   TRAIN="" scenes="--scenes 20" many="--scenes 4" unseen="--scenes 4" full="--scenes 3"
   fit="--steps 20" train="--steps 20 --set batch=16"
-  trajectories="--trajectories 256 --steps 20 --set batch=16" enlarge="--steps 10" detail="--steps 3" edges="--steps 3"
+  trajectories="--trajectories 256 --steps 20 --set batch=16" upsample="--steps 10" detail="--steps 3" edges="--steps 3"
 else
   scenes="" many="--scenes 1920" unseen="--scenes 120" full="--scenes 480"
   times=${TIMES:-1}
-  fit="--steps $((3600 * times))" train="--steps $((2400 * times))" enlarge="--steps $((2000 * times))"
+  fit="--steps $((3600 * times))" train="--steps $((2400 * times))" upsample="--steps $((2000 * times))"
   trajectories="--trajectories 6144 --steps 900" detail="--steps $((1000 * times))" edges="--steps $((5000 * times))"
 fi
 
@@ -41,20 +41,15 @@ trainer train denoiser --data "$at/data/iclevr" --data "$at/data/many" --held-ou
 trainer configure iclevr-64 --sampler dpmpp_2m --steps 5 --spacing logsnr --guidance 1.4 --interval 0.1 0.5
 trainer train distilled --data "$at/data/iclevr" --name iclevr-64-1step --run "$at/runs/distill" \
   --teacher iclevr-64 --guidance 1 --sampling-steps 1 --teacher-steps 4 --set warmup_steps=30 $trajectories
-upsample() { # RUN OPTIONS...
-  run="$at/runs/$1"
-  shift
-  trainer train upsampler --data "$at/data/full" --base iclevr-64 --name iclevr-320x240 --run "$run" $enlarge "$@"
+enlarge() { # RUN OBJECTIVE BASE NAME OPTIONS...
+  run="$at/runs/$1" objective="$2" base="$3" name="$4"
+  shift 4
+  trainer train "$objective" --data "$at/data/full" --base "$base" --name "$name" --run "$run" "$@"
 }
-upsample pixels --set adversarial=0
-upsample upsampler --start-from iclevr-320x240
-one_call() { # RUN OPTIONS...
-  run="$at/runs/$1"
-  shift
-  trainer train one-step --data "$at/data/full" --base iclevr-64-1step --name iclevr-320x240-1step --run "$run" "$@"
-}
-one_call detail --set adversarial=0 $detail
-one_call edges --start-from iclevr-320x240-1step $edges
+enlarge pixels upsampler iclevr-64 iclevr-320x240 $upsample --set adversarial=0
+enlarge upsampler upsampler iclevr-64 iclevr-320x240 $upsample --start-from iclevr-320x240
+enlarge detail one-step iclevr-64-1step iclevr-320x240-1step $detail --set adversarial=0
+enlarge edges one-step iclevr-64-1step iclevr-320x240-1step $edges --start-from iclevr-320x240-1step
 trainer promote iclevr-resnet18
 trainer promote iclevr-320x240-1step
 trainer score "$at/data/heldout64/test.json" --repeats 1

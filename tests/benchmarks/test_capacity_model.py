@@ -11,7 +11,7 @@ COSTS = Costs(
     redis_s=0.001,
     redis_bytes=2.0**20,
     picture_bytes=5000,
-    served=(1, 1, 2),
+    rows=4,
     kept_s=3600,
 )
 
@@ -25,7 +25,7 @@ def test_devices_do_not_exceed_the_load(pictures_per_s: float, picture_s: float,
 
 
 def test_needs_follow_from_the_costs() -> None:
-    assert COSTS.picture_s(4) == pytest.approx(0.015)
+    assert COSTS.picture_s == pytest.approx(0.015)
     found = need(COSTS, 864_000)  # 10 a second on average, 30 at the peak
     assert found["redis_share"] == pytest.approx(0.03)
     assert found["redis_gib"] == pytest.approx(10 * 3600 / 1024)
