@@ -23,7 +23,7 @@ LEAST: Final = -16.0  # and what it has at least
 
 
 class ObjectMap(nn.Module):
-    """Labels, places and rotations -> what is seen where, and how near an object is, for R rows and C columns.
+    """Labels, places and rotations -> what is seen where, and how near an object is.
 
     (B, 2 LINES, R, C), and logits (B, 1, R, C) of being near enough to an object's middle to be part of it.
     `objects`: how many a picture has at most; of more, those of the last labels are left out.
@@ -41,25 +41,21 @@ class ObjectMap(nn.Module):
         self.look = nn.Linear(WIDTH, LINES)
         self.mask = nn.Linear(LINES, 1)
 
-    def forward(self, labels: Tensor, rows: Tensor, columns: Tensor) -> tuple[Tensor, Tensor]:
-        """Map what is at the crossings of rows (B, R) and columns (B, C), in fractions of the picture's sides.
+    def forward(self, labels: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Map what is at y and x (B, R, C) in fractions of the picture's sides; (B, R, 1) and (B, 1, C) for a grid.
 
         labels (B, K, 5): multi-hot, position, cosine and sine of the rotation, as a network with rotations takes.
         """
         # in the labels' order, whatever the order in which equal values are sorted
         first = labels[..., 0] - 1e-4 * torch.arange(labels.shape[1], device=labels.device)
         which = first.topk(self.objects, dim=1).indices  # (B, N)
-        known = labels.gather(1, which[..., None].expand(-1, -1, labels.shape[-1]))  # (B, N, 5)
-        there, x, y = known[..., :3].float().unbind(-1)
-        place = torch.cat([4 * known[..., 1:3] - 2, 2 * known[..., 3:]], -1).float()
-        h = self.mix(self.label[which] + self.place(place))  # (B, N, WIDTH)
-        slopes_x, slopes_y, offsets = self.lines(h).unflatten(-1, (3, LINES)).unbind(-2)  # (B, N, LINES)
-        u, v = self._own(x, columns), self._own(y, rows)  # (B, N, C), (B, N, R)
-        across = u[..., None] * slopes_x[:, :, None]  # (B, N, C, LINES)
-        down = v[..., None] * slopes_y[:, :, None] + offsets[:, :, None]
-        sides = torch.tanh(down[:, :, :, None] + across[:, :, None])  # (B, N, R, C, LINES)
-        near = (NEARBY - 2 * (v.square()[..., None] + u.square()[:, :, None])).clamp(min=LEAST)
-        near = near + 1e4 * (there - 1)[..., None, None]  # (B, N, R, C)
+        known = labels.gather(1, which[..., None].expand(-1, -1, labels.shape[-1])).float()  # (B, N, 5)
+        there, places = known[..., 0], known[..., 1:3]
+        h = self.mix(self.label[which] + self.place(torch.cat([4 * places - 2, 2 * known[..., 3:]], -1)))
+        u, v = self._own(places[..., 0], x), self._own(places[..., 1], y)  # (B, N, R, C)
+        slope_u, slope_v, offset = self.lines(h)[:, :, None, None].chunk(3, -1)  # (B, N, 1, 1, LINES)
+        sides = torch.tanh(u[..., None] * slope_u + (v[..., None] * slope_v + offset))  # (B, N, R, C, LINES)
+        near = (NEARBY - 2 * (u.square() + v.square())).clamp(min=LEAST) + 1e4 * (there - 1)[..., None, None]
         logits = self.mask(sides)[..., 0] + near
         seen = torch.cat([torch.zeros_like(logits[:, :1]), logits], 1).softmax(1)[:, 1:]  # the first is the background
         looks = torch.einsum("bnrc,bnl->brcl", seen, self.look(h))
@@ -68,5 +64,5 @@ class ObjectMap(nn.Module):
 
     @staticmethod
     def _own(centre: Tensor, at: Tensor) -> Tensor:
-        """Return where `at` (B, C) is, seen from each object: (B, N, C)."""
-        return ((at[:, None] - centre[..., None]) / REACH).clamp(-FARTHEST, FARTHEST)
+        """Return where `at` (B, R, C) is, seen from each object: (B, N, R, C)."""
+        return ((at[:, None] - centre[..., None, None]) / REACH).clamp(-FARTHEST, FARTHEST)

@@ -146,7 +146,7 @@ def phases(size: Sequence[int], small: Sequence[int], block: int) -> Tensor:
 
 
 class Drawn(NamedTuple):
-    """What the map of the objects draws, in blocks of pixels and with a margin."""
+    """What the map of the objects draws, in blocks of pixels."""
 
     detail: Tensor  # (N, C block^2, rows, columns)
     share: Tensor  # (N, 1, rows, columns): of the picture's own detail that it replaces
@@ -211,17 +211,20 @@ class UpsamplerNet(nn.Module):
 
     def draw(self, labels: Tensor, corners: Tensor | None = None, side: int = 0) -> Drawn:
         """Draw the detail of the objects from the map alone: labels (N, K, 5), the rest as `forward` takes it."""
-        assert self.objects is not None
         counts = [whole // self.config.block for whole in self.picture_shape[1:]]
         sides = counts if corners is None else (side, side)
-        middles = [
-            (torch.arange(-MARGIN, shown + MARGIN, device=labels.device) + 0.5)[None] / count
-            for shown, count in zip(sides, counts, strict=True)
-        ]
+        rows, columns = (torch.arange(-MARGIN, shown + MARGIN, device=labels.device)[None] for shown in sides)
         if corners is not None:
             labels = labels.repeat_interleave(corners.shape[1], 0)
-            middles = [one + corners.flatten(0, 1)[:, [i]] / counts[i] for i, one in enumerate(middles)]
-        seen, near = self.objects(labels, *middles)
+            first = corners.flatten(0, 1)  # (N k, 2)
+            rows, columns = rows + first[:, :1], columns + first[:, 1:]
+        return self.draw_blocks(labels, rows[:, :, None], columns[:, None])
+
+    def draw_blocks(self, labels: Tensor, rows: Tensor, columns: Tensor) -> Drawn:
+        """Draw the detail of the blocks in these rows and columns (N, R, C), or (N, R, 1) and (N, 1, C) for a grid."""
+        assert self.objects is not None
+        counts = [whole // self.config.block for whole in self.picture_shape[1:]]
+        seen, near = self.objects(labels, (rows + 0.5) / counts[0], (columns + 0.5) / counts[1])
         drawn = self.drawn(seen).float()
         return Drawn(drawn[:, :-1], torch.sigmoid(near + drawn[:, -1:]))
 

@@ -76,6 +76,7 @@ class OneStepConfig(RunConfig):
     crop: Annotated[int, Field(ge=4)] = 16  # side, in blocks, of the squares that are compared
     squares: Count = 4  # of each picture, around its objects
     adversarial: Weight = 11.0  # of the adversarial losses' gradients, relative to those of the other losses
+    map_blocks: Natural = 0  # of each picture, if the map of objects learns alone (`object_map.py`)
 
 
 class OneStepNetworks(nn.Module):
@@ -87,7 +88,11 @@ class OneStepNetworks(nn.Module):
         channels = drawing.upsampler.config.image_channels
         self.discriminators = nn.ModuleList(Discriminator(channels, detail=scale.detail) for scale in SCALES)
 
-    def forward(
+    def forward(self, *inputs: Any) -> Any:
+        """Return what `squares` returns; given labels, rows and columns, what the map draws alone (`draw_blocks`)."""
+        return self.drawing.upsampler.draw_blocks(*inputs) if len(inputs) == 3 else self.squares(*inputs)
+
+    def squares(
         self, z: Tensor, t: Tensor, labels: Tensor, corners: Tensor, side: int, real: Tensor, noises: Sequence[Tensor],
     ) -> tuple[Tensor, Tensor, Tensor, list[tuple[Tensor, Tensor]]]:  # fmt: skip
         """Return small pictures, squares of finished ones, the loss of what the map of objects draws alone, and the
@@ -298,4 +303,11 @@ def make_networks(base: Denoiser, start: Denoiser, size: tuple[int, int], config
         upsampler.load_state_dict(start.upsampler.state_dict())
     denoiser = type(start.network)(start.network.config)
     denoiser.load_state_dict(start.network.state_dict())
-    return OneStepNetworks(OneCall(denoiser, upsampler, *base.first_step[1:]), config.denoiser_lr)
+    networks = OneStepNetworks(OneCall(denoiser, upsampler, *base.first_step[1:]), config.denoiser_lr)
+    if config.map_blocks:
+        if upsampler.objects is None:
+            raise TrainerError(f"{base.info.name} takes no rotations, so there is no map of objects to train")
+        networks.requires_grad_(False)
+        upsampler.objects.requires_grad_(True)
+        upsampler.drawn.requires_grad_(True)
+    return networks

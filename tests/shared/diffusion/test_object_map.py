@@ -28,7 +28,7 @@ def labels(*known: tuple[int, float, float, float]) -> Tensor:
 
 def seen(network: ObjectMap, given: Tensor) -> Tensor:
     with torch.inference_mode():
-        drawn: Tensor = network(given, ROWS, COLUMNS)[0]
+        drawn: Tensor = network(given, ROWS[:, :, None], COLUMNS[:, None])[0]
     return drawn
 
 
@@ -40,6 +40,15 @@ def test_an_object_is_seen_near_its_place_and_turns_there() -> None:
     apart = (COLUMNS[0] - 0.2).square() + (ROWS[0, :, None] - 0.3).square()
     assert drawn[..., apart > far**2].abs().max() < 1e-3 < drawn[..., apart < REACH**2].abs().amax(1).min()
     assert (drawn - turned)[..., apart < REACH**2].abs().max() > 0.05
+
+
+def test_single_points_are_those_of_a_grid() -> None:
+    network, given = made(), labels((1, 0.2, 0.3, 1.0), (3, 0.5, 0.4, 0.0))
+    rows, columns = torch.tensor([[3, 5, 0]]), torch.tensor([[2, 7, 15]])
+    with torch.inference_mode():
+        points, near = network(given, ROWS[:, rows[0], None], COLUMNS[:, columns[0], None])
+    assert near.shape == (1, 1, 3, 1)
+    torch.testing.assert_close(points[..., 0], seen(network, given)[:, :, rows[0], columns[0]])
 
 
 def test_absent_labels_and_unknown_places_are_not_seen() -> None:
