@@ -97,6 +97,11 @@ def fast(device: torch.device) -> AbstractContextManager[object]:
     return autocast(device, autocast_dtype(device))
 
 
+def exact(device: torch.device) -> AbstractContextManager[object]:
+    """Compute in the tensors' own precision inside this context, in spite of `fast` around it."""
+    return torch.autocast(device.type, enabled=False)
+
+
 def loss_scaler(device: torch.device) -> torch.amp.GradScaler:
     """Return what scales the loss so that float16 holds its gradients (Micikevicius et al. 2018, sec. 3.2).
 

@@ -19,6 +19,7 @@ from pydantic import ConfigDict, SerializerFunctionWrapHandler, model_serializer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from shared.device import exact
 from shared.diffusion.object_map import ObjectMap
 from shared.diffusion.unet import Conv, UNet
 from shared.options import Count, Natural, NoOtherFields
@@ -84,7 +85,7 @@ class Enlarge(nn.Module):
             torch.from_numpy(bicubic(int(small), whole)).to(x.device)
             for small, whole in zip(x.shape[2:], self.size, strict=True)
         )
-        with torch.autocast(x.device.type, enabled=False):
+        with exact(x.device):
             enlarged: Tensor = down @ (x.float().contiguous() @ across.T)
         return enlarged
 

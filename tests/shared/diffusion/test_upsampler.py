@@ -12,7 +12,7 @@ from shared.checkpoint import CheckpointError, load, publish
 from shared.device import autocast_dtype
 from shared.diffusion.denoise import finish, sample
 from shared.diffusion.model import load_denoiser
-from shared.diffusion.upsampler import MARGIN, UpsamplerConfig, UpsamplerNet, crop, phases
+from shared.diffusion.upsampler import MARGIN, Enlarge, UpsamplerConfig, UpsamplerNet, crop, phases
 from shared.options import EngineName, SamplingOptions
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler
 
@@ -51,6 +51,13 @@ def test_without_weights_half_of_a_picture_is_interpolated_and_half_its_blocks_m
     enlarged = F.interpolate(x, (16, 24), mode="bicubic")
     means = F.avg_pool2d(enlarged, 4).repeat_interleave(4, 2).repeat_interleave(4, 3)
     torch.testing.assert_close(made(x), (enlarged + means) / 2)
+
+
+def test_enlarging_is_bicubic_interpolation_and_exact_in_lower_precision() -> None:
+    x = torch.randn(2, 3, 16, 9, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        made = Enlarge((24, 31))(x)
+    torch.testing.assert_close(made, F.interpolate(x, (24, 31), mode="bicubic"), atol=1e-5, rtol=0)
 
 
 def test_a_block_may_have_an_edge_between_two_colours() -> None:
