@@ -21,12 +21,14 @@ render() { # NAME OPTIONS...
 if test "${TRIAL:-}"; then
   TRAIN="" scenes="--scenes 20" many="--scenes 4" unseen="--scenes 4" full="--scenes 3"
   fit="--steps 20" train="--steps 20 --set batch=16"
-  trajectories="--trajectories 256 --steps 20 --set batch=16" upsample="--steps 10" map="--steps 3" detail="--steps 3" edges="--steps 3"
+  trajectories="--trajectories 256 --steps 20 --set batch=16" upsample="--steps 10"
+  map="--steps 3" detail="--steps 3" edges="--steps 3"
 else
   scenes="" many="--scenes 1920" unseen="--scenes 120" full="--scenes 480"
   times=${TIMES:-1}
   fit="--steps $((3600 * times))" train="--steps $((2400 * times))" upsample="--steps $((2000 * times))"
-  trajectories="--trajectories 6144 --steps 900" map="--steps $((9000 * times))" detail="--steps $((1000 * times))" edges="--steps $((5000 * times))"
+  trajectories="--trajectories 6144 --steps 900"
+  map="--steps $((9000 * times))" detail="--steps $((1000 * times))" edges="--steps $((5000 * times))"
 fi
 
 # unquoted on purpose: options of several words are split at blanks

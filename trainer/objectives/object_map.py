@@ -1,7 +1,7 @@
 """Trains the map of the objects alone: what it draws of each block is compared with the detail of the render.
 
-A stage before `one_step.py`, with the same networks: there a step sees few pictures, since it computes all of a square.
-Here it sees single blocks of many pictures, which teaches the map a hundred times as fast.
+A stage before `one_step.py`, with the same networks. There a step sees few pictures, since it draws whole squares. The
+map draws each block by itself, so here a step sees single blocks of many pictures.
 """
 
 from __future__ import annotations

@@ -1,10 +1,9 @@
 """Trains a model of one network row a picture: a denoiser and an upsampler that sees its last features, together.
 
 Both start from a denoiser that samples in one step. The upsampler sees a map of the objects too, if the denoiser takes
-rotations. Labels, places and rotations fix what a render shows, except for
-its light. So a picture of fresh noise is compared with the render of the same conditions in detail alone, which teaches
-it straight edges. Away from edges its light is compared with what the denoiser made of the same noise at the start:
-variety stays.
+rotations. Labels, places and rotations fix what a render shows, except for its light. So a picture of fresh noise is
+compared with the render of the same conditions in detail alone, which teaches it straight edges. Away from edges its
+light is compared with what the denoiser made of the same noise at the start: variety stays.
 Three discriminators make it sharp. They see the same squares at full size, and shrunk by 2 and by 4, so that one sees
 edges and one whole objects. Grain below one level of 256, which no discriminator sees, has losses of its own.
 """
