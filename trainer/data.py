@@ -27,7 +27,7 @@ from shared.diffusion.layouts import OUTSIDE, as_rotations, with_positions
 from shared.diffusion.model import Denoiser
 from shared.vocabulary import Vocabulary, read_train_file
 from trainer.config import Fit, Share, TrainConfig
-from trainer.data_folder import pictures_folder, read_picture
+from trainer.data_folder import Pictures, pictures_folder, read_picture
 from trainer.errors import TrainerError
 from trainer.joined import Joined, chunks
 
@@ -415,6 +415,11 @@ def check_alike(datasets: Sequence[Dataset]) -> None:
 def as_tensor(picture: Image.Image) -> Tensor:
     """(3, H, W) uint8."""
     return torch.from_numpy(np.array(picture)).permute(2, 0, 1)
+
+
+def read_all(pictures: Pictures, index: Tensor) -> Tensor:
+    """Read these pictures: (N, 3, H, W) uint8."""
+    return torch.stack([as_tensor(pictures.read(i)) for i in index.tolist()])
 
 
 def to_float(images: Tensor) -> Tensor:

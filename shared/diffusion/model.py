@@ -24,7 +24,7 @@ from shared.diffusion.path import NoisePath
 from shared.diffusion.predictions import PredictionName
 from shared.diffusion.samplers import make_table
 from shared.diffusion.unet import NetworkConfig, UNet, time_features
-from shared.diffusion.upsampler import OneCall, UpsamplerConfig, UpsamplerNet
+from shared.diffusion.upsampler import OneCall, UpsamplerConfig, UpsamplerNet, maps_objects
 from shared.openvino import MOST_ROWS, TORCH_THREADS, CompiledNetwork, uses_openvino
 from shared.options import EngineName, SamplingOptions
 from shared.storage import Location
@@ -59,9 +59,7 @@ class CompiledDenoiser:
 
 
 class CompiledUpsampler:
-    """An upsampler in OpenVINO, as the stepping loop sees it (`denoise.Upsampler`). Pictures are alone in a call here,
-    too.
-    """
+    """An upsampler in OpenVINO, as the stepping loop sees it (`denoise.Upsampler`), with a call for each picture."""
 
     def __init__(self, network: UpsamplerNet, shape: tuple[int, int, int], kept: Path | None = None) -> None:
         self.picture_shape = network.picture_shape
@@ -218,7 +216,7 @@ def _load_upsampler(info: CheckpointInfo, state: dict[str, Tensor]) -> Upsampler
 
 def _check_map(upsampler: UpsamplerConfig, network: NetworkConfig) -> None:
     """Raise ValueError if the denoiser does not take what the upsampler's map of objects is drawn from."""
-    if not upsampler.features or not network.rotations or network.inputs or upsampler.labels != network.num_labels:
+    if not upsampler.features or not maps_objects(network) or upsampler.labels != network.num_labels:
         raise ValueError("its upsampler maps objects by labels, places and rotations, which its denoiser does not take")
 
 

@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from shared.device import exact
 from shared.diffusion.object_map import ObjectMap
-from shared.diffusion.unet import Conv, UNet
+from shared.diffusion.unet import Conv, NetworkConfig, UNet
 from shared.options import Count, Natural, NoOtherFields
 
 AROUND: Final = 5  # blocks a side whose mean is the light in which an object's detail is drawn
@@ -55,6 +55,11 @@ class UpsamplerConfig(NoOtherFields):
     def model_post_init(self, _: object) -> None:
         if any(side % self.block for side in self.picture):
             raise ValueError(f"picture {list(self.picture)} must be a multiple of the block, {self.block}")
+
+
+def maps_objects(network: NetworkConfig) -> bool:
+    """Whether a denoiser takes what a map of objects is drawn from: labels, places and rotations, and nothing else."""
+    return network.rotations and not network.inputs
 
 
 class PlainBlock(nn.Module):

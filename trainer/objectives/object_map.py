@@ -14,9 +14,9 @@ from torch.nn import functional as F
 
 from shared.diffusion.upsampler import Drawn, crop, without_margin
 from shared.pictures import grid
-from trainer.data import as_tensor, to_float
+from trainer.data import read_all, to_float
 from trainer.objectives.adversary import detail_of
-from trainer.objectives.one_step import DETAIL, OneStep, OneStepNetworks
+from trainer.objectives.one_step import DETAIL, OneStep, OneStepNetworks, places_of_objects
 from trainer.objectives.upsampler import MEASURED, SHOWN
 from trainer.runs import Run, log_samples
 
@@ -37,12 +37,11 @@ class ObjectMapAlone(OneStep):
 
     def _blocks(self, chosen: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
         labels, k, block = self.labels[chosen], self.config.map_blocks, self.network.block
-        objects = torch.multinomial(labels[..., 0], k, replacement=True, generator=generator)
-        aside = torch.rand(len(chosen), k, 2, generator=generator) * 2 - 1
-        at = labels[torch.arange(len(chosen))[:, None], objects, 1:3] + aside * torch.tensor(AROUND)
+        places = places_of_objects(labels, k, generator)
+        at = places + (torch.rand(len(chosen), k, 2, generator=generator) * 2 - 1) * torch.tensor(AROUND)
         counts = torch.tensor([side // block for side in self.pictures.size])
         at = (at * counts).long().clamp(torch.tensor(self.edge), counts - 1 - self.edge)[share].flip(-1)  # row, column
-        whole = torch.stack([as_tensor(self.pictures.read(i)) for i in chosen[share].tolist()])
+        whole = read_all(self.pictures, chosen[share])
         around = crop(whole, (at - self.edge) * block, (1 + 2 * self.edge) * block)
         middle = slice(self.edge * block, (self.edge + 1) * block)
         detail = F.pixel_unshuffle(detail_of(to_float(around), DETAIL)[..., middle, middle], block)
@@ -63,7 +62,7 @@ class ObjectMapAlone(OneStep):
         loss = float(self(network, *inputs))
         some = chosen[:SHOWN]
         drawn, share = (without_margin(one).cpu() for one in upsampler.draw(self.labels[some].to(device)))
-        target = detail_of(to_float(torch.stack([as_tensor(self.pictures.read(i)) for i in some.tolist()])), DETAIL)
+        target = detail_of(to_float(read_all(self.pictures, some)), DETAIL)
         made = F.pixel_shuffle(drawn * share, self.network.block)
         log_samples(self.folder, grid(torch.stack([made, target], 1).flatten(0, 1), columns=2), run.step)
         return {"held_out_loss": loss}

@@ -22,12 +22,12 @@ from torch.nn import functional as F
 from shared.checkpoint import publish
 from shared.diffusion.layouts import LAYOUTS
 from shared.diffusion.model import UPSAMPLER, Denoiser
-from shared.diffusion.upsampler import OneCall, UpsamplerConfig, UpsamplerNet, crop, without_margin
+from shared.diffusion.upsampler import Drawn, OneCall, UpsamplerConfig, UpsamplerNet, crop, maps_objects, without_margin
 from shared.options import Count, Natural, SamplingOptions
 from shared.pictures import grid, resized
 from shared.storage import Location
 from trainer.config import Positive, RunConfig, Share
-from trainer.data import Dataset, as_tensor, check_labelled, in_vocabulary, layouts_of, to_float
+from trainer.data import Dataset, check_labelled, in_vocabulary, layouts_of, read_all, to_float
 from trainer.data_folder import Pictures
 from trainer.errors import TrainerError
 from trainer.objectives.adversary import Discriminator, compare, detail_of
@@ -93,21 +93,17 @@ class OneStepNetworks(nn.Module):
 
     def squares(
         self, z: Tensor, t: Tensor, labels: Tensor, corners: Tensor, side: int, real: Tensor, noises: Sequence[Tensor],
-    ) -> tuple[Tensor, Tensor, Tensor, list[tuple[Tensor, Tensor]]]:  # fmt: skip
-        """Return small pictures, squares of finished ones, the loss of what the map of objects draws alone, and the
-        losses of each discriminator and of its adversary.
+    ) -> tuple[Tensor, Tensor, Drawn | None, list[tuple[Tensor, Tensor]]]:  # fmt: skip
+        """Return small pictures, squares of finished ones, what the map of objects draws of these if there is one, and
+        the losses of each discriminator and of its adversary.
 
         noises: for each of `SCALES` (2, 2, n, C, s, s), what `compare` takes as `noise` and as `moved`; none if there
         is no adversarial loss. Squares are compared as they are shown, in whole levels of 256.
         """
         features = self.drawing.denoiser.features(z, t, labels, torch.ones_like(t, dtype=torch.bool))
         x0_hat = self.drawing.p * z + self.drawing.q * self.drawing.denoiser.paint(features).float()
-        upsampler, of_map = self.drawing.upsampler, torch.zeros((), device=z.device)
+        upsampler = self.drawing.upsampler
         drawn = upsampler.draw(labels, corners, side) if upsampler.objects is not None else None
-        if drawn is not None:
-            detail, share = (without_margin(one) for one in drawn)
-            target = F.pixel_unshuffle(detail_of(real, DETAIL), upsampler.config.block)
-            of_map = (share.detach() * (detail - target).abs()).mean()
         made = upsampler(x0_hat, corners, side, features, drawn)
         shown = made + (in_levels(made.detach()) - made.detach())
         losses = [
@@ -119,7 +115,7 @@ class OneStepNetworks(nn.Module):
             )
             for scale, discriminator, noise in zip(SCALES, self.discriminators, noises, strict=False)
         ]
-        return x0_hat, made, of_map, losses
+        return x0_hat, made, drawn, losses
 
 
 def in_levels(x: Tensor) -> Tensor:
@@ -154,16 +150,22 @@ def losses_of_grain(made: Tensor, real: Tensor, block: int) -> Tensor:
     return GRID_WEIGHT * grid + TINT_WEIGHT * tint + FLAT_WEIGHT * (fine.abs() * flat).mean()
 
 
-def light_apart(made: Tensor, start: Tensor, real: Tensor, side: int, square: int) -> Tensor:
-    """Return how far the means of squares are from the start's, where neither the start nor the render has edges.
+def light_apart(made: Tensor, start: Tensor, square: int, *details: Tensor) -> Tensor:
+    """Return how far the means of squares are from the start's, where none of `details` has an edge.
 
-    Elsewhere objects would keep the start's outlines. `side`: pixels a side whose mean is no detail.
+    Elsewhere objects would keep the start's outlines.
     """
     even = torch.ones((), dtype=torch.bool, device=made.device)
-    for one in (start, real):
-        even = even & (F.avg_pool2d(detail_of(one, side).abs().amax(1, keepdim=True), square) < EDGE)
+    for detail in details:
+        even = even & (F.avg_pool2d(detail.abs().amax(1, keepdim=True), square) < EDGE)
     apart: Tensor = F.avg_pool2d(made - start, square).abs() * even
     return apart.mean()
+
+
+def places_of_objects(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw objects of each picture, and return their positions (B, count, 2). labels: (B, K, 5)."""
+    objects = torch.multinomial(labels[..., 0], count, replacement=True, generator=generator)
+    return labels[torch.arange(len(labels))[:, None], objects, 1:3]
 
 
 class OneStep:
@@ -206,16 +208,14 @@ class OneStep:
         sides = [side // scale.shrunk_by for scale in SCALES]
         noises = [torch.randn(B, k, 2, 2, 3, side, side, generator=generator)[share] for side in sides]
         chosen, corners = chosen[share], corners[share]
-        whole = torch.stack([as_tensor(self.pictures.read(i)) for i in chosen.tolist()])
+        whole = read_all(self.pictures, chosen)
         small = resized(to_float(whole), (rows, columns))
         squares = crop(whole, corners * self.network.block, side).view(len(chosen), k, -1, side, side)
         return [z[share], self.labels[chosen], corners, squares, small, *noises]
 
     def _corners(self, labels: Tensor, aside: Tensor, generator: torch.Generator) -> Tensor:
         """Return rows and columns, in blocks, of the first corners of squares around random objects: (B, k, 2)."""
-        B, k, _ = aside.shape
-        objects = torch.multinomial(labels[..., 0], k, replacement=True, generator=generator)
-        middles = labels[torch.arange(B)[:, None], objects, 1:3] * torch.tensor(self.pictures.size)
+        middles = places_of_objects(labels, aside.shape[1], generator) * torch.tensor(self.pictures.size)
         corners = (middles + ASIDE * (2 * aside - 1)) / self.network.block - self.config.crop / 2
         return corners.flip(-1).round().long().clamp(torch.zeros(2).long(), torch.tensor(self.places))
 
@@ -229,16 +229,22 @@ class OneStep:
         real, weight = to_float(squares.flatten(0, 1)), self.config.adversarial
         pairs = zip(SCALES, noises, strict=True) if weight else ()
         grain = [scale.levels / 127.5 * noise.flatten(0, 1).movedim(0, 2) for scale, noise in pairs]
-        x0_hat, made, of_map, compared = network(z, t, labels, corners, self.config.crop, real, grain)
+        x0_hat, made, drawn, compared = network(z, t, labels, corners, self.config.crop, real, grain)
         drawing = cast(OneStepNetworks, getattr(network, "module", network)).drawing
         light = drawing.p * z + drawing.q * start
         enlarged = F.interpolate(light, self.pictures.size[::-1], mode="bicubic")
         enlarged = crop(enlarged, corners * self.network.block, made.shape[-1])
-        of_squares = (detail_of(made, DETAIL) - detail_of(real, DETAIL)).abs().mean()
-        of_squares = of_squares + LIGHT_WEIGHT * light_apart(made, enlarged, real, DETAIL, LIGHT)
-        of_pictures = (detail_of(x0_hat, SMALL_DETAIL) - detail_of(small, SMALL_DETAIL)).abs().mean()
-        of_pictures = of_pictures + light_apart(x0_hat, light, small, SMALL_DETAIL, SMALL_LIGHT)
-        loss: Tensor = of_squares + of_pictures + of_map + losses_of_grain(made, real, self.network.block)
+        detail, small_detail = detail_of(real, DETAIL), detail_of(small, SMALL_DETAIL)
+        of_squares = (detail_of(made, DETAIL) - detail).abs().mean()
+        of_squares = of_squares + LIGHT_WEIGHT * light_apart(made, enlarged, LIGHT, detail, detail_of(enlarged, DETAIL))
+        of_pictures = (detail_of(x0_hat, SMALL_DETAIL) - small_detail).abs().mean()
+        of_pictures = of_pictures + light_apart(
+            x0_hat, light, SMALL_LIGHT, small_detail, detail_of(light, SMALL_DETAIL)
+        )
+        loss: Tensor = of_squares + of_pictures + losses_of_grain(made, real, self.network.block)
+        if drawn is not None:  # by the map alone, where it counts
+            by_map, share = (without_margin(one) for one in drawn)
+            loss = loss + (share.detach() * (by_map - F.pixel_unshuffle(detail, self.network.block)).abs()).mean()
         for scale, (adversarial, discriminating) in zip(SCALES, compared, strict=False):
             loss = loss + weight * scale.share * balance(of_squares, adversarial, made) * adversarial + discriminating
         return loss
@@ -253,7 +259,7 @@ class OneStep:
         keep = torch.ones_like(t, dtype=torch.bool)
         parts = zip(*(torch.split(one.to(device), self.config.batch) for one in (z, t, labels, keep)), strict=True)
         made = torch.cat([drawing(*part)[1].cpu() for part in parts])
-        target = to_float(torch.stack([as_tensor(self.pictures.read(i)) for i in chosen.tolist()]))
+        target = to_float(read_all(self.pictures, chosen))
         shown = torch.stack([made[:SHOWN], target[:SHOWN]], 1).flatten(0, 1)
         log_samples(self.folder, grid(shown, columns=2), run.step)
         return {"held_out_loss": float((detail_of(made, DETAIL) - detail_of(target, DETAIL)).abs().mean())}
@@ -293,7 +299,10 @@ def make_networks(base: Denoiser, start: Denoiser, size: tuple[int, int], config
         raise TrainerError(f"{start.info.name} is another network than {base.info.name}")
     torch.manual_seed(config.seed)
     shape = base.network.config
-    seen = {"features": shape.channels[0], "labels": shape.num_labels if shape.rotations and not shape.inputs else 0}
+    labels = shape.num_labels if maps_objects(shape) else 0
+    if start.upsampler is not None:  # one without a map goes on without
+        labels = start.upsampler.config.labels
+    seen = {"features": shape.channels[0], "labels": labels}
     own = UpsamplerConfig.model_validate({**config.network, "picture": size, **seen})
     upsampler = UpsamplerNet(own)
     if start.upsampler is not None:
@@ -305,7 +314,10 @@ def make_networks(base: Denoiser, start: Denoiser, size: tuple[int, int], config
     networks = OneStepNetworks(OneCall(denoiser, upsampler, *base.first_step[1:]), config.denoiser_lr)
     if config.map_blocks:
         if upsampler.objects is None:
-            raise TrainerError(f"{base.info.name} takes no rotations, so there is no map of objects to train")
+            without = (
+                f"{start.info.name} has" if start.upsampler else f"{base.info.name} takes no rotations, so there is"
+            )
+            raise TrainerError(f"{without} no map of objects to train")
         networks.requires_grad_(False)
         upsampler.objects.requires_grad_(True)
         upsampler.drawn.requires_grad_(True)

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from shared.options import picture_seed
 from shared.pictures import grid, png_bytes
-from trainer.data import as_tensor, to_float
+from trainer.data import read_all, to_float
 from trainer.studies.study import Report, Subject
 
 SHOWN = 8
@@ -66,7 +66,7 @@ def run(subject: Subject) -> Report:
     positions = None if denoiser.layouts is None or dataset.positions is None else dataset.positions[chosen]
     seeds = [picture_seed(subject.seed, i) for i in chosen.tolist()]
     generated = subject.sample(dataset.labels[chosen], seeds, positions).clamp(-1, 1)
-    originals = to_float(torch.stack([as_tensor(subject.pictures.read(i)) for i in chosen.tolist()]))
+    originals = to_float(read_all(subject.pictures, chosen))
     power = octave_power(originals)
     found = {
         "generated": octave_power(generated) / power,

@@ -18,7 +18,7 @@ from shared.diffusion.denoise import finish
 from shared.diffusion.model import Denoiser
 from shared.options import SamplingOptions, picture_seed
 from shared.pictures import grid, png_bytes, resized, to_uint8
-from trainer.data import Dataset, as_tensor, layouts_of, to_float
+from trainer.data import Dataset, layouts_of, read_all, to_float
 from trainer.errors import TrainerError
 from trainer.studies.study import Report, Subject
 
@@ -201,9 +201,7 @@ def run(subject: Subject) -> Report:
     generated, taken = generate(
         denoiser, dataset, chosen, subject.options, seed, upsampler_alone=subject.upsampler_alone, advance=advance
     )
-    originals, rest = (
-        torch.stack([as_tensor(subject.pictures.read(i)) for i in one.tolist()]) for one in (chosen, others)
-    )
+    originals, rest = (read_all(subject.pictures, one) for one in (chosen, others))
     shown, small = torch.empty(0), generated.shape[2:] if around else denoiser.image_shape[1:]
     rows = []
     advance = subject.advance("telling apart")

@@ -148,11 +148,15 @@ def test_the_denoiser_learns_at_its_share_of_the_rate(tmp_path: Path, base: Deno
 
 def test_the_light_is_that_of_the_start_where_neither_has_edges() -> None:
     start, real = torch.zeros(1, 3, 32, 32), torch.full((1, 3, 32, 32), 0.5)
-    assert light_apart(start, start, real, 5, 16) == 0  # whatever the render's light is
-    torch.testing.assert_close(light_apart(start + 0.1, start, real, 5, 16), torch.tensor(0.1))
+    assert light_apart(start, start, 16, detail_of(start, 5), detail_of(real, 5)) == 0  # whatever the render's light is
+    torch.testing.assert_close(
+        light_apart(start + 0.1, start, 16, detail_of(start, 5), detail_of(real, 5)), torch.tensor(0.1)
+    )
     for edges in (start, real):
         edges[..., ::2, :16] = 1  # in the left half
-        torch.testing.assert_close(light_apart(start + 0.1, start, real, 5, 16), torch.tensor(0.05))
+        torch.testing.assert_close(
+            light_apart(start + 0.1, start, 16, detail_of(start, 5), detail_of(real, 5)), torch.tensor(0.05)
+        )
         edges[..., ::2, :16] = edges[..., 1::2, :16]
 
 
