@@ -7,7 +7,7 @@ import torch
 from torch.nn import functional as F
 
 from shared.diffusion.model import load_denoiser
-from tests.toy_checkpoint import publish_toy_denoiser
+from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler
 from tests.trainer.command_line import Command, refused, succeeded
 from tests.trainer.objectives.test_one_step import CHANGES, SET, publish_base, write_folder
 from trainer.config import with_changes
@@ -79,3 +79,15 @@ def test_the_command_trains_the_map_first(command: Command, tmp_path: Path) -> N
     assert second is not None
     assert not torch.equal(first.stem.weight, second.stem.weight)
     refused(command(*train, "--run", str(tmp_path / "other"), "--set", "map_blocks=-1"), "map_blocks")
+
+
+def test_a_start_without_a_map_goes_on_without(tmp_path: Path) -> None:
+    publish_base(tmp_path)
+    base = load_denoiser(tmp_path / "step.safetensors")
+    own = {"channels": 8, "dilations": (1,), "hidden": 16}  # as the toy's
+    publish_toy_upsampler(tmp_path, "whole", base.info, features=8, sampling=SAMPLING.model_dump(mode="json"))
+    start, config = load_denoiser(tmp_path / "whole.safetensors"), OneStepConfig(network=own)
+    assert make_networks(base, base, (32, 24), config).drawing.upsampler.objects is not None
+    assert make_networks(base, start, (32, 24), config).drawing.upsampler.objects is None
+    with pytest.raises(TrainerError, match="whole has no map of objects to train"):
+        make_networks(base, start, (32, 24), config.model_copy(update={"map_blocks": 5}))
