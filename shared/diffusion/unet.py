@@ -5,10 +5,11 @@ than group norm, channels last throughout, few channels at the finest resolution
 """
 
 import math
-from typing import Annotated, Any, Final
+import operator
+from typing import Annotated, Final
 
 import torch
-from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -37,13 +38,9 @@ class NetworkConfig(NoOtherFields):
     positions: bool = False  # whether it takes the position of each label's object (`layouts.py`)
     rotations: bool = False  # and its rotation
     spread: Annotated[float, Field(gt=0)] = 0.045  # of a position, a standard deviation in sides of the picture
-    inputs: tuple[str, ...] = ()  # that a whole picture is conditioned on, by name (`inputs.py`)
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_not_used(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out inputs where there are none, so that versions that know no inputs read the checkpoint."""
-        dumped: dict[str, Any] = handler(self)
-        return {key: value for key, value in dumped.items() if key != "inputs" or value}
+    # That a whole picture is conditioned on, by name (`inputs.py`). Without any it is not written, so that versions
+    # which know no inputs read the checkpoint.
+    inputs: Annotated[tuple[str, ...], Field(exclude_if=operator.not_)] = ()
 
     def model_post_init(self, _: object) -> None:
         if not self.channels:

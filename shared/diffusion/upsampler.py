@@ -8,14 +8,15 @@ and no sizes but those of its configuration.
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
-from functools import cache
-from typing import Any, Final, NamedTuple
+from functools import cache, partial
+from typing import Annotated, Final, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ConfigDict, SerializerFunctionWrapHandler, model_serializer
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -43,14 +44,10 @@ class UpsamplerConfig(NoOtherFields):
     hidden: Count = 192  # channels before the last layer
     colours: Natural = 3  # that each block has besides the interpolated picture
     features: Natural = 0  # channels of the denoiser's last features (`UNet.features`) that it sees; 0 for none
-    labels: Natural = 0  # of the denoiser, whose objects it sees in a map of their own (`object_map.py`); 0 for none
-    objects: Count = 10  # that the map has at most
-
-    @model_serializer(mode="wrap")
-    def _without_what_is_not_used(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """Leave out the map where there is none, so that versions that know no map read the checkpoint."""
-        dumped: dict[str, Any] = handler(self)
-        return {key: value for key, value in dumped.items() if self.labels or key not in ("labels", "objects")}
+    # Of the denoiser, whose objects it sees in a map of their own (`object_map.py`); 0 for none. Not written then, so
+    # that versions which know no map read the checkpoint.
+    labels: Annotated[Natural, Field(exclude_if=operator.not_)] = 0
+    objects: Annotated[Count, Field(exclude_if=partial(operator.eq, 10))] = 10  # that the map has at most
 
     def model_post_init(self, _: object) -> None:
         if any(side % self.block for side in self.picture):
