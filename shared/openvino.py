@@ -66,7 +66,7 @@ def uses_openvino(engine: EngineName, device: torch.device) -> bool:
 
 
 class CompiledNetwork:
-    """A torch module as OpenVINO computes it, in bfloat16 if the CPU multiplies it, otherwise in float32.
+    """A torch module as OpenVINO computes it: in float32 if it is `exact` or if the CPU does not multiply bfloat16.
 
     `module`: in eval mode and on the CPU, with weights that no longer change; its arguments and results are tensors
     whose first dimension is the batch. `example`: typical arguments for one row, of the shapes that every call has.
@@ -76,9 +76,10 @@ class CompiledNetwork:
     """
 
     def __init__(
-        self, module: nn.Module, example: Sequence[Tensor], kept: Path | None = None, *, most: int = MOST_ROWS
-    ) -> None:
-        self._module, self._example, self._kept, self._most = module, example, kept, most
+        self, module: nn.Module, example: Sequence[Tensor], kept: Path | None = None, *, most: int = MOST_ROWS,
+        exact: bool = False,
+    ) -> None:  # fmt: skip
+        self._module, self._example, self._kept, self._most, self._exact = module, example, kept, most, exact
         self._compiled = dict[Size, Any]()
         self._requests = dict[Size, list[Any]]()  # as many as have run at the same time
         self._begun = {ALONE}
@@ -156,8 +157,8 @@ class CompiledNetwork:
         if self._kept is not None:
             with suppress(OSError, RuntimeError):  # absent, or damaged
                 content = _file(self._kept, size).read_bytes()
-                return _core().import_model(content, "CPU", _properties(size.streams)), False
-        return _compile(self._graph, self._rows(size.rows), size.streams), True
+                return _core().import_model(content, "CPU", _properties(size.streams, self._exact)), False
+        return _compile(self._graph, self._rows(size.rows), size.streams, self._exact), True
 
     def _keep(self, size: Size, compiled: Any) -> None:
         if self._kept is None:
@@ -197,9 +198,10 @@ def _made_by() -> str:
     return digest.hexdigest()
 
 
-def _properties(streams: int) -> dict[str, Any]:
+def _properties(streams: int, exact: bool = False) -> dict[str, Any]:
+    in_bf16 = autocast_dtype(torch.device("cpu")) and not exact
     return {
-        "INFERENCE_PRECISION_HINT": "bf16" if autocast_dtype(torch.device("cpu")) else "f32",
+        "INFERENCE_PRECISION_HINT": "bf16" if in_bf16 else "f32",
         "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": THREADS,
         "ENABLE_CPU_PINNING": False,  # other processes may have the core that a pinned thread waits for
@@ -218,11 +220,11 @@ def _convert(module: nn.Module, example: Sequence[Tensor]) -> Any:
     return frontend.convert(frontend.load(traced))
 
 
-def _compile(graph: Any, arguments: Sequence[Tensor], streams: int) -> Any:
+def _compile(graph: Any, arguments: Sequence[Tensor], streams: int, exact: bool = False) -> Any:
     """Return the graph compiled for arguments of these shapes."""
     own = graph.clone()
     own.reshape({node: list(one.shape) for node, one in zip(own.inputs, arguments, strict=True)})
-    return _core().compile_model(own, "CPU", _properties(streams))
+    return _core().compile_model(own, "CPU", _properties(streams, exact))
 
 
 def _same_bits(one: Tensor, other: Tensor) -> bool:

@@ -3,20 +3,23 @@
 import functools
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
 
 from shared.checkpoint import CheckpointInfo, publish, read_info
 from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork
+from shared.diffusion.solids import Camera, Solid
 from shared.diffusion.unet import NetworkConfig, UNet
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet
 from shared.evaluator import Evaluator
 from shared.registry import promote
 from shared.storage import Location, write
 from shared.vocabulary import ICLEVR, Vocabulary
+from trainer.scenes.scene import projection
 
+CAMERA = cast(Camera, projection())
 SHAPE: dict[str, Any] = {
     "image_size": 16,
     "channels": (8, 16),
@@ -81,16 +84,18 @@ def publish_toy_adapter(storage: Location, name: str, base: CheckpointInfo) -> C
 
 
 def publish_toy_upsampler(
-    storage: Location, name: str, base: CheckpointInfo, *, features: int = 0, labels: int = 0, **config: Any
+    storage: Location, name: str, base: CheckpointInfo, *, features: int = 0, paints: bool = False, **config: Any
 ) -> CheckpointInfo:  # fmt: skip
     """Publish an adapter whose upsampler, of random weights, enlarges `base`'s pictures to 32x24.
 
-    `features`: how many of the denoiser's it sees, 0 or the channels of its first level. `labels`: of the objects that
-    it maps, 0 or all. `config`: more of its configuration.
+    `features`: how many of the denoiser's it sees, 0 or the channels of its first level. `paints`: whether it paints
+    the objects of i-CLEVR's labels. `config`: more of its configuration.
     """
     own = UpsamplerConfig(
-        picture=(32, 24), channels=8, dilations=(1,), hidden=16, features=features, labels=labels, objects=4
-    )
+        picture=(32, 24), channels=8, dilations=(1,), hidden=16, features=features, objects=4 if paints else 10,
+        solids=tuple(cast(Solid, name.split()[1]) for name in base.vocabulary) if paints else (),
+        camera=CAMERA if paints else None,
+    )  # fmt: skip
     network = UpsamplerNet(own)
     randomize(network, 0, std=0.05 if not features else 0.2)
     added = {"base": {"name": base.name, "digest": base.digest}, "picture": [32, 24], **config}

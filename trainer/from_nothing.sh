@@ -22,13 +22,13 @@ if test "${TRIAL:-}"; then
   TRAIN="" scenes="--scenes 20" many="--scenes 4" unseen="--scenes 4" full="--scenes 3"
   fit="--steps 20" train="--steps 20 --set batch=16"
   trajectories="--trajectories 256 --steps 20 --set batch=16" upsample="--steps 10"
-  map="--steps 3" detail="--steps 3" edges="--steps 3"
+  painter="--steps 3" detail="--steps 3" edges="--steps 3"
 else
   scenes="" many="--scenes 1920" unseen="--scenes 120" full="--scenes 480"
   times=${TIMES:-1}
   fit="--steps $((3600 * times))" train="--steps $((2400 * times))" upsample="--steps $((2000 * times))"
   trajectories="--trajectories 6144 --steps 900"
-  map="--steps $((9000 * times))" detail="--steps $((1000 * times))" edges="--steps $((5000 * times))"
+  painter="--steps $((1000 * times))" detail="--steps $((1000 * times))" edges="--steps $((5000 * times))"
 fi
 
 # unquoted on purpose: options of several words are split at blanks
@@ -50,8 +50,8 @@ enlarge() { # RUN OBJECTIVE BASE NAME OPTIONS...
 }
 enlarge pixels upsampler iclevr-64 iclevr-320x240 $upsample --set adversarial=0
 enlarge upsampler upsampler iclevr-64 iclevr-320x240 $upsample --start-from iclevr-320x240
-enlarge map one-step iclevr-64-1step iclevr-320x240-1step $map --set map_blocks=48 --set batch=96 --set optimizer=muon \
-  --set lr=0.003
+enlarge painter one-step iclevr-64-1step iclevr-320x240-1step $painter \
+  --set painter_alone=true --set batch=8 --set optimizer=muon --set lr=0.003
 enlarge detail one-step iclevr-64-1step iclevr-320x240-1step $detail --start-from iclevr-320x240-1step --set adversarial=0
 enlarge edges one-step iclevr-64-1step iclevr-320x240-1step $edges --start-from iclevr-320x240-1step
 trainer promote iclevr-resnet18

@@ -11,7 +11,7 @@ import math
 import operator
 from collections.abc import Sequence
 from functools import cache, partial
-from typing import Annotated, Final, NamedTuple
+from typing import Annotated, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -21,12 +21,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.device import exact
-from shared.diffusion.object_map import ObjectMap
+from shared.diffusion.solids import Camera, Painter, Solid
 from shared.diffusion.unet import Conv, NetworkConfig, UNet
 from shared.options import Count, Natural, NoOtherFields
 
-AROUND: Final = 5  # blocks a side whose mean is the light in which an object's detail is drawn
-DRAWN: Final = 96  # channels of the layers that draw it
+Interpolation = Literal["bilinear", "bicubic"]
+
+AROUND: Final = 5  # blocks a side whose mean is the light in which an object is painted
+KEPT: Final = 10.0  # logit of what is painted, beside those of its block's colours
 # Blocks around what is enlarged, computed and dropped: beyond them are zeros, which a picture does not end in
 MARGIN: Final = 2
 
@@ -44,18 +46,21 @@ class UpsamplerConfig(NoOtherFields):
     hidden: Count = 192  # channels before the last layer
     colours: Natural = 3  # that each block has besides the interpolated picture
     features: Natural = 0  # channels of the denoiser's last features (`UNet.features`) that it sees; 0 for none
-    # Of the denoiser, whose objects it sees in a map of their own (`object_map.py`); 0 for none. Not written then, so
-    # that versions which know no map read the checkpoint.
-    labels: Annotated[Natural, Field(exclude_if=operator.not_)] = 0
-    objects: Annotated[Count, Field(exclude_if=partial(operator.eq, 10))] = 10  # that the map has at most
+    # What each of the denoiser's labels is, if it paints them (`solids.py`), as seen by this camera. Not written if it
+    # does not, so that versions which cannot read the checkpoint.
+    solids: Annotated[tuple[Solid, ...], Field(exclude_if=operator.not_)] = ()
+    camera: Annotated[Camera | None, Field(exclude_if=operator.not_)] = None
+    objects: Annotated[Count, Field(exclude_if=partial(operator.eq, 10))] = 10  # that it paints at most
 
     def model_post_init(self, _: object) -> None:
         if any(side % self.block for side in self.picture):
             raise ValueError(f"picture {list(self.picture)} must be a multiple of the block, {self.block}")
+        if bool(self.solids) != (self.camera is not None):
+            raise ValueError("solids need a camera, and it is of no use without them")
 
 
-def maps_objects(network: NetworkConfig) -> bool:
-    """Whether a denoiser takes what a map of objects is drawn from: labels, places and rotations, and nothing else."""
+def paints_objects(network: NetworkConfig) -> bool:
+    """Whether a denoiser takes what solids are painted by: labels, places and rotations, and nothing else."""
     return network.rotations and not network.inputs
 
 
@@ -72,32 +77,26 @@ class PlainBlock(nn.Module):
         return out
 
 
-class Enlarge(nn.Module):
-    """Bicubic interpolation of (N, C, h, w) to (N, C, *size), as two products of matrices.
+def enlarge(x: Tensor, size: Sequence[int], mode: Interpolation = "bicubic") -> Tensor:
+    """Interpolate (N, C, h, w) to (N, C, *size), as two products of matrices.
 
-    OpenVINO's own takes a tenth of all the time of a picture.
+    OpenVINO's own bicubic interpolation takes a tenth of all the time of a picture, its bilinear one a twentieth.
     """
-
-    def __init__(self, size: Sequence[int]) -> None:
-        super().__init__()
-        self.size = tuple(size)
-
-    def forward(self, x: Tensor) -> Tensor:
-        down, across = (
-            torch.from_numpy(bicubic(int(small), whole)).to(x.device)
-            for small, whole in zip(x.shape[2:], self.size, strict=True)
-        )
-        with exact(x.device):
-            enlarged: Tensor = down @ (x.float().contiguous() @ across.T)
-        return enlarged
+    down, across = (
+        torch.from_numpy(interpolation(int(small), int(whole), mode)).to(x.device)
+        for small, whole in zip(x.shape[2:], size, strict=True)
+    )
+    with exact(x.device):
+        enlarged: Tensor = down @ (x.float().contiguous() @ across.T)
+    return enlarged
 
 
 @cache
-def bicubic(small: int, whole: int) -> NDArray[np.float32]:
-    """Return the weights (whole, small) of bicubic interpolation along one side. As an array it is the same tensor in
-    inference mode, where it is traced, and in training.
+def interpolation(small: int, whole: int, mode: Interpolation) -> NDArray[np.float32]:
+    """Return the weights (whole, small) of interpolation along one side. As an array it is the same tensor in inference
+    mode, where it is traced, and in training.
     """
-    weights = F.interpolate(torch.eye(small)[None, None], (whole, small), mode="bicubic", align_corners=False)
+    weights = F.interpolate(torch.eye(small)[None, None], (whole, small), mode=mode, align_corners=False)
     return np.asarray(weights[0, 0].numpy())
 
 
@@ -105,7 +104,8 @@ class OneCall(nn.Module):
     """A denoiser and an upsampler that sees its last features, as one network: from noise to the finished picture.
 
     (x, t, labels, keep) as `UNet` takes them -> its prediction, and the pictures (B, C, H, W) of x0_hat = p x + q
-    prediction. So it samples in one step, at the timestep whose `p` and `q` these are.
+    prediction. So it samples in one step, at the timestep whose `p` and `q` these are. What the upsampler's painter
+    paints by these labels may be given.
     """
 
     def __init__(self, denoiser: UNet, upsampler: UpsamplerNet, p: float, q: float) -> None:
@@ -114,11 +114,13 @@ class OneCall(nn.Module):
         self.image_shape, self.num_labels, self.config = denoiser.image_shape, denoiser.num_labels, denoiser.config
         self.picture_shape = upsampler.picture_shape
 
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor, *painted: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         features = self.denoiser.features(x, t, labels, keep)
         prediction = self.denoiser.paint(features)
-        drawn = self.upsampler.draw(labels) if self.upsampler.objects is not None else None
-        return prediction, self.upsampler(self.p * x + self.q * prediction, features=features, drawn=drawn)
+        own = Painted(*painted) if painted else self.upsampler.paint(labels)
+        return prediction, self.upsampler(self.p * x + self.q * prediction, features=features, painted=own)
 
 
 def crop(pictures: Tensor, corners: Tensor, side: int) -> Tensor:
@@ -148,11 +150,21 @@ def phases(size: Sequence[int], small: Sequence[int], block: int) -> Tensor:
     return torch.stack([wave(angles) for angles in waves for wave in (torch.sin, torch.cos)])[None]
 
 
-class Drawn(NamedTuple):
-    """What the map of the objects draws, in blocks of pixels."""
+class Painted(NamedTuple):
+    """What the painter paints, in blocks of pixels with a margin."""
 
-    detail: Tensor  # (N, C block^2, rows, columns)
-    share: Tensor  # (N, 1, rows, columns): of the picture's own detail that it replaces
+    pixels: Tensor  # (N, C block^2, rows, columns)
+    share: Tensor  # (N, 1, rows, columns): of the picture's own detail that they replace
+
+
+def without_light(blocks: Tensor, channels: int) -> Tensor:
+    """Subtract from blocks of pixels (N, channels area, rows, columns) the mean around each, linear between blocks."""
+    N, size, rows, columns = blocks.shape
+    side = math.isqrt(size // channels)
+    means = blocks.reshape(N, channels, -1, rows, columns).mean(2)
+    light = F.avg_pool2d(means, AROUND, 1, AROUND // 2, count_include_pad=False)
+    light = enlarge(light, (rows * side, columns * side), "bilinear")
+    return blocks - F.pixel_unshuffle(light, side)
 
 
 class UpsamplerNet(nn.Module):
@@ -160,8 +172,8 @@ class UpsamplerNet(nn.Module):
 
     Works on blocks of pixels of the interpolated picture, since few positions with many channels are fast on a CPU.
     A pixel is a mixture of the interpolated one and of its block's colours, plus some detail: the softmax of the
-    mixture draws sharp edges between even colours. With a map of the objects, the detail near them is first replaced by
-    what the map draws: its edges are where the objects are, wherever the given picture has them.
+    mixture draws sharp edges between even colours. With a painter, the detail near objects is first replaced by what it
+    paints: edges are where the objects are, wherever the given picture has them. There the mixture is mostly this.
     """
 
     def __init__(self, config: UpsamplerConfig) -> None:
@@ -171,30 +183,38 @@ class UpsamplerNet(nn.Module):
         self.picture_shape = (config.image_channels, height, width)
         area, pixels = config.block**2, config.image_channels * config.block**2
         self.parts = [area * (1 + config.colours), config.image_channels * config.colours, pixels]
-        self.enlarge: nn.Module = Enlarge((height, width))
+        if config.solids:
+            self.parts.append(pixels)
         self.stem, self.where = Conv(pixels, config.channels), Conv(4, config.channels, 1)
         self.features = Conv(config.features, config.channels, 1) if config.features else None
-        self.objects = ObjectMap(config.labels, config.objects) if config.labels else None
-        if config.labels:
-            self.drawn = nn.Sequential(
-                Conv(ObjectMap.channels, DRAWN, 1), nn.ReLU(), Conv(DRAWN, DRAWN, 1), nn.ReLU(),
-                Conv(DRAWN, pixels + 1, 1),
-            )  # fmt: skip
+        self.painter = (
+            Painter(
+                config.solids,
+                config.camera,
+                (height, width),
+                config.block,
+                config.image_channels,
+                config.objects,
+                MARGIN,
+            )
+            if config.camera is not None
+            else None
+        )
         self.blocks = nn.Sequential(*(PlainBlock(config.channels, dilation) for dilation in config.dilations))
         self.widen, self.head = Conv(config.channels, config.hidden, 1), Conv(config.hidden, sum(self.parts), 1)
 
     def forward(
         self, x: Tensor, corners: Tensor | None = None, side: int = 0, features: Tensor | None = None,
-        drawn: Drawn | None = None,
+        painted: Painted | None = None,
     ) -> Tensor:  # fmt: skip
-        """Enlarge x, given the denoiser's last features and what `draw` returns, if the configuration has such.
+        """Enlarge x, given the denoiser's last features and what `paint` returns, if the configuration has such.
 
         For training, only squares of `side` blocks, as `crop` does; corners (N, k, 2) count blocks.
         """
         if (self.features is None) != (features is None):
             raise ValueError("an upsampler takes the denoiser's features if its configuration has some, else none")
         block = self.config.block
-        enlarged = F.pad(self.enlarge(x), [MARGIN * block] * 4, mode="replicate")
+        enlarged = F.pad(enlarge(x, self.picture_shape[1:]), [MARGIN * block] * 4, mode="replicate")
         small = int(x.shape[-2]), int(x.shape[-1])  # a constant where the network is traced
         where = self.where(phases(self.picture_shape[1:], small, block).to(x.device))
         if self.features is not None and features is not None:
@@ -202,49 +222,39 @@ class UpsamplerNet(nn.Module):
             seen = F.interpolate(self.features(features), (rows, columns), mode="bilinear", align_corners=False)
             # in this order: OpenVINO would write the sum into the constant `where`, where the next call finds it
             where = F.pad(seen, [MARGIN] * 4, mode="replicate") + where
+        pixels, share = F.pixel_unshuffle(enlarged, block), None
+        if painted is not None:
+            share = painted.share
+            pixels = pixels + share * without_light(painted.pixels - pixels, self.config.image_channels)
         if corners is not None:
-            enlarged = crop(enlarged, corners * block, (side + 2 * MARGIN) * block)
-            where = crop(where.expand(len(x), -1, -1, -1), corners, side + 2 * MARGIN)
-        pixels = F.pixel_unshuffle(enlarged, block)
-        if drawn is not None:
-            pixels = self._redrawn(pixels, *drawn)
+            squares = partial(crop, corners=corners, side=side + 2 * MARGIN)
+            pixels, where = squares(pixels), squares(where.expand(len(x), -1, -1, -1))
+            share = squares(share) if share is not None else None
         h = self.blocks(self.stem(pixels.contiguous(memory_format=torch.channels_last)) + where)
         pixels, h = without_margin(pixels), without_margin(h)
-        return F.pixel_shuffle(self._painted(pixels, self.head(F.relu(self.widen(h))).float()), block)
+        share = without_margin(share) if share is not None else None
+        return F.pixel_shuffle(self._mixed(pixels, self.head(F.relu(self.widen(h))).float(), share), block)
 
-    def draw(self, labels: Tensor, corners: Tensor | None = None, side: int = 0) -> Drawn:
-        """Draw the detail of the objects from the map alone: labels (N, K, 5), the rest as `forward` takes it."""
-        counts = [whole // self.config.block for whole in self.picture_shape[1:]]
-        sides = counts if corners is None else (side, side)
-        rows, columns = (torch.arange(-MARGIN, shown + MARGIN, device=labels.device)[None] for shown in sides)
-        if corners is not None:
-            labels = labels.repeat_interleave(corners.shape[1], 0)
-            first = corners.flatten(0, 1)  # (N k, 2)
-            rows, columns = rows + first[:, :1], columns + first[:, 1:]
-        return self.draw_blocks(labels, rows[:, :, None], columns[:, None])
+    def paint(self, labels: Tensor) -> Painted | None:
+        """Paint the objects of whole pictures by labels (N, K, 5) alone, if there is a painter."""
+        if self.painter is None:
+            return None
+        with exact(labels.device):
+            return Painted(*self.painter(labels))
 
-    def draw_blocks(self, labels: Tensor, rows: Tensor, columns: Tensor) -> Drawn:
-        """Draw the detail of the blocks in these rows and columns (N, R, C), or (N, R, 1) and (N, 1, C) for a grid."""
-        assert self.objects is not None
-        counts = [whole // self.config.block for whole in self.picture_shape[1:]]
-        seen, near = self.objects(labels, (rows + 0.5) / counts[0], (columns + 0.5) / counts[1])
-        drawn = self.drawn(seen).float()
-        return Drawn(drawn[:, :-1], torch.sigmoid(near + drawn[:, -1:]))
+    def _mixed(self, pixels: Tensor, h: Tensor, painted: Tensor | None) -> Tensor:
+        """Return blocks of pixels (N, C area, rows, columns) from the given ones, as the last layer says.
 
-    def _redrawn(self, pixels: Tensor, detail: Tensor, share: Tensor) -> Tensor:
-        """Return blocks of pixels that have this share of this detail, in the light around."""
-        N, _, rows, columns = pixels.shape
-        blocks = (N, self.config.image_channels, -1, rows, columns)
-        light = F.avg_pool2d(pixels.reshape(blocks).mean(2), AROUND, 1, AROUND // 2, count_include_pad=False)
-        redrawn = (detail.reshape(blocks) + light[:, :, None]).reshape(pixels.shape)
-        return pixels + share * (redrawn - pixels)
-
-    def _painted(self, pixels: Tensor, h: Tensor) -> Tensor:
-        """Return blocks of pixels (N, C area, rows, columns) from the interpolated ones, as the last layer says."""
+        painted: the share (N, 1, rows, columns) of these that is painted, and has sharp edges already.
+        """
         channels = self.config.image_channels
-        logits, colours, detail = torch.split(h, self.parts, 1)
+        logits, colours, detail, *of_painted = torch.split(h, self.parts, 1)
         N, _, rows, columns = pixels.shape
-        shares = logits.reshape(N, 1 + self.config.colours, 1, -1, rows, columns).softmax(1)
+        logits = logits.reshape(N, 1 + self.config.colours, 1, -1, rows, columns)
+        if painted is not None:
+            logits = torch.cat([logits[:, :1] + KEPT * painted[:, None, None], logits[:, 1:]], 1)
+            detail = torch.lerp(detail, of_painted[0], painted)
+        shares = logits.softmax(1)
         pixels = pixels.reshape(N, channels, -1, rows, columns)
         colours = (
             colours.reshape(N, self.config.colours, channels, 1, rows, columns) + pixels.mean(2, keepdim=True)[:, None]

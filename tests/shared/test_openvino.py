@@ -127,9 +127,9 @@ def compilations(monkeypatch: pytest.MonkeyPatch) -> list[Size]:
     """The sizes that were compiled."""
     made, compile = list[Size](), openvino._compile
 
-    def counted(graph: Any, arguments: Sequence[Tensor], streams: int) -> Any:
+    def counted(graph: Any, arguments: Sequence[Tensor], streams: int, exact: bool) -> Any:
         made.append(Size(len(arguments[0]), streams))
-        return compile(graph, arguments, streams)
+        return compile(graph, arguments, streams, exact)
 
     monkeypatch.setattr(openvino, "_compile", counted)
     return made
@@ -214,7 +214,7 @@ def test_calls_do_not_wait_for_sizes_and_leave_out_those_that_round_otherwise(
     """On a machine with two threads."""
     made, may_compile = list[Size](), threading.Event()
 
-    def compile(graph: Any, arguments: Sequence[Tensor], streams: int) -> Kernel:
+    def compile(graph: Any, arguments: Sequence[Tensor], streams: int, exact: bool) -> Kernel:
         size = Size(len(arguments[0]), streams)
         assert size == ALONE or may_compile.wait(60)
         return Kernel(size, made)

@@ -67,7 +67,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     placed = publish_toy_denoiser(folder, "placed", 3, positions=True, rotations=True, sampling=QUIET)
     publish_toy_upsampler(folder, "large", placed)
     one_step = SamplingOptions(sampler="ddim", steps=1, guidance=1.0).model_dump(mode="json")
-    publish_toy_upsampler(folder, "whole", placed, features=8, labels=24, sampling=one_step)
+    publish_toy_upsampler(folder, "whole", placed, features=8, paints=True, sampling=one_step)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("adapter", "large", "whole"):
             line = ["trainer", "export", name, str(folder / f"{name}.onnx"), "--storage", str(folder)]
@@ -128,7 +128,7 @@ def test_denoisers(exported: Path) -> None:
     assert one_call is not None
     assert not (exported / "whole-upsampler.onnx").exists()
     for found, own in zip(run(exported / "whole.onnx", **inputs), one_call(*plain[:2], labels, plain[3]), strict=True):
-        torch.testing.assert_close(found, own, rtol=1e-4, atol=1e-4)  # up to 20
+        torch.testing.assert_close(found, own, rtol=1e-4, atol=5e-3)  # up to 20, and edges move with rounded angles
     del inputs["positions"], inputs["rotations"]
     [found] = run(exported / "adapter.onnx", **inputs)
     torch.testing.assert_close(found, adapter.network(*plain), **CLOSE)

@@ -422,7 +422,7 @@ def one_step(
     from trainer.data import read_folders
     from trainer.data_folder import find_pictures
     from trainer.objectives import one_step as objectives
-    from trainer.objectives.object_map import ObjectMapAlone
+    from trainer.objectives.painter import PaintingAlone
 
     terminal.check_budget(plan.minutes, plan.steps)
     plan.check("denoiser")
@@ -434,7 +434,7 @@ def one_step(
     with terminal.bar() as progress:
         dataset = read_folders(plan.data, progress, size=source.image_shape[-1])
         upsampler = network.drawing.upsampler.config
-        kind = ObjectMapAlone if config.map_blocks else objectives.OneStep
+        kind = PaintingAlone if config.painter_alone else objectives.OneStep
         objective = kind(dataset, pictures, source, upsampler, config, plan.run)
         training = plan.train(progress, "training one step", objective, network, config, where)
     plan.publish("one step trained", objective, training, data=plan.folders)

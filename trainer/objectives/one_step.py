@@ -1,9 +1,10 @@
 """Trains a model of one network row a picture: a denoiser and an upsampler that sees its last features, together.
 
-Both start from a denoiser that samples in one step. The upsampler sees a map of the objects too, if the denoiser takes
-rotations. Labels, places and rotations fix what a render shows, except for its light. So a picture of fresh noise is
-compared with the render of the same conditions in detail alone, which teaches it straight edges. Away from edges its
-light is compared with what the denoiser made of the same noise at the start: variety stays.
+Both start from a denoiser that samples in one step. If its labels are the renderer's solids and it takes rotations,
+the upsampler paints them as the renderer's camera sees them (`shared/diffusion/solids.py`). Labels, places and
+rotations fix what a render shows, except for its light. So a picture of fresh noise is compared with the render of the
+same conditions in detail alone, which teaches it straight edges. Away from edges its light is compared with what the
+denoiser made of the same noise at the start: variety stays.
 Three discriminators make it sharp. They see the same squares at full size, and shrunk by 2 and by 4, so that one sees
 edges and one whole objects. Grain below one level of 256, which no discriminator sees, has losses of its own.
 """
@@ -22,7 +23,16 @@ from torch.nn import functional as F
 from shared.checkpoint import publish
 from shared.diffusion.layouts import LAYOUTS
 from shared.diffusion.model import UPSAMPLER, Denoiser
-from shared.diffusion.upsampler import Drawn, OneCall, UpsamplerConfig, UpsamplerNet, crop, maps_objects, without_margin
+from shared.diffusion.upsampler import (
+    OneCall,
+    Painted,
+    UpsamplerConfig,
+    UpsamplerNet,
+    crop,
+    paints_objects,
+    without_light,
+    without_margin,
+)
 from shared.options import Count, Natural, SamplingOptions
 from shared.pictures import grid, resized
 from shared.storage import Location
@@ -33,6 +43,7 @@ from trainer.errors import TrainerError
 from trainer.objectives.adversary import Discriminator, compare, detail_of
 from trainer.objectives.upsampler import HELD_OUT_EVERY, MEASURED, SHOWN, Weight, balance, crop_places, scenes_of
 from trainer.runs import Run, log_samples
+from trainer.scenes.scene import SHAPES, projection
 
 SAMPLING: Final = SamplingOptions(sampler="ddim", steps=1, guidance=1.0)
 DETAIL, SMALL_DETAIL = 17, 5  # pixels a side whose mean is no detail, in finished and in small pictures
@@ -75,7 +86,7 @@ class OneStepConfig(RunConfig):
     crop: Annotated[int, Field(ge=4)] = 16  # side, in blocks, of the squares that are compared
     squares: Count = 4  # of each picture, around its objects
     adversarial: Weight = 11.0  # of the adversarial losses' gradients, relative to those of the other losses
-    map_blocks: Natural = 0  # of each picture, if the map of objects learns alone (`object_map.py`)
+    painter_alone: bool = False  # it learns without the networks (`painter.py`)
 
 
 class OneStepNetworks(nn.Module):
@@ -88,14 +99,14 @@ class OneStepNetworks(nn.Module):
         self.discriminators = nn.ModuleList(Discriminator(channels, detail=scale.detail) for scale in SCALES)
 
     def forward(self, *inputs: Any) -> Any:
-        """Return what `squares` returns; given labels, rows and columns, what the map draws alone (`draw_blocks`)."""
-        return self.drawing.upsampler.draw_blocks(*inputs) if len(inputs) == 3 else self.squares(*inputs)
+        """Return what `squares` returns; given labels alone, what the upsampler paints by them."""
+        return self.drawing.upsampler.paint(*inputs) if len(inputs) == 1 else self.squares(*inputs)
 
     def squares(
         self, z: Tensor, t: Tensor, labels: Tensor, corners: Tensor, side: int, real: Tensor, noises: Sequence[Tensor],
-    ) -> tuple[Tensor, Tensor, Drawn | None, list[tuple[Tensor, Tensor]]]:  # fmt: skip
-        """Return small pictures, squares of finished ones, what the map of objects draws of these if there is one, and
-        the losses of each discriminator and of its adversary.
+    ) -> tuple[Tensor, Tensor, Painted | None, list[tuple[Tensor, Tensor]]]:  # fmt: skip
+        """Return small pictures, squares of finished ones, what is painted in these if there is a painter, and the
+        losses of each discriminator and of its adversary.
 
         noises: for each of `SCALES` (2, 2, n, C, s, s), what `compare` takes as `noise` and as `moved`; none if there
         is no adversarial loss. Squares are compared as they are shown, in whole levels of 256.
@@ -103,8 +114,8 @@ class OneStepNetworks(nn.Module):
         features = self.drawing.denoiser.features(z, t, labels, torch.ones_like(t, dtype=torch.bool))
         x0_hat = self.drawing.p * z + self.drawing.q * self.drawing.denoiser.paint(features).float()
         upsampler = self.drawing.upsampler
-        drawn = upsampler.draw(labels, corners, side) if upsampler.objects is not None else None
-        made = upsampler(x0_hat, corners, side, features, drawn)
+        painted = upsampler.paint(labels)
+        made = upsampler(x0_hat, corners, side, features, painted)
         shown = made + (in_levels(made.detach()) - made.detach())
         losses = [
             compare(
@@ -115,7 +126,9 @@ class OneStepNetworks(nn.Module):
             )
             for scale, discriminator, noise in zip(SCALES, self.discriminators, noises, strict=False)
         ]
-        return x0_hat, made, drawn, losses
+        if painted is not None:
+            painted = Painted(*(crop(without_margin(one), corners, side) for one in painted))
+        return x0_hat, made, painted, losses
 
 
 def in_levels(x: Tensor) -> Tensor:
@@ -160,6 +173,12 @@ def light_apart(made: Tensor, start: Tensor, square: int, *details: Tensor) -> T
         even = even & (F.avg_pool2d(detail.abs().amax(1, keepdim=True), square) < EDGE)
     apart: Tensor = F.avg_pool2d(made - start, square).abs() * even
     return apart.mean()
+
+
+def loss_of_painted(painted: Painted, real: Tensor, channels: int) -> Tensor:
+    """Return how far what is painted is from real blocks of pixels (N, C block^2, rows, columns), light aside."""
+    apart = without_light(painted.pixels, channels) - without_light(real, channels)
+    return (painted.share.detach() * apart.abs()).mean()
 
 
 def places_of_objects(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -229,7 +248,7 @@ class OneStep:
         real, weight = to_float(squares.flatten(0, 1)), self.config.adversarial
         pairs = zip(SCALES, noises, strict=True) if weight else ()
         grain = [scale.levels / 127.5 * noise.flatten(0, 1).movedim(0, 2) for scale, noise in pairs]
-        x0_hat, made, drawn, compared = network(z, t, labels, corners, self.config.crop, real, grain)
+        x0_hat, made, painted, compared = network(z, t, labels, corners, self.config.crop, real, grain)
         drawing = cast(OneStepNetworks, getattr(network, "module", network)).drawing
         light = drawing.p * z + drawing.q * start
         enlarged = F.interpolate(light, self.pictures.size[::-1], mode="bicubic")
@@ -242,9 +261,8 @@ class OneStep:
             x0_hat, light, SMALL_LIGHT, small_detail, detail_of(light, SMALL_DETAIL)
         )
         loss: Tensor = of_squares + of_pictures + losses_of_grain(made, real, self.network.block)
-        if drawn is not None:  # by the map alone, where it counts
-            by_map, share = (without_margin(one) for one in drawn)
-            loss = loss + (share.detach() * (by_map - F.pixel_unshuffle(detail, self.network.block)).abs()).mean()
+        if painted is not None:  # by itself, where it counts
+            loss = loss + loss_of_painted(painted, F.pixel_unshuffle(real, self.network.block), made.shape[1])
         for scale, (adversarial, discriminating) in zip(SCALES, compared, strict=False):
             loss = loss + weight * scale.share * balance(of_squares, adversarial, made) * adversarial + discriminating
         return loss
@@ -298,11 +316,9 @@ def make_networks(base: Denoiser, start: Denoiser, size: tuple[int, int], config
     if start.network.config != base.network.config:
         raise TrainerError(f"{start.info.name} is another network than {base.info.name}")
     torch.manual_seed(config.seed)
-    shape = base.network.config
-    labels = shape.num_labels if maps_objects(shape) else 0
-    if start.upsampler is not None:  # one without a map goes on without
-        labels = start.upsampler.config.labels
-    seen = {"features": shape.channels[0], "labels": labels}
+    seen = {"features": base.network.config.channels[0], **what_it_paints(base)}
+    if start.upsampler is not None and not start.upsampler.config.solids:  # one without a painter goes on without
+        seen = {"features": base.network.config.channels[0]}
     own = UpsamplerConfig.model_validate({**config.network, "picture": size, **seen})
     upsampler = UpsamplerNet(own)
     if start.upsampler is not None:
@@ -311,14 +327,19 @@ def make_networks(base: Denoiser, start: Denoiser, size: tuple[int, int], config
         upsampler.load_state_dict(start.upsampler.state_dict())
     denoiser = type(start.network)(start.network.config)
     denoiser.load_state_dict(start.network.state_dict())
+    denoiser.requires_grad_(config.denoiser_lr > 0)
     networks = OneStepNetworks(OneCall(denoiser, upsampler, *base.first_step[1:]), config.denoiser_lr)
-    if config.map_blocks:
-        if upsampler.objects is None:
-            without = (
-                f"{start.info.name} has" if start.upsampler else f"{base.info.name} takes no rotations, so there is"
-            )
-            raise TrainerError(f"{without} no map of objects to train")
+    if config.painter_alone:
+        if upsampler.painter is None:
+            raise TrainerError(f"{start.info.name} paints no objects: its labels are no solids that have rotations")
         networks.requires_grad_(False)
-        upsampler.objects.requires_grad_(True)
-        upsampler.drawn.requires_grad_(True)
+        upsampler.painter.requires_grad_(True)
     return networks
+
+
+def what_it_paints(base: Denoiser) -> dict[str, Any]:
+    """Return the fields of UpsamplerConfig for a painter, if a denoiser's labels are the renderer's, with rotations."""
+    names = [name.rpartition(" ")[2] for name in base.vocabulary.names]
+    if not paints_objects(base.network.config) or not set(names) <= set(SHAPES):
+        return {}
+    return {"solids": names, "camera": projection()}

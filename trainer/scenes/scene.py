@@ -61,6 +61,17 @@ def camera_axes() -> tuple[Floats, Floats, Floats]:
     return forward, right, np.cross(right, forward)
 
 
+@cache
+def projection() -> tuple[tuple[float, ...], ...]:
+    """Return the camera's matrix (3, 4): x, y and 1 in a picture, times the depth, of X, Y, Z and 1 in the scene.
+
+    x, y: fractions of width and height; X, Y, Z and the depth: in radii, Z above the ground.
+    """
+    forward, right, up = camera_axes()
+    across, down = forward / 2 + right / (2 * TAN_HALF_FOV), forward / 2 - up * ASPECT / (2 * TAN_HALF_FOV)
+    return tuple((*map(float, row), float(row @ -CAMERA) / RADIUS) for row in (across, down, forward))
+
+
 def picture_position(placed: SceneObject) -> tuple[float, float]:
     """Return where the object's centre appears, in fractions of width and height from the upper left corner."""
     forward, right, up = camera_axes()

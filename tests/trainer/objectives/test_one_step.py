@@ -160,17 +160,17 @@ def test_the_light_is_that_of_the_start_where_neither_has_edges() -> None:
         edges[..., ::2, :16] = edges[..., 1::2, :16]
 
 
-def test_the_map_of_objects_learns_their_detail_even_if_nothing_else_does(tmp_path: Path, base: Denoiser) -> None:
+def test_the_painter_learns_what_objects_look_like_even_if_nothing_else_does(tmp_path: Path, base: Denoiser) -> None:
     objective, networks = made(tmp_path, base, "adversarial=0")
     upsampler = networks.drawing.upsampler
-    assert upsampler.config.labels == len(base.vocabulary)
-    with torch.no_grad():  # what is made shows nothing of what the map draws
+    assert len(upsampler.config.solids) == len(base.vocabulary)
+    with torch.no_grad():  # what is made shows nothing of what is painted
         for conv in (upsampler.stem, upsampler.head):
             nn.init.zeros_(conv.weight)
             nn.init.zeros_(conv.bias)
         upsampler.head.bias[: upsampler.parts[0]].view(-1, 16)[1] = 100
     objective(networks, *drawn(objective)).backward()
-    for name in ("objects.label", "objects.lines.weight", "drawn.4.weight"):
+    for name in ("painter.label", "painter.colour.weight", "painter.added.3.weight"):
         gradient = upsampler.get_parameter(name).grad
         assert gradient is not None
         assert gradient.any()

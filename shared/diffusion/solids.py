@@ -1,0 +1,330 @@
+"""Paints cubes, spheres and cylinders where a camera sees them: an upsampler takes the places of edges from it.
+
+What a solid covers follows from its place and its rotation, by central projection (Hartley & Zisserman 2004, ch. 6).
+Only how it looks is learnt: the colours of its faces, edges and roundings, and what a small network adds to them. Each
+object is painted in a window of its own, and windows are laid over each other, the nearest last.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Final, Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from shared.device import initial_weights
+
+Solid = Literal["cube", "sphere", "cylinder"]
+Row = tuple[float, float, float, float]
+# (3, 4): x, y and 1 in a picture, times the depth, of X, Y, Z and 1 in the scene. x, y are fractions of width and
+# height; X, Y, Z and the depth are in radii of the solids, Z above the ground
+Camera = tuple[Row, Row, Row]
+
+Line = tuple[Tensor, Tensor, Tensor]  # a, b, c: a x + b y + c pixels inside
+
+SOLIDS: Final[tuple[Solid, ...]] = ("cube", "sphere", "cylinder")
+FEW_OBJECTS: Final = 3  # as many as a picture of i-CLEVR has at most
+WINDOW: Final = 0.35  # of a picture's width: side of the square in which an object is seen
+WIDTH: Final = 128  # of the network that says how an object looks
+HIDDEN: Final = 64  # channels of the network that adds to what is painted
+REACH: Final = 0.12  # of a picture's sides: unit of the distance from an object's middle
+NEARBY: Final = 4.0  # logit of being at an object's middle, 0 about 1.4 units away
+LEAST: Final = -16.0
+OUTSIDE: Final = -1e3  # pixels inside
+
+# Pairs of a cube's corners: number, and 0 for the ground or 1 for the top. Corner 0 is nearest to the camera, and the
+# others follow anticlockwise. Each edge has the cube on the same side. The outline comes first; then the edge that
+# faces the camera, and the two of the top that do.
+EDGES: Final = (
+    ((1, 0), (1, 1)), ((3, 1), (3, 0)), ((0, 0), (1, 0)), ((3, 0), (0, 0)), ((1, 1), (2, 1)), ((2, 1), (3, 1)),
+    ((0, 0), (0, 1)), ((0, 1), (1, 1)), ((3, 1), (0, 1)),
+)  # fmt: skip
+OUTLINE: Final = 6
+# The same of the rectangle between a cylinder's discs: its sides are where the outline touches them.
+SIDES: Final = (((0, 0), (0, 1)), ((1, 1), (1, 0)), ((0, 1), (1, 1)), ((1, 0), (0, 0)))
+SURFACES: Final = 11  # of `_surfaces`
+
+
+class Placed(NamedTuple):
+    """Objects as the camera sees them, the nearest first: (B, N), or (B, N, n). In pixels, but ground in radii."""
+
+    there: Tensor
+    solids: Tensor  # (B, N, 3): one of `SOLIDS`
+    middle: tuple[Tensor, Tensor]  # x, y
+    ground: tuple[Tensor, Tensor]
+    to_eye: tuple[Tensor, Tensor]  # on the ground, in radii
+    lines: Line  # of `EDGES` and `SIDES`, seen from the middle
+    radius: Tensor
+    turn: Tensor  # of the corner that is nearest to the camera, from the direction to it: four times the angle
+
+
+class Seen(NamedTuple):
+    """Where the points of its window are on each object: (B, N, n, W, W), in pixels; across and down in radii."""
+
+    inside: Tensor  # its outline; negative outside
+    top: Tensor  # inside its upper face
+    left: Tensor  # of the edge that faces the camera
+    across: Tensor
+    down: Tensor
+
+
+class Painter(nn.Module):
+    """Labels, places and rotations -> blocks of pixels (B, C block^2, rows, columns), and shares (B, 1, rows, columns).
+
+    The shares say where these are worth something: near objects. `size`: height and width of a picture; `margin`
+    blocks are painted around it. `objects`: how many it has at most; of more, the farthest are left out.
+    """
+
+    def __init__(
+        self, solids: Sequence[Solid], camera: Camera, size: tuple[int, int], block: int, channels: int, objects: int,
+        margin: int,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.size, self.block, self.channels, self.margin = size, block, channels, margin
+        self.window = math.ceil(WINDOW * size[1] / block)  # in blocks
+        self.objects = min(objects, len(solids))
+        self.camera, self.solids = camera, [SOLIDS.index(solid) for solid in solids]
+        self.label = nn.Parameter(initial_weights(len(solids), WIDTH, std=0.5))
+        self.place = nn.Linear(6, WIDTH)
+        self.mix = nn.Sequential(nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU(), nn.Linear(WIDTH, WIDTH), nn.SiLU())
+        self.colour = nn.Linear(WIDTH, SURFACES * channels)
+        self.look = nn.Linear(WIDTH, HIDDEN)
+        self.where = nn.Linear(5, HIDDEN, bias=False)
+        self.added = nn.Sequential(
+            nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, channels * block**2 + 1)
+        )
+
+    def forward(self, labels: Tensor, objects: int | None = None) -> tuple[Tensor, Tensor]:
+        """Paint labels (B, K, 5): multi-hot, position, cosine and sine of the rotation, as a network takes them.
+
+        `objects`: as many as a picture has at most, if that is known to be fewer.
+        """
+        nearest_first = labels[..., 0] * 10 + labels[..., 2]
+        which = nearest_first.topk(min(objects or self.objects, self.objects), dim=1).indices  # (B, N)
+        known = labels.gather(1, which[..., None].expand(-1, -1, labels.shape[-1])).float()
+        solids = F.one_hot(torch.tensor(self.solids, device=labels.device), len(SOLIDS)).float()
+        placed = self._placed(known, solids[which])
+        turn = torch.stack([placed.turn.cos(), placed.turn.sin()], -1)
+        places = [4 * known[..., 1:3] - 2, 2 * known[..., 3:], 2 * turn]
+        looks = self.mix(self.label[which] + self.place(torch.cat(places, -1)))
+        rows, columns = self._windows(placed)
+        return self._laid(rows, columns, *self._painted(placed, rows, columns, looks))
+
+    def _windows(self, placed: Placed) -> list[Tensor]:
+        """Return the rows and columns, in blocks, of each object's window: (B, N, W) each."""
+        across, down = (
+            (middle / self.block).floor()[..., None] + torch.arange(-before, self.window - before, device=middle.device)
+            for middle, before in zip(placed.middle, (self.window // 2, self.window // 2 - 1), strict=True)
+        )  # more of an object is seen below its middle than above
+        return [down, across]
+
+    def _painted(
+        self, placed: Placed, rows: Tensor, columns: Tensor, looks: Tensor
+    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+        """Return each object's window in blocks (B, N, ..., W, W): what is painted, C block^2; what it covers, block^2;
+        and a logit.
+        """
+        B, N, _ = looks.shape
+        pixels = torch.arange(self.block**2, device=looks.device)[:, None, None]  # of a block, row by row
+        u = self.block * columns[:, :, None, None] + (pixels % self.block + 0.5) - of_windows(placed.middle[0])
+        v = self.block * rows[:, :, None, :, None] + (pixels // self.block + 0.5) - of_windows(placed.middle[1])
+        seen = self._seen(placed, u, v)  # (B, N, block^2, W, W) each
+        cover = covered(seen.inside)
+        surfaces = self._surfaces(seen).reshape(B * N, SURFACES, -1)
+        colours = self.colour(looks).reshape(B * N, self.channels, SURFACES)
+        painted = (colours @ surfaces).reshape(B, N, self.channels, *cover.shape[2:]) * cover[:, :, None]
+        where = torch.stack([*(torch.tanh(one / 8) for one in seen[:3]), *seen[3:]], 2).mean(3)
+        where = where.reshape(B * N, 5, -1).transpose(1, 2)  # (B N, W W, 5)
+        added = self.added(self.where(where) + self.look(looks).reshape(B * N, 1, -1)).transpose(1, 2)
+        added = added.reshape(B, N, -1, self.window, self.window) * of_windows(placed.there)
+        near = NEARBY - 2 * squared(u.mean(2) / (REACH * self.size[1]), v.mean(2) / (REACH * self.size[0]))
+        logits = (near.clamp(min=LEAST) + added[:, :, -1] - LEAST) * placed.there[..., None, None] + LEAST
+        return painted.flatten(2, 3) + added[:, :, :-1], cover, logits[:, :, None]
+
+    def _laid(
+        self, rows: Tensor, columns: Tensor, painted: Tensor, cover: Tensor, logits: Tensor
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Lay windows over each other, the nearest last."""
+        sides = [torch.arange(-self.margin, side // self.block + self.margin, device=rows.device) for side in self.size]
+        # (B, N, rows, W) and (B, N, W, columns): ones where a block of the picture is one of the window
+        down = (sides[0][:, None] == rows[:, :, None]).float()
+        across = (sides[1] == columns[..., None]).float()
+        B, N = rows.shape[:2]
+
+        def laid(windows: Tensor, n: int) -> Tensor:
+            """Return one object's window (B, N, D, W, W) in the picture, zeros around it: (B, rows, D, columns)."""
+            own = windows[:, n].transpose(1, 2).reshape(B, self.window, -1)
+            return ((down[:, n] @ own).reshape(B, -1, self.window) @ across[:, n]).reshape(
+                B, len(sides[0]), -1, len(sides[1])
+            )
+
+        picture = near = rows.new_zeros(())
+        for n in reversed(range(N)):
+            left = 1 - laid(cover, n)[:, :, None]
+            picture = picture * left + laid(painted, n).reshape(B, len(sides[0]), self.channels, -1, len(sides[1]))
+            near = torch.maximum(near, laid(logits - LEAST, n))
+        return picture.flatten(2, 3).transpose(1, 2), torch.sigmoid(near.transpose(1, 2) + LEAST)
+
+    def _columns(self, device: torch.device) -> tuple[Tensor, ...]:
+        """Return what the camera makes of a step along X, Y and Z, in radii, and of the origin: (3,) each."""
+        return torch.tensor(self.camera, dtype=torch.float32, device=device).unbind(1)
+
+    @torch.no_grad()
+    def _surfaces(self, seen: Seen) -> Tensor:
+        """Return what makes the pixels of an object look different: shares of its faces, and how near edges are."""
+        top, left = covered(seen.top), covered(seen.left)
+        below, edge = 1 - top, ridge(seen.top, 2.5)
+        return torch.stack([
+            torch.ones_like(top), top, below * left, below * ridge(seen.left, 2.5), edge * left, edge * (1 - left),
+            ridge(seen.inside, 3.0), seen.across, seen.down, squared(seen.across), squared(seen.down),
+        ], 2)  # fmt: skip
+
+    @torch.no_grad()
+    def _placed(self, known: Tensor, solids: Tensor) -> Placed:
+        """Place objects (B, N, 5) before the camera."""
+        height, width = self.size
+        x, y = known[..., 1].clamp(0.0, 1.0), known[..., 2].clamp(0.0, 1.0)
+        a, b, up, origin = self._columns(known.device)
+        eye_x, eye_y, _ = (-one for one in solved(a, b, up, origin))
+        X, Y = on_plane(a, b, origin + up, x, y)  # a radius above the ground is an object's middle
+        toward = eye_x - X, eye_y - Y
+        far = squared(*toward).sqrt()
+        bearing = angle(*toward)
+        twist = angle(known[..., 3], known[..., 4]) + math.pi - 4 * bearing  # four times the turn of a corner
+        turn = angle(twist.cos(), twist.sin())
+        corners = [bearing + turn / 4 + i * math.pi / 2 for i in range(4)]
+        touching = (1 / far).clamp(max=0.99).acos()
+        touched = [bearing + touching, bearing - touching]
+
+        def project(bearing: Tensor, radius: float, level: int) -> tuple[Tensor, Tensor]:
+            """Return where a point of an object's upper or lower face is, seen from the object's middle."""
+            point = X + radius * bearing.cos(), Y + radius * bearing.sin()
+            p = [a[i] * point[0] + b[i] * point[1] + (2 * level * up[i] + origin[i]) for i in range(3)]
+            depth = p[2].clamp(min=0.1)
+            return (p[0] / depth - x) * width, (p[1] / depth - y) * height
+
+        cube = {(i, level): project(at, math.sqrt(2), level) for i, at in enumerate(corners) for level in (0, 1)}
+        cylinder = {(i, level): project(at, 1.0, level) for i, at in enumerate(touched) for level in (0, 1)}
+        lines = [line(cube[p], cube[q]) for p, q in EDGES] + [line(cylinder[p], cylinder[q]) for p, q in SIDES]
+        # a cube near whose side's normal the camera is shows one side only: edges of this one bound the outline instead
+        for hidden, instead, sign in (((0, 2), (6, 7), 1), ((1, 3), (6, 8), -1)):
+            a_1, b_1, c_1 = lines[hidden[0]]
+            is_hidden = a_1 * cube[0, 0][0] + b_1 * cube[0, 0][1] + c_1 < 0
+            for one, other, turned in zip(hidden, instead, (sign, 1), strict=True):
+                pairs = zip(lines[one], lines[other], strict=True)
+                lines[one] = cast(Line, tuple(torch.where(is_hidden, turned * b_2, a_2) for a_2, b_2 in pairs))
+        left, right = cylinder[0, 0], cylinder[1, 0]
+        radius = squared(left[0] - right[0], left[1] - right[1]).sqrt() / 2
+        slopes = tuple(torch.stack(part, -1) for part in zip(*lines, strict=True))
+        return Placed(known[..., 0], solids, (x * width, y * height), (X, Y), toward, slopes, radius, turn)  # type: ignore[arg-type]
+
+    @torch.no_grad()
+    def _seen(self, placed: Placed, u: Tensor, v: Tensor) -> Seen:
+        """Return where the points of each object's window are, u and v pixels from its middle."""
+        height, width = self.size
+        across, down, off = ([of_windows(one) for one in part.unbind(-1)] for part in placed.lines)
+        d = [p * u + (q * v + r) for p, q, r in zip(across, down, off, strict=True)]
+        a, b, up, origin = self._columns(u.device)
+        eye = [-one for one in solved(a, b, up, origin)]
+        X, Y, to_x, to_y, radius = map(of_windows, (*placed.ground, *placed.to_eye, placed.radius))
+        x, y = (one + of_windows(middle) for one, middle in zip((u, v), placed.middle, strict=True))
+        far = squared(to_x, to_y).sqrt()
+        flat = eye[2] / squared(far, eye[2]).sqrt()  # how much shorter a disc is toward the camera
+        discs = []
+        for level in (0, 2):
+            on_x, on_y = on_plane(a, b, origin + level * up, x / width, y / height)
+            on_x, on_y = on_x - X, on_y - Y
+            rho = squared(on_x, on_y).sqrt().clamp(1e-3, 20.0)
+            along, aside = (on_x * to_x + on_y * to_y) / far, (on_x * to_y - on_y * to_x) / far
+            steep = squared(aside, along / flat).sqrt() / rho
+            discs.append((1 - rho) * radius / steep.clamp(min=0.3))
+        ray = solved(a, b, up, None, x / width, y / height)
+        depth = squared(*ray).sqrt()
+        lift = 1 - eye[2]
+        distance = squared(far, lift).sqrt()
+        cosine = (lift * ray[2] - to_x * ray[0] - to_y * ray[1]) / (depth * distance)
+        ball = (1 - (1 - squared(cosine)).clamp(min=1e-8).sqrt() * distance) * radius
+        outline, strip = least(d[:OUTLINE]), least(d[len(EDGES) :])
+        tube = torch.maximum(torch.maximum(*discs), strip)
+        is_cube, is_sphere, is_cylinder = map(of_windows, placed.solids.unbind(-1))
+        inside = is_cube * outline + is_sphere * ball + is_cylinder * tube
+        inside = inside.clamp(-40.0, 40.0) + OUTSIDE * (1 - of_windows(placed.there))
+        top = is_cube * torch.minimum(d[7], d[8]) + is_cylinder * discs[1] + OUTSIDE * is_sphere
+        left = is_cube * d[6] + OUTSIDE * (1 - is_cube)
+        return Seen(inside, top, left, u / radius + 0 * v, v / radius + 0 * u)
+
+
+class PaintsAtMost(nn.Module):
+    """A painter of pictures that have at most so many objects, as a network of its own."""
+
+    def __init__(self, painter: Painter, objects: int) -> None:
+        super().__init__()
+        self.painter, self.objects = painter, objects
+
+    def forward(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        painted: tuple[Tensor, Tensor] = self.painter(labels, self.objects)
+        return painted
+
+
+def of_windows(values: Tensor) -> Tensor:
+    """Return a value for each object (B, N) as one for all points of its window."""
+    return values[..., None, None, None]
+
+
+def squared(*values: Tensor) -> Tensor:
+    """Return the sum of the values' squares. As products, since OpenVINO takes powers slowly."""
+    total = values[0] * values[0]
+    for value in values[1:]:
+        total = total + value * value
+    return total
+
+
+def covered(inside: Tensor) -> Tensor:
+    """Return the share of a pixel that is covered, if its middle is so many pixels inside an edge."""
+    return (0.5 + inside).clamp(0.0, 1.0)
+
+
+def ridge(distance: Tensor, width: float) -> Tensor:
+    """Return 1 at an edge, and nothing `width` pixels away."""
+    return (1 - distance.abs() / width).clamp(min=0)
+
+
+def least(distances: Sequence[Tensor]) -> Tensor:
+    found = distances[0]
+    for one in distances[1:]:
+        found = torch.minimum(found, one)
+    return found
+
+
+def angle(x: Tensor, y: Tensor) -> Tensor:
+    return torch.atan2(y, x)
+
+
+def line(p: tuple[Tensor, Tensor], q: tuple[Tensor, Tensor]) -> Line:
+    """Return a, b, c of the line from p to q: a x + b y + c is how far x, y is to its left, y pointing down."""
+    dx, dy = q[0] - p[0], q[1] - p[1]
+    length = squared(dx, dy).sqrt().clamp(min=1e-3)
+    across, down = dy / length, -dx / length
+    return across, down, -(across * p[0] + down * p[1])
+
+
+def on_plane(a: Tensor, b: Tensor, c: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return where the ray through x, y meets the plane on which X, Y are projected to a X + b Y + c."""
+    p, q, r = solved(a, b, c, None, x, y)
+    r = r.clamp(min=1e-4)
+    return (p / r).clamp(-50.0, 50.0), (q / r).clamp(-50.0, 50.0)
+
+
+def solved(
+    a: Tensor, b: Tensor, c: Tensor, p: Tensor | None, x: Tensor | None = None, y: Tensor | None = None
+) -> list[Tensor]:
+    """Solve a X + b Y + c Z = p, or = (x, y, 1) up to a factor, for X, Y and Z, by Cramer's rule."""
+    rows = [torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)]
+    volume = torch.dot(a, rows[0])
+    if p is not None:
+        return [torch.dot(row, p) / volume for row in rows]
+    assert x is not None
+    return [(row[0] * x + row[1] * y + row[2]) / volume for row in rows]
