@@ -161,7 +161,7 @@ def make_optimizers(network: nn.Module, config: RunConfig) -> list[torch.optim.O
         shares: dict[str, float] = getattr(network, "lr_shares", {})
         groups = defaultdict[float, list[nn.Parameter]](list)
         for name, parameter in network.named_parameters():
-            groups[next((share for start, share in shares.items() if name.startswith(start)), 1.0)].append(parameter)
+            groups[share_of(name, shares)].append(parameter)
         parts = [{"params": parameters, "share": share} for share, parameters in groups.items()]
         return [torch.optim.AdamW(parts, config.lr, config.betas, weight_decay=config.weight_decay, fused=True)]
     matrices: list[nn.Parameter] = []
@@ -177,6 +177,11 @@ def make_optimizers(network: nn.Module, config: RunConfig) -> list[torch.optim.O
     if others:
         optimizers.append(torch.optim.AdamW(others, config.lr, config.betas, weight_decay=0.0, fused=True))
     return optimizers
+
+
+def share_of(name: str, shares: dict[str, float]) -> float:
+    """Return the share of the learning rate at which a parameter learns: that of the first start of its name, or 1."""
+    return next((share for start, share in shares.items() if name.startswith(start)), 1.0)
 
 
 def batch_indices(n: int, batch: int, seed: int, step: int) -> Tensor:

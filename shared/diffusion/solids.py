@@ -30,9 +30,7 @@ FEW_OBJECTS: Final = 3  # as many as a picture of i-CLEVR has at most
 WINDOW: Final = 0.35  # of a picture's width: side of the square in which an object is seen
 WIDTH: Final = 128  # of the network that says how an object looks
 HIDDEN: Final = 64  # channels of the network that adds to what is painted
-REACH: Final = 0.12  # of a picture's sides: unit of the distance from an object's middle
-NEARBY: Final = 4.0  # logit of being at an object's middle, 0 about 1.4 units away
-LEAST: Final = -16.0
+AROUND: Final = 6.0  # pixels around an object in which the given picture may show its edges elsewhere
 OUTSIDE: Final = -1e3  # pixels inside
 
 # Pairs of a cube's corners: number, and 0 for the ground or 1 for the top. Corner 0 is nearest to the camera, and the
@@ -74,7 +72,7 @@ class Seen(NamedTuple):
 class Painter(nn.Module):
     """Labels, places and rotations -> blocks of pixels (B, C block^2, rows, columns), and shares (B, 1, rows, columns).
 
-    The shares say where these are worth something: near objects. `size`: height and width of a picture; `margin`
+    The shares are 1 on objects, and fall to 0 around them. `size`: height and width of a picture; `margin`
     blocks are painted around it. `objects`: how many it has at most; of more, the farthest are left out.
     """
 
@@ -94,7 +92,7 @@ class Painter(nn.Module):
         self.look = nn.Linear(WIDTH, HIDDEN)
         self.where = nn.Linear(5, HIDDEN, bias=False)
         self.added = nn.Sequential(
-            nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, channels * block**2 + 1)
+            nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, channels * block**2)
         )
 
     def forward(self, labels: Tensor, objects: int | None = None) -> tuple[Tensor, Tensor]:
@@ -125,7 +123,7 @@ class Painter(nn.Module):
         self, placed: Placed, rows: Tensor, columns: Tensor, looks: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Return each object's window in blocks (B, N, ..., W, W): what is painted, C block^2; what it covers, block^2;
-        and a logit.
+        and how much of a block is painted, 1.
         """
         B, N, _ = looks.shape
         pixels = torch.arange(self.block**2, device=looks.device)[:, None, None]  # of a block, row by row
@@ -140,12 +138,11 @@ class Painter(nn.Module):
         where = where.reshape(B * N, 5, -1).transpose(1, 2)  # (B N, W W, 5)
         added = self.added(self.where(where) + self.look(looks).reshape(B * N, 1, -1)).transpose(1, 2)
         added = added.reshape(B, N, -1, self.window, self.window) * of_windows(placed.there)
-        near = NEARBY - 2 * squared(u.mean(2) / (REACH * self.size[1]), v.mean(2) / (REACH * self.size[0]))
-        logits = (near.clamp(min=LEAST) + added[:, :, -1] - LEAST) * placed.there[..., None, None] + LEAST
-        return painted.flatten(2, 3) + added[:, :, :-1], cover, logits[:, :, None]
+        share = (1 + seen.inside / AROUND).clamp(0.0, 1.0).mean(2, keepdim=True)
+        return painted.flatten(2, 3) + added, cover, share
 
     def _laid(
-        self, rows: Tensor, columns: Tensor, painted: Tensor, cover: Tensor, logits: Tensor
+        self, rows: Tensor, columns: Tensor, painted: Tensor, cover: Tensor, share: Tensor
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Lay windows over each other, the nearest last."""
         sides = [torch.arange(-self.margin, side // self.block + self.margin, device=rows.device) for side in self.size]
@@ -161,12 +158,12 @@ class Painter(nn.Module):
                 B, len(sides[0]), -1, len(sides[1])
             )
 
-        picture = near = rows.new_zeros(())
+        picture = shares = rows.new_zeros(())
         for n in reversed(range(N)):
             left = 1 - laid(cover, n)[:, :, None]
             picture = picture * left + laid(painted, n).reshape(B, len(sides[0]), self.channels, -1, len(sides[1]))
-            near = torch.maximum(near, laid(logits - LEAST, n))
-        return picture.flatten(2, 3).transpose(1, 2), torch.sigmoid(near.transpose(1, 2) + LEAST)
+            shares = torch.maximum(shares, laid(share, n))
+        return picture.flatten(2, 3).transpose(1, 2), shares.transpose(1, 2)
 
     def _columns(self, device: torch.device) -> tuple[Tensor, ...]:
         """Return what the camera makes of a step along X, Y and Z, in radii, and of the origin: (3,) each."""

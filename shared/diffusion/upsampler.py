@@ -28,7 +28,6 @@ from shared.options import Count, Natural, NoOtherFields
 Interpolation = Literal["bilinear", "bicubic"]
 
 AROUND: Final = 5  # blocks a side whose mean is the light in which an object is painted
-KEPT: Final = 10.0  # logit of what is painted, beside those of its block's colours
 # Blocks around what is enlarged, computed and dropped: beyond them are zeros, which a picture does not end in
 MARGIN: Final = 2
 
@@ -172,8 +171,8 @@ class UpsamplerNet(nn.Module):
 
     Works on blocks of pixels of the interpolated picture, since few positions with many channels are fast on a CPU.
     A pixel is a mixture of the interpolated one and of its block's colours, plus some detail: the softmax of the
-    mixture draws sharp edges between even colours. With a painter, the detail near objects is first replaced by what it
-    paints: edges are where the objects are, wherever the given picture has them. There the mixture is mostly this.
+    mixture draws sharp edges between even colours. With a painter, objects are what it paints, in the light of the
+    given picture: their edges are where they belong, wherever that has them.
     """
 
     def __init__(self, config: UpsamplerConfig) -> None:
@@ -183,8 +182,6 @@ class UpsamplerNet(nn.Module):
         self.picture_shape = (config.image_channels, height, width)
         area, pixels = config.block**2, config.image_channels * config.block**2
         self.parts = [area * (1 + config.colours), config.image_channels * config.colours, pixels]
-        if config.solids:
-            self.parts.append(pixels)
         self.stem, self.where = Conv(pixels, config.channels), Conv(4, config.channels, 1)
         self.features = Conv(config.features, config.channels, 1) if config.features else None
         self.painter = (
@@ -202,6 +199,7 @@ class UpsamplerNet(nn.Module):
         )
         self.blocks = nn.Sequential(*(PlainBlock(config.channels, dilation) for dilation in config.dilations))
         self.widen, self.head = Conv(config.channels, config.hidden, 1), Conv(config.hidden, sum(self.parts), 1)
+        self.retouch = Conv(config.hidden, pixels, 1, zero=True) if config.solids else None
 
     def forward(
         self, x: Tensor, corners: Tensor | None = None, side: int = 0, features: Tensor | None = None,
@@ -222,18 +220,22 @@ class UpsamplerNet(nn.Module):
             seen = F.interpolate(self.features(features), (rows, columns), mode="bilinear", align_corners=False)
             # in this order: OpenVINO would write the sum into the constant `where`, where the next call finds it
             where = F.pad(seen, [MARGIN] * 4, mode="replicate") + where
-        pixels, share = F.pixel_unshuffle(enlarged, block), None
-        if painted is not None:
-            share = painted.share
-            pixels = pixels + share * without_light(painted.pixels - pixels, self.config.image_channels)
+        pixels = F.pixel_unshuffle(enlarged, block)
+        if painted is not None:  # in the light of the picture
+            with_solids = pixels + without_light(painted.pixels - pixels, self.config.image_channels)
+            painted = Painted(with_solids, painted.share)
         if corners is not None:
             squares = partial(crop, corners=corners, side=side + 2 * MARGIN)
             pixels, where = squares(pixels), squares(where.expand(len(x), -1, -1, -1))
-            share = squares(share) if share is not None else None
+            painted = Painted(*map(squares, painted)) if painted is not None else None
         h = self.blocks(self.stem(pixels.contiguous(memory_format=torch.channels_last)) + where)
         pixels, h = without_margin(pixels), without_margin(h)
-        share = without_margin(share) if share is not None else None
-        return F.pixel_shuffle(self._mixed(pixels, self.head(F.relu(self.widen(h))).float(), share), block)
+        h = F.relu(self.widen(h))
+        made = self._mixed(pixels, self.head(h).float())
+        if painted is not None and self.retouch is not None:
+            own, share = map(without_margin, painted)
+            made = torch.lerp(made, own + self.retouch(h).float(), share)
+        return F.pixel_shuffle(made, block)
 
     def paint(self, labels: Tensor) -> Painted | None:
         """Paint the objects of whole pictures by labels (N, K, 5) alone, if there is a painter."""
@@ -242,19 +244,12 @@ class UpsamplerNet(nn.Module):
         with exact(labels.device):
             return Painted(*self.painter(labels))
 
-    def _mixed(self, pixels: Tensor, h: Tensor, painted: Tensor | None) -> Tensor:
-        """Return blocks of pixels (N, C area, rows, columns) from the given ones, as the last layer says.
-
-        painted: the share (N, 1, rows, columns) of these that is painted, and has sharp edges already.
-        """
+    def _mixed(self, pixels: Tensor, h: Tensor) -> Tensor:
+        """Return blocks of pixels (N, C area, rows, columns) from the interpolated ones, as the last layer says."""
         channels = self.config.image_channels
-        logits, colours, detail, *of_painted = torch.split(h, self.parts, 1)
+        logits, colours, detail = torch.split(h, self.parts, 1)
         N, _, rows, columns = pixels.shape
-        logits = logits.reshape(N, 1 + self.config.colours, 1, -1, rows, columns)
-        if painted is not None:
-            logits = torch.cat([logits[:, :1] + KEPT * painted[:, None, None], logits[:, 1:]], 1)
-            detail = torch.lerp(detail, of_painted[0], painted)
-        shares = logits.softmax(1)
+        shares = logits.reshape(N, 1 + self.config.colours, 1, -1, rows, columns).softmax(1)
         pixels = pixels.reshape(N, channels, -1, rows, columns)
         colours = (
             colours.reshape(N, self.config.colours, channels, 1, rows, columns) + pixels.mean(2, keepdim=True)[:, None]

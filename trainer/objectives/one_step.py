@@ -44,6 +44,7 @@ from trainer.objectives.adversary import Discriminator, compare, detail_of
 from trainer.objectives.upsampler import HELD_OUT_EVERY, MEASURED, SHOWN, Weight, balance, crop_places, scenes_of
 from trainer.runs import Run, log_samples
 from trainer.scenes.scene import SHAPES, projection
+from trainer.train import share_of
 
 SAMPLING: Final = SamplingOptions(sampler="ddim", steps=1, guidance=1.0)
 DETAIL, SMALL_DETAIL = 17, 5  # pixels a side whose mean is no detail, in finished and in small pictures
@@ -78,7 +79,8 @@ class OneStepConfig(RunConfig):
     batch: Count = 6
     optimizer: Literal["auto", "adamw", "muon"] = "adamw"
     lr: Positive = 7e-4
-    denoiser_lr: Share = 0.1  # share of lr at which the denoiser learns, which is trained already
+    denoiser_lr: Share = 0.1  # share of lr at which the denoiser learns, which is trained already; 0: not at all
+    upsampler_lr: Share = 1.0  # and the upsampler, but for what it paints
     weight_decay: Weight = 0.0
     betas: tuple[Share, Share] = (0.5, 0.99)  # a short memory, since the discriminators change
     warmup_steps: Natural = 100
@@ -92,9 +94,15 @@ class OneStepConfig(RunConfig):
 class OneStepNetworks(nn.Module):
     """A denoiser with its upsampler, and their discriminators, one of each of `SCALES`."""
 
-    def __init__(self, drawing: OneCall, denoiser_lr: float) -> None:
+    def __init__(self, drawing: OneCall, config: OneStepConfig) -> None:
         super().__init__()
-        self.drawing, self.lr_shares = drawing, {"drawing.denoiser.": denoiser_lr}
+        self.drawing = drawing
+        # the first that begins a parameter's name counts
+        self.lr_shares = {"drawing.denoiser.": config.denoiser_lr}
+        self.lr_shares |= {"drawing.upsampler.painter.": 1.0, "drawing.upsampler.retouch.": 1.0}
+        self.lr_shares |= {"drawing.upsampler.": config.upsampler_lr}
+        for name, parameter in self.named_parameters():
+            parameter.requires_grad_(share_of(name, self.lr_shares) > 0)
         channels = drawing.upsampler.config.image_channels
         self.discriminators = nn.ModuleList(Discriminator(channels, detail=scale.detail) for scale in SCALES)
 
@@ -327,8 +335,7 @@ def make_networks(base: Denoiser, start: Denoiser, size: tuple[int, int], config
         upsampler.load_state_dict(start.upsampler.state_dict())
     denoiser = type(start.network)(start.network.config)
     denoiser.load_state_dict(start.network.state_dict())
-    denoiser.requires_grad_(config.denoiser_lr > 0)
-    networks = OneStepNetworks(OneCall(denoiser, upsampler, *base.first_step[1:]), config.denoiser_lr)
+    networks = OneStepNetworks(OneCall(denoiser, upsampler, *base.first_step[1:]), config)
     if config.painter_alone:
         if upsampler.painter is None:
             raise TrainerError(f"{start.info.name} paints no objects: its labels are no solids that have rotations")

@@ -89,7 +89,7 @@ def test_the_nearer_solid_is_in_front() -> None:
     assert ((covered == 1) & (painted(only(COVERED), far) == 1)).sum() > 50
 
 
-def test_absent_labels_and_unknown_places_are_not_seen() -> None:
+def test_absent_labels_are_not_seen() -> None:
     network, given = painter(), labels(on_ground("cube", 1.0, -1.0))
     with torch.inference_mode():
         pixels, share = network(given)

@@ -22,6 +22,7 @@ from shared.diffusion.upsampler import (
     crop,
     enlarge,
     phases,
+    without_light,
 )
 from shared.options import EngineName, SamplingOptions
 from tests.toy_checkpoint import CAMERA, publish_toy_denoiser, publish_toy_upsampler
@@ -151,23 +152,30 @@ def test_squares_see_what_is_painted_there() -> None:
     torch.testing.assert_close(squares[1], whole[0, :, :16, 4:20])
 
 
-def test_what_is_painted_replaces_detail_near_objects_in_the_light_around() -> None:
+def test_objects_are_what_is_painted_in_the_light_of_the_picture() -> None:
     made, x = upsampler(picture=(80, 80), dilations=(), solids=SOLIDS, camera=CAMERA), torch.rand(1, 3, 16, 16)
-    for parameter in made.parameters():
+    assert made.retouch is not None
+    for parameter in made.retouch.parameters():
         nn.init.zeros_(parameter)
-    with torch.no_grad():
-        made.head.bias[:16] = 100  # the enlarged pixels alone
     pixels, share = torch.zeros(1, 48, 24, 24), torch.zeros(1, 1, 24, 24)
-    pixels[:, :16, 12, 12] = 25 / 24 * 0.25  # red, less a 25th of it
-    share[..., 12, 12] = 0.5
-    drawn = made(x, painted=Painted(pixels, share))[0]
+    pixels[:, :16, 12, 12] = 1  # red, in the block that begins at 40
+    share[..., 12, 12] = 1
+    drawn, plain = made(x, painted=Painted(pixels, share))[0], made(x)[0]
+    block = drawn[:, 40:44, 40:44]
+    others = torch.ones(80, 80, dtype=torch.bool)
+    others[40:44, 40:44] = False
+    torch.testing.assert_close(drawn[:, others], plain[:, others])
     enlarged = F.interpolate(x, (80, 80), mode="bicubic")[0]
-    # the middle of five blocks a side begins at 40; light is linear between the blocks, and even along a block's middle
-    lights = F.avg_pool2d(enlarged[None], 20, 4)[0, :, 7:10, 7:10]
-    expected = (enlarged[:, 41:43, 41:43].mean((1, 2)) + lights[:, 1, 1]) / 2
-    expected = expected + 0.5 * torch.tensor([0.25, 0, 0])
-    torch.testing.assert_close(drawn[:, 41:43, 41:43].mean((1, 2)), expected, atol=0.02, rtol=0)
-    torch.testing.assert_close(drawn[:, :40], enlarged[:, :40], atol=1e-5, rtol=0)
+    around = enlarged[:, 32:52, 32:52].mean((1, 2))  # of five blocks a side
+    red = torch.tensor([1 - 1 / 25, 0, 0])  # less what it adds to the light
+    torch.testing.assert_close(block.mean((1, 2)), around + red, atol=0.03, rtol=0)
+    assert block.std((1, 2)).max() < 0.05 < enlarged[:, 40:44, 40:44].std((1, 2)).min()
+
+
+def test_light_is_linear_between_blocks() -> None:
+    slope = torch.linspace(0, 1, 48).expand(1, 1, 48, 48)
+    left = F.pixel_shuffle(without_light(F.pixel_unshuffle(slope, 4), 1), 4)
+    torch.testing.assert_close(left[..., 12:-12], torch.zeros(1, 1, 48, 24), atol=1e-5, rtol=0)
 
 
 ONE_STEP = SamplingOptions(sampler="ddim", steps=1, guidance=1.0)

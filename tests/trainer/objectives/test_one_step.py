@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from shared.diffusion.denoise import sample
@@ -160,18 +160,13 @@ def test_the_light_is_that_of_the_start_where_neither_has_edges() -> None:
         edges[..., ::2, :16] = edges[..., 1::2, :16]
 
 
-def test_the_painter_learns_what_objects_look_like_even_if_nothing_else_does(tmp_path: Path, base: Denoiser) -> None:
-    objective, networks = made(tmp_path, base, "adversarial=0")
-    upsampler = networks.drawing.upsampler
-    assert len(upsampler.config.solids) == len(base.vocabulary)
-    with torch.no_grad():  # what is made shows nothing of what is painted
-        for conv in (upsampler.stem, upsampler.head):
-            nn.init.zeros_(conv.weight)
-            nn.init.zeros_(conv.bias)
-        upsampler.head.bias[: upsampler.parts[0]].view(-1, 16)[1] = 100
+def test_what_has_no_share_of_the_rate_does_not_learn(tmp_path: Path, base: Denoiser) -> None:
+    objective, networks = made(tmp_path, base, "adversarial=0", "denoiser_lr=0", "upsampler_lr=0")
     objective(networks, *drawn(objective)).backward()
-    for name in ("painter.label", "painter.colour.weight", "painter.added.3.weight"):
-        gradient = upsampler.get_parameter(name).grad
+    learning = {name for name, one in networks.drawing.named_parameters() if one.requires_grad}
+    assert learning == {name for name in learning if name.startswith(("upsampler.painter.", "upsampler.retouch."))}
+    for name in ("painter.label", "painter.colour.weight", "painter.added.3.weight", "retouch.weight"):
+        gradient = networks.drawing.upsampler.get_parameter(name).grad
         assert gradient is not None
         assert gradient.any()
 
