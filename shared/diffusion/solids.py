@@ -30,7 +30,7 @@ FEW_OBJECTS: Final = 3  # as many as a picture of i-CLEVR has at most
 WINDOW: Final = 0.35  # of a picture's width: side of the square in which an object is seen
 WIDTH: Final = 128  # of the network that says how an object looks
 HIDDEN: Final = 64  # channels of the network that adds to what is painted
-AROUND: Final = 6.0  # pixels around an object in which the given picture may show its edges elsewhere
+AROUND: Final = 6.0  # pixels around an edge in which a given picture may show it elsewhere
 OUTSIDE: Final = -1e3  # pixels inside
 
 # Pairs of a cube's corners: number, and 0 for the ground or 1 for the top. Corner 0 is nearest to the camera, and the
@@ -72,7 +72,7 @@ class Seen(NamedTuple):
 class Painter(nn.Module):
     """Labels, places and rotations -> blocks of pixels (B, C block^2, rows, columns), and shares (B, 1, rows, columns).
 
-    The shares are 1 on objects, and fall to 0 around them. `size`: height and width of a picture; `margin`
+    The shares are 1 at edges, and fall to 0 around them. `size`: height and width of a picture; `margin`
     blocks are painted around it. `objects`: how many it has at most; of more, the farthest are left out.
     """
 
@@ -123,7 +123,7 @@ class Painter(nn.Module):
         self, placed: Placed, rows: Tensor, columns: Tensor, looks: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
         """Return each object's window in blocks (B, N, ..., W, W): what is painted, C block^2; what it covers, block^2;
-        and how much of a block is painted, 1.
+        and how near it is to edges, 1.
         """
         B, N, _ = looks.shape
         pixels = torch.arange(self.block**2, device=looks.device)[:, None, None]  # of a block, row by row
@@ -138,7 +138,7 @@ class Painter(nn.Module):
         where = where.reshape(B * N, 5, -1).transpose(1, 2)  # (B N, W W, 5)
         added = self.added(self.where(where) + self.look(looks).reshape(B * N, 1, -1)).transpose(1, 2)
         added = added.reshape(B, N, -1, self.window, self.window) * of_windows(placed.there)
-        share = (1 + seen.inside / AROUND).clamp(0.0, 1.0).mean(2, keepdim=True)
+        share = near_edges(seen).mean(2, keepdim=True)
         return painted.flatten(2, 3) + added, cover, share
 
     def _laid(
@@ -282,6 +282,12 @@ def squared(*values: Tensor) -> Tensor:
 def covered(inside: Tensor) -> Tensor:
     """Return the share of a pixel that is covered, if its middle is so many pixels inside an edge."""
     return (0.5 + inside).clamp(0.0, 1.0)
+
+
+def near_edges(seen: Seen) -> Tensor:
+    """Return 1 at an object's outline and at the edges inside it, and 0 AROUND pixels away."""
+    inner = torch.minimum(seen.top.abs(), torch.maximum(seen.left.abs(), seen.top))
+    return ridge(torch.minimum(seen.inside.abs(), torch.maximum(inner, -seen.inside)), AROUND)
 
 
 def ridge(distance: Tensor, width: float) -> Tensor:

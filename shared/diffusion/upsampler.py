@@ -28,6 +28,7 @@ from shared.options import Count, Natural, NoOtherFields
 Interpolation = Literal["bilinear", "bicubic"]
 
 AROUND: Final = 5  # blocks a side whose mean is the light in which an object is painted
+LEAST: Final = 0.02  # weight of an edge's block in that mean
 # Blocks around what is enlarged, computed and dropped: beyond them are zeros, which a picture does not end in
 MARGIN: Final = 2
 
@@ -156,13 +157,17 @@ class Painted(NamedTuple):
     share: Tensor  # (N, 1, rows, columns): of the picture's own detail that they replace
 
 
-def without_light(blocks: Tensor, channels: int) -> Tensor:
-    """Subtract from blocks of pixels (N, channels area, rows, columns) the mean around each, linear between blocks."""
+def without_light(blocks: Tensor, channels: int, weights: Tensor | None = None) -> Tensor:
+    """Subtract from blocks of pixels (N, channels area, rows, columns) the mean around each, linear between blocks.
+
+    weights (N, 1, rows, columns): of the blocks in these means; all the same by default.
+    """
     N, size, rows, columns = blocks.shape
     side = math.isqrt(size // channels)
     means = blocks.reshape(N, channels, -1, rows, columns).mean(2)
-    light = F.avg_pool2d(means, AROUND, 1, AROUND // 2, count_include_pad=False)
-    light = enlarge(light, (rows * side, columns * side), "bilinear")
+    weights = torch.ones_like(means[:, :1]) if weights is None else weights
+    sums, counts = (F.avg_pool2d(one, AROUND, 1, AROUND // 2) for one in (weights * means, weights))
+    light = enlarge(sums / counts, (rows * side, columns * side), "bilinear")
     return blocks - F.pixel_unshuffle(light, side)
 
 
@@ -171,8 +176,8 @@ class UpsamplerNet(nn.Module):
 
     Works on blocks of pixels of the interpolated picture, since few positions with many channels are fast on a CPU.
     A pixel is a mixture of the interpolated one and of its block's colours, plus some detail: the softmax of the
-    mixture draws sharp edges between even colours. With a painter, objects are what it paints, in the light of the
-    given picture: their edges are where they belong, wherever that has them.
+    mixture draws sharp edges between even colours. With a painter, edges of objects are what it paints, in the light of
+    the given picture: they are where they belong, wherever that has them.
     """
 
     def __init__(self, config: UpsamplerConfig) -> None:
@@ -221,9 +226,10 @@ class UpsamplerNet(nn.Module):
             # in this order: OpenVINO would write the sum into the constant `where`, where the next call finds it
             where = F.pad(seen, [MARGIN] * 4, mode="replicate") + where
         pixels = F.pixel_unshuffle(enlarged, block)
-        if painted is not None:  # in the light of the picture
-            with_solids = pixels + without_light(painted.pixels - pixels, self.config.image_channels)
-            painted = Painted(with_solids, painted.share)
+        if painted is not None:  # in the light of the picture, as it is away from edges: these may be elsewhere there
+            away = 1 + LEAST - painted.share
+            lit = pixels + without_light(painted.pixels - pixels, self.config.image_channels, away)
+            painted = Painted(lit, painted.share)
         if corners is not None:
             squares = partial(crop, corners=corners, side=side + 2 * MARGIN)
             pixels, where = squares(pixels), squares(where.expand(len(x), -1, -1, -1))

@@ -185,8 +185,7 @@ def light_apart(made: Tensor, start: Tensor, square: int, *details: Tensor) -> T
 
 def loss_of_painted(painted: Painted, real: Tensor, channels: int) -> Tensor:
     """Return how far what is painted is from real blocks of pixels (N, C block^2, rows, columns), light aside."""
-    apart = without_light(painted.pixels, channels) - without_light(real, channels)
-    return (painted.share.detach() * apart.abs()).mean()
+    return (without_light(painted.pixels, channels) - without_light(real, channels)).abs().mean()
 
 
 def places_of_objects(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -269,7 +268,7 @@ class OneStep:
             x0_hat, light, SMALL_LIGHT, small_detail, detail_of(light, SMALL_DETAIL)
         )
         loss: Tensor = of_squares + of_pictures + losses_of_grain(made, real, self.network.block)
-        if painted is not None:  # by itself, where it counts
+        if painted is not None:  # by itself
             loss = loss + loss_of_painted(painted, F.pixel_unshuffle(real, self.network.block), made.shape[1])
         for scale, (adversarial, discriminating) in zip(SCALES, compared, strict=False):
             loss = loss + weight * scale.share * balance(of_squares, adversarial, made) * adversarial + discriminating

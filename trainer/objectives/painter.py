@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.diffusion.upsampler import Painted, without_light, without_margin
+from shared.diffusion.upsampler import Painted, without_margin
 from shared.pictures import grid
 from trainer.data import read_all, to_float
-from trainer.objectives.one_step import OneStep, OneStepNetworks
+from trainer.objectives.one_step import OneStep, OneStepNetworks, loss_of_painted
 from trainer.objectives.upsampler import MEASURED, SHOWN
 from trainer.runs import Run, log_samples
 
@@ -27,13 +27,12 @@ class PaintingAlone(OneStep):
         return self.pairs(self.trained[index[share]])
 
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
-        """Return the mean error of all blocks, as far as they are painted."""
+        """Return the mean error of all blocks."""
         labels, whole = inputs
-        pixels, share = (without_margin(one) for one in cast(Painted, network(labels)))
-        real = F.pixel_unshuffle(to_float(whole), self.network.block)
-        light = self.network.image_channels
-        loss: Tensor = (share * without_light(pixels, light) - without_light(real, light)).abs().mean()
-        return loss
+        painted = Painted(*map(without_margin, network(labels)))
+        return loss_of_painted(
+            painted, F.pixel_unshuffle(to_float(whole), self.network.block), self.network.image_channels
+        )
 
     @torch.inference_mode()
     def show(self, network: nn.Module, run: Run) -> dict[str, float]:
@@ -43,8 +42,8 @@ class PaintingAlone(OneStep):
         parts = [[one.to(device) for one in self.pairs(part)] for part in torch.split(chosen, self.config.batch)]
         loss = sum(float(self(network, *part)) * len(part[0]) for part in parts) / len(chosen)
         labels, whole = (one[:SHOWN] for one in parts[0])
-        pixels, share = (without_margin(one) for one in cast(Painted, upsampler.paint(labels)))
-        made = F.pixel_shuffle(share * pixels, self.network.block).cpu()
+        painted = cast(Painted, upsampler.paint(labels))
+        made = F.pixel_shuffle(without_margin(painted.pixels), self.network.block).cpu()
         log_samples(self.folder, grid(torch.stack([made, to_float(whole).cpu()], 1).flatten(0, 1), columns=2), run.step)
         return {"held_out_loss": loss}
 
