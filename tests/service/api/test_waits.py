@@ -100,9 +100,9 @@ def test_a_job_that_cannot_meet_its_deadline_any_more_ends_with_a_reason_of_its_
         errors.append(raised.value)
 
     waiting = [threading.Thread(target=one) for one in (ask, ask_openai)]
-    for thread in waiting:
+    for queued, thread in enumerate(waiting, 1):  # in this order: behind the other, the first would be refused at once
         thread.start()
-    until(lambda: alive.connection.zcard(keys.DEADLINES) == 2)
+        until(lambda queued=queued: alive.connection.zcard(keys.DEADLINES) == queued)
     alive.fail_overdue()
     assert alive.connection.zcard(keys.DEADLINES) == 2
     announce(alive, client, 0.1)  # the machine is busy with something else: 100 s
