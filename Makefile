@@ -31,8 +31,8 @@ serve: $(VENV)/.worker  ## Redis, a worker and the API on http://127.0.0.1:8000
 train: $(VENV)/.train  ## Render data, train evaluator, denoiser, its distilled form, its upsampler and the default model (hours; TIMES=4 for four times as many steps; with TRIAL=FOLDER five minutes, all of it in that folder)
 	BIN=$(BIN) sh trainer/from_nothing.sh
 
-# Tests wait for processes and for time to pass: two of these share a core.
-TEST_PROCESSES = $(shell expr 2 \* $$(getconf _NPROCESSORS_ONLN))
+# Some tests wait for processes and for time to pass: three of these share two cores.
+TEST_PROCESSES = $(shell expr 3 \* $$(getconf _NPROCESSORS_ONLN) / 2)
 
 test: $(VENV)/.dev  ## The tests, on all cores
 	$(BIN)/python -m pytest -n $(TEST_PROCESSES) --dist loadfile --no-loadscope-reorder

@@ -92,7 +92,7 @@ def publish_toy_upsampler(
     the objects of i-CLEVR's labels. `config`: more of its configuration.
     """
     own = UpsamplerConfig(
-        picture=(32, 24), channels=8, dilations=(1,), hidden=16, features=features, objects=4 if paints else 10,
+        picture=(32, 24), channels=8, dilations=(1,), hidden=16, features=features, objects=2 if paints else 10,
         solids=tuple(cast(Solid, name.split()[1]) for name in base.vocabulary) if paints else (),
         camera=CAMERA if paints else None,
     )  # fmt: skip

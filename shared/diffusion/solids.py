@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Final, Literal, NamedTuple, cast
+from typing import Final, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -33,16 +33,13 @@ HIDDEN: Final = 64  # channels of the network that adds to what is painted
 AROUND: Final = 6.0  # pixels around an edge in which a given picture may show it elsewhere
 OUTSIDE: Final = -1e3  # pixels inside
 
-# Pairs of a cube's corners: number, and 0 for the ground or 1 for the top. Corner 0 is nearest to the camera, and the
-# others follow anticlockwise. Each edge has the cube on the same side. The outline comes first; then the edge that
-# faces the camera, and the two of the top that do.
-EDGES: Final = (
-    ((1, 0), (1, 1)), ((3, 1), (3, 0)), ((0, 0), (1, 0)), ((3, 0), (0, 0)), ((1, 1), (2, 1)), ((2, 1), (3, 1)),
-    ((0, 0), (0, 1)), ((0, 1), (1, 1)), ((3, 1), (0, 1)),
-)  # fmt: skip
+# Pairs of a cube's corners: 0 to 3 on the ground, the first nearest to the camera and the others anticlockwise, 4 to 7
+# above them. Each edge has the cube on the same side. The outline comes first; then the edge that faces the camera, and
+# the two of the top that do.
+EDGES: Final = ((1, 5), (7, 3), (0, 1), (3, 0), (5, 6), (6, 7), (0, 4), (4, 5), (7, 4))
 OUTLINE: Final = 6
 # The same of the rectangle between a cylinder's discs: its sides are where the outline touches them.
-SIDES: Final = (((0, 0), (0, 1)), ((1, 1), (1, 0)), ((0, 1), (1, 1)), ((1, 0), (0, 0)))
+SIDES: Final = ((0, 2), (3, 1), (2, 3), (1, 0))
 SURFACES: Final = 11  # of `_surfaces`
 
 
@@ -192,31 +189,33 @@ class Painter(nn.Module):
         bearing = angle(*toward)
         twist = angle(known[..., 3], known[..., 4]) + math.pi - 4 * bearing  # four times the turn of a corner
         turn = angle(twist.cos(), twist.sin())
-        corners = [bearing + turn / 4 + i * math.pi / 2 for i in range(4)]
+        corners = (bearing + turn / 4)[..., None] + torch.arange(4, device=x.device) * (math.pi / 2)
         touching = (1 / far).clamp(max=0.99).acos()
-        touched = [bearing + touching, bearing - touching]
+        touched = torch.stack([bearing + touching, bearing - touching], -1)
 
-        def project(bearing: Tensor, radius: float, level: int) -> tuple[Tensor, Tensor]:
-            """Return where a point of an object's upper or lower face is, seen from the object's middle."""
-            point = X + radius * bearing.cos(), Y + radius * bearing.sin()
-            p = [a[i] * point[0] + b[i] * point[1] + (2 * level * up[i] + origin[i]) for i in range(3)]
+        def project(bearings: Tensor, radius: float) -> tuple[Tensor, Tensor]:
+            """Return where points of an object's lower face are, and of its upper one, seen from the object's middle:
+            bearings (B, N, n) -> (B, N, 2 n).
+            """
+            X_n, Y_n = X[..., None] + radius * bearings.cos(), Y[..., None] + radius * bearings.sin()
+            on_ground = [a[i] * X_n + b[i] * Y_n + origin[i] for i in range(3)]
+            p = [torch.cat([one, one + 2 * up[i]], -1) for i, one in enumerate(on_ground)]
             depth = p[2].clamp(min=0.1)
-            return (p[0] / depth - x) * width, (p[1] / depth - y) * height
+            return (p[0] / depth - x[..., None]) * width, (p[1] / depth - y[..., None]) * height
 
-        cube = {(i, level): project(at, math.sqrt(2), level) for i, at in enumerate(corners) for level in (0, 1)}
-        cylinder = {(i, level): project(at, 1.0, level) for i, at in enumerate(touched) for level in (0, 1)}
-        lines = [line(cube[p], cube[q]) for p, q in EDGES] + [line(cylinder[p], cylinder[q]) for p, q in SIDES]
+        cube, cylinder = project(corners, math.sqrt(2)), project(touched, 1.0)
+        a_n, b_n, c_n = (torch.cat(parts, -1) for parts in zip(lines(cube, EDGES), lines(cylinder, SIDES), strict=True))
         # a cube near whose side's normal the camera is shows one side only: edges of this one bound the outline instead
-        for hidden, instead, sign in (((0, 2), (6, 7), 1), ((1, 3), (6, 8), -1)):
-            a_1, b_1, c_1 = lines[hidden[0]]
-            is_hidden = a_1 * cube[0, 0][0] + b_1 * cube[0, 0][1] + c_1 < 0
-            for one, other, turned in zip(hidden, instead, (sign, 1), strict=True):
-                pairs = zip(lines[one], lines[other], strict=True)
-                lines[one] = cast(Line, tuple(torch.where(is_hidden, turned * b_2, a_2) for a_2, b_2 in pairs))
-        left, right = cylinder[0, 0], cylinder[1, 0]
-        radius = squared(left[0] - right[0], left[1] - right[1]).sqrt() / 2
-        slopes = tuple(torch.stack(part, -1) for part in zip(*lines, strict=True))
-        return Placed(known[..., 0], solids, (x * width, y * height), (X, Y), toward, slopes, radius, turn)  # type: ignore[arg-type]
+        at_corner = a_n * cube[0][..., :1] + b_n * cube[1][..., :1] + c_n
+        shown = torch.cat([at_corner[..., :2] > 0] * 2, -1)
+        edges = []
+        for one in (a_n, b_n, c_n):
+            instead = torch.cat([one[..., 6:7], -one[..., 6:7], one[..., 7:9]], -1)
+            edges.append(torch.cat([torch.where(shown, one[..., :4], instead), one[..., 4:]], -1))
+        radius = squared(*(one[..., 0] - one[..., 1] for one in cylinder)).sqrt() / 2
+        return Placed(
+            known[..., 0], solids, (x * width, y * height), (X, Y), toward, (edges[0], edges[1], edges[2]), radius, turn
+        )
 
     @torch.no_grad()
     def _seen(self, placed: Placed, u: Tensor, v: Tensor) -> Seen:
@@ -306,12 +305,17 @@ def angle(x: Tensor, y: Tensor) -> Tensor:
     return torch.atan2(y, x)
 
 
-def line(p: tuple[Tensor, Tensor], q: tuple[Tensor, Tensor]) -> Line:
-    """Return a, b, c of the line from p to q: a x + b y + c is how far x, y is to its left, y pointing down."""
-    dx, dy = q[0] - p[0], q[1] - p[1]
+def lines(points: tuple[Tensor, Tensor], edges: Sequence[tuple[int, int]]) -> Line:
+    """Return a, b, c of lines from point to point: a x + b y + c is how far x, y is to the left, y pointing down.
+
+    points: x and y (..., n); edges: pairs of them.
+    """
+    first, second = (list(ends) for ends in zip(*edges, strict=True))
+    (x, y), (x_2, y_2) = ([one[..., ends] for one in points] for ends in (first, second))
+    dx, dy = x_2 - x, y_2 - y
     length = squared(dx, dy).sqrt().clamp(min=1e-3)
     across, down = dy / length, -dx / length
-    return across, down, -(across * p[0] + down * p[1])
+    return across, down, -(across * x + down * y)
 
 
 def on_plane(a: Tensor, b: Tensor, c: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
