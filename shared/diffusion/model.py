@@ -23,7 +23,7 @@ from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, Layou
 from shared.diffusion.path import NoisePath
 from shared.diffusion.predictions import PredictionName
 from shared.diffusion.samplers import make_table
-from shared.diffusion.solids import FEW_OBJECTS, Painter, PaintsAtMost
+from shared.diffusion.solids import FEW_OBJECTS, SOLIDS, Painter
 from shared.diffusion.unet import NetworkConfig, UNet, time_features
 from shared.diffusion.upsampler import OneCall, UpsamplerConfig, UpsamplerNet, paints_objects
 from shared.openvino import MOST_ROWS, TORCH_THREADS, CompiledNetwork, uses_openvino
@@ -52,38 +52,39 @@ class CompiledDenoiser:
         example = [torch.randn(1, *network.image_shape), self._features(t), labels, keep]
         self._painter: CompiledPainter | None = None
         if isinstance(network, OneCall) and network.upsampler.painter is not None:
-            self._painter = CompiledPainter(network.upsampler.painter, labels, kept and kept.with_name("painter"))
+            self._painter = CompiledPainter(network.upsampler.painter, labels, kept)
             example += self._painter(labels)
         # finished pictures alone in a call take the least memory, and no more time than beside others
         self._compiled = CompiledNetwork(network, example, kept, most=1 if isinstance(network, OneCall) else MOST_ROWS)
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        # the features of t in float32: in a graph, OpenVINO would round the angles to bfloat16
         painted = self._painter(labels) if self._painter else ()
+        # the features of t in float32: in a graph, OpenVINO would round the angles to bfloat16
         prediction, *pictures = self._compiled(x, self._features(t), labels, keep, *painted)
         return (prediction, pictures[0]) if pictures else prediction
 
 
 class CompiledPainter:
-    """A painter in OpenVINO. Pictures of few objects have a network of their own, which takes a third of the time."""
+    """A painter in OpenVINO. Pictures of few objects have a network of their own, and those without cubes need none."""
 
     def __init__(self, painter: Painter, example: Tensor, kept: Path | None = None) -> None:
-        # in float32, also where the CPU multiplies bfloat16: that would round the places of edges
-        self._networks = {
-            most: CompiledNetwork(
-                PaintsAtMost(painter, most),
-                [example],
-                kept and kept.with_name(f"{kept.name}-{most}"),
-                most=1,
-                exact=True,
-            )
-            for most in (FEW_OBJECTS, painter.objects)
-        }
+        def compiled(painter: Painter, name: str) -> CompiledNetwork:
+            """In float32, also where the CPU multiplies bfloat16: that would round the places of edges."""
+            return CompiledNetwork(painter, [example], kept and kept.with_name(name), most=1, exact=True)
+
+        self._of_few = compiled(painter.of_few(FEW_OBJECTS), "painter-of-few")
+        self._of_any = compiled(painter, "painter")
+        self._cubes = torch.tensor([solid == SOLIDS.index("cube") for solid in painter.solids])
+        self._nothing = [torch.zeros_like(one) for one in self._of_few(example)]
 
     def __call__(self, labels: Tensor) -> list[Tensor]:
-        few, any_number = self._networks.values()
-        painted = [(few if one[:, 0].sum() <= FEW_OBJECTS else any_number)(one[None]) for one in labels]
-        return [torch.cat(parts) for parts in zip(*painted, strict=True)]
+        return [torch.cat(parts) for parts in zip(*map(self._painted, torch.split(labels, 1)), strict=True)]
+
+    def _painted(self, labels: Tensor) -> list[Tensor]:
+        there = labels[0, :, 0] > 0
+        if not there[self._cubes].any():
+            return self._nothing
+        return (self._of_few if there.sum() <= FEW_OBJECTS else self._of_any)(labels)
 
 
 class CompiledUpsampler:

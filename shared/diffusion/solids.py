@@ -7,8 +7,10 @@ object is painted in a window of its own, and windows are laid over each other, 
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
+from functools import partial, reduce
 from typing import Final, Literal, NamedTuple
 
 import torch
@@ -23,36 +25,46 @@ Row = tuple[float, float, float, float]
 # height; X, Y, Z and the depth are in radii of the solids, Z above the ground
 Camera = tuple[Row, Row, Row]
 
-Line = tuple[Tensor, Tensor, Tensor]  # a, b, c: a x + b y + c pixels inside
-
 SOLIDS: Final[tuple[Solid, ...]] = ("cube", "sphere", "cylinder")
 FEW_OBJECTS: Final = 3  # as many as a picture of i-CLEVR has at most
 WINDOW: Final = 0.35  # of a picture's width: side of the square in which an object is seen
 WIDTH: Final = 128  # of the network that says how an object looks
 HIDDEN: Final = 64  # channels of the network that adds to what is painted
-AROUND: Final = 6.0  # pixels around an edge in which a given picture may show it elsewhere
+AROUND: Final = 6.0  # pixels around a cube's edge in which a given picture may show it elsewhere
 OUTSIDE: Final = -1e3  # pixels inside
 
-# Pairs of a cube's corners: 0 to 3 on the ground, the first nearest to the camera and the others anticlockwise, 4 to 7
-# above them. Each edge has the cube on the same side. The outline comes first; then the edge that faces the camera, and
-# the two of the top that do.
-EDGES: Final = ((1, 5), (7, 3), (0, 1), (3, 0), (5, 6), (6, 7), (0, 4), (4, 5), (7, 4))
-OUTLINE: Final = 6
-# The same of the rectangle between a cylinder's discs: its sides are where the outline touches them.
-SIDES: Final = ((0, 2), (3, 1), (2, 3), (1, 0))
+# Pairs of points: 0 to 3 are a cube's corners on the ground, the first nearest to the camera and the others
+# anticlockwise, 6 to 9 those above them. Each edge has the cube on the same side. The outline comes first; then the
+# edge that faces the camera, and the two of the top that do.
+EDGES: Final = ((1, 7), (9, 3), (0, 1), (3, 0), (7, 8), (8, 9), (0, 6), (6, 7), (9, 6))
+OUTLINE, FACING = 6, 6
+# 4, 5 and, above them, 10, 11: where the outline touches a cylinder's discs. A rectangle between these.
+SIDES: Final = ((4, 10), (11, 5), (10, 11), (5, 4))
+REACH: Final = (*[math.sqrt(2)] * 4, 1.0, 1.0)  # of these points from the middle, in radii
 SURFACES: Final = 11  # of `_surfaces`
+# Weights of x, y, 1, x^2, x y and y^2 in a conic, in its slope along x and in that along y, for each entry of its
+# symmetric matrix (Hartley & Zisserman 2004, sec. 2.2.3): (9, 18)
+OF_CONIC: Final = (
+    (0, 0, 0, 1, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+    (0, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0),
+    (1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+    (0, 0, 0, 0, 1, 0, 0, 1, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0),
+    (0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0),
+    (0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0),
+    (1, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+    (0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0),
+    (0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0),
+)
 
 
 class Placed(NamedTuple):
-    """Objects as the camera sees them, the nearest first: (B, N), or (B, N, n). In pixels, but ground in radii."""
+    """Objects as the camera sees them, the nearest first: (B, N), or (B, N, n)."""
 
     there: Tensor
     solids: Tensor  # (B, N, 3): one of `SOLIDS`
-    middle: tuple[Tensor, Tensor]  # x, y
-    ground: tuple[Tensor, Tensor]
-    to_eye: tuple[Tensor, Tensor]  # on the ground, in radii
-    lines: Line  # of `EDGES` and `SIDES`, seen from the middle
-    radius: Tensor
+    rows: Tensor  # (B, N, W), in blocks, of its window; so are columns
+    columns: Tensor
+    curves: Tensor  # (B, N, n, 6): weights of x, y, 1, x^2, x y and y^2, in pixels from the middle of the window
     turn: Tensor  # of the corner that is nearest to the camera, from the direction to it: four times the angle
 
 
@@ -69,7 +81,7 @@ class Seen(NamedTuple):
 class Painter(nn.Module):
     """Labels, places and rotations -> blocks of pixels (B, C block^2, rows, columns), and shares (B, 1, rows, columns).
 
-    The shares are 1 at edges, and fall to 0 around them. `size`: height and width of a picture; `margin`
+    The shares are 1 at edges of cubes, and fall to 0 around them. `size`: height and width of a picture; `margin`
     blocks are painted around it. `objects`: how many it has at most; of more, the farthest are left out.
     """
 
@@ -92,50 +104,39 @@ class Painter(nn.Module):
             nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, channels * block**2)
         )
 
-    def forward(self, labels: Tensor, objects: int | None = None) -> tuple[Tensor, Tensor]:
-        """Paint labels (B, K, 5): multi-hot, position, cosine and sine of the rotation, as a network takes them.
+    def of_few(self, objects: int) -> Painter:
+        """Return a painter of pictures that have at most so many objects, with the same weights."""
+        painter = copy.copy(self)
+        painter.objects = min(objects, self.objects)
+        return painter
 
-        `objects`: as many as a picture has at most, if that is known to be fewer.
-        """
+    def forward(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Paint labels (B, K, 5): multi-hot, position, cosine and sine of the rotation, as a network takes them."""
         nearest_first = labels[..., 0] * 10 + labels[..., 2]
-        which = nearest_first.topk(min(objects or self.objects, self.objects), dim=1).indices  # (B, N)
+        which = nearest_first.topk(self.objects, dim=1).indices  # (B, N)
         known = labels.gather(1, which[..., None].expand(-1, -1, labels.shape[-1])).float()
         solids = F.one_hot(torch.tensor(self.solids, device=labels.device), len(SOLIDS)).float()
         placed = self._placed(known, solids[which])
         turn = torch.stack([placed.turn.cos(), placed.turn.sin()], -1)
         places = [4 * known[..., 1:3] - 2, 2 * known[..., 3:], 2 * turn]
         looks = self.mix(self.label[which] + self.place(torch.cat(places, -1)))
-        rows, columns = self._windows(placed)
-        return self._laid(rows, columns, *self._painted(placed, rows, columns, looks))
+        return self._laid(placed.rows, placed.columns, *self._painted(placed, looks))
 
-    def _windows(self, placed: Placed) -> list[Tensor]:
-        """Return the rows and columns, in blocks, of each object's window: (B, N, W) each."""
-        across, down = (
-            (middle / self.block).floor()[..., None] + torch.arange(-before, self.window - before, device=middle.device)
-            for middle, before in zip(placed.middle, (self.window // 2, self.window // 2 - 1), strict=True)
-        )  # more of an object is seen below its middle than above
-        return [down, across]
-
-    def _painted(
-        self, placed: Placed, rows: Tensor, columns: Tensor, looks: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    def _painted(self, placed: Placed, looks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return each object's window in blocks (B, N, ..., W, W): what is painted, C block^2; what it covers, block^2;
-        and how near it is to edges, 1.
+        and how near it is to a cube's edges, 1.
         """
         B, N, _ = looks.shape
-        pixels = torch.arange(self.block**2, device=looks.device)[:, None, None]  # of a block, row by row
-        u = self.block * columns[:, :, None, None] + (pixels % self.block + 0.5) - of_windows(placed.middle[0])
-        v = self.block * rows[:, :, None, :, None] + (pixels // self.block + 0.5) - of_windows(placed.middle[1])
-        seen = self._seen(placed, u, v)  # (B, N, block^2, W, W) each
+        seen = self._seen(placed)  # (B, N, block^2, W, W) each
         cover = covered(seen.inside)
         surfaces = self._surfaces(seen).reshape(B * N, SURFACES, -1)
         colours = self.colour(looks).reshape(B * N, self.channels, SURFACES)
         painted = (colours @ surfaces).reshape(B, N, self.channels, *cover.shape[2:]) * cover[:, :, None]
-        where = torch.stack([*(torch.tanh(one / 8) for one in seen[:3]), *seen[3:]], 2).mean(3)
+        where = torch.stack([*(torch.tanh(one * 0.125) for one in seen[:3]), *seen[3:]], 2).mean(3)
         where = where.reshape(B * N, 5, -1).transpose(1, 2)  # (B N, W W, 5)
         added = self.added(self.where(where) + self.look(looks).reshape(B * N, 1, -1)).transpose(1, 2)
         added = added.reshape(B, N, -1, self.window, self.window) * of_windows(placed.there)
-        share = near_edges(seen).mean(2, keepdim=True)
+        share = near_edges(seen).mean(2, keepdim=True) * of_windows(placed.solids[..., 0])
         return painted.flatten(2, 3) + added, cover, share
 
     def _laid(
@@ -162,10 +163,6 @@ class Painter(nn.Module):
             shares = torch.maximum(shares, laid(share, n))
         return picture.flatten(2, 3).transpose(1, 2), shares.transpose(1, 2)
 
-    def _columns(self, device: torch.device) -> tuple[Tensor, ...]:
-        """Return what the camera makes of a step along X, Y and Z, in radii, and of the origin: (3,) each."""
-        return torch.tensor(self.camera, dtype=torch.float32, device=device).unbind(1)
-
     @torch.no_grad()
     def _surfaces(self, seen: Seen) -> Tensor:
         """Return what makes the pixels of an object look different: shares of its faces, and how near edges are."""
@@ -179,90 +176,92 @@ class Painter(nn.Module):
     @torch.no_grad()
     def _placed(self, known: Tensor, solids: Tensor) -> Placed:
         """Place objects (B, N, 5) before the camera."""
-        height, width = self.size
-        x, y = known[..., 1].clamp(0.0, 1.0), known[..., 2].clamp(0.0, 1.0)
-        a, b, up, origin = self._columns(known.device)
-        eye_x, eye_y, _ = (-one for one in solved(a, b, up, origin))
-        X, Y = on_plane(a, b, origin + up, x, y)  # a radius above the ground is an object's middle
-        toward = eye_x - X, eye_y - Y
-        far = squared(*toward).sqrt()
-        bearing = angle(*toward)
-        twist = angle(known[..., 3], known[..., 4]) + math.pi - 4 * bearing  # four times the turn of a corner
-        turn = angle(twist.cos(), twist.sin())
-        corners = (bearing + turn / 4)[..., None] + torch.arange(4, device=x.device) * (math.pi / 2)
-        touching = (1 / far).clamp(max=0.99).acos()
-        touched = torch.stack([bearing + touching, bearing - touching], -1)
+        device = known.device
+        tensor = partial(torch.tensor, dtype=torch.float32, device=device)
+        camera = tensor(self.camera)
+        toward_x_y, up, origin = camera[:, :2], camera[:, 2], camera[:, 3]
+        to_ray = inverse(camera[:, :3])
+        to_discs = [inverse(torch.cat([toward_x_y, (origin + level * up)[:, None]], 1)) for level in (2, 0, 1)]
+        eye = -to_ray @ origin
+        size = tensor([self.size[1], self.size[0]])
+        place = known[..., 1:3].clamp(0.0, 1.0)  # of the middle
+        middle = projected(F.pad(place, [0, 1], value=1.0) @ to_discs[2].T)  # on the ground, in radii
+        # windows: more of an object is seen below its middle than above
+        first = (place * size / self.block).floor() - tensor([self.window // 2, self.window // 2 - 1])
+        columns, rows = (first[..., None] + torch.arange(self.window, device=device)).unbind(2)
+        centre = self.block * (first + self.window / 2)  # in pixels
 
-        def project(bearings: Tensor, radius: float) -> tuple[Tensor, Tensor]:
-            """Return where points of an object's lower face are, and of its upper one, seen from the object's middle:
-            bearings (B, N, n) -> (B, N, 2 n).
-            """
-            X_n, Y_n = X[..., None] + radius * bearings.cos(), Y[..., None] + radius * bearings.sin()
-            on_ground = [a[i] * X_n + b[i] * Y_n + origin[i] for i in range(3)]
-            p = [torch.cat([one, one + 2 * up[i]], -1) for i, one in enumerate(on_ground)]
-            depth = p[2].clamp(min=0.1)
-            return (p[0] / depth - x[..., None]) * width, (p[1] / depth - y[..., None]) * height
-
-        cube, cylinder = project(corners, math.sqrt(2)), project(touched, 1.0)
-        a_n, b_n, c_n = (torch.cat(parts, -1) for parts in zip(lines(cube, EDGES), lines(cylinder, SIDES), strict=True))
+        toward = eye[:2] - middle
+        far = length(toward)
+        bearing = torch.atan2(toward[..., 1], toward[..., 0])
+        twist = torch.atan2(known[..., 4], known[..., 3]) + math.pi - 4 * bearing  # four times the turn of a corner
+        turn = torch.atan2(twist.sin(), twist.cos())
+        touching = (1 / far).clamp(max=0.99).acos()[..., None] * tensor([1, -1])
+        corners = turn[..., None] / 4 + torch.arange(4, device=device) * (math.pi / 2)
+        bearings = bearing[..., None] + torch.cat([corners, touching], -1)
+        reach = torch.stack([bearings.cos(), bearings.sin()], -1) * tensor(REACH)[:, None]
+        low = (middle[..., None, :] + reach) @ toward_x_y.T + origin
+        points = projected(torch.cat([low, low + 2 * up], -2)) * size - centre[..., None, :]  # (B, N, 12, 2)
+        edges = lines(points, (*EDGES, *SIDES))
         # a cube near whose side's normal the camera is shows one side only: edges of this one bound the outline instead
-        at_corner = a_n * cube[0][..., :1] + b_n * cube[1][..., :1] + c_n
-        shown = torch.cat([at_corner[..., :2] > 0] * 2, -1)
-        edges = []
-        for one in (a_n, b_n, c_n):
-            instead = torch.cat([one[..., 6:7], -one[..., 6:7], one[..., 7:9]], -1)
-            edges.append(torch.cat([torch.where(shown, one[..., :4], instead), one[..., 4:]], -1))
-        radius = squared(*(one[..., 0] - one[..., 1] for one in cylinder)).sqrt() / 2
+        corner = points[..., :1, :]
+        shown = (edges[..., :2, :2] * corner).sum(-1, keepdim=True) + edges[..., :2, 2:] > 0
+        instead = edges[..., [6, 6, 7, 8], :] * tensor([1, -1, 1, 1])[:, None]
+        edges = torch.cat(
+            [torch.where(torch.cat([shown, shown], -2), edges[..., :4, :], instead), edges[..., 4:, :]], -2
+        )
+
+        radius = length(points[..., 4, :] - points[..., 5, :])[..., None, None] / 2
+        off = (centre - place * size)[..., None]
+        offsets = torch.cat([torch.eye(2, device=device).expand(*off.shape[:2], 2, 2), off], -1) / radius
+
+        is_sphere = solids[..., 1, None, None, None]
+        from_eye = F.pad(middle, [0, 1], value=1.0) - eye
+        unit = torch.eye(3, device=device).expand(*middle.shape[:2], 3, 3)
+        ball = torch.cat([from_eye[..., None, :], unit], -2) @ to_ray
+        ball_weights = F.pad(
+            (1 - (from_eye * from_eye).sum(-1, keepdim=True)).expand(*middle.shape[:2], 3), [1, 0], value=1.0
+        )
+        moved = torch.cat([unit[..., :2], F.pad(-middle, [0, 1], value=1.0)[..., None]], -1)
+        discs = torch.stack([F.pad(moved @ to_disc, [0, 0, 0, 1]) for to_disc in to_discs[:2]], 2)
+        forms = torch.where(is_sphere > 0, ball[:, :, None], discs)  # (B, N, 2, 4, 3)
+        weights = torch.where(is_sphere[..., 0] > 0, ball_weights[:, :, None], tensor([-1, -1, 1, 0]))
+        in_window = torch.cat([unit[..., :2, :2] / size, (centre / size)[..., None]], -1)
+        forms = forms @ torch.cat([in_window, unit[..., 2:, :]], -2)[:, :, None]
+        squares = (weights[..., None] * forms).transpose(-1, -2) @ forms
+        rounds = (squares.flatten(-2) @ tensor(OF_CONIC)).reshape(*middle.shape[:2], 6, 6)
         return Placed(
-            known[..., 0], solids, (x * width, y * height), (X, Y), toward, (edges[0], edges[1], edges[2]), radius, turn
+            known[..., 0],
+            solids,
+            rows,
+            columns,
+            torch.cat([F.pad(torch.cat([edges, offsets], -2), [0, 3]), rounds], -2),
+            turn,
         )
 
     @torch.no_grad()
-    def _seen(self, placed: Placed, u: Tensor, v: Tensor) -> Seen:
-        """Return where the points of each object's window are, u and v pixels from its middle."""
-        height, width = self.size
-        across, down, off = ([of_windows(one) for one in part.unbind(-1)] for part in placed.lines)
-        d = [p * u + (q * v + r) for p, q, r in zip(across, down, off, strict=True)]
-        a, b, up, origin = self._columns(u.device)
-        eye = [-one for one in solved(a, b, up, origin)]
-        X, Y, to_x, to_y, radius = map(of_windows, (*placed.ground, *placed.to_eye, placed.radius))
-        x, y = (one + of_windows(middle) for one, middle in zip((u, v), placed.middle, strict=True))
-        far = squared(to_x, to_y).sqrt()
-        flat = eye[2] / squared(far, eye[2]).sqrt()  # how much shorter a disc is toward the camera
-        discs = []
-        for level in (0, 2):
-            on_x, on_y = on_plane(a, b, origin + level * up, x / width, y / height)
-            on_x, on_y = on_x - X, on_y - Y
-            rho = squared(on_x, on_y).sqrt().clamp(1e-3, 20.0)
-            along, aside = (on_x * to_x + on_y * to_y) / far, (on_x * to_y - on_y * to_x) / far
-            steep = squared(aside, along / flat).sqrt() / rho
-            discs.append((1 - rho) * radius / steep.clamp(min=0.3))
-        ray = solved(a, b, up, None, x / width, y / height)
-        depth = squared(*ray).sqrt()
-        lift = 1 - eye[2]
-        distance = squared(far, lift).sqrt()
-        cosine = (lift * ray[2] - to_x * ray[0] - to_y * ray[1]) / (depth * distance)
-        ball = (1 - (1 - squared(cosine)).clamp(min=1e-8).sqrt() * distance) * radius
-        outline, strip = least(d[:OUTLINE]), least(d[len(EDGES) :])
-        tube = torch.maximum(torch.maximum(*discs), strip)
-        is_cube, is_sphere, is_cylinder = map(of_windows, placed.solids.unbind(-1))
-        inside = is_cube * outline + is_sphere * ball + is_cylinder * tube
+    def _seen(self, placed: Placed) -> Seen:
+        """Return where the points of each object's window are."""
+        values = placed.curves.movedim(2, 0) @ self._points(placed.curves.device)
+        d = values.reshape(*values.shape[:3], self.block**2, self.window, self.window).unbind(0)
+        edges, sides, (across, down), rounds = d[:9], d[9:13], d[13:15], d[15:]
+        upper, lower = (inside_conic(*rounds[i : i + 3]) for i in (0, 3))
+        is_cube, is_sphere, _ = map(of_windows, placed.solids.unbind(-1))
+        strip = reduce(torch.minimum, sides) + OUTSIDE * is_sphere
+        tube = torch.maximum(torch.maximum(upper, lower), strip)
+        inside = torch.where(is_cube > 0, reduce(torch.minimum, edges[:OUTLINE]), tube)
         inside = inside.clamp(-40.0, 40.0) + OUTSIDE * (1 - of_windows(placed.there))
-        top = is_cube * torch.minimum(d[7], d[8]) + is_cylinder * discs[1] + OUTSIDE * is_sphere
-        left = is_cube * d[6] + OUTSIDE * (1 - is_cube)
-        return Seen(inside, top, left, u / radius + 0 * v, v / radius + 0 * u)
+        top = torch.where(is_cube > 0, torch.minimum(edges[7], edges[8]), upper + OUTSIDE * is_sphere)
+        left = edges[FACING] + OUTSIDE * (1 - is_cube)
+        return Seen(inside, top, left, across, down)
 
-
-class PaintsAtMost(nn.Module):
-    """A painter of pictures that have at most so many objects, as a network of its own."""
-
-    def __init__(self, painter: Painter, objects: int) -> None:
-        super().__init__()
-        self.painter, self.objects = painter, objects
-
-    def forward(self, labels: Tensor) -> tuple[Tensor, Tensor]:
-        painted: tuple[Tensor, Tensor] = self.painter(labels, self.objects)
-        return painted
+    def _points(self, device: torch.device) -> Tensor:
+        """Return x, y, 1, x^2, x y and y^2 of the pixels of a window, from its middle: (6, block^2 W W)."""
+        pixels = torch.arange(self.block**2, device=device)[:, None, None]  # of a block, row by row
+        blocks = self.block * torch.arange(self.window, device=device) + 0.5 - self.block * self.window / 2
+        zero = torch.zeros(self.block**2, self.window, self.window, device=device)
+        x, y = zero + (blocks + pixels % self.block), zero + (blocks[:, None] + pixels // self.block)
+        return torch.stack([x, y, torch.ones_like(x), x * x, x * y, y * y]).flatten(1)
 
 
 def of_windows(values: Tensor) -> Tensor:
@@ -284,54 +283,46 @@ def covered(inside: Tensor) -> Tensor:
 
 
 def near_edges(seen: Seen) -> Tensor:
-    """Return 1 at an object's outline and at the edges inside it, and 0 AROUND pixels away."""
+    """Return 1 up to half of AROUND pixels from an object's outline and the edges inside it, and 0 AROUND away."""
     inner = torch.minimum(seen.top.abs(), torch.maximum(seen.left.abs(), seen.top))
-    return ridge(torch.minimum(seen.inside.abs(), torch.maximum(inner, -seen.inside)), AROUND)
+    distance = torch.minimum(seen.inside.abs(), torch.maximum(inner, -seen.inside))
+    return (2 * ridge(distance, AROUND)).clamp(max=1.0)
 
 
 def ridge(distance: Tensor, width: float) -> Tensor:
     """Return 1 at an edge, and nothing `width` pixels away."""
-    return (1 - distance.abs() / width).clamp(min=0)
+    return (1 - distance.abs() * (1 / width)).clamp(min=0)
 
 
-def least(distances: Sequence[Tensor]) -> Tensor:
-    found = distances[0]
-    for one in distances[1:]:
-        found = torch.minimum(found, one)
-    return found
-
-
-def angle(x: Tensor, y: Tensor) -> Tensor:
-    return torch.atan2(y, x)
-
-
-def lines(points: tuple[Tensor, Tensor], edges: Sequence[tuple[int, int]]) -> Line:
+def lines(points: Tensor, edges: Sequence[tuple[int, int]]) -> Tensor:
     """Return a, b, c of lines from point to point: a x + b y + c is how far x, y is to the left, y pointing down.
 
-    points: x and y (..., n); edges: pairs of them.
+    points (..., n, 2); edges: pairs of them. -> (..., len(edges), 3)
     """
-    first, second = (list(ends) for ends in zip(*edges, strict=True))
-    (x, y), (x_2, y_2) = ([one[..., ends] for one in points] for ends in (first, second))
-    dx, dy = x_2 - x, y_2 - y
-    length = squared(dx, dy).sqrt().clamp(min=1e-3)
-    across, down = dy / length, -dx / length
-    return across, down, -(across * x + down * y)
+    first, second = (points[..., list(ends), :] for ends in zip(*edges, strict=True))
+    along = second - first
+    along = along / length(along)[..., None].clamp(min=1e-3)
+    across = torch.stack([along[..., 1], -along[..., 0]], -1)
+    return torch.cat([across, -(across * first).sum(-1, keepdim=True)], -1)
 
 
-def on_plane(a: Tensor, b: Tensor, c: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-    """Return where the ray through x, y meets the plane on which X, Y are projected to a X + b Y + c."""
-    p, q, r = solved(a, b, c, None, x, y)
-    r = r.clamp(min=1e-4)
-    return (p / r).clamp(-50.0, 50.0), (q / r).clamp(-50.0, 50.0)
+def length(vectors: Tensor) -> Tensor:
+    """Return the lengths of vectors (..., n)."""
+    return (vectors * vectors).sum(-1).sqrt()
 
 
-def solved(
-    a: Tensor, b: Tensor, c: Tensor, p: Tensor | None, x: Tensor | None = None, y: Tensor | None = None
-) -> list[Tensor]:
-    """Solve a X + b Y + c Z = p, or = (x, y, 1) up to a factor, for X, Y and Z, by Cramer's rule."""
-    rows = [torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)]
-    volume = torch.dot(a, rows[0])
-    if p is not None:
-        return [torch.dot(row, p) / volume for row in rows]
-    assert x is not None
-    return [(row[0] * x + row[1] * y + row[2]) / volume for row in rows]
+def projected(points: Tensor) -> Tensor:
+    """Return the points (..., 2) of homogeneous ones (..., 3) before the camera."""
+    return (points[..., :2] / points[..., 2:].clamp(min=1e-4)).clamp(-50.0, 50.0)
+
+
+def inverse(matrix: Tensor) -> Tensor:
+    """Return the inverse of a matrix (3, 3), by Cramer's rule."""
+    a, b, c = matrix.unbind(1)
+    rows = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)])
+    return rows / torch.dot(a, rows[0])
+
+
+def inside_conic(value: Tensor, across: Tensor, down: Tensor) -> Tensor:
+    """Return about how many pixels inside a conic points are, given its value there, and its slopes (Sampson 1982)."""
+    return value / squared(across, down).sqrt().clamp(min=1e-9)

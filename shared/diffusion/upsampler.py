@@ -154,7 +154,7 @@ class Painted(NamedTuple):
     """What the painter paints, in blocks of pixels with a margin."""
 
     pixels: Tensor  # (N, C block^2, rows, columns)
-    share: Tensor  # (N, 1, rows, columns): of the picture's own detail that they replace
+    share: Tensor  # (N, 1, rows, columns): how much of the picture they replace
 
 
 def without_light(blocks: Tensor, channels: int, weights: Tensor | None = None) -> Tensor:

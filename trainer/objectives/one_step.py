@@ -23,9 +23,9 @@ from torch.nn import functional as F
 from shared.checkpoint import publish
 from shared.diffusion.layouts import LAYOUTS
 from shared.diffusion.model import UPSAMPLER, Denoiser
+from shared.diffusion.solids import SOLIDS
 from shared.diffusion.upsampler import (
     OneCall,
-    Painted,
     UpsamplerConfig,
     UpsamplerNet,
     crop,
@@ -43,7 +43,7 @@ from trainer.errors import TrainerError
 from trainer.objectives.adversary import Discriminator, compare, detail_of
 from trainer.objectives.upsampler import HELD_OUT_EVERY, MEASURED, SHOWN, Weight, balance, crop_places, scenes_of
 from trainer.runs import Run, log_samples
-from trainer.scenes.scene import SHAPES, projection
+from trainer.scenes.scene import projection
 from trainer.train import share_of
 
 SAMPLING: Final = SamplingOptions(sampler="ddim", steps=1, guidance=1.0)
@@ -112,7 +112,7 @@ class OneStepNetworks(nn.Module):
 
     def squares(
         self, z: Tensor, t: Tensor, labels: Tensor, corners: Tensor, side: int, real: Tensor, noises: Sequence[Tensor],
-    ) -> tuple[Tensor, Tensor, Painted | None, list[tuple[Tensor, Tensor]]]:  # fmt: skip
+    ) -> tuple[Tensor, Tensor, Tensor | None, list[tuple[Tensor, Tensor]]]:  # fmt: skip
         """Return small pictures, squares of finished ones, what is painted in these if there is a painter, and the
         losses of each discriminator and of its adversary.
 
@@ -134,9 +134,8 @@ class OneStepNetworks(nn.Module):
             )
             for scale, discriminator, noise in zip(SCALES, self.discriminators, noises, strict=False)
         ]
-        if painted is not None:
-            painted = Painted(*(crop(without_margin(one), corners, side) for one in painted))
-        return x0_hat, made, painted, losses
+        blocks = None if painted is None else crop(without_margin(painted.pixels), corners, side)
+        return x0_hat, made, blocks, losses
 
 
 def in_levels(x: Tensor) -> Tensor:
@@ -183,9 +182,9 @@ def light_apart(made: Tensor, start: Tensor, square: int, *details: Tensor) -> T
     return apart.mean()
 
 
-def loss_of_painted(painted: Painted, real: Tensor, channels: int) -> Tensor:
-    """Return how far what is painted is from real blocks of pixels (N, C block^2, rows, columns), light aside."""
-    return (without_light(painted.pixels, channels) - without_light(real, channels)).abs().mean()
+def loss_of_painted(painted: Tensor, real: Tensor, channels: int) -> Tensor:
+    """Return how far painted blocks of pixels (N, C block^2, rows, columns) are from real ones, light aside."""
+    return (without_light(painted, channels) - without_light(real, channels)).abs().mean()
 
 
 def places_of_objects(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
@@ -346,6 +345,6 @@ def make_networks(base: Denoiser, start: Denoiser, size: tuple[int, int], config
 def what_it_paints(base: Denoiser) -> dict[str, Any]:
     """Return the fields of UpsamplerConfig for a painter, if a denoiser's labels are the renderer's, with rotations."""
     names = [name.rpartition(" ")[2] for name in base.vocabulary.names]
-    if not paints_objects(base.network.config) or not set(names) <= set(SHAPES):
+    if not paints_objects(base.network.config) or not set(names) <= set(SOLIDS):
         return {}
     return {"solids": names, "camera": projection()}

@@ -29,10 +29,9 @@ class PaintingAlone(OneStep):
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
         """Return the mean error of all blocks."""
         labels, whole = inputs
-        painted = Painted(*map(without_margin, network(labels)))
-        return loss_of_painted(
-            painted, F.pixel_unshuffle(to_float(whole), self.network.block), self.network.image_channels
-        )
+        painted = without_margin(cast(Painted, network(labels)).pixels)
+        real = F.pixel_unshuffle(to_float(whole), self.network.block)
+        return loss_of_painted(painted, real, self.network.image_channels)
 
     @torch.inference_mode()
     def show(self, network: nn.Module, run: Run) -> dict[str, float]:

@@ -74,10 +74,8 @@ def projection() -> tuple[tuple[float, ...], ...]:
 
 def picture_position(placed: SceneObject) -> tuple[float, float]:
     """Return where the object's centre appears, in fractions of width and height from the upper left corner."""
-    forward, right, up = camera_axes()
-    centre = np.array([placed.x, placed.y, RADIUS]) - CAMERA
-    reach = centre @ forward * TAN_HALF_FOV
-    return float(0.5 + 0.5 * (centre @ right) / reach), float(0.5 - 0.5 * (centre @ up) / (reach / ASPECT))
+    x, y, depth = np.array(projection()) @ [placed.x / RADIUS, placed.y / RADIUS, 1, 1]
+    return float(x / depth), float(y / depth)
 
 
 def ground_position(point: tuple[float, float]) -> tuple[float, float]:

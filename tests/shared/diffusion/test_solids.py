@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.diffusion.layouts import OUTSIDE
+from shared.diffusion.model import CompiledPainter
 from shared.diffusion.solids import SOLIDS, Painter
 from tests.toy_checkpoint import CAMERA
 from trainer.scenes.render import visible_pixels
@@ -105,5 +106,22 @@ def test_of_too_many_objects_the_nearest_are_painted() -> None:
     torch.testing.assert_close(painted(painter(objects=2), *scene), painted(painter(), *scene[1:]))
     with torch.inference_mode():
         given, network = labels(*scene[1:]), painter()
-        for one, other in zip(network(given, 2), network(given), strict=True):
+        for one, other in zip(network.of_few(2)(given), network(given), strict=True):
             torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("objects", [2, 3])
+def test_compiled_it_paints_the_same_however_few_objects_it_knows(objects: int) -> None:
+    network, given = painter(objects), labels(on_ground("cube", 1.0, -1.0), on_ground("sphere", 0.0, 0.0))
+    with torch.inference_mode():
+        for one, other in zip(CompiledPainter(network, given)(given), network(given), strict=True):
+            torch.testing.assert_close(one, other, atol=5e-3, rtol=1e-3)  # edges move with rounded angles
+
+
+def test_compiled_it_paints_nothing_where_no_cube_is() -> None:
+    network, given = painter(), labels(on_ground("sphere", 0.0, 0.0), on_ground("cylinder", 1.0, 1.0))
+    with torch.inference_mode():
+        assert float(network(given)[1].abs().max()) == 0  # of the picture, so that what is painted is not seen
+        pixels, share = CompiledPainter(network, given)(given)
+    assert pixels.shape == network(given)[0].shape
+    assert float(pixels.abs().max()) == float(share.abs().max()) == 0
