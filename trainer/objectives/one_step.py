@@ -7,6 +7,7 @@ same conditions in detail alone, which teaches it straight edges. Away from edge
 denoiser made of the same noise at the start: variety stays.
 Three discriminators make it sharp. They see the same squares at full size, and shrunk by 2 and by 4, so that one sees
 edges and one whole objects. Grain below one level of 256, which no discriminator sees, has losses of its own.
+Pictures are drawn in float32, since bfloat16 shifts colours by a share of a level that discriminators see.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.checkpoint import publish
+from shared.device import exact
 from shared.diffusion.layouts import LAYOUTS
 from shared.diffusion.model import UPSAMPLER, Denoiser
 from shared.diffusion.solids import SOLIDS
@@ -52,6 +54,7 @@ LIGHT, SMALL_LIGHT = 16, 4  # pixels a side of the squares whose means are compa
 LIGHT_WEIGHT = 3.0  # of that comparison in finished pictures, beside that of detail
 ASIDE = 20  # pixels by which a square's middle is at most beside its object's
 EDGE = 0.02  # more detail than that in the mean of a square is an edge
+CUBE_WEIGHT = 3.0  # of one that the upsampler paints, beside other objects, when squares are chosen
 EVEN, FLAT = 1.5 / 127.5, 0.9 / 127.5  # less detail than that is an even region; than that, nothing but rounding
 GRID_WEIGHT, TINT_WEIGHT, FLAT_WEIGHT = 40.0, 10.0, 10.0  # of the losses in such regions
 
@@ -119,11 +122,12 @@ class OneStepNetworks(nn.Module):
         noises: for each of `SCALES` (2, 2, n, C, s, s), what `compare` takes as `noise` and as `moved`; none if there
         is no adversarial loss. Squares are compared as they are shown, in whole levels of 256.
         """
-        features = self.drawing.denoiser.features(z, t, labels, torch.ones_like(t, dtype=torch.bool))
-        x0_hat = self.drawing.p * z + self.drawing.q * self.drawing.denoiser.paint(features).float()
         upsampler = self.drawing.upsampler
-        painted = upsampler.paint(labels)
-        made = upsampler(x0_hat, corners, side, features, painted)
+        with exact(z.device):
+            features = self.drawing.denoiser.features(z, t, labels, torch.ones_like(t, dtype=torch.bool))
+            x0_hat = self.drawing.p * z + self.drawing.q * self.drawing.denoiser.paint(features)
+            painted = upsampler.paint(labels)
+            made = upsampler(x0_hat, corners, side, features, painted)
         shown = made + (in_levels(made.detach()) - made.detach())
         losses = [
             compare(
@@ -187,9 +191,9 @@ def loss_of_painted(painted: Tensor, real: Tensor, channels: int) -> Tensor:
     return (without_light(painted, channels) - without_light(real, channels)).abs().mean()
 
 
-def places_of_objects(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw objects of each picture, and return their positions (B, count, 2). labels: (B, K, 5)."""
-    objects = torch.multinomial(labels[..., 0], count, replacement=True, generator=generator)
+def places_of_objects(labels: Tensor, weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw objects of each picture, and return their positions (B, count, 2). labels: (B, K, 5); weights: (K,)."""
+    objects = torch.multinomial(labels[..., 0] * weights, count, replacement=True, generator=generator)
     return labels[torch.arange(len(labels))[:, None], objects, 1:3]
 
 
@@ -218,6 +222,9 @@ class OneStep:
         self.held_out, trained = known[scenes % HELD_OUT_EVERY == 0], known[scenes % HELD_OUT_EVERY != 0]
         self.trained = trained if len(trained) else known
         self.timestep = base.first_step[0]
+        self.weights = torch.ones(self.labels.shape[1])
+        if network.solids:
+            self.weights = torch.tensor([CUBE_WEIGHT if solid == "cube" else 1.0 for solid in network.solids])
 
     def __len__(self) -> int:
         return len(self.trained)
@@ -240,7 +247,7 @@ class OneStep:
 
     def _corners(self, labels: Tensor, aside: Tensor, generator: torch.Generator) -> Tensor:
         """Return rows and columns, in blocks, of the first corners of squares around random objects: (B, k, 2)."""
-        middles = places_of_objects(labels, aside.shape[1], generator) * torch.tensor(self.pictures.size)
+        middles = places_of_objects(labels, self.weights, aside.shape[1], generator) * torch.tensor(self.pictures.size)
         corners = (middles + ASIDE * (2 * aside - 1)) / self.network.block - self.config.crop / 2
         return corners.flip(-1).round().long().clamp(torch.zeros(2).long(), torch.tensor(self.places))
 
@@ -289,7 +296,9 @@ class OneStep:
         return {"held_out_loss": float((detail_of(made, DETAIL) - detail_of(target, DETAIL)).abs().mean())}
 
     def publish(self, network: nn.Module, storage: Location, name: str, training: dict[str, Any]) -> Location:
-        """Write both networks in bf16 as one checkpoint, with the base's layout network."""
+        """Write both networks as one checkpoint, with the base's layout network. All but the denoiser's last layers are
+        in bf16; of these it would shift colours by a sixth of a level of 256, which a small network sees.
+        """
         drawing, base = cast(OneStepNetworks, network).drawing, self.base
         state = dict(drawing.denoiser.state_dict())
         state |= {UPSAMPLER + key: value for key, value in drawing.upsampler.state_dict().items()}
@@ -298,10 +307,14 @@ class OneStep:
         config = {key: value for key, value in base.info.config.items() if key != "base"}
         config |= {"picture": list(self.network.picture), "upsampler": self.network.model_dump(mode="json")}
         config["sampling"] = SAMPLING.model_dump(mode="json")
+        last = (f"decoder.{len(drawing.denoiser.decoder) - 1}.", "norm.", "head.")
+        tensors = {
+            key: value.detach().to("cpu", torch.float32 if key.startswith(last) else torch.bfloat16)
+            for key, value in state.items()
+        }
         return publish(
-            storage, name, {key: value.detach().to("cpu", torch.bfloat16) for key, value in state.items()},
-            kind="denoiser", vocabulary=base.info.vocabulary, config=config, training=training,
-        )  # fmt: skip
+            storage, name, tensors, kind="denoiser", vocabulary=base.info.vocabulary, config=config, training=training
+        )
 
 
 def check_base(base: Denoiser) -> None:
