@@ -1,4 +1,4 @@
-"""Paints cubes, spheres and cylinders where a camera sees them: an upsampler takes the places of edges from it.
+"""Paints cubes, spheres and cylinders where a camera sees them: an upsampler takes edges of cubes from it.
 
 What a solid covers follows from its place and its rotation, by central projection (Hartley & Zisserman 2004, ch. 6).
 Only how it looks is learnt: the colours of its faces, edges and roundings, and what a small network adds to them. Each
@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Sequence
-from functools import partial, reduce
+from functools import reduce
 from typing import Final, Literal, NamedTuple
 
 import torch
@@ -177,67 +177,22 @@ class Painter(nn.Module):
     def _placed(self, known: Tensor, solids: Tensor) -> Placed:
         """Place objects (B, N, 5) before the camera."""
         device = known.device
-        tensor = partial(torch.tensor, dtype=torch.float32, device=device)
-        camera = tensor(self.camera)
-        toward_x_y, up, origin = camera[:, :2], camera[:, 2], camera[:, 3]
-        to_ray = inverse(camera[:, :3])
-        to_discs = [inverse(torch.cat([toward_x_y, (origin + level * up)[:, None]], 1)) for level in (2, 0, 1)]
-        eye = -to_ray @ origin
-        size = tensor([self.size[1], self.size[0]])
-        place = known[..., 1:3].clamp(0.0, 1.0)  # of the middle
-        middle = projected(F.pad(place, [0, 1], value=1.0) @ to_discs[2].T)  # on the ground, in radii
-        # windows: more of an object is seen below its middle than above
-        first = (place * size / self.block).floor() - tensor([self.window // 2, self.window // 2 - 1])
+        view = View(self.camera, self.size, device)
+        place = known[..., 1:3].clamp(0.0, 1.0)  # of an object's middle
+        # more of an object is seen below its middle than above
+        before = torch.tensor([self.window // 2, self.window // 2 - 1], device=device)
+        first = (place * view.size / self.block).floor() - before
         columns, rows = (first[..., None] + torch.arange(self.window, device=device)).unbind(2)
-        centre = self.block * (first + self.window / 2)  # in pixels
-
-        toward = eye[:2] - middle
-        far = length(toward)
-        bearing = torch.atan2(toward[..., 1], toward[..., 0])
-        twist = torch.atan2(known[..., 4], known[..., 3]) + math.pi - 4 * bearing  # four times the turn of a corner
-        turn = torch.atan2(twist.sin(), twist.cos())
-        touching = (1 / far).clamp(max=0.99).acos()[..., None] * tensor([1, -1])
-        corners = turn[..., None] / 4 + torch.arange(4, device=device) * (math.pi / 2)
-        bearings = bearing[..., None] + torch.cat([corners, touching], -1)
-        reach = torch.stack([bearings.cos(), bearings.sin()], -1) * tensor(REACH)[:, None]
-        low = (middle[..., None, :] + reach) @ toward_x_y.T + origin
-        points = projected(torch.cat([low, low + 2 * up], -2)) * size - centre[..., None, :]  # (B, N, 12, 2)
-        edges = lines(points, (*EDGES, *SIDES))
-        # a cube near whose side's normal the camera is shows one side only: edges of this one bound the outline instead
-        corner = points[..., :1, :]
-        shown = (edges[..., :2, :2] * corner).sum(-1, keepdim=True) + edges[..., :2, 2:] > 0
-        instead = edges[..., [6, 6, 7, 8], :] * tensor([1, -1, 1, 1])[:, None]
-        edges = torch.cat(
-            [torch.where(torch.cat([shown, shown], -2), edges[..., :4, :], instead), edges[..., 4:, :]], -2
-        )
-
+        centre = self.block * (first + self.window / 2)  # of the window, in pixels
+        middle = projected(with_one(place) @ view.to_level(1.0).T)
+        turn, points = view.points(middle, known[..., 3:])
+        points = points - centre[..., None, :]
         radius = length(points[..., 4, :] - points[..., 5, :])[..., None, None] / 2
-        off = (centre - place * size)[..., None]
-        offsets = torch.cat([torch.eye(2, device=device).expand(*off.shape[:2], 2, 2), off], -1) / radius
-
-        is_sphere = solids[..., 1, None, None, None]
-        from_eye = F.pad(middle, [0, 1], value=1.0) - eye
-        unit = torch.eye(3, device=device).expand(*middle.shape[:2], 3, 3)
-        ball = torch.cat([from_eye[..., None, :], unit], -2) @ to_ray
-        ball_weights = F.pad(
-            (1 - (from_eye * from_eye).sum(-1, keepdim=True)).expand(*middle.shape[:2], 3), [1, 0], value=1.0
-        )
-        moved = torch.cat([unit[..., :2], F.pad(-middle, [0, 1], value=1.0)[..., None]], -1)
-        discs = torch.stack([F.pad(moved @ to_disc, [0, 0, 0, 1]) for to_disc in to_discs[:2]], 2)
-        forms = torch.where(is_sphere > 0, ball[:, :, None], discs)  # (B, N, 2, 4, 3)
-        weights = torch.where(is_sphere[..., 0] > 0, ball_weights[:, :, None], tensor([-1, -1, 1, 0]))
-        in_window = torch.cat([unit[..., :2, :2] / size, (centre / size)[..., None]], -1)
-        forms = forms @ torch.cat([in_window, unit[..., 2:, :]], -2)[:, :, None]
-        squares = (weights[..., None] * forms).transpose(-1, -2) @ forms
-        rounds = (squares.flatten(-2) @ tensor(OF_CONIC)).reshape(*middle.shape[:2], 6, 6)
-        return Placed(
-            known[..., 0],
-            solids,
-            rows,
-            columns,
-            torch.cat([F.pad(torch.cat([edges, offsets], -2), [0, 3]), rounds], -2),
-            turn,
-        )
+        off = (centre - place * view.size)[..., None]
+        offsets = torch.cat([identity(2, off), off], -1) / radius
+        flat = torch.cat([edges_of(points), lines(points, SIDES), offsets], -2)
+        curves = torch.cat([F.pad(flat, [0, 3]), view.conics(middle, solids[..., 1] > 0, centre)], -2)
+        return Placed(known[..., 0], solids, rows, columns, curves, turn)
 
     @torch.no_grad()
     def _seen(self, placed: Placed) -> Seen:
@@ -262,6 +217,63 @@ class Painter(nn.Module):
         zero = torch.zeros(self.block**2, self.window, self.window, device=device)
         x, y = zero + (blocks + pixels % self.block), zero + (blocks[:, None] + pixels // self.block)
         return torch.stack([x, y, torch.ones_like(x), x * x, x * y, y * y]).flatten(1)
+
+
+class View:
+    """What a camera sees of points in the scene, in radii. (B, N) objects stand on the ground.
+
+    `size`: height and width of a picture.
+    """
+
+    def __init__(self, camera: Camera, size: tuple[int, int], device: torch.device) -> None:
+        matrix = torch.tensor(camera, dtype=torch.float32, device=device)
+        self.on_ground, self.up, self.origin = matrix[:, :2], matrix[:, 2], matrix[:, 3]
+        self.to_ray = inverse(matrix[:, :3])
+        self.eye = -self.to_ray @ self.origin
+        self.size = torch.tensor([size[1], size[0]], dtype=torch.float32, device=device)
+
+    def to_level(self, level: float) -> Tensor:
+        """Return the matrix that takes x, y and 1 in a picture to X, Y and 1 at a height, times a depth."""
+        return inverse(torch.cat([self.on_ground, (self.origin + level * self.up)[:, None]], 1))
+
+    def points(self, middle: Tensor, rotation: Tensor) -> tuple[Tensor, Tensor]:
+        """Return `Placed.turn`, and where the points of `EDGES` and `SIDES` are, in pixels: (B, N, 12, 2).
+
+        middle (B, N, 2): X, Y. rotation (B, N, 2): cosine and sine, as labels have them.
+        """
+        toward = self.eye[:2] - middle
+        bearing = torch.atan2(toward[..., 1], toward[..., 0])
+        twist = torch.atan2(rotation[..., 1], rotation[..., 0]) + math.pi - 4 * bearing
+        turn = torch.atan2(twist.sin(), twist.cos())
+        corners = turn[..., None] / 4 + torch.arange(4, device=middle.device) * (math.pi / 2)
+        touching = (1 / length(toward)).clamp(max=0.99).acos()[..., None]
+        bearings = bearing[..., None] + torch.cat([corners, touching, -touching], -1)
+        reach = torch.tensor(REACH, device=middle.device)[:, None]
+        low = middle[..., None, :] + reach * torch.stack([bearings.cos(), bearings.sin()], -1)
+        low = low @ self.on_ground.T + self.origin
+        return turn, projected(torch.cat([low, low + 2 * self.up], -2)) * self.size
+
+    def conics(self, middle: Tensor, is_sphere: Tensor, centre: Tensor) -> Tensor:
+        """Return an object's upper disc and its lower one, or a sphere's outline twice, as conics: (B, N, 6, 6).
+
+        Each has three rows, as `OF_CONIC`. centre (B, N, 2): the pixel from which they are seen.
+        """
+        unit = identity(3, middle)
+        from_eye = with_one(middle) - self.eye
+        ball = torch.cat([from_eye[..., None, :], unit], -2) @ self.to_ray  # sums of squares of these rows
+        of_ball = F.pad(1 - (from_eye * from_eye).sum(-1, keepdim=True).expand_as(from_eye), [1, 0], value=1.0)
+        from_middle = torch.cat([unit[..., :2], with_one(-middle)[..., None]], -1)
+        discs = torch.stack([F.pad(from_middle @ self.to_level(level), [0, 0, 0, 1]) for level in (2, 0)], 2)
+        is_sphere = is_sphere[..., None, None]
+        weights = torch.where(
+            is_sphere, of_ball[:, :, None], torch.tensor([-1.0, -1.0, 1.0, 0.0], device=middle.device)
+        )
+        rows = torch.where(is_sphere[..., None], ball[:, :, None], discs)
+        in_pixels = torch.cat([unit[..., :2, :2] / self.size, (centre / self.size)[..., None]], -1)
+        rows = rows @ torch.cat([in_pixels, unit[..., 2:, :]], -2)[:, :, None]
+        matrices = (weights[..., None] * rows).transpose(-1, -2) @ rows
+        of_conic = torch.tensor(OF_CONIC, dtype=torch.float32, device=middle.device)
+        return (matrices.flatten(-2) @ of_conic).reshape(*middle.shape[:2], 6, 6)
 
 
 def of_windows(values: Tensor) -> Tensor:
@@ -294,6 +306,20 @@ def ridge(distance: Tensor, width: float) -> Tensor:
     return (1 - distance.abs() * (1 / width)).clamp(min=0)
 
 
+def edges_of(points: Tensor) -> Tensor:
+    """Return the lines of `EDGES` between points (B, N, 12, 2): (B, N, 9, 3).
+
+    A cube near whose side's normal the camera is shows one side only: edges of this one bound the outline instead.
+    """
+    edges = lines(points, EDGES)
+    nearest = points[..., :1, :]
+    shows_both = (edges[..., :2, :2] * nearest).sum(-1, keepdim=True) + edges[..., :2, 2:] > 0
+    signs = torch.tensor([1.0, -1.0, 1.0, 1.0], device=points.device)[:, None]
+    instead = signs * edges[..., [FACING, FACING, 7, 8], :]
+    outline = torch.where(torch.cat([shows_both, shows_both], -2), edges[..., :4, :], instead)
+    return torch.cat([outline, edges[..., 4:, :]], -2)
+
+
 def lines(points: Tensor, edges: Sequence[tuple[int, int]]) -> Tensor:
     """Return a, b, c of lines from point to point: a x + b y + c is how far x, y is to the left, y pointing down.
 
@@ -309,6 +335,16 @@ def lines(points: Tensor, edges: Sequence[tuple[int, int]]) -> Tensor:
 def length(vectors: Tensor) -> Tensor:
     """Return the lengths of vectors (..., n)."""
     return (vectors * vectors).sum(-1).sqrt()
+
+
+def with_one(vectors: Tensor) -> Tensor:
+    """Append 1 to vectors (..., n)."""
+    return F.pad(vectors, [0, 1], value=1.0)
+
+
+def identity(size: int, like: Tensor) -> Tensor:
+    """Return a unit matrix for each object of `like` (B, N, ...)."""
+    return torch.eye(size, device=like.device).expand(*like.shape[:2], size, size)
 
 
 def projected(points: Tensor) -> Tensor:

@@ -176,7 +176,7 @@ class UpsamplerNet(nn.Module):
 
     Works on blocks of pixels of the interpolated picture, since few positions with many channels are fast on a CPU.
     A pixel is a mixture of the interpolated one and of its block's colours, plus some detail: the softmax of the
-    mixture draws sharp edges between even colours. With a painter, edges of objects are what it paints, in the light of
+    mixture draws sharp edges between even colours. With a painter, edges of cubes are what it paints, in the light of
     the given picture: they are where they belong, wherever that has them.
     """
 
