@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -30,6 +31,7 @@ from trainer.objectives.one_step import (
     light_apart,
     losses_of_grain,
     make_networks,
+    places_of_objects,
 )
 from trainer.objectives.upsampler import HELD_OUT_EVERY
 from trainer.train import make_optimizers
@@ -93,6 +95,15 @@ def test_squares_are_those_of_the_renders_around_their_objects(tmp_path: Path, b
     assert objective._corners(labels, middle, torch.Generator()).flatten(0, 1).tolist() == [[2, 0]] * 3
     parts = [drawn(objective, slice(0, 1)), drawn(objective, slice(1, 3))]  # processes draw their shares
     assert all(torch.equal(torch.cat(two), one) for one, *two in zip(whole, *parts, strict=True))
+
+
+def test_squares_lie_around_cubes_more_often(tmp_path: Path, base: Denoiser) -> None:
+    objective, _ = made(tmp_path, base)
+    labels = torch.zeros(1, 24, 5)
+    for which, place in ((0, 0.2), (8, 0.8)):  # a gray cube and a gray sphere
+        labels[0, which, :3] = torch.tensor([1, place, 0.5])
+    places = places_of_objects(labels, objective.weights, 1000, torch.Generator().manual_seed(0))
+    assert 700 < int((places[0, :, 0] < 0.5).sum()) < 800
 
 
 def test_the_discriminators_teach_where_they_have_weight(tmp_path: Path, base: Denoiser) -> None:
@@ -186,6 +197,10 @@ def test_the_command_publishes_a_model_of_one_call_and_goes_on_from_it(command: 
     first = load_denoiser(Path("models/whole.safetensors"))
     assert (first.options, first.picture_shape) == (SAMPLING, (3, 24, 32))
     assert first.info.config.get("base") is None
+    weights = load_file("models/whole.safetensors")
+    exact = {name for name, one in weights.items() if one.dtype is torch.float32 and not name.startswith("layouts")}
+    assert {name.split(".")[0] for name in exact} == {"decoder", "norm", "head"}
+    assert {name.split(".")[1] for name in exact if name.startswith("decoder")} == {"1"}  # the last level
     assert len(list(Path("pixels").glob("samples-*.png"))) == 1
     stepper = first.stepper()
     assert sample(stepper, torch.eye(24)[:2], SAMPLING, [1, 2]).shape == (2, 3, 24, 32)
