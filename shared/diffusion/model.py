@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,7 +53,7 @@ class CompiledDenoiser:
         self._painter: CompiledPainter | None = None
         if isinstance(network, OneCall) and network.upsampler.painter is not None:
             self._painter = CompiledPainter(network.upsampler.painter, labels, kept)
-            example += self._painter(labels)
+            example += self._painter.example
         # finished pictures alone in a call take the least memory, and no more time than beside others
         self._compiled = CompiledNetwork(network, example, kept, most=1 if isinstance(network, OneCall) else MOST_ROWS)
 
@@ -65,17 +65,17 @@ class CompiledDenoiser:
 
 
 class CompiledPainter:
-    """A painter in OpenVINO. Pictures of few objects have a network of their own, and those without cubes need none."""
+    """A painter in OpenVINO. Pictures without cubes need none, and those of few objects have a network of their own.
+
+    The other is loaded with the first picture of more objects: it would take a sixth of a worker's memory.
+    """
 
     def __init__(self, painter: Painter, example: Tensor, kept: Path | None = None) -> None:
-        def compiled(painter: Painter, name: str) -> CompiledNetwork:
-            """In float32, also where the CPU multiplies bfloat16: that would round the places of edges."""
-            return CompiledNetwork(painter, [example], kept and kept.with_name(name), most=1, exact=True)
-
-        self._of_few = compiled(painter.of_few(FEW_OBJECTS), "painter-of-few")
-        self._of_any = compiled(painter, "painter")
+        self._painter, self._example, self._kept = painter, example, kept
         self._cubes = torch.tensor([solid == SOLIDS.index("cube") for solid in painter.solids])
-        self._nothing = [torch.zeros_like(one) for one in self._of_few(example)]
+        self._of_few = self._compiled(painter.of_few(FEW_OBJECTS), "painter-of-few")
+        self.example = self._of_few(example)  # of what it returns
+        self._nothing = [torch.zeros_like(one) for one in self.example]
 
     def __call__(self, labels: Tensor) -> list[Tensor]:
         return [torch.cat(parts) for parts in zip(*map(self._painted, torch.split(labels, 1)), strict=True)]
@@ -85,6 +85,15 @@ class CompiledPainter:
         if not there[self._cubes].any():
             return self._nothing
         return (self._of_few if there.sum() <= FEW_OBJECTS else self._of_any)(labels)
+
+    @cached_property
+    def _of_any(self) -> CompiledNetwork:
+        return self._compiled(self._painter, "painter")
+
+    def _compiled(self, painter: Painter, name: str) -> CompiledNetwork:
+        """In float32, also where the CPU multiplies bfloat16: that would round the places of edges."""
+        kept = self._kept and self._kept.with_name(name)
+        return CompiledNetwork(painter, [self._example], kept, most=1, exact=True)
 
 
 class CompiledUpsampler:
