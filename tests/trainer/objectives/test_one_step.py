@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 from torch.nn import functional as F
 
+from shared.device import exact
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.diffusion.upsampler import crop
@@ -189,7 +190,11 @@ def test_a_model_of_more_steps_is_distilled_first(tmp_path: Path) -> None:
         check_base(load_denoiser(tmp_path / "toy.safetensors"))
 
 
-def test_the_command_publishes_a_model_of_one_call_and_goes_on_from_it(command: Command, tmp_path: Path) -> None:
+def test_the_command_publishes_a_model_of_one_call_and_goes_on_from_it(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # torch's bfloat16 convolutions sometimes have gradients that are no numbers, of inputs as small as four pixels
+    monkeypatch.setattr("trainer.train.fast", exact)
     write_folder(tmp_path / "data")
     publish_base(Path("models"))
     line = ("train", "one-step", "--data", "data", "--base", "step", "--name", "whole", *SET)
@@ -198,9 +203,9 @@ def test_the_command_publishes_a_model_of_one_call_and_goes_on_from_it(command: 
     assert (first.options, first.picture_shape) == (SAMPLING, (3, 24, 32))
     assert first.info.config.get("base") is None
     weights = load_file("models/whole.safetensors")
-    exact = {name for name, one in weights.items() if one.dtype is torch.float32 and not name.startswith("layouts")}
-    assert {name.split(".")[0] for name in exact} == {"decoder", "norm", "head"}
-    assert {name.split(".")[1] for name in exact if name.startswith("decoder")} == {"1"}  # the last level
+    whole = {name for name, one in weights.items() if one.dtype is torch.float32 and not name.startswith("layouts")}
+    assert {name.split(".")[0] for name in whole} == {"decoder", "norm", "head"}
+    assert {name.split(".")[1] for name in whole if name.startswith("decoder")} == {"1"}  # the last level
     assert len(list(Path("pixels").glob("samples-*.png"))) == 1
     stepper = first.stepper()
     assert sample(stepper, torch.eye(24)[:2], SAMPLING, [1, 2]).shape == (2, 3, 24, 32)
