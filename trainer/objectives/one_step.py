@@ -54,7 +54,7 @@ LIGHT, SMALL_LIGHT = 16, 4  # pixels a side of the squares whose means are compa
 LIGHT_WEIGHT = 3.0  # of that comparison in finished pictures, beside that of detail
 ASIDE = 20  # pixels by which a square's middle is at most beside its object's
 EDGE = 0.02  # more detail than that in the mean of a square is an edge
-CUBE_WEIGHT = 3.0  # of one that the upsampler paints, beside other objects, when squares are chosen
+CUBE_WEIGHT = 3.0  # of cubes, which the upsampler paints, beside other objects when squares are chosen
 EVEN, FLAT = 1.5 / 127.5, 0.9 / 127.5  # less detail than that is an even region; than that, nothing but rounding
 GRID_WEIGHT, TINT_WEIGHT, FLAT_WEIGHT = 40.0, 10.0, 10.0  # of the losses in such regions
 
