@@ -353,7 +353,7 @@ def projected(points: Tensor) -> Tensor:
 
 
 def inverse(matrix: Tensor) -> Tensor:
-    """Return the inverse of a matrix (3, 3), by Cramer's rule."""
+    """Return the inverse of a matrix (3, 3), by Cramer's rule: ONNX knows no inverse, of numpy's arrays neither."""
     a, b, c = matrix.unbind(1)
     rows = torch.stack([torch.linalg.cross(b, c), torch.linalg.cross(c, a), torch.linalg.cross(a, b)])
     return rows / torch.dot(a, rows[0])
