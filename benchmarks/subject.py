@@ -57,7 +57,7 @@ def multi_hot(lists: Sequence[Sequence[str]], vocabulary: Vocabulary) -> Tensor:
 def network_labels(stepper: Stepper, hot: Tensor) -> Tensor:
     """Return the network's label input: (N, K), or with positions that our loop draws (N, K, 3) or (N, K, 5)."""
     options = SamplingOptions(steps=1)
-    rows = [stepper.new_row(labels, options, seed) for labels, seed in zip(hot, seeds(len(hot)), strict=True)]
+    rows = stepper.new_rows(hot, [options] * len(hot), seeds(len(hot)))
     return torch.stack([row.labels for row in rows])
 
 

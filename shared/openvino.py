@@ -90,11 +90,13 @@ class CompiledNetwork:
 
     def __call__(self, *arguments: Tensor) -> list[Tensor]:
         """Compute any number of rows, at least one; return the module's results, as float32."""
-        running, start, used = [], 0, Counter[Size]()
+        running, given, start, used = [], [], 0, Counter[Size]()
         for size in self._calls(len(arguments[0])):
             request = self._request(size, used[size])
             used[size] += 1
-            request.start_async({i: one[start : start + size.rows].numpy() for i, one in enumerate(arguments)})
+            # until it is computed, a request reads the arguments themselves
+            given.append({i: one[start : start + size.rows].numpy() for i, one in enumerate(arguments)})
+            request.start_async(given[-1], share_inputs=True)
             running.append(request)
             start += size.rows
         for request in running:

@@ -156,8 +156,8 @@ BREAKAGES = [
     ),
     Breakage(
         "given positions change nothing but the positions",
-        "shared/diffusion/denoise.py", "            drawn = self.layouts.draw(labels, generator)\n",
-        "            drawn = positions if positions is not None else self.layouts.draw(labels, generator)\n",
+        "shared/diffusion/denoise.py", "            drawn = self.layouts.draw(torch.stack(hot), generators)\n",
+        "            drawn = places if None not in places else self.layouts.draw(torch.stack(hot), generators)\n",
         "tests/shared/diffusion/test_positions.py",
     ),
     Breakage(

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from service.contract.recipe import Recipe
 from service.contract.records import FinishedPicture, Picture, Verdict
@@ -115,21 +116,34 @@ class Engine:
         self._failed += end_pictures(self._join, pictures, lambda picture: picture, self.stepper.device)
 
     def _join(self, pictures: Sequence[Picture]) -> None:
-        for picture in pictures:
-            self.batch[picture.key] = self._member(picture, self._computed)
+        for picture, row in zip(pictures, self._rows(pictures), strict=True):
+            self.batch[picture.key] = self._member(picture, row, self._computed)
+
+    def _rows(self, pictures: Sequence[Picture]) -> list[Row]:
+        """Return pictures at their first step, whose layouts are drawn together."""
+        rows = self.stepper.new_rows(
+            [self.vocabulary.multi_hot(one.labels) for one in pictures],
+            [one.options for one in pictures],
+            [one.noise_seed for one in pictures],
+            [self._positions(one) for one in pictures],
+        )
+        for one, row in zip(pictures, rows, strict=True):
+            if one.options.edits:
+                if self.stepper.layouts is None:
+                    raise ValueError("only pictures of a model with positions can be edited")
+                row.labels = with_objects(row.labels, one.objects, self.vocabulary)
+        return rows
+
+    def _positions(self, picture: Picture) -> Tensor | None:
+        """Return the positions (K, 2) that the request gives."""
+        if picture.layout is None:
+            return None
+        points = [(point.x, point.y) for point in picture.layout]
+        return positions_at(self.vocabulary.encode(picture.labels), points, len(self.vocabulary))
 
     def _member(
-        self, picture: Picture, joined_at: int, before: Sequence[Verdict] = (), best: Drawn | None = None
+        self, picture: Picture, row: Row, joined_at: int, before: Sequence[Verdict] = (), best: Drawn | None = None
     ) -> Member:
-        labels, positions = self.vocabulary.multi_hot(picture.labels), None
-        if picture.layout is not None:
-            points = [(point.x, point.y) for point in picture.layout]
-            positions = positions_at(self.vocabulary.encode(picture.labels), points, len(self.vocabulary))
-        row = self.stepper.new_row(labels, picture.options, picture.noise_seed, positions)
-        if picture.options.edits:
-            if self.stepper.layouts is None:
-                raise ValueError("only pictures of a model with positions can be edited")
-            row.labels = with_objects(row.labels, picture.objects, self.vocabulary)
         member = Member(picture, row, joined_at, self.stepper.picture_shape, before, best)
         member.record()
         return member
@@ -196,7 +210,8 @@ class Engine:
             best = Drawn(verdict, pixels, member.frames).or_better(member.best)
             if not verdict.exact and picture.attempt < picture.last:
                 following = replace(picture, attempt=picture.attempt + 1)
-                again.append(self._member(following, member.joined_at, so_far, best))
+                (row,) = self._rows([following])
+                again.append(self._member(following, row, member.joined_at, so_far, best))
                 continue
             if picture.options.until is not None and picture.options.kept is None:
                 best = replace(best, verdict=best.verdict.model_copy(update={"attempts": so_far}))

@@ -133,32 +133,59 @@ class Stepper:
         positions: Tensor | None = None,
         inputs: Mapping[str, Sequence[float]] = MappingProxyType({}),
     ) -> Row:
-        """Return a picture at its first step. `seed` determines its noise and what else the network takes: positions,
-        and rotations, any of which is as likely as any other.
+        """Return a picture at its first step, as `new_rows` does. labels (K,), positions (K, 2)."""
+        (row,) = self.new_rows([labels], [options], [seed], [positions], inputs)
+        return row
 
-        labels (K,) multi-hot. `positions` (K, 2) replace the drawn ones and leave all else unchanged. `inputs`: the
-        numbers of picture-wide inputs, which are unknown otherwise. ValueError for other shapes, for positions and
-        inputs if the network takes none, and for more than one step of a network of one call.
+    def new_rows(
+        self,
+        labels: Sequence[Tensor | Sequence[float]] | Tensor,
+        options: Sequence[SamplingOptions],
+        seeds: Sequence[int],
+        positions: Sequence[Tensor | None] | None = None,
+        inputs: Mapping[str, Sequence[float]] = MappingProxyType({}),
+    ) -> list[Row]:
+        """Return pictures at their first step. A seed determines a picture's noise and what else the network takes:
+        positions, and rotations, any of which is as likely as any other. It is the same whatever others there are.
+
+        labels (N, K) multi-hot. `positions`, (K, 2) each, replace the drawn ones and leave all else unchanged.
+        `inputs`: the numbers of picture-wide inputs, which are unknown otherwise. ValueError for other shapes, for
+        positions and inputs if the network takes none, and for more than one step of a network of one call.
         """
+        places = [None] * len(seeds) if positions is None else positions
+        hot, generators = list[Tensor](), [torch.Generator().manual_seed(seed) for seed in seeds]
+        for own, asked, at in zip(labels, options, places, strict=True):
+            hot.append(self._checked(own, asked, at))
+        if other := [name for name in inputs if name not in self.inputs]:
+            raise ValueError(f'the network takes no input "{other[0]}"')
+        values = unknown(self.inputs) | {name: torch.tensor(numbers) for name, numbers in inputs.items()}
+        noise = [torch.randn(self.network.image_shape, generator=generator) for generator in generators]
+        if self.layouts is not None and hot:
+            drawn = self.layouts.draw(torch.stack(hot), generators)
+            for i, (at, generator) in enumerate(zip(places, generators, strict=True)):
+                rotations = as_rotations(torch.rand(len(hot[i]), generator=generator)) if self.rotations else None
+                hot[i] = with_positions(hot[i], drawn[i] if at is None else at.cpu(), rotations)
+        return [
+            Row(
+                x.to(self.device), with_inputs(own, values, self.inputs).to(self.device), asked, *self._plan(asked),
+                generator,
+            )
+            for x, own, asked, generator in zip(noise, hot, options, generators, strict=True)
+        ]  # fmt: skip
+
+    def _checked(
+        self, labels: Tensor | Sequence[float], options: SamplingOptions, positions: Tensor | None
+    ) -> Tensor:  # fmt: skip
+        """Return multi-hot labels (K,) on the CPU, if the network can draw this."""
         if self.one_call is not None and (options.steps, options.guidance) != (1, 1.0):
             raise ValueError("the network draws a picture in one step, without guidance")
         labels = torch.as_tensor(labels, dtype=torch.float32, device="cpu")
         if labels.shape != (self.network.num_labels,):
             raise ValueError(f"labels have shape {tuple(labels.shape)}, the network takes ({self.network.num_labels},)")
-        generator = torch.Generator().manual_seed(seed)
-        x = torch.randn(self.network.image_shape, generator=generator).to(self.device)
         if positions is not None and (self.layouts is None or positions.shape != (len(labels), 2)):
             takes = "no positions" if self.layouts is None else f"({len(labels)}, 2)"
             raise ValueError(f"positions have shape {tuple(positions.shape)}, the network takes {takes}")
-        if self.layouts is not None:
-            drawn = self.layouts.draw(labels, generator)
-            rotations = as_rotations(torch.rand(len(labels), generator=generator)) if self.rotations else None
-            labels = with_positions(labels, drawn if positions is None else positions.cpu(), rotations)
-        if other := [name for name in inputs if name not in self.inputs]:
-            raise ValueError(f'the network takes no input "{other[0]}"')
-        values = unknown(self.inputs) | {name: torch.tensor(numbers) for name, numbers in inputs.items()}
-        labels = with_inputs(labels, values, self.inputs)
-        return Row(x, labels.to(self.device), options, *self._plan(options), generator)
+        return labels
 
     def noised_row(self, x: Tensor, noise: Tensor, labels: Tensor, options: SamplingOptions, step: int) -> Row:
         """Return a row that begins at a later `step` than the first, with picture x (C, H, W) in noise (C, H, W).
@@ -316,7 +343,7 @@ def sample(
     each = [options] * len(labels) if isinstance(options, SamplingOptions) else list(options)
     if not len(labels) == len(each) == len(seeds):
         raise ValueError(f"{len(labels)} label lists, {len(each)} options and {len(seeds)} seeds do not match")
-    return finish(stepper, [stepper.new_row(*one) for one in zip(labels, each, seeds, strict=True)], on_step)
+    return finish(stepper, stepper.new_rows(labels, each, seeds), on_step)
 
 
 def take_steps(stepper: Stepper, rows: Sequence[Row], on_step: Callable[[Sequence[Row]], None] | None = None) -> None:

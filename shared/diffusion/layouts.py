@@ -59,8 +59,8 @@ def nearest_pair(points: Tensor) -> float:
 class Layouts(Protocol):
     """The distribution of layouts given labels, as the sampling loop sees it."""
 
-    def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        """Draw positions (K, 2) on the CPU for multi-hot labels (K,), `OUTSIDE` for absent ones."""
+    def draw(self, labels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        """Draw positions (B, K, 2) on the CPU for multi-hot labels (B, K), `OUTSIDE` for absent ones."""
 
 
 class LayoutConfig(NoOtherFields):

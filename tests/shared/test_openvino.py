@@ -194,7 +194,7 @@ class Kernel:
     def create_infer_request(self) -> "Kernel":
         return Kernel(self.size, self.calls)
 
-    def start_async(self, inputs: dict[int, Any]) -> None:
+    def start_async(self, inputs: dict[int, Any], *, share_inputs: bool = False) -> None:
         assert len(inputs[0]) == self.size.rows
         self.inputs = inputs[0]
         self.calls.append(self.size)

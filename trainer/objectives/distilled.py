@@ -168,7 +168,7 @@ def trajectories(
     teacher's first x0_hat against x0. `options.steps` must be a multiple of `steps`, and the sampler deterministic.
     """
     alpha_bar, limits = teacher.alpha_bar, teacher.path.to_x0.limit
-    rows = [stepper.new_row(one, options, seed) for one, seed in zip(labels, seeds, strict=True)]
+    rows = stepper.new_rows(labels, [options] * len(labels), seeds)
     conditions, each = torch.stack([row.labels for row in rows]), options.steps // steps
     # the teacher passes through the student's own timesteps: rounded to whole ones, its own may be one off
     through = rows[0].table.t.clone()

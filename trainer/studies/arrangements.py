@@ -98,7 +98,7 @@ def compare_arrangements(
     """Test drawn arrangements against the data's, for up to `count` pictures of each number of objects.
 
     positions (N, K, 2). `ruled`: they are of i-CLEVR's objects, in scenes that keep the renderer's rules. Numbers of
-    objects that the denoiser does not draw are left out. `advance(1)`: one is drawn.
+    objects that the denoiser does not draw are left out. `advance(n)`: so many are drawn.
     """
     labels = (positions[..., 0] != OUTSIDE).float()
     found, numbers = [], labels.sum(1).long()
@@ -107,11 +107,10 @@ def compare_arrangements(
         chosen = chosen[torch.randperm(len(chosen), generator=torch.Generator().manual_seed(seed))][:count]
         if len(chosen) < FEWEST:
             continue
-        drawn = []
-        for i in chosen.tolist():
-            drawn.append(prior.draw(labels[i], torch.Generator().manual_seed(picture_seed(seed, i))))
-            advance(1)
-        data, ours = (each.round(decimals=DECIMALS) for each in (positions[chosen], torch.stack(drawn)))
+        generators = [torch.Generator().manual_seed(picture_seed(seed, i)) for i in chosen.tolist()]
+        drawn = prior.draw(labels[chosen], generators)
+        advance(len(chosen))
+        data, ours = (each.round(decimals=DECIMALS) for each in (positions[chosen], drawn))
         if torch.equal(data == OUTSIDE, ours == OUTSIDE):
             tested, accuracy = accuracy_of_test(data, ours, seed)
             misplaced = share_misplaced(ours) if ruled else None

@@ -86,11 +86,8 @@ class Subject:
     def sample(self, labels: Tensor, seeds: Sequence[int], positions: Tensor | None = None) -> Tensor:
         """Sample a picture for each of `labels` (N, K), at `positions` (N, K, 2) if given, with a progress bar."""
         advance = self.advance("sampling (pictures x steps)", len(labels) * self.options.steps)
-        places = [None] * len(labels) if positions is None else list(positions)
-        rows = [
-            self.stepper.new_row(one, self.options, seed, at)
-            for one, seed, at in zip(labels, seeds, places, strict=True)
-        ]
+        places = None if positions is None else list(positions)
+        rows = self.stepper.new_rows(labels, [self.options] * len(labels), seeds, places)
         return finish(self.stepper, rows, lambda rows: advance(len(rows)))
 
     def advance(self, what: str, total: int | None = None) -> Callable[[int], None]:

@@ -6,6 +6,7 @@ Small jobs step before large ones that would delay them, but none waits forever.
 import io
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -296,16 +297,16 @@ def test_the_kept_attempt_of_a_recipe_is_drawn_once_also_if_it_is_not_exact() ->
 
 def test_a_later_attempt_that_fails_alone_ends_its_picture_only(monkeypatch: pytest.MonkeyPatch) -> None:
     """What was judged before a failure is judged again, and no attempt is counted twice."""
-    one, draw, failing = picky(), Stepper.new_row, set[int]()
+    one, draw, failing = picky(), Stepper.new_rows, set[int]()
     again = [i for i in range(12) if not drawn_alone(i, 1).verdict.exact]
     failing.add(attempt_seed(1000 + again[0], 2))
 
-    def new_row(self: Stepper, labels: Tensor, options: PictureOptions, seed: int, *rest: object) -> Row:
-        if seed in failing:
+    def new_rows(self: Stepper, labels: Any, options: Any, seeds: list[int], *rest: Any) -> list[Row]:
+        if failing & set(seeds):
             raise RuntimeError("no such noise")
-        return draw(self, labels, options, seed, *rest)  # type: ignore[arg-type]
+        return draw(self, labels, options, seeds, *rest)
 
-    monkeypatch.setattr(Stepper, "new_row", new_row)
+    monkeypatch.setattr(Stepper, "new_rows", new_rows)
     one.admit([until_exact(i, 3) for i in range(8)])
     outcomes = {outcome.picture.index: outcome for outcome in run(one)}
     assert [i for i, outcome in outcomes.items() if isinstance(outcome, Failed)] == [again[0]]

@@ -174,7 +174,7 @@ def test_a_picture_that_breaks_the_batch_fails_only_its_job(
     assert connection.xlen(keys.pictures(good.digest)) == 0
 
 
-@pytest.mark.parametrize("where", ["new_row", "step"])
+@pytest.mark.parametrize("where", ["new_rows", "step"])
 def test_if_the_device_fails_the_worker_ends_and_no_job_fails(
     runner: Runner, store: JobStore, create: Create, connection: Redis,
     monkeypatch: pytest.MonkeyPatch, where: str,

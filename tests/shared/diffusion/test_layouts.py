@@ -1,7 +1,5 @@
 """Layouts: the prior over them, the map that the network sees, and what a seed determines."""
 
-from functools import partial
-
 import numpy as np
 import pytest
 import torch
@@ -55,7 +53,7 @@ def test_a_position_depends_on_earlier_ones_only() -> None:
 def test_cells_are_drawn_as_often_as_the_network_says() -> None:
     network, draws = layout_network(cells=2, most=1), 1000
     generator, drawer = torch.Generator().manual_seed(3), LayoutDrawer(network)
-    points = torch.stack([drawer.draw(torch.tensor([0.0, 1, 0]), generator)[1] for _ in range(draws)])
+    points = drawer.draw(torch.tensor([[0.0, 1, 0]] * draws), [generator] * draws)[:, 1]
     found = torch.bincount((points * 4).long() @ torch.tensor([4, 1]), minlength=16) / draws
     grid = torch.cartesian_prod(*[(torch.arange(4) + 0.5) / 4] * 2)[:, None]
     with torch.no_grad():
@@ -91,11 +89,18 @@ def test_positions_are_drawn_from_the_network(labels: list[float]) -> None:
         for parameter in network.parameters():
             parameter.mul_(2).add_(0.05 * torch.randn(parameter.shape))  # so that nothing is nearly zero
     for seed in range(5):
-        one, other = (
-            draw(torch.tensor(labels), torch.Generator().manual_seed(seed))
-            for draw in (LayoutDrawer(network).draw, partial(drawn_by_modules, network))
-        )
-        torch.testing.assert_close(one, other)
+        one, other = (torch.Generator().manual_seed(seed) for _ in range(2))
+        (drawn,) = LayoutDrawer(network).draw(torch.tensor([labels]), [one])
+        torch.testing.assert_close(drawn, drawn_by_modules(network, torch.tensor(labels), other))
+
+
+def test_positions_are_the_same_in_every_batch() -> None:
+    labels = torch.cat([torch.zeros(1, 3), torch.eye(3), 1 - torch.eye(3), torch.ones(1, 3)]).repeat(4, 1)
+    drawer = LayoutDrawer(layout_network(cells=8, most=3))
+    together = drawer.draw(labels, [torch.Generator().manual_seed(seed) for seed in range(len(labels))])
+    for seed, drawn in enumerate(together):
+        (alone,) = drawer.draw(labels[seed : seed + 1], [torch.Generator().manual_seed(seed)])
+        assert torch.equal(drawn, alone)
 
 
 @pytest.mark.parametrize("x", [-30.0, -3.0, -0.4, 0.0, 0.4, 3.0, 30.0])
@@ -106,7 +111,7 @@ def test_gelu_is_that_of_torch(x: float) -> None:
 
 @pytest.mark.parametrize("labels", [[0.0, 0, 0], [1.0, 1, 1]])
 def test_no_labels_or_too_many_labels_have_unknown_positions(labels: list[float]) -> None:
-    drawn = LayoutDrawer(layout_network()).draw(torch.tensor(labels), torch.Generator().manual_seed(0))
+    drawn = LayoutDrawer(layout_network()).draw(torch.tensor([labels]), [torch.Generator().manual_seed(0)])
     assert bool((drawn == OUTSIDE).all())
 
 

@@ -1,6 +1,7 @@
 """The two-sample test of arrangements: it finds the faults of naive priors, and none where there are none."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,8 +33,9 @@ def _scenes(count: int, objects: int, seed: int) -> Tensor:
 class Uniform:
     """Places each object on its own, anywhere."""
 
-    def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.rand(len(labels), 2, generator=generator).where(labels[:, None] > 0, torch.tensor(OUTSIDE))
+    def draw(self, labels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+        drawn = torch.stack([torch.rand(labels.shape[1], 2, generator=generator) for generator in generators])
+        return drawn.where(labels[..., None] > 0, torch.tensor(OUTSIDE))
 
 
 def test_independent_uniform_places_are_found_out() -> None:
@@ -82,8 +84,8 @@ def test_what_cannot_be_tested_is_left_out() -> None:
     """Too few pictures, those without labels, and numbers of objects that are not drawn."""
 
     class Unknown(Uniform):
-        def draw(self, labels: Tensor, generator: torch.Generator) -> Tensor:
-            return torch.full((len(labels), 2), OUTSIDE)
+        def draw(self, labels: Tensor, generators: Sequence[torch.Generator]) -> Tensor:
+            return torch.full((*labels.shape, 2), OUTSIDE)
 
     few = torch.cat([_scenes(49, 2, 0), torch.full((60, K, 2), OUTSIDE)])
     assert compare_arrangements(Uniform(), few, count=99, seed=0, advance=lambda n: None) == []
