@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -23,7 +23,7 @@ from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, Layou
 from shared.diffusion.path import NoisePath
 from shared.diffusion.predictions import PredictionName
 from shared.diffusion.samplers import make_table
-from shared.diffusion.solids import FEW_OBJECTS, SOLIDS, Painter
+from shared.diffusion.solids import SOLIDS, ObjectPainter, Painter, Windows, lay
 from shared.diffusion.unet import NetworkConfig, UNet, time_features
 from shared.diffusion.upsampler import OneCall, UpsamplerConfig, UpsamplerNet, paints_objects
 from shared.openvino import MOST_ROWS, TORCH_THREADS, CompiledNetwork, uses_openvino
@@ -52,8 +52,8 @@ class CompiledDenoiser:
         example = [torch.randn(1, *network.image_shape), self._features(t), labels, keep]
         self._painter: CompiledPainter | None = None
         if isinstance(network, OneCall) and network.upsampler.painter is not None:
-            self._painter = CompiledPainter(network.upsampler.painter, labels, kept)
-            example += self._painter.example
+            self._painter = CompiledPainter(network.upsampler.painter, kept)
+            example += self._painter(labels)
         # finished pictures alone in a call take the least memory, and no more time than beside others
         self._compiled = CompiledNetwork(network, example, kept, most=1 if isinstance(network, OneCall) else MOST_ROWS)
 
@@ -65,35 +65,29 @@ class CompiledDenoiser:
 
 
 class CompiledPainter:
-    """A painter in OpenVINO. Pictures without cubes need none, and those of few objects have a network of their own.
+    """A painter in OpenVINO, one row for each object, in pictures with cubes: others show nothing of it.
 
-    The other is loaded with the first picture of more objects: it would take 80 MB of a worker's 600.
+    In float32, also where the CPU multiplies bfloat16: that would round the places of edges.
     """
 
-    def __init__(self, painter: Painter, example: Tensor, kept: Path | None = None) -> None:
-        self._painter, self._example, self._kept = painter, example, kept
+    def __init__(self, painter: Painter, kept: Path | None = None) -> None:
+        self._painter = painter
         self._cubes = torch.tensor([solid == SOLIDS.index("cube") for solid in painter.solids])
-        self._of_few = self._compiled(painter.of_few(FEW_OBJECTS), "painter-of-few")
-        self.example = self._of_few(example)  # of what it returns
-        self._nothing = [torch.zeros_like(one) for one in self.example]
+        example = [torch.rand(1, 5), torch.tensor([0])]
+        file = kept and kept.with_name("painter")
+        self._compiled = CompiledNetwork(ObjectPainter(painter), example, file, most=1, exact=True)
 
     def __call__(self, labels: Tensor) -> list[Tensor]:
-        return [torch.cat(parts) for parts in zip(*map(self._painted, torch.split(labels, 1)), strict=True)]
-
-    def _painted(self, labels: Tensor) -> list[Tensor]:
-        there = labels[0, :, 0] > 0
-        if not there[self._cubes].any():
-            return self._nothing
-        return (self._of_few if there.sum() <= FEW_OBJECTS else self._of_any)(labels)
-
-    @cached_property
-    def _of_any(self) -> CompiledNetwork:
-        return self._compiled(self._painter, "painter")
-
-    def _compiled(self, painter: Painter, name: str) -> CompiledNetwork:
-        """In float32, also where the CPU multiplies bfloat16: that would round the places of edges."""
-        kept = self._kept and self._kept.with_name(name)
-        return CompiledNetwork(painter, [self._example], kept, most=1, exact=True)
+        painter, (known, which) = self._painter, self._painter.nearest_first(labels)
+        height, width = (side // painter.block + 2 * painter.margin for side in painter.size)
+        pixels = torch.zeros(len(labels), painter.channels * painter.block**2, height, width)
+        shares = torch.zeros(len(labels), 1, height, width)
+        shown = (labels[:, self._cubes, 0] > 0).any(1)[:, None] & (known[..., 0] > 0)
+        if shown.any():
+            rows = [Windows(*one) for one in zip(*self._compiled(known[shown], which[shown]), strict=True)]
+            for i, window in zip(reversed(shown.nonzero()[:, 0].tolist()), reversed(rows), strict=True):
+                lay(window, pixels[i], shares[i], painter.margin)
+        return [pixels, shares]
 
 
 class CompiledUpsampler:

@@ -7,7 +7,6 @@ object is painted in a window of its own, and windows are laid over each other, 
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Sequence
 from functools import reduce
@@ -26,7 +25,6 @@ Row = tuple[float, float, float, float]
 Camera = tuple[Row, Row, Row]
 
 SOLIDS: Final[tuple[Solid, ...]] = ("cube", "sphere", "cylinder")
-FEW_OBJECTS: Final = 3  # as many as a picture of i-CLEVR has at most
 WINDOW: Final = 0.35  # of a picture's width: side of the square in which an object is seen
 WIDTH: Final = 128  # of the network that says how an object looks
 HIDDEN: Final = 64  # channels of the network that adds to what is painted
@@ -78,6 +76,16 @@ class Seen(NamedTuple):
     down: Tensor
 
 
+class Windows(NamedTuple):
+    """Objects, each painted in a window of its own of W x W blocks: (B, N, ...), the nearest first."""
+
+    rows: Tensor  # (W,), blocks of the picture; so are columns
+    columns: Tensor
+    painted: Tensor  # (C block^2, W, W)
+    cover: Tensor  # (block^2, W, W): the share of each pixel that it covers
+    share: Tensor  # (1, W, W): how near a block is to a cube's edges
+
+
 class Painter(nn.Module):
     """Labels, places and rotations -> blocks of pixels (B, C block^2, rows, columns), and shares (B, 1, rows, columns).
 
@@ -104,28 +112,28 @@ class Painter(nn.Module):
             nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, channels * block**2)
         )
 
-    def of_few(self, objects: int) -> Painter:
-        """Return a painter of pictures that have at most so many objects, with the same weights."""
-        painter = copy.copy(self)
-        painter.objects = min(objects, self.objects)
-        return painter
-
     def forward(self, labels: Tensor) -> tuple[Tensor, Tensor]:
         """Paint labels (B, K, 5): multi-hot, position, cosine and sine of the rotation, as a network takes them."""
-        nearest_first = labels[..., 0] * 10 + labels[..., 2]
-        which = nearest_first.topk(self.objects, dim=1).indices  # (B, N)
-        known = labels.gather(1, which[..., None].expand(-1, -1, labels.shape[-1])).float()
-        solids = F.one_hot(torch.tensor(self.solids, device=labels.device), len(SOLIDS)).float()
+        return self._laid(self.windows(*self.nearest_first(labels)))
+
+    def nearest_first(self, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is known of the objects that are painted (B, N, 5), the nearest first, and their labels (B, N).
+
+        Of a picture with fewer objects, the last are not there.
+        """
+        which = (labels[..., 0] * 10 + labels[..., 2]).topk(self.objects, dim=1).indices
+        return labels.gather(1, which[..., None].expand(-1, -1, labels.shape[-1])).float(), which
+
+    def windows(self, known: Tensor, which: Tensor) -> Windows:
+        """Paint each object in a window of its own, given what is known of it (B, N, 5), and its label (B, N)."""
+        solids = F.one_hot(torch.tensor(self.solids, device=which.device), len(SOLIDS)).float()
         placed = self._placed(known, solids[which])
         turn = torch.stack([placed.turn.cos(), placed.turn.sin()], -1)
         places = [4 * known[..., 1:3] - 2, 2 * known[..., 3:], 2 * turn]
         looks = self.mix(self.label[which] + self.place(torch.cat(places, -1)))
-        return self._laid(placed.rows, placed.columns, *self._painted(placed, looks))
+        return Windows(placed.rows, placed.columns, *self._painted(placed, looks))
 
     def _painted(self, placed: Placed, looks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return each object's window in blocks (B, N, ..., W, W): what is painted, C block^2; what it covers, block^2;
-        and how near it is to a cube's edges, 1.
-        """
         B, N, _ = looks.shape
         seen = self._seen(placed)  # (B, N, block^2, W, W) each
         cover = covered(seen.inside)
@@ -139,19 +147,18 @@ class Painter(nn.Module):
         share = near_edges(seen).mean(2, keepdim=True) * of_windows(placed.solids[..., 0])
         return painted.flatten(2, 3) + added, cover, share
 
-    def _laid(
-        self, rows: Tensor, columns: Tensor, painted: Tensor, cover: Tensor, share: Tensor
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Lay windows over each other, the nearest last."""
+    def _laid(self, windows: Windows) -> tuple[Tensor, Tensor]:
+        """Lay windows over each other, the nearest last. Products with ones, as a network that is exported needs."""
+        rows, columns, painted, cover, share = windows
         sides = [torch.arange(-self.margin, side // self.block + self.margin, device=rows.device) for side in self.size]
         # (B, N, rows, W) and (B, N, W, columns): ones where a block of the picture is one of the window
         down = (sides[0][:, None] == rows[:, :, None]).float()
         across = (sides[1] == columns[..., None]).float()
         B, N = rows.shape[:2]
 
-        def laid(windows: Tensor, n: int) -> Tensor:
+        def laid(window: Tensor, n: int) -> Tensor:
             """Return one object's window (B, N, D, W, W) in the picture, zeros around it: (B, rows, D, columns)."""
-            own = windows[:, n].transpose(1, 2).reshape(B, self.window, -1)
+            own = window[:, n].transpose(1, 2).reshape(B, self.window, -1)
             return ((down[:, n] @ own).reshape(B, -1, self.window) @ across[:, n]).reshape(
                 B, len(sides[0]), -1, len(sides[1])
             )
@@ -219,6 +226,17 @@ class Painter(nn.Module):
         return torch.stack([x, y, torch.ones_like(x), x * x, x * y, y * y]).flatten(1)
 
 
+class ObjectPainter(nn.Module):
+    """What is known of an object of each picture (B, 5), and its label (B,) -> its `Windows`, (B, ...)."""
+
+    def __init__(self, painter: Painter) -> None:
+        super().__init__()
+        self.painter = painter
+
+    def forward(self, known: Tensor, which: Tensor) -> tuple[Tensor, ...]:
+        return tuple(one[:, 0] for one in self.painter.windows(known[:, None], which[:, None]))
+
+
 class View:
     """What a camera sees of points in the scene, in radii. (B, N) objects stand on the ground.
 
@@ -274,6 +292,19 @@ class View:
         matrices = (weights[..., None] * rows).transpose(-1, -2) @ rows
         of_conic = torch.tensor(OF_CONIC, dtype=torch.float32, device=middle.device)
         return (matrices.flatten(-2) @ of_conic).reshape(*middle.shape[:2], 6, 6)
+
+
+def lay(window: Windows, pixels: Tensor, shares: Tensor, margin: int) -> None:
+    """Lay one object's window over a picture (C block^2, rows, columns), and its share (1, rows, columns), in place."""
+    W = len(window.rows)
+    first = int(window.rows[0]) + margin, int(window.columns[0]) + margin
+    there = [slice(max(at, 0), max(at + W, 0)) for at in first]
+    inside = [slice(max(-at, 0), max(side - at, 0)) for at, side in zip(first, pixels.shape[1:], strict=True)]
+    below, share = pixels[:, there[0], there[1]], shares[:, there[0], there[1]]
+    painted, cover, near = (one[:, inside[0], inside[1]] for one in window[2:])
+    left = (1 - cover).repeat(len(painted) // len(cover), 1, 1)
+    torch.addcmul(painted, below, left, out=below)
+    torch.maximum(share, near, out=share)
 
 
 def of_windows(values: Tensor) -> Tensor:
