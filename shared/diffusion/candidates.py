@@ -25,7 +25,8 @@ def sample_best(
     """
     chosen = []
     for own, seed in zip(labels, seeds, strict=True):
-        rows = [stepper.new_row(own, options, attempt_seed(seed, j)) for j in range(1, candidates + 1)]
+        attempts = [attempt_seed(seed, j) for j in range(1, candidates + 1)]
+        rows = stepper.new_rows([own] * candidates, [options] * candidates, attempts)
         take_steps(stepper, rows, on_step)
         chosen.append(rows[int(evidence(stepper, rows, seed).argmax())])
     return finish(stepper, chosen)

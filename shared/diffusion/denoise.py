@@ -146,7 +146,7 @@ class Stepper:
         inputs: Mapping[str, Sequence[float]] = MappingProxyType({}),
     ) -> list[Row]:
         """Return pictures at their first step. A seed determines a picture's noise and what else the network takes:
-        positions, and rotations, any of which is as likely as any other. It is the same whatever others there are.
+        positions, and rotations, any of which is as likely as any other. It does not depend on the other pictures.
 
         labels (N, K) multi-hot. `positions`, (K, 2) each, replace the drawn ones and leave all else unchanged.
         `inputs`: the numbers of picture-wide inputs, which are unknown otherwise. ValueError for other shapes, for

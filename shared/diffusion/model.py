@@ -65,7 +65,7 @@ class CompiledDenoiser:
 
 
 class CompiledPainter:
-    """A painter in OpenVINO, one row for each object, in pictures with cubes: others show nothing of it.
+    """A painter in OpenVINO, with a row for each object. Only cubes show, so pictures without them need none.
 
     In float32, also where the CPU multiplies bfloat16: that would round the places of edges.
     """

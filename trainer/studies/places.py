@@ -94,7 +94,7 @@ def measure(
     pictures: dict[str, tuple[Tensor, list[Points]]] = {}  # with the places of each picture's objects
     for what, positions in ((name, list(given)), (f"{name}, its own places", [None] * count)):
         seeds = [picture_seed(seed, i) for i in range(count)]
-        rows = stepper.new_rows(targets[:count], [options] * count, seeds, list(positions[:count]))
+        rows = stepper.new_rows(targets, [options] * count, seeds, positions)
         images = finish(stepper, rows, lambda rows: advance(len(rows)))
         drawn = zip(rows, map(denoiser.vocabulary.encode, lists), strict=True)
         pictures[what] = images, [row.labels[indices, 1:3].tolist() for row, indices in drawn]

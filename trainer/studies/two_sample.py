@@ -175,7 +175,8 @@ def generate(
     stepper, made, taken = denoiser.stepper(), list[Tensor](), list[Tensor]()
     places = layouts_of(dataset, denoiser)
     for part in torch.split(index, GENERATED_AT_ONCE):
-        rows = [stepper.new_row(dataset.labels[i], options, picture_seed(seed, i)) for i in part.tolist()]
+        seeds = [picture_seed(seed, i) for i in part.tolist()]
+        rows = stepper.new_rows(dataset.labels[part], [options] * len(part), seeds)
         if upsampler_alone:
             for row, i in zip(rows, part.tolist(), strict=True):
                 row.x = to_float(dataset.images[i : i + 1])[0].to(stepper.device)
