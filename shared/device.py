@@ -128,6 +128,11 @@ def fuses_attention(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def overlaps(device: torch.device) -> bool:
+    """Whether two threads compute at the same time: not on a GPU, where the second one's work waits for the first's."""
+    return device.type == "cpu"
+
+
 def process_backends(device: torch.device) -> str:
     """Return what processes exchange tensors by: nccl on CUDA, and gloo for what is on the CPU."""
     return "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from service.contract.recipe import Recipe
 from service.contract.records import FinishedPicture, Picture, Verdict
 from service.worker.judge import Failed, Outcome, PictureKey, Places, end_pictures, judge_pictures
 from service.worker.step_order import Workload, jobs_to_step, room
-from shared.device import THREADS
+from shared.device import THREADS, overlaps
 from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.edits import places_of, with_objects
 from shared.diffusion.layouts import positions_at
@@ -101,7 +102,10 @@ class Engine:
         self.sizes, self.max_pictures = sizes, sizes.pictures + sizes.late_pictures
         self.judged_at = 0.0, 0.0  # begin and end of the last judging, in seconds since 1970
         self._encoding = ThreadPoolExecutor(THREADS, "png")  # zlib lets other threads run
+        self._beside = ThreadPoolExecutor(1, "step")
         self.batch: dict[PictureKey, Member] = {}
+        self._drawn: dict[PictureKey, Member] = {}  # their steps are done; the next step judges them
+        self._stepping: tuple[list[Member], Callable[[], list[Outcome]]] | None = None
         self._computed = 0  # network rows so far
         self.worked = 0.0  # costs of pictures so far, as forecasts count them (`SamplingOptions.cost`)
         self._failed = list[Outcome]()  # while joining; the next step returns them
@@ -150,21 +154,39 @@ class Engine:
 
     def drop(self, keys: Container[PictureKey]) -> None:
         """Remove pictures between two steps; the others are unaffected."""
-        self.batch = {key: member for key, member in self.batch.items() if key not in keys}
+        self.batch, self._drawn = (
+            {key: member for key, member in members.items() if key not in keys} for members in (self.batch, self._drawn)
+        )
         self._failed = [failed for failed in self._failed if failed.picture.key not in keys]
 
     def step(self) -> list[Outcome]:
-        """Advance the pictures that take the next step; return those that ended, or could not be started."""
-        ended, self._failed = self._failed, list[Outcome]()
+        """Begin a step, which `wait` ends, and judge the pictures whose steps are done. Return those that ended.
+
+        Judging does not need all cores, so that on a CPU both take place at the same time.
+        """
+        self.wait()
         chosen = self._choose()
-        ended += self._attempt(lambda members: self.stepper.step([member.row for member in members]), chosen)
+        take = partial(self._end, lambda members: self.stepper.step([member.row for member in members]), chosen)
+        if chosen:
+            is_beside = self._drawn and overlaps(self.stepper.device)
+            self._stepping = chosen, self._beside.submit(take).result if is_beside else take
+        drawn, self._drawn = list(self._drawn.values()), {}
+        ended, self._failed = self._failed, list[Outcome]()
+        return ended + self._end(self._finish, drawn)
+
+    def wait(self) -> None:
+        """End the step that has begun, if there is one."""
+        if self._stepping is None:
+            return
+        (chosen, take), self._stepping = self._stepping, None
+        self._failed += self._remove(take())
         stepped = [member for member in chosen if member.picture.key in self.batch]
         self.worked += sum(member.picture.options.cost / len(member.row.table) for member in stepped)
         for member in stepped:
-            ended += self._attempt(lambda alone: alone[0].record(), [member])
-        done = [member for member in stepped if member.row.done and member.picture.key in self.batch]
-        ended += self._attempt(self._finish, done)
-        return ended
+            self._failed += self._remove(self._end(lambda alone: alone[0].record(), [member]))
+        for member in stepped:
+            if member.row.done and self.batch.pop(member.picture.key, None):
+                self._drawn[member.picture.key] = member
 
     def _choose(self) -> list[Member]:
         """Return the pictures that take the next step."""
@@ -179,14 +201,15 @@ class Engine:
         self._computed += sum(left[member][0] for member in chosen)
         return chosen
 
-    def _attempt(
+    def _end(
         self, work: Callable[[Sequence[Member]], list[Outcome] | None], members: Sequence[Member]
     ) -> list[Outcome]:
-        """Do `work` for the members; the pictures that end leave the batch."""
-        ended = end_pictures(work, members, lambda member: member.picture, self.stepper.device)
-        for outcome in ended:
-            del self.batch[outcome.picture.key]
-        return ended
+        """Do `work` for the members; return the pictures that end by it."""
+        return end_pictures(work, members, lambda member: member.picture, self.stepper.device)
+
+    def _remove(self, ended: list[Outcome]) -> list[Outcome]:
+        """Remove pictures that ended from the batch, unless they have been dropped; return those."""
+        return [outcome for outcome in ended if self.batch.pop(outcome.picture.key, None)]
 
     def _finish(self, done: Sequence[Member]) -> list[Outcome]:
         """Judge the pictures whose steps are done. Encode those that end; the others begin their next attempt."""

@@ -153,9 +153,12 @@ class Uploads:
         (pixels,) = await self.files.all({"": call}, lambda: picture.key in self._reads)
         return pixels
 
+    def wait(self) -> None:
+        """Wait a moment for pictures to be read."""
+        wait([read for _, read in self._reads.values()], READ_WAIT_S)
+
     def step(self) -> list[Outcome]:
         """Judge the pictures that have been read. Raises an error only if the device itself has failed."""
-        wait([read for _, read in self._reads.values()], READ_WAIT_S)
         done = [one for one in self._reads.values() if one[1].done()]
         begun_at = time.time()
         outcomes = end_pictures(self._judge, done, lambda one: one[0], self.device)

@@ -61,7 +61,7 @@ def batch_sizes(settings: Settings, device: torch.device) -> BatchSizes:
 class PictureEngine(Protocol):
     """What works on the pictures of one model. `Engine` samples them, `Uploads` judges those that clients uploaded.
 
-    Called by one thread. `admit` and `step` raise an error only if the device itself has failed. `max_pictures`: in
+    Called by one thread. `admit`, `step` and `wait` raise an error only if the device itself has failed. `max_pictures`: in
     progress or being stored. `judged_at`: begin and end of the last judging, in seconds since 1970.
     """
 
@@ -76,7 +76,10 @@ class PictureEngine(Protocol):
         """Begin to work on pictures."""
 
     def step(self) -> list[Outcome]:
-        """Advance the pictures. Return those that ended, with their verdicts or with why there are none."""
+        """Begin to advance the pictures. Return those that ended, with their verdicts or with why there are none."""
+
+    def wait(self) -> None:
+        """Wait until the pictures have advanced."""
 
     def drop(self, keys: Container[PictureKey]) -> None:
         """Forget pictures; those that are unknown have no effect."""

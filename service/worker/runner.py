@@ -29,6 +29,7 @@ from service.telemetry.metrics import NETWORK_ROWS, PICTURES, STEP_PICTURES, STE
 from service.worker.checkpoint_cache import CheckpointCache
 from service.worker.engine import Engine, Member
 from service.worker.job_files import JobFiles
+from service.worker.judge import Outcome
 from service.worker.models import Loaded, LoadedModels
 from service.worker.storer import Storer, Work
 from shared.device import lost, pick_device
@@ -243,26 +244,28 @@ class Runner:
         loaded.stream.discard([claim.entry])
 
     def _advance(self, loaded: Loaded) -> None:
-        """Step the batch of a model, or judge the pictures that an evaluator has.
-
-        Have finished pictures stored, and fail jobs that cannot have theirs.
-        """
+        """Step the batch of a model, or judge the pictures that an evaluator has, and hand over those that ended."""
         loaded.used_at = begun = time.monotonic()
-        if isinstance(loaded.engine, Engine):
-            stepper, pictures = loaded.engine.stepper, len(loaded.engine.batch)
-            rows, worked = stepper.network_rows, loaded.engine.worked
-            outcomes = loaded.engine.step()
-            took_s = time.monotonic() - begun
-            self.worked_s += took_s
-            loaded.rate.add(loaded.engine.worked - worked, begun + took_s - (loaded.stepped_at or begun))
-            loaded.stepped_at = begun + took_s if loaded.engine.batch else None
-            self.sampled += len(outcomes)
-            if stepper.network_rows > rows:  # otherwise no picture needed a step
-                STEP_SECONDS.labels(loaded.name).observe(took_s)
-                STEP_PICTURES.labels(loaded.name).observe(pictures)
-                NETWORK_ROWS.labels(loaded.name).inc(stepper.network_rows - rows)
-        else:
-            outcomes = loaded.engine.step()
+        engine = loaded.engine
+        if not isinstance(engine, Engine):
+            self._hand_over(loaded, engine.step())
+            engine.wait()
+            return
+        stepper, pictures = engine.stepper, len(engine.batch)
+        rows, worked = stepper.network_rows, engine.worked
+        self.sampled += self._hand_over(loaded, engine.step())  # while the next step is taken
+        engine.wait()
+        took_s = time.monotonic() - begun
+        self.worked_s += took_s
+        loaded.rate.add(engine.worked - worked, begun + took_s - (loaded.stepped_at or begun))
+        loaded.stepped_at = begun + took_s if engine.batch else None
+        if stepper.network_rows > rows:  # otherwise no picture needed a step
+            STEP_SECONDS.labels(loaded.name).observe(took_s)
+            STEP_PICTURES.labels(loaded.name).observe(pictures)
+            NETWORK_ROWS.labels(loaded.name).inc(stepper.network_rows - rows)
+
+    def _hand_over(self, loaded: Loaded, outcomes: Sequence[Outcome]) -> int:
+        """Have finished pictures stored, and fail jobs that cannot have theirs. Return how many pictures ended."""
         works = dict[str, Work]()  # by job
         of_job = partial(Work, stream=loaded.stream, judged_by=loaded.judged_by, judged_at=loaded.engine.judged_at)
         for outcome in outcomes:
@@ -276,6 +279,7 @@ class Runner:
                     self._refuse(loaded, claim, outcome.reason)
         for work in works.values():
             self.storer.submit(work)
+        return len(outcomes)
 
     def renew_claims(self) -> None:
         """Renew the leases of the pictures in progress, or being stored. The heartbeat's thread calls it."""

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import TypeAdapter
-from torch import Tensor
+from torch import Tensor, nn
 
 from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, base_problem, load
 from shared.device import autocast_dtype
@@ -26,7 +26,7 @@ from shared.diffusion.samplers import make_table
 from shared.diffusion.solids import SOLIDS, ObjectPainter, Painter, Windows, lay
 from shared.diffusion.unet import NetworkConfig, UNet, time_features
 from shared.diffusion.upsampler import OneCall, UpsamplerConfig, UpsamplerNet, paints_objects
-from shared.openvino import MOST_ROWS, TORCH_THREADS, CompiledNetwork, uses_openvino
+from shared.openvino import TORCH_THREADS, CompiledNetwork, uses_openvino
 from shared.options import EngineName, SamplingOptions
 from shared.storage import Location
 from shared.support import picture_size
@@ -38,30 +38,71 @@ UPSAMPLER = "upsampler."  # begins the names of the upsampler's tensors in a che
 class CompiledDenoiser:
     """A denoising network in OpenVINO, as the stepping loop sees it (`denoise.Network`)."""
 
-    def __init__(self, network: UNet | OneCall, kept: Path | None = None) -> None:
+    def __init__(self, network: UNet, kept: Path | None = None) -> None:
         self.image_shape, self.num_labels = network.image_shape, network.num_labels
         self._features = partial(time_features, dim=network.config.embedding)
-        # all labels at once, at places of their own: a sum of few labels might round alike in any order
-        labels = torch.ones(1, network.num_labels)
-        if network.config.positions:
-            places = torch.rand(1, network.num_labels, 2)
-            labels = with_positions(labels, places, places if network.config.rotations else None)
-        names = network.config.inputs
-        labels = with_inputs(labels, {name: torch.rand(1, INPUTS[name].numbers) for name in names}, names)
-        t, keep = torch.tensor([500]), torch.tensor([True])
-        example = [torch.randn(1, *network.image_shape), self._features(t), labels, keep]
-        self._painter: CompiledPainter | None = None
-        if isinstance(network, OneCall) and network.upsampler.painter is not None:
-            self._painter = CompiledPainter(network.upsampler.painter, kept)
-            example += self._painter(labels)
-        # finished pictures alone in a call take the least memory, and no more time than beside others
-        self._compiled = CompiledNetwork(network, example, kept, most=1 if isinstance(network, OneCall) else MOST_ROWS)
+        self._compiled = CompiledNetwork(network, example_row(network), kept and kept / "denoiser")
 
-    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor | tuple[Tensor, Tensor]:
-        painted = self._painter(labels) if self._painter else ()
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
         # the features of t in float32: in a graph, OpenVINO would round the angles to bfloat16
-        prediction, *pictures = self._compiled(x, self._features(t), labels, keep, *painted)
-        return (prediction, pictures[0]) if pictures else prediction
+        (prediction,) = self._compiled(x, self._features(t), labels, keep)
+        return prediction
+
+
+def example_row(network: UNet | OneCall) -> list[Tensor]:
+    """Return typical arguments of a denoising network for one row, with the features of t."""
+    config = network.config
+    # all labels at once, at places of their own: a sum of few labels might round alike in any order
+    labels = torch.ones(1, network.num_labels)
+    if config.positions:
+        places = torch.rand(1, network.num_labels, 2)
+        labels = with_positions(labels, places, places if config.rotations else None)
+    given = {name: torch.rand(1, INPUTS[name].numbers) for name in config.inputs}
+    labels = with_inputs(labels, given, config.inputs)
+    t, keep = time_features(torch.tensor([500]), config.embedding), torch.tensor([True])
+    return [torch.randn(1, *network.image_shape), t, labels, keep]
+
+
+class Part(nn.Module):
+    """A method of a network, as a network of its own."""
+
+    def __init__(self, network: nn.Module, method: str) -> None:
+        super().__init__()
+        self.network, self.method = network, method
+
+    def forward(self, *arguments: Tensor) -> Any:
+        return getattr(self.network, self.method)(*arguments)
+
+
+class CompiledOneCall:
+    """A network of one call in OpenVINO, as the stepping loop sees it (`denoise.Network`).
+
+    As three: the one that makes the small picture computes and returns float32 on every CPU. In bfloat16, small pictures
+    would give themselves away. Rows are alone in their calls: that takes the least memory, and no more time.
+    """
+
+    def __init__(self, network: OneCall, kept: Path | None = None) -> None:
+        self.image_shape, self.num_labels = network.image_shape, network.num_labels
+        self._features = partial(time_features, dim=network.config.embedding)
+        painter = network.upsampler.painter
+        self._painter = None if painter is None else CompiledPainter(painter, kept and kept / "painter")
+        x, *given = example_row(network)
+        with torch.inference_mode():
+            h = network.denoiser.trunk(x, *given)
+            _, *small = network.predict(x, *h)
+        painted = self._painter(given[1]) if self._painter else []
+
+        def part(module: nn.Module, method: str, example: list[Tensor], exact: bool = False) -> CompiledNetwork:
+            return CompiledNetwork(Part(module, method), example, kept and kept / method, most=1, exact=exact)
+
+        self._trunk = part(network.denoiser, "trunk", [x, *given])
+        self._predict = part(network, "predict", [x, *h], exact=True)
+        self._enlarge = part(network, "enlarge", [*small, *painted])
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        prediction, *small = self._predict(x, *self._trunk(x, self._features(t), labels, keep))
+        (pictures,) = self._enlarge(*small, *(self._painter(labels) if self._painter else []))
+        return prediction, pictures
 
 
 class CompiledPainter:
@@ -74,8 +115,7 @@ class CompiledPainter:
         self._painter = painter
         self._cubes = torch.tensor([solid == SOLIDS.index("cube") for solid in painter.solids])
         example = [torch.rand(1, 5), torch.tensor([0])]
-        file = kept and kept.with_name("painter")
-        self._compiled = CompiledNetwork(ObjectPainter(painter), example, file, most=1, exact=True)
+        self._compiled = CompiledNetwork(ObjectPainter(painter), example, kept, most=1, exact=True)
 
     def __call__(self, labels: Tensor) -> list[Tensor]:
         painter, (known, which) = self._painter, self._painter.nearest_first(labels)
@@ -162,19 +202,22 @@ class Denoiser:
         device = next(self.network.parameters()).device
         dtype = autocast_dtype(device)
         threads: int | None = None
-        module, upsampling = self.one_call or self.network, None if self.one_call else self.upsampler
-        network: Network = module
+        one_call, upsampling = self.one_call, None if self.one_call else self.upsampler
+        network: Network = one_call or self.network
         upsampler: Upsampler | None = upsampling
         if uses_openvino(engine, device):
             dtype, threads = None, TORCH_THREADS
             with ThreadPoolExecutor(1) as beside:  # compiling takes one core each
-                denoising = beside.submit(CompiledDenoiser, module, kept and kept / "denoiser")
+                if one_call is not None:
+                    denoising = beside.submit(CompiledOneCall, one_call, kept)
+                else:
+                    denoising = beside.submit(CompiledDenoiser, self.network, kept)
                 if upsampling is not None:
                     upsampler = CompiledUpsampler(upsampling, self.image_shape, kept and kept / "upsampler")
             network = denoising.result()
         return make_stepper(
             network, self.network.config, self.path, self.layouts, device=device, dtype=dtype, max_rows=max_rows,
-            upsampler=upsampler, one_call=self.one_call.picture_shape if self.one_call else None, threads=threads,
+            upsampler=upsampler, one_call=one_call.picture_shape if one_call else None, threads=threads,
         )  # fmt: skip
 
 

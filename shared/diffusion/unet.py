@@ -236,6 +236,14 @@ class UNet(nn.Module):
 
     def features(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
         """Return what the last layer sees: (B, channels[0], H / block, W / block)."""
+        return self.last_level(*self.trunk(x, t, labels, keep))
+
+    def last_level(self, h: Tensor, embedding: Tensor, tokens: Tensor) -> Tensor:
+        """Return the features that the decoder's last level makes of what `trunk` returns."""
+        return F.silu(self.norm(self.decoder[-1](h, embedding, tokens)))
+
+    def trunk(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return what the decoder's last level is given: its input, the embedding and the labels' tokens."""
         given = None
         if self.inputs is not None and labels.ndim == 3:
             labels, given = labels[..., : -self.inputs.width], labels[:, 0, -self.inputs.width :]
@@ -258,9 +266,8 @@ class UNet(nn.Module):
             h = level(h, embedding, tokens)
             skips.append(h)
             h = down(h)
-        skips.pop()
-        for level, up in zip(self.decoder, self.up, strict=True):
-            h = level(h, embedding, tokens)
-            if skips:
-                h = torch.cat([F.interpolate(up(h), scale_factor=2, mode="nearest"), skips.pop()], 1)
-        return F.silu(self.norm(h))
+        h = skips.pop()
+        for level, up in zip(self.decoder[:-1], self.up[:-1], strict=True):
+            h = F.interpolate(up(level(h, embedding, tokens)), scale_factor=2, mode="nearest")
+            h = torch.cat([h, skips.pop()], 1)
+        return h, embedding, tokens

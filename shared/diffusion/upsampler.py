@@ -117,10 +117,20 @@ class OneCall(nn.Module):
     def forward(
         self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor, *painted: Tensor
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        features = self.denoiser.features(x, t, labels, keep)
+        prediction, *small = self.predict(x, *self.denoiser.trunk(x, t, labels, keep))
+        return prediction, self.enlarge(*small, *(painted or self.upsampler.paint(labels) or ()))
+
+    def predict(self, x: Tensor, *trunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return the prediction, x0_hat and the features, by what the denoiser's `trunk` returns."""
+        features = self.denoiser.last_level(*trunk)
         prediction = self.denoiser.paint(features)
-        own = Painted(*painted) if painted else self.upsampler.paint(labels)
-        return prediction, self.upsampler(self.p * x + self.q * prediction, features=features, painted=own)
+        return prediction, self.p * x + self.q * prediction, features
+
+    def enlarge(self, x0_hat: Tensor, features: Tensor, *painted: Tensor) -> Tensor:
+        """Return the finished pictures."""
+        own = Painted(*painted) if painted else None
+        enlarged: Tensor = self.upsampler(x0_hat, features=features, painted=own)
+        return enlarged
 
 
 def crop(pictures: Tensor, corners: Tensor, side: int) -> Tensor:

@@ -4,6 +4,7 @@ Small jobs step before large ones that would delay them, but none waits forever.
 """
 
 import io
+import threading
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -126,6 +127,32 @@ def test_a_picture_is_the_same_alone_and_in_a_batch_that_others_join() -> None:
         assert isinstance(expected, FinishedPicture)
         assert np.abs(pixels(outcome) - pixels(expected)).max() <= 1
         assert outcome.verdict.probabilities == pytest.approx(expected.verdict.probabilities, abs=1e-4)
+
+
+def test_pictures_are_judged_while_others_take_their_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A step that begins after one has drawn a picture ends only once this is judged, which a dropped one never is."""
+    one, judged = engine(), threading.Event()
+    one.admit([picture(0, options=PictureOptions(steps=1)), picture(1, options=PictureOptions(steps=3))])
+    assert one.step() == []
+    one.wait()
+    step, probabilities = one.stepper.step, one.judge.probabilities
+
+    def late(rows: Sequence[Row]) -> None:
+        assert judged.wait(60)
+        step(rows)
+
+    def judging(images: Tensor) -> Tensor:
+        judged.set()
+        return probabilities(images)
+
+    monkeypatch.setattr(one.stepper, "step", late)
+    monkeypatch.setattr(one.judge, "probabilities", judging)
+    (ended,) = one.step()
+    assert ended.picture.index == 0
+    one.drop({("a", 1)})
+    one.wait()
+    assert not busy(one)
+    assert run(one) == []
 
 
 def test_a_large_job_waits_for_small_ones_and_its_pictures_stay_the_same() -> None:

@@ -299,7 +299,7 @@ def test_a_suspect_has_its_worker_for_itself(
         assert len(claims) == 1 or not any(claim.alone for claim in claims)
         seen.append(len(claims))
     assert {status(store, job) for job in jobs} == {"finished"}
-    assert sum(seen) == 3 * 3 + 3 * 3 + 6 * 3  # after all but the last of four steps
+    assert sum(seen) == 4 * (3 + 3 + 6)  # after each of four steps; the fifth iteration judges
 
 
 def test_while_storage_hangs_other_models_are_served_and_the_job_fails_in_the_end(
