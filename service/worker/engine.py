@@ -153,7 +153,7 @@ class Engine:
         return member
 
     def drop(self, keys: Container[PictureKey]) -> None:
-        """Remove pictures between two steps; the others are unaffected."""
+        """Remove pictures; the others are unaffected."""
         self.batch, self._drawn = (
             {key: member for key, member in members.items() if key not in keys} for members in (self.batch, self._drawn)
         )
@@ -185,8 +185,8 @@ class Engine:
         for member in stepped:
             self._failed += self._remove(self._end(lambda alone: alone[0].record(), [member]))
         for member in stepped:
-            if member.row.done and self.batch.pop(member.picture.key, None):
-                self._drawn[member.picture.key] = member
+            if member.row.done and member.picture.key in self.batch:
+                self._drawn[member.picture.key] = self.batch.pop(member.picture.key)
 
     def _choose(self) -> list[Member]:
         """Return the pictures that take the next step."""
@@ -209,7 +209,7 @@ class Engine:
 
     def _remove(self, ended: list[Outcome]) -> list[Outcome]:
         """Remove pictures that ended from the batch, unless they have been dropped; return those."""
-        return [outcome for outcome in ended if self.batch.pop(outcome.picture.key, None)]
+        return [one for one in ended if self.batch.pop(one.picture.key, None) is not None]
 
     def _finish(self, done: Sequence[Member]) -> list[Outcome]:
         """Judge the pictures whose steps are done. Encode those that end; the others begin their next attempt."""

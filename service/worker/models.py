@@ -61,8 +61,9 @@ def batch_sizes(settings: Settings, device: torch.device) -> BatchSizes:
 class PictureEngine(Protocol):
     """What works on the pictures of one model. `Engine` samples them, `Uploads` judges those that clients uploaded.
 
-    Called by one thread. `admit`, `step` and `wait` raise an error only if the device itself has failed. `max_pictures`: in
-    progress or being stored. `judged_at`: begin and end of the last judging, in seconds since 1970.
+    Called by one thread. `admit`, `step` and `wait` raise an error only if the device itself has failed.
+    `max_pictures`: in progress or being stored, besides those that are judged. `judged_at`: begin and end of the last
+    judging, in seconds since 1970.
     """
 
     max_pictures: int

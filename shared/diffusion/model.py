@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -77,8 +77,9 @@ class Part(nn.Module):
 class CompiledOneCall:
     """A network of one call in OpenVINO, as the stepping loop sees it (`denoise.Network`).
 
-    As three: the one that makes the small picture computes and returns float32 on every CPU. In bfloat16, small pictures
-    would give themselves away. Rows are alone in their calls: that takes the least memory, and no more time.
+    As three: the one that makes the small picture computes and returns float32 on every CPU, because bfloat16 gives
+    small pictures away (docs/dev/decisions.md). Rows are alone in their calls: that takes the least memory, and no more
+    time.
     """
 
     def __init__(self, network: OneCall, kept: Path | None = None) -> None:
@@ -208,10 +209,8 @@ class Denoiser:
         if uses_openvino(engine, device):
             dtype, threads = None, TORCH_THREADS
             with ThreadPoolExecutor(1) as beside:  # compiling takes one core each
-                if one_call is not None:
-                    denoising = beside.submit(CompiledOneCall, one_call, kept)
-                else:
-                    denoising = beside.submit(CompiledDenoiser, self.network, kept)
+                compile = partial(CompiledOneCall, one_call) if one_call else partial(CompiledDenoiser, self.network)
+                denoising: Future[Network] = beside.submit(compile, kept)
                 if upsampling is not None:
                     upsampler = CompiledUpsampler(upsampling, self.image_shape, kept and kept / "upsampler")
             network = denoising.result()

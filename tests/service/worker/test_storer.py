@@ -19,7 +19,6 @@ from service.store import keys, workers
 from service.store.claims import GROUP, MAX_DELIVERIES, BegunClaim
 from service.store.jobs import OVERDUE, JobStore
 from service.worker import process, storer
-from service.worker.models import ON_CPU
 from service.worker.runner import Runner
 from tests.service.api.answers import pixels
 from tests.service.processes import until
@@ -100,7 +99,7 @@ def test_pictures_that_wait_for_storage_are_few(
     job = create(LISTS[:1] * (3 * model.engine.max_pictures + 1), options=ONE_STEP)
     for _ in range(6):
         runner.run_once()
-    most = model.engine.max_pictures + ON_CPU.pictures  # a batch is drawn while another is judged
+    most = 2 * model.engine.max_pictures  # a batch is drawn while another is judged
     assert runner.storer.count(model.stream) == most
     assert len(leased(store, job)) == most
     back.set()
