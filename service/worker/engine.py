@@ -162,7 +162,7 @@ class Engine:
     def step(self) -> list[Outcome]:
         """Begin a step, which `wait` ends, and judge the pictures whose steps are done. Return those that ended.
 
-        Judging does not need all cores, so that on a CPU both take place at the same time.
+        On a CPU both take place at the same time, because judging alone would leave cores idle.
         """
         self.wait()
         chosen = self._choose()

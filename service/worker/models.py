@@ -62,8 +62,8 @@ class PictureEngine(Protocol):
     """What works on the pictures of one model. `Engine` samples them, `Uploads` judges those that clients uploaded.
 
     Called by one thread. `admit`, `step` and `wait` raise an error only if the device itself has failed.
-    `max_pictures`: in progress or being stored, besides those that are judged. `judged_at`: begin and end of the last
-    judging, in seconds since 1970.
+    `max_pictures`: in progress or being stored, without those that are drawn and not yet judged. `judged_at`: begin and
+    end of the last judging, in seconds since 1970.
     """
 
     max_pictures: int

@@ -130,7 +130,7 @@ def test_a_picture_is_the_same_alone_and_in_a_batch_that_others_join() -> None:
 
 
 def test_pictures_are_judged_while_others_take_their_next_step(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A step that begins after one has drawn a picture ends only once this is judged, which a dropped one never is."""
+    """Here the second step cannot end before the first picture is judged. A picture dropped meanwhile is gone."""
     one, judged = engine(), threading.Event()
     one.admit([picture(0, options=PictureOptions(steps=1)), picture(1, options=PictureOptions(steps=3))])
     assert one.step() == []
