@@ -32,6 +32,7 @@ else:  # pydantic cannot validate a UPath, whose package is installed only if an
 
 
 PREFIX = "LABELGRID_"
+HEARTBEATS = 4  # while a lease lasts
 CLIENTS = {"LABELGRID_URL", "LABELGRID_API_KEY"}  # variables that the client reads
 
 
@@ -182,7 +183,7 @@ class Settings(BaseSettings):
     @property
     def heartbeat_s(self) -> float:
         """How often a worker reports that it is alive and renews its pictures' leases."""
-        return self.lease_s / 4
+        return self.lease_s / HEARTBEATS
 
     @property
     def keep_s(self) -> int:

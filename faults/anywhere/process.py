@@ -32,13 +32,14 @@ LINES = (
     "service.worker.process",
     "service.store.hub",
 )
-SHORTENED = {
+SHORTENED = {  # so that each trial, which may take half a second, reaches what takes place now and then
     "service.api.app": {"STORAGE_EVERY_S": 0.0},
+    "service.settings": {"HEARTBEATS": 30},
     "service.store.hub": {"RECONNECT_S": 0.2},
     "service.webhooks.sender": {"LEASE_S": 3.0, "LOOK_S": 0.2, "BACKOFF_S": 0.2},
     "service.worker.job_files": {"RETRY_S": 0.2},
     "service.worker.models": {"IDLE_MODEL_S": 0.3},  # so that each trial loads the other model and the evaluator
-    "service.worker.process": {"PRUNE_EVERY_S": 1.0, "CLEAN_EVERY_S": 1},
+    "service.worker.process": {"PRUNE_EVERY_S": 0.1, "CLEAN_EVERY_S": 1},
     "service.worker.runner": {"CHECK_EVERY_S": 0.2, "OTHERS_FIRST_S": 0.1, "RETRY_S": 1.0, "LIVE_EVERY_S": 0.02},
 }
 VICTIMS = {"victim": "beefbeef", "upload": "feedfeed"}  # request id -> the end of the job's id

@@ -18,6 +18,7 @@ from pydantic import SecretStr
 from redis import Redis
 
 import service.webhooks.sender
+from service.files import PictureFiles
 from service.local.demo import free_port
 from service.settings import Settings
 from service.store import workers
@@ -27,7 +28,7 @@ from service.worker.runner import Runner
 from tests.conftest import serving
 from tests.paths import ROOT
 from tests.service.processes import environment, until, until_it_answers
-from tests.service.store.helpers import done_count, stored
+from tests.service.store.helpers import stored
 from tests.service.telemetry.conftest import ASYNC, SECRET
 from tests.service.webhooks.conftest import attempt
 from tests.service.worker.conftest import model_of, run, settle, started
@@ -137,13 +138,12 @@ def test_all_work_for_a_request_is_under_its_span(
 def test_a_failed_span_says_why(
     api: httpx.Client, runner: Runner, spans: Spans, hooked: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # One more than a batch, so that the first pictures are read again for the grid.
+    # One more than a batch, so that pictures have to be read for the grid.
     labels = [["red cube"]] * (model_of(runner).engine.max_pictures + 1)
     body = {**BODY, "labels": labels, "webhook": "http://127.0.0.1/", "webhook_events": ["failed"]}
     job_id = api.post("/generate", json=body, headers=GIVEN).json()["id"]
-    while not done_count(runner.store, job_id):
-        runner.run_once()
-    runner.storage.files.write(job_id, "0.png", b"no PNG")
+    write = PictureFiles.write
+    monkeypatch.setattr(PictureFiles, "write", lambda files, job, name, png: write(files, job, name, b"no PNG"))
     finish(runner, job_id)
     monkeypatch.setattr(service.webhooks.sender, "post", answering(500))
     attempt(hooked, job_id, "failed")
