@@ -205,8 +205,11 @@ def _write(
     batch = {0: torch.export.Dim("batch")} if has_batch else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter warns about itself
+        # Once it has computed its constants, torch can export it without Python's bytecode, which takes half the time.
+        with torch.no_grad():
+            graph.eval()(**inputs)
         program = torch.onnx.export(
-            graph.eval(), kwargs=inputs, input_names=list(inputs), dynamo=True, verbose=False,
+            graph, kwargs=inputs, input_names=list(inputs), dynamo=True, verbose=False,
             output_names=[name for name in meanings if name not in inputs],
             dynamic_shapes=dict.fromkeys(inputs, batch),
         )  # fmt: skip

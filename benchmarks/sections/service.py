@@ -66,7 +66,7 @@ def bare(stepper: Stepper, options: SamplingOptions, count: int) -> Callable[[],
 
 
 def measure(quick: bool) -> Data:
-    requests, larger, rounds, singles = (16, 8, 1, 3) if quick else (96, CLIENTS, 3, 15)
+    requests, larger, rounds, singles = (16, 8, 1, 3) if quick else (192, CLIENTS, 3, 15)
     ours, distilled, settings = subject.promoted(), subject.distilled(), Settings()
     count = 3 * AT_ONCE if not quick else AT_ONCE
     stepper = ours.stepper()
