@@ -121,10 +121,14 @@ class OneCall(nn.Module):
         return prediction, self.enlarge(*small, *(painted or self.upsampler.paint(labels) or ()))
 
     def predict(self, x: Tensor, *trunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Return the prediction, x0_hat and the features, by what the denoiser's `trunk` returns."""
-        features = self.denoiser.last_level(*trunk)
-        prediction = self.denoiser.paint(features)
-        return prediction, self.p * x + self.q * prediction, features
+        """Return the prediction, x0_hat and the features, by what the denoiser's `trunk` returns.
+
+        In float32 everywhere: rounded to bfloat16, these layers give small pictures away (docs/dev/decisions.md).
+        """
+        with exact(x.device):
+            features = self.denoiser.last_level(*(one.float() for one in trunk))
+            prediction = self.denoiser.paint(features)
+            return prediction, self.p * x + self.q * prediction, features
 
     def enlarge(self, x0_hat: Tensor, features: Tensor, *painted: Tensor) -> Tensor:
         """Return the finished pictures."""

@@ -219,6 +219,21 @@ def test_with_an_upsampler_that_sees_features_a_picture_is_one_call(
             stepper.new_row(labels[0], options, 0)
 
 
+def test_autocast_rounds_neither_the_small_picture_nor_the_features(tmp_path: Path) -> None:
+    base = publish_toy_denoiser(tmp_path, "toy", 0, positions=True, rotations=True)
+    publish_toy_upsampler(tmp_path, "whole", base, features=8, sampling=ONE_STEP.model_dump(mode="json"))
+    one_call = load_denoiser(tmp_path / "whole.safetensors").one_call
+    assert one_call is not None
+    x, labels, keep = torch.randn(2, *one_call.image_shape), torch.zeros(2, one_call.num_labels, 5), torch.ones(2) > 0
+    with torch.inference_mode():
+        with torch.autocast("cpu", torch.bfloat16):
+            trunk = one_call.denoiser.trunk(x, torch.full((2,), 999), labels, keep)
+            rounded = one_call.predict(x, *trunk)
+        assert trunk[0].dtype == torch.bfloat16
+        for one, other in zip(rounded, one_call.predict(x, *(part.float() for part in trunk)), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
 def test_an_upsampler_that_sees_features_needs_a_model_of_one_step(tmp_path: Path) -> None:
     base = publish_toy_denoiser(tmp_path, "toy", 0)
     publish_toy_upsampler(tmp_path, "whole", base, features=8, sampling=OPTIONS.model_dump(mode="json"))
