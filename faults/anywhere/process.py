@@ -32,7 +32,8 @@ LINES = (
     "service.worker.process",
     "service.store.hub",
 )
-SHORTENED = {  # so that each trial, which may take half a second, reaches what takes place now and then
+# So that a trial, which may take half a second, reaches what takes place now and then.
+SHORTENED: dict[str, dict[str, float]] = {
     "service.api.app": {"STORAGE_EVERY_S": 0.0},
     "service.settings": {"HEARTBEATS": 30},
     "service.store.hub": {"RECONNECT_S": 0.2},
