@@ -205,8 +205,8 @@ def _write(
     batch = {0: torch.export.Dim("batch")} if has_batch else {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch's exporter warns about itself
-        # The first call computes constants from sizes, which torch's exporter cannot, unless it interprets bytecode: that
-        # takes a quarter longer.
+        # This computes the constants that depend on sizes. Otherwise torch interprets bytecode to export the graph,
+        # which takes a quarter longer.
         with torch.no_grad():
             graph.eval()(**inputs)
         program = torch.onnx.export(
