@@ -60,8 +60,8 @@ def png_bytes(picture: NDArray[np.uint8], text: dict[str, str] | None = None) ->
     rows = np.empty((height, 1 + width * channels), np.uint8)
     rows[:, 0], rows[:, 1 : 1 + channels] = SUB, pixels[:, :channels]
     np.subtract(pixels[:, channels:], pixels[:, :-channels], out=rows[:, 1 + channels :])
-    # no search for repetitions: sampled pictures have few, and it takes a third of the time (docs/dev/decisions.md)
-    deflate = zlib_ng.compressobj(1, strategy=zlib_ng.Z_HUFFMAN_ONLY)
+    # runs of equal bytes alone: a search for other repetitions takes longer and finds few (docs/dev/decisions.md)
+    deflate = zlib_ng.compressobj(1, strategy=zlib_ng.Z_RLE)
     info = PngInfo()
     for key, value in (text or {}).items():
         info.add_itxt(key, value)
