@@ -124,8 +124,8 @@ class OneStepNetworks(nn.Module):
         """
         upsampler = self.drawing.upsampler
         with exact(z.device):
-            features = self.drawing.denoiser.features(z, t, labels, torch.ones_like(t, dtype=torch.bool))
-            x0_hat = self.drawing.p * z + self.drawing.q * self.drawing.denoiser.paint(features)
+            trunk = self.drawing.denoiser.trunk(z, t, labels, torch.ones_like(t, dtype=torch.bool))
+            _, x0_hat, features = self.drawing.predict(z, *trunk)
             painted = upsampler.paint(labels)
             made = upsampler(x0_hat, corners, side, features, painted)
         shown = made + (in_levels(made.detach()) - made.detach())
