@@ -60,7 +60,7 @@ def png_bytes(picture: NDArray[np.uint8], text: dict[str, str] | None = None) ->
     rows = np.empty((height, 1 + width * channels), np.uint8)
     rows[:, 0], rows[:, 1 : 1 + channels] = SUB, pixels[:, :channels]
     np.subtract(pixels[:, channels:], pixels[:, :-channels], out=rows[:, 1 + channels :])
-    # runs of equal bytes alone: a search for other repetitions takes longer and finds few (docs/dev/decisions.md)
+    # only runs of equal bytes: searching for other repetitions makes sampled pictures larger (docs/dev/decisions.md)
     deflate = zlib_ng.compressobj(1, strategy=zlib_ng.Z_RLE)
     info = PngInfo()
     for key, value in (text or {}).items():
