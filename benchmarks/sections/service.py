@@ -1,9 +1,9 @@
 """The service compared with its bare sampling loop: `python -m benchmarks.sections.service`.
 
 Throughput with 32 clients, each with one open request of one picture or eight, relative to the loop at the worker's
-batch size; of the promoted model and of the one-step model. Latency of one picture over HTTP on an idle service,
-relative to the loop for one picture. Service and loop take turns; while one works, the other sleeps. Loops have batches
-of AT_ONCE pictures, as a worker's on a CPU.
+batch size; of the promoted model, of the one of several steps and of the small one-step model. Latency of one picture
+over HTTP on an idle service, relative to the loop for one picture. Service and loop take turns; while one works, the
+other sleeps. A loop, in batches of AT_ONCE pictures as a worker's on a CPU, is timed before and after the service.
 """
 
 import contextlib
@@ -66,31 +66,36 @@ def bare(stepper: Stepper, options: SamplingOptions, count: int) -> Callable[[],
 
 
 def measure(quick: bool) -> Data:
-    requests, larger, rounds, singles = (16, 8, 1, 3) if quick else (192, CLIENTS, 3, 15)
-    ours, distilled, settings = subject.promoted(), subject.distilled(), Settings()
-    count = 3 * AT_ONCE if not quick else AT_ONCE
+    requests, larger, rounds, singles = (16, 8, 1, 3) if quick else (96, CLIENTS, 5, 15)
+    count = AT_ONCE if quick else 4 * AT_ONCE
+    ours, in_steps, distilled, settings = subject.promoted(), subject.in_steps(), subject.distilled(), Settings()
     stepper = ours.stepper()
     loop = bare(stepper, ours.options, count)
-    one_step_loop = bare(distilled.stepper(), distilled.options, 2 * count)
+    loop_in_steps = bare(in_steps.stepper(), in_steps.options, count)
+    one_step_loop = bare(distilled.stepper(), distilled.options, 3 * count)
     hot = subject.multi_hot(subject.label_lists(1), ours.vocabulary)
-    with stack() as running:
+    with stack(LABELGRID_LOADED_MODELS="3") as running:
         say("  the service is up")
-        saturate(running.port, AT_ONCE)  # warm
-        saturate(running.port, AT_ONCE, model=subject.DISTILLED)
-        loop()
-        one_step_loop()
+        for model in None, subject.IN_STEPS, subject.DISTILLED:
+            saturate(running.port, AT_ONCE, model=model)  # warm
+        for warm in loop, loop_in_steps, one_step_loop:
+            warm()
         served, several, alone, spent, loop_ms = [], [], [], [], []
-        one_step, one_step_alone = [], []
+        steps_served, steps_alone, one_step, one_step_alone = [], [], [], []
         for _ in Deadline(ROUNDS_S).rounds(rounds):
+            begun, before = cpu_s(os.getpid()), loop()
+            loop_ms.append((cpu_s(os.getpid()) - begun) / count * 1000)
             rate, by_process = cpu_ms(running, requests)
             served.append(rate)
             spent.append(by_process)
             several.append(saturate(running.port, larger, size=SEVERAL))
-            begun = cpu_s(os.getpid())
-            alone.append(loop())
-            loop_ms.append((cpu_s(os.getpid()) - begun) / count * 1000)
+            alone.append((before + loop()) / 2)
+            before = loop_in_steps()
+            steps_served.append(saturate(running.port, requests, model=subject.IN_STEPS))
+            steps_alone.append((before + loop_in_steps()) / 2)
+            before = one_step_loop()
             one_step.append(saturate(running.port, larger, size=SEVERAL, model=subject.DISTILLED))
-            one_step_alone.append(one_step_loop())
+            one_step_alone.append((before + one_step_loop()) / 2)
         say(f"  {requests} requests of {CLIENTS} clients against the bare loop, {len(served)} rounds: done")
         end_to_end, one = [], []
         with contextlib.closing(HTTPConnection("127.0.0.1", running.port)) as client:
@@ -103,6 +108,7 @@ def measure(quick: bool) -> Data:
         "figures": {
             "service.saturation_fraction": paired(served, alone),
             "service.saturation_fraction_several": paired(several, alone),
+            "service.steps_fraction": paired(steps_served, steps_alone),
             "service.one_step_fraction": paired(one_step, one_step_alone),
             "service.pictures_per_s": figure(served),
             "service.cpu_ms_beside_loop": figure(
@@ -113,6 +119,8 @@ def measure(quick: bool) -> Data:
             "service.single_ratio": paired(end_to_end, one),
         },
         "several_pictures_per_s": figure(several),
+        "steps_pictures_per_s": figure(steps_served),
+        "steps_bare_pictures_per_s": figure(steps_alone),
         "one_step_pictures_per_s": figure(one_step),
         "one_step_bare_pictures_per_s": figure(one_step_alone),
         "bare_pictures_per_s": figure(alone),
@@ -133,25 +141,22 @@ def report(data: Data) -> list[Piece]:
     figures = data["figures"]
     table = Table(["measurement", "service", "bare loop", "ratio"])
     ratio = figures["service.single_ratio"]
-    for fraction, rate, requests in (
-        (figures["service.saturation_fraction"], figures["service.pictures_per_s"], "1 picture per request"),
+    for name, rates, alone, requests in (
+        ("saturation_fraction", figures["service.pictures_per_s"], "bare", "1 picture per request"),
+        ("saturation_fraction_several", data["several_pictures_per_s"], "bare", f"{SEVERAL} pictures per request"),
+        ("steps_fraction", data["steps_pictures_per_s"], "steps_bare", f"1 picture per request, `{subject.IN_STEPS}`"),
         (
-            figures["service.saturation_fraction_several"],
-            data["several_pictures_per_s"],
-            f"{SEVERAL} pictures per request",
-        ),
-        (
-            figures["service.one_step_fraction"],
+            "one_step_fraction",
             data["one_step_pictures_per_s"],
-            f"{SEVERAL} pictures per request, one-step model",
+            "one_step_bare",
+            f"{SEVERAL} pictures per request, `{subject.DISTILLED}`",
         ),
     ):
-        alone = data["one_step_bare_pictures_per_s" if "one-step" in requests else "bare_pictures_per_s"]
         table.add(
             f"pictures/s, {CLIENTS} clients, batches of {data['batch']}, {requests}",
-            number(rate["median"]),
-            number(alone["median"]),
-            f"{fraction['median']:.3f}",
+            number(rates["median"]),
+            number(data[f"{alone}_pictures_per_s"]["median"]),
+            f"{figures[f'service.{name}']['median']:.3f}",
         )
     table.add(
         "one picture on an idle service, ms",
