@@ -11,6 +11,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from functools import partial
 from http.client import HTTPConnection
 
 from benchmarks import subject
@@ -65,6 +66,12 @@ def bare(stepper: Stepper, options: SamplingOptions, count: int) -> Callable[[],
     return run
 
 
+def beside(loop: Callable[[], float], serve: Callable[[], float]) -> tuple[float, float]:
+    """Return the service's pictures/s, and the loop's, which is measured before and after it."""
+    before = loop()
+    return serve(), (before + loop()) / 2
+
+
 def measure(quick: bool) -> Data:
     requests, larger, rounds, singles = (16, 8, 1, 3) if quick else (96, CLIENTS, 5, 15)
     count = AT_ONCE if quick else 4 * AT_ONCE
@@ -80,8 +87,10 @@ def measure(quick: bool) -> Data:
             saturate(running.port, AT_ONCE, model=model)  # warm
         for warm in loop, loop_in_steps, one_step_loop:
             warm()
+        steps = partial(saturate, running.port, requests, model=subject.IN_STEPS)
+        one_step = partial(saturate, running.port, larger, size=SEVERAL, model=subject.DISTILLED)
         served, several, alone, spent, loop_ms = [], [], [], [], []
-        steps_served, steps_alone, one_step, one_step_alone = [], [], [], []
+        in_steps_rates, one_step_rates = [], []
         for _ in Deadline(ROUNDS_S).rounds(rounds):
             begun, before = cpu_s(os.getpid()), loop()
             loop_ms.append((cpu_s(os.getpid()) - begun) / count * 1000)
@@ -90,12 +99,8 @@ def measure(quick: bool) -> Data:
             spent.append(by_process)
             several.append(saturate(running.port, larger, size=SEVERAL))
             alone.append((before + loop()) / 2)
-            before = loop_in_steps()
-            steps_served.append(saturate(running.port, requests, model=subject.IN_STEPS))
-            steps_alone.append((before + loop_in_steps()) / 2)
-            before = one_step_loop()
-            one_step.append(saturate(running.port, larger, size=SEVERAL, model=subject.DISTILLED))
-            one_step_alone.append((before + one_step_loop()) / 2)
+            in_steps_rates.append(beside(loop_in_steps, steps))
+            one_step_rates.append(beside(one_step_loop, one_step))
         say(f"  {requests} requests of {CLIENTS} clients against the bare loop, {len(served)} rounds: done")
         end_to_end, one = [], []
         with contextlib.closing(HTTPConnection("127.0.0.1", running.port)) as client:
@@ -104,12 +109,14 @@ def measure(quick: bool) -> Data:
                 end_to_end.append(seconds(lambda body=body: post(client, body)))
                 one.append(seconds(lambda: sample(stepper, hot, ours.options, [1])))
     end_to_end, one = end_to_end[1:], one[1:]
+    steps_served, steps_alone = zip(*in_steps_rates, strict=True)
+    one_step_served, one_step_alone = zip(*one_step_rates, strict=True)
     return {
         "figures": {
             "service.saturation_fraction": paired(served, alone),
             "service.saturation_fraction_several": paired(several, alone),
             "service.steps_fraction": paired(steps_served, steps_alone),
-            "service.one_step_fraction": paired(one_step, one_step_alone),
+            "service.one_step_fraction": paired(one_step_served, one_step_alone),
             "service.pictures_per_s": figure(served),
             "service.cpu_ms_beside_loop": figure(
                 sum(one.values()) - ms for one, ms in zip(spent, loop_ms, strict=True)
@@ -121,7 +128,7 @@ def measure(quick: bool) -> Data:
         "several_pictures_per_s": figure(several),
         "steps_pictures_per_s": figure(steps_served),
         "steps_bare_pictures_per_s": figure(steps_alone),
-        "one_step_pictures_per_s": figure(one_step),
+        "one_step_pictures_per_s": figure(one_step_served),
         "one_step_bare_pictures_per_s": figure(one_step_alone),
         "bare_pictures_per_s": figure(alone),
         "single_ms": figure(s * 1000 for s in end_to_end),
