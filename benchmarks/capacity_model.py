@@ -35,7 +35,7 @@ class Costs:
         service, growth, scaling = (content[name] for name in NEEDED)
         rows = sum(service["served_rows"])
         picture_s = 1 / service["figures"]["service.pictures_per_s"]["median"]
-        bare_s = 1 / service["bare_pictures_per_s"]["median"]
+        bare_s = 1 / service["rates"]["one_each"]["loop"]["median"]
         return cls(
             row_s=bare_s / rows,
             other_s=max(0.0, picture_s - bare_s),

@@ -1,9 +1,11 @@
 """The service compared with its bare sampling loop: `python -m benchmarks.sections.service`.
 
 Throughput with 32 clients, each with one open request of one picture or eight, relative to the loop at the worker's
-batch size; of the promoted model, of the one of several steps and of the small one-step model. Latency of one picture
-over HTTP on an idle service, relative to the loop for one picture. Service and loop take turns; while one works, the
-other sleeps. A loop, in batches of AT_ONCE pictures as a worker's on a CPU, is timed before and after the service.
+batch size; of the promoted model, of the one of several steps and of the small one-step model. Beside them a worker's
+engine by itself, which judges and encodes pictures as well: what it lacks of the loop is the evaluator's and the PNGs',
+and what the service lacks of it is HTTP's, Redis' and storage's. Latency of one picture over HTTP on an idle service,
+relative to the loop for one picture. Service, engine and loop take turns; while one works, the others sleep. A loop, in
+batches of AT_ONCE pictures as a worker's on a CPU, is timed before and after the service.
 """
 
 import contextlib
@@ -11,6 +13,7 @@ import json
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from http.client import HTTPConnection
 
@@ -21,8 +24,14 @@ from benchmarks.results import Data, main, say
 from benchmarks.stack import WAIT_S, Stack, cpu_s, stack
 from benchmarks.subject import AT_ONCE
 from benchmarks.timing import Deadline, figure, paired, seconds
+from service.contract.options import PictureOptions
+from service.contract.records import Picture
 from service.settings import Settings
+from service.worker.engine import Engine
+from service.worker.models import ON_CPU
 from shared.diffusion.denoise import Stepper, sample
+from shared.diffusion.model import Denoiser
+from shared.evaluator import Judge, cropping_judge
 from shared.options import SamplingOptions
 
 CLIENTS = 32
@@ -66,58 +75,103 @@ def bare(stepper: Stepper, options: SamplingOptions, count: int) -> Callable[[],
     return run
 
 
-def beside(loop: Callable[[], float], serve: Callable[[], float]) -> tuple[float, float]:
-    """Return the service's pictures/s, and the loop's, which is measured before and after it."""
-    before = loop()
-    return serve(), (before + loop()) / 2
+def judged(stepper: Stepper, options: SamplingOptions, judge: Judge, count: int) -> Callable[[], float]:
+    """Return a measurement of the pictures/s of a worker's engine, which also judges and encodes them."""
+    engine, given = Engine(stepper, subject.ICLEVR, judge, ON_CPU), PictureOptions(**options.model_dump())
+    pictures = [
+        Picture(job=str(i), index=0, labels=tuple(labels), seed=seed, options=given)
+        for i, (labels, seed) in enumerate(zip(subject.label_lists(count), subject.seeds(count), strict=True))
+    ]
+
+    def run() -> float:
+        begun, waiting, ended = time.perf_counter(), list(pictures), 0
+        while ended < count:
+            joining, waiting = waiting[: engine.room], waiting[engine.room :]
+            engine.admit(joining)
+            ended += len(engine.step())
+        return count / (time.perf_counter() - begun)
+
+    return run
+
+
+@dataclass
+class Beside:
+    """The pictures/s, by round, of the service with one model, of a worker's engine by itself, and of the bare loop."""
+
+    serve: Callable[[], float]
+    engine: Callable[[], float]
+    loop: Callable[[], float]
+
+    def __post_init__(self) -> None:
+        self.served, self.by_engine, self.by_loop = list[float](), list[float](), list[float]()
+
+    def measure(self) -> None:
+        """Measure a round; the loop is timed before and after the service."""
+        before = self.loop()
+        self.served.append(self.serve())
+        self.by_engine.append(self.engine())
+        self.by_loop.append((before + self.loop()) / 2)
 
 
 def measure(quick: bool) -> Data:
     requests, larger, rounds, singles = (16, 8, 1, 3) if quick else (96, CLIENTS, 5, 15)
     count = AT_ONCE if quick else 4 * AT_ONCE
     ours, in_steps, distilled, settings = subject.promoted(), subject.in_steps(), subject.distilled(), Settings()
-    stepper = ours.stepper()
-    loop = bare(stepper, ours.options, count)
-    loop_in_steps = bare(in_steps.stepper(), in_steps.options, count)
-    one_step_loop = bare(distilled.stepper(), distilled.options, 3 * count)
-    hot = subject.multi_hot(subject.label_lists(1), ours.vocabulary)
+    evaluator, stepper = subject.evaluator(), ours.stepper()
+
+    def loops(denoiser: Denoiser, own: Stepper, count: int) -> tuple[Callable[[], float], Callable[[], float]]:
+        judge = cropping_judge(evaluator, denoiser.aspect)
+        return judged(own, denoiser.options, judge, count), bare(own, denoiser.options, count)
+
+    engine, loop = loops(ours, stepper, count)
     with stack(LABELGRID_LOADED_MODELS="3") as running:
         say("  the service is up")
-        for model in None, subject.IN_STEPS, subject.DISTILLED:
-            saturate(running.port, AT_ONCE, model=model)  # warm
-        for warm in loop, loop_in_steps, one_step_loop:
-            warm()
-        steps = partial(saturate, running.port, requests, model=subject.IN_STEPS)
-        one_step = partial(saturate, running.port, larger, size=SEVERAL, model=subject.DISTILLED)
-        served, several, alone, spent, loop_ms = [], [], [], [], []
-        in_steps_rates, one_step_rates = [], []
-        for _ in Deadline(ROUNDS_S).rounds(rounds):
-            begun, before = cpu_s(os.getpid()), loop()
-            loop_ms.append((cpu_s(os.getpid()) - begun) / count * 1000)
+        spent = list[dict[str, float]]()
+
+        def serve() -> float:
             rate, by_process = cpu_ms(running, requests)
-            served.append(rate)
             spent.append(by_process)
-            several.append(saturate(running.port, larger, size=SEVERAL))
-            alone.append((before + loop()) / 2)
-            in_steps_rates.append(beside(loop_in_steps, steps))
-            one_step_rates.append(beside(one_step_loop, one_step))
-        say(f"  {requests} requests of {CLIENTS} clients against the bare loop, {len(served)} rounds: done")
+            return rate
+
+        one_each = Beside(serve, engine, loop)
+        several = Beside(partial(saturate, running.port, larger, size=SEVERAL), engine, loop)
+        steps = Beside(
+            partial(saturate, running.port, requests, model=subject.IN_STEPS),
+            *loops(in_steps, in_steps.stepper(), count),
+        )
+        one_step = Beside(
+            partial(saturate, running.port, larger, size=SEVERAL, model=subject.DISTILLED),
+            *loops(distilled, distilled.stepper(), 3 * count),
+        )
+        for model, way in (None, one_each), (subject.IN_STEPS, steps), (subject.DISTILLED, one_step):
+            for _ in range(2):  # networks of larger batches are compiled beside the first calls
+                saturate(running.port, AT_ONCE, model=model)
+                way.engine()
+                way.loop()
+        loop_ms = list[float]()
+        for _ in Deadline(ROUNDS_S).rounds(rounds):
+            begun = cpu_s(os.getpid())
+            loop()
+            loop_ms.append((cpu_s(os.getpid()) - begun) / count * 1000)
+            for way in one_each, several, steps, one_step:
+                way.measure()
+        say(f"  {requests} requests of {CLIENTS} clients against the bare loop, {len(loop_ms)} rounds: done")
         end_to_end, one = [], []
+        hot = subject.multi_hot(subject.label_lists(1), ours.vocabulary)
         with contextlib.closing(HTTPConnection("127.0.0.1", running.port)) as client:
             for number_ in range(singles + 1):
                 body = {"labels": subject.label_lists(1), "seed": number_}
                 end_to_end.append(seconds(lambda body=body: post(client, body)))
                 one.append(seconds(lambda: sample(stepper, hot, ours.options, [1])))
     end_to_end, one = end_to_end[1:], one[1:]
-    steps_served, steps_alone = zip(*in_steps_rates, strict=True)
-    one_step_served, one_step_alone = zip(*one_step_rates, strict=True)
+    ways = {"one_each": one_each, "several": several, "steps": steps, "one_step": one_step}
     return {
         "figures": {
-            "service.saturation_fraction": paired(served, alone),
-            "service.saturation_fraction_several": paired(several, alone),
-            "service.steps_fraction": paired(steps_served, steps_alone),
-            "service.one_step_fraction": paired(one_step_served, one_step_alone),
-            "service.pictures_per_s": figure(served),
+            "service.saturation_fraction": paired(one_each.served, one_each.by_loop),
+            "service.saturation_fraction_several": paired(several.served, several.by_loop),
+            "service.steps_fraction": paired(steps.served, steps.by_loop),
+            "service.one_step_fraction": paired(one_step.served, one_step.by_loop),
+            "service.pictures_per_s": figure(one_each.served),
             "service.cpu_ms_beside_loop": figure(
                 sum(one.values()) - ms for one, ms in zip(spent, loop_ms, strict=True)
             ),
@@ -125,12 +179,16 @@ def measure(quick: bool) -> Data:
             "service.single_overhead_ms": figure((a - b) * 1000 for a, b in zip(end_to_end, one, strict=True)),
             "service.single_ratio": paired(end_to_end, one),
         },
-        "several_pictures_per_s": figure(several),
-        "steps_pictures_per_s": figure(steps_served),
-        "steps_bare_pictures_per_s": figure(steps_alone),
-        "one_step_pictures_per_s": figure(one_step_served),
-        "one_step_bare_pictures_per_s": figure(one_step_alone),
-        "bare_pictures_per_s": figure(alone),
+        "rates": {
+            name: {
+                "served": figure(way.served),
+                "engine": figure(way.by_engine),
+                "loop": figure(way.by_loop),
+                "of_engine": paired(way.served, way.by_engine),
+                "of_loop": paired(way.served, way.by_loop),
+            }
+            for name, way in ways.items()
+        },
         "single_ms": figure(s * 1000 for s in end_to_end),
         "single_loop_ms": figure(s * 1000 for s in one),
         "batch": AT_ONCE,
@@ -146,36 +204,33 @@ def measure(quick: bool) -> Data:
 
 def report(data: Data) -> list[Piece]:
     figures = data["figures"]
-    table = Table(["measurement", "service", "bare loop", "ratio"])
-    ratio = figures["service.single_ratio"]
-    for name, rates, alone, requests in (
-        ("saturation_fraction", figures["service.pictures_per_s"], "bare", "1 picture per request"),
-        ("saturation_fraction_several", data["several_pictures_per_s"], "bare", f"{SEVERAL} pictures per request"),
-        ("steps_fraction", data["steps_pictures_per_s"], "steps_bare", f"1 picture per request, `{subject.IN_STEPS}`"),
-        (
-            "one_step_fraction",
-            data["one_step_pictures_per_s"],
-            "one_step_bare",
-            f"{SEVERAL} pictures per request, `{subject.DISTILLED}`",
-        ),
+    table = Table(["measurement", "service", "engine", "bare loop", "of the engine", "of the loop"])
+    for name, requests in (
+        ("one_each", "1 picture per request"),
+        ("several", f"{SEVERAL} pictures per request"),
+        ("steps", f"1 picture per request, `{subject.IN_STEPS}`"),
+        ("one_step", f"{SEVERAL} pictures per request, `{subject.DISTILLED}`"),
     ):
+        rates = {key: found["median"] for key, found in data["rates"][name].items()}
         table.add(
             f"pictures/s, {CLIENTS} clients, batches of {data['batch']}, {requests}",
-            number(rates["median"]),
-            number(data[f"{alone}_pictures_per_s"]["median"]),
-            f"{figures[f'service.{name}']['median']:.3f}",
+            *(number(rates[key]) for key in ("served", "engine", "loop")),
+            *(f"{rates[key]:.3f}" for key in ("of_engine", "of_loop")),
         )
     table.add(
         "one picture on an idle service, ms",
         number(data["single_ms"]["median"]),
+        "",
         number(data["single_loop_ms"]["median"]),
-        f"{ratio['median']:.3f}",
+        "",
+        f"{figures['service.single_ratio']['median']:.3f}",
     )
     overhead = figures["service.single_overhead_ms"]["median"]
     allowed = data["goal_ms"]["median"]
     return [
-        "The service answers over HTTP with verdicts, PNGs and grids; the bare loop only samples. "
-        f"{figures['service.pictures_per_s']['n']} rounds of {data['requests']} requests, {data['singles']} single "
+        "The service answers over HTTP with verdicts, PNGs and grids. *Engine* is that of a worker in a process of its "
+        "own, which judges and encodes the pictures, without HTTP, Redis and storage; the bare loop only samples. "
+        f"{data['rates']['one_each']['served']['n']} rounds of {data['requests']} requests, {data['singles']} single "
         f"pictures. A single picture takes {number(overhead)} ms more than the loop; the goal, 10 ms and 0.15 of the "
         f"loop's time, is {number(allowed)}.",
         table,
