@@ -1,9 +1,9 @@
 """When a job will be done: the network rows that come before its end, over the rate of the live workers.
 
-Pending pictures come in the fair queue's turns (`dispatch` in `jobs.lua`). Those that workers have step together, and
-half of each is taken to be done, since only workers know how far they are. So smaller jobs end before a job, and larger
-ones take as many steps beside it, or end before if workers have no room for its pictures. Later requests are not
-foreseen, nor attempts after the first. docs/performance.md says how far off forecasts are. Knows no Redis.
+Pending pictures come in the fair queue's turns (`dispatch` in `jobs.lua`). Those that workers have step together, and half
+of each is taken to be done, since only workers know how far they are. So smaller jobs end before a job, and larger ones
+take as many steps beside it, or end before if workers have no room for its pictures. Later requests are not foreseen,
+nor attempts after the first. docs/performance.md says how far off forecasts are. Knows no Redis.
 """
 
 import bisect

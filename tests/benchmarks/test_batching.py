@@ -75,6 +75,8 @@ def test_step_costs_are_linear_between_measured_sizes() -> None:
     assert [cost(n) for n in (1, 2, 3, 4, 6, 8, 12)] == [1.0, 1.0, 2.0, 3.0, 3.5, 4.0, 5.0]
 
 
-def test_all_pictures_step_together_in_continuous_batching() -> None:
+def test_a_large_request_waits_for_small_ones_in_continuous_batching() -> None:
     arrivals = [arrival(0.0, 8, steps=8), arrival(1.5, 1, steps=2)]
-    assert simulate(continuous, arrivals, float, max_pictures=16).latencies == [132.0, 50.5]
+    linear = lambda rows: float(rows)  # noqa: E731
+    assert simulate(continuous, arrivals, linear, max_pictures=16).latencies == [132.0, 50.5]
+    assert simulate(continuous, arrivals, linear, max_pictures=16, few=1).latencies == [132.0, 18.5]

@@ -36,7 +36,7 @@ def row(x0_hat: torch.Tensor | None) -> Row:
 
 def member(job: str, index: int, x0_hat: torch.Tensor | None, size: tuple[int, int] = (4, 4)) -> Member:
     picture = Picture(job=job, index=index, labels=("red cube",), seed=1, options=PictureOptions(steps=5))
-    return Member(picture, row(x0_hat), (3, *size))
+    return Member(picture, row(x0_hat), 0, (3, *size))
 
 
 def pixels(one: Event) -> np.ndarray:

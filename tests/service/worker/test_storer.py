@@ -96,10 +96,10 @@ def test_pictures_that_wait_for_storage_are_few(
     runner: Runner, back: threading.Event, store: JobStore, create: Create
 ) -> None:
     model = model_of(runner)
-    job = create(LISTS[:1] * (4 * model.engine.max_pictures + 1), options=ONE_STEP)
+    job = create(LISTS[:1] * (3 * model.engine.max_pictures + 1), options=ONE_STEP)
     for _ in range(6):
         runner.run_once()
-    most = 3 * model.engine.max_pictures  # two batches, and one that was drawn meanwhile
+    most = 2 * model.engine.max_pictures  # a batch is drawn while another is judged
     assert runner.storer.count(model.stream) == most
     assert len(leased(store, job)) == most
     back.set()
