@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from service.worker.step_order import Workload, jobs_to_step, room
 from shared.options import network_rows
 
 SIZES = range(1, 9)  # pictures of a request
@@ -73,6 +74,7 @@ class Request:
     arrival: Arrival
     to_begin: int  # pictures that have not begun
     open: int  # pictures that are not finished
+    since: int = 0  # network rows computed before its last picture began
     answered_at: float = 0.0
 
 
@@ -139,27 +141,35 @@ def simulate(
     arrivals: Sequence[Arrival],
     cost: Callable[[int], float],
     max_pictures: int,
+    few: int | None = None,
+    late: int = 0,
 ) -> Served:
     """Serve arrivals from the first request to the last answer. `cost`: the seconds of a step by its network rows.
 
+    `few` and `late`, as in a worker, with continuous batching only: large requests wait once a step has `few` network
+    rows, and `late` pictures may join beyond `max_pictures`, a few at each step.
     Request-level batching answers a request when its whole batch ends, as if the batch were one call.
     """
     arriving = deque(Request(arrival, arrival.pictures, arrival.pictures) for arrival in arrivals)
     everybody, queue = list(arriving), deque[Request]()
     work, ended = list[Picture](), list[Request]()
-    now = 0.0
+    now, computed = 0.0, 0  # network rows so far
     while arriving or queue or work:
         if not queue and not work:
             now = max(now, arriving[0].arrival.at)
         while arriving and arriving[0].arrival.at <= now:
             queue.append(arriving.popleft())
-        for request, count in zip(queue, policy(queue, len(work), max_pictures - len(work)), strict=False):
+        places = room(len(work), max_pictures, late if policy is continuous else 0)
+        for request, count in zip(queue, policy(queue, len(work), places), strict=False):
+            request.since = computed
             request.to_begin -= count
             work += [Picture(request, request.arrival.steps) for _ in range(count)]
         while queue and not queue[0].to_begin:
             queue.popleft()
-        now += cost(sum(picture.rows for picture in work))
-        for picture in work:
+        chosen = _next_pictures(work, computed, few) if few is not None and policy is continuous else work
+        rows = sum(picture.rows for picture in chosen)
+        now, computed = now + cost(rows), computed + rows
+        for picture in chosen:
             picture.steps_left -= 1
             if not picture.steps_left:
                 picture.request.open -= 1
@@ -171,3 +181,10 @@ def simulate(
                 request.answered_at = now
             ended.clear()
     return Served([request.answered_at - request.arrival.at for request in everybody], now)
+
+
+def _next_pictures(work: list[Picture], computed: int, few: int) -> list[Picture]:
+    """Choose the pictures that step next, as a worker does."""
+    pictures = ((one.request, Workload(one.rows, one.rows * one.steps_left, one.request.since)) for one in work)
+    chosen = set(jobs_to_step(pictures, computed, few))
+    return [one for one in work if one.request in chosen]

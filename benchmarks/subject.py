@@ -18,7 +18,9 @@ from shared.vocabulary import ICLEVR, Vocabulary
 
 DISTILLED = "iclevr-64-1step"
 IN_STEPS = "iclevr-320x240"  # samples in several steps, as other libraries do; the promoted one takes a single call
-AT_ONCE = ON_CPU.pictures  # a worker's batch on a CPU, which the loops and simulations without a worker have, too
+# A worker's batch on a CPU, which the loops and simulations without a worker have, too: pictures that are in progress,
+# pictures that may join beyond, and the network rows from which large jobs wait for small ones.
+AT_ONCE, LATE, FEW_ROWS = ON_CPU.pictures, ON_CPU.late_pictures, ON_CPU.efficient_rows
 
 
 def promoted() -> Denoiser:

@@ -164,7 +164,8 @@ class Settings(BaseSettings):
     engine: EngineName = "auto"
     """What computes the networks: openvino, on a CPU only; torch; or auto, OpenVINO on a CPU where it is installed."""
     batch_pictures: int | None = Field(default=None, ge=1)
-    """Maximum number of pictures that a worker samples at the same time. If unset, 16 on a CPU and 64 on a GPU."""
+    """Maximum number of pictures that a worker samples at the same time, all stepping together. If unset, it is 16 on a
+    CPU and 64 on a GPU, and large jobs give way to small ones (docs/architecture.md)."""
     loaded_models: int = Field(default=2, ge=1)
     """Maximum number of models that a worker keeps loaded, those used last."""
     storage_timeout_s: float = Field(default=120.0, gt=0)

@@ -9,7 +9,7 @@ from benchmarks import subject
 from benchmarks.batching import POLICIES, StepCost, continuous, mean_network_rows, poisson, simulate
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main
-from benchmarks.subject import AT_ONCE
+from benchmarks.subject import AT_ONCE, FEW_ROWS, LATE
 from benchmarks.timing import figure, in_turn, percentile
 from shared.options import SamplingOptions
 
@@ -39,15 +39,19 @@ def summary(latencies: list[float]) -> Data:
 def simulated(step_s: dict[int, float]) -> Data:
     """Return what the policies reach at these costs."""
     cost, backlog = StepCost(step_s), poisson(1e9, REQUESTS, seed=1)
-    ended = {name: simulate(policy, backlog, cost, AT_ONCE).ended_at for name, policy in POLICIES.items()}
+    ended = {
+        name: simulate(policy, backlog, cost, AT_ONCE, FEW_ROWS, LATE).ended_at for name, policy in POLICIES.items()
+    }
     rate = REQUESTS / ended[CONTINUOUS]
     by_load = {
         str(load): {
-            name: summary(simulate(policy, arriving, cost, AT_ONCE).latencies) for name, policy in POLICIES.items()
+            name: summary(simulate(policy, arriving, cost, AT_ONCE, FEW_ROWS, LATE).latencies)
+            for name, policy in POLICIES.items()
         }
         for load in LOADS
         for arriving in [poisson(load * rate, REQUESTS, seed=7)]
     }
+    together = simulate(continuous, poisson(AT * rate, REQUESTS, seed=7), cost, AT_ONCE)
     apart = simulate(continuous, poisson(1e-6, REQUESTS, seed=7), cost, AT_ONCE)
     at = by_load[str(AT)]
     return {
@@ -58,7 +62,10 @@ def simulated(step_s: dict[int, float]) -> Data:
         "requests_per_s": rate,
         "step_s": step_s,
         "max_pictures": AT_ONCE,
+        "few": FEW_ROWS,
+        "late": LATE,
         "simulated": by_load,
+        "together": summary(together.latencies),
         "alone": summary(apart.latencies),
     }
 
@@ -80,6 +87,16 @@ def out_of_reach(data: Data) -> str:
     )
 
 
+def who_waits(data: Data) -> str:
+    """Say what it gains that large requests wait for small ones."""
+    now, together = data["simulated"][str(AT)][CONTINUOUS], data["together"]
+    return (
+        f"Large requests give way to small ones once a step has {data['few']} network rows: at {AT}, mean, p95 and p99 "
+        f"are {number(now['mean'])}, {number(now['p95'])} and {number(now['p99'])} s, otherwise "
+        f"{number(together['mean'])}, {number(together['p95'])} and {number(together['p99'])} s."
+    )
+
+
 def report(data: Data) -> list[Piece]:
     table = Table(["load", "policy", "mean s", "p95", "p99"])
     for load, by in data["simulated"].items():
@@ -93,8 +110,9 @@ def report(data: Data) -> list[Piece]:
         f"other; above a load of about 0.5 its latency never settles. A load of 1 is {data['requests_per_s']:.2f} "
         f"requests/s, continuous batching's rate on a backlog. {REQUESTS} requests have 1 to 8 pictures, 4 to 16 steps "
         f"and guidance 1 or 3, {mean_network_rows():.0f} network rows on average. {data['max_pictures']} pictures are "
-        "in progress.",
+        f"in progress, in continuous batching up to {data['late']} more.",
         table,
+        who_waits(data),
         out_of_reach(data),
     ]
 

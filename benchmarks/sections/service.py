@@ -28,6 +28,7 @@ from service.contract.options import PictureOptions
 from service.contract.records import Picture
 from service.settings import Settings
 from service.worker.engine import Engine
+from service.worker.models import ON_CPU
 from shared.diffusion.denoise import Stepper, sample
 from shared.diffusion.model import Denoiser
 from shared.evaluator import Judge, cropping_judge
@@ -76,7 +77,7 @@ def bare(stepper: Stepper, options: SamplingOptions, count: int) -> Callable[[],
 
 def judged(stepper: Stepper, options: SamplingOptions, judge: Judge, count: int) -> Callable[[], float]:
     """Return a measurement of the pictures/s of a worker's engine, which also judges and encodes them."""
-    engine, given = Engine(stepper, subject.ICLEVR, judge, AT_ONCE), PictureOptions(**options.model_dump())
+    engine, given = Engine(stepper, subject.ICLEVR, judge, ON_CPU), PictureOptions(**options.model_dump())
     pictures = [
         Picture(job=str(i), index=0, labels=tuple(labels), seed=seed, options=given)
         for i, (labels, seed) in enumerate(zip(subject.label_lists(count), subject.seeds(count), strict=True))

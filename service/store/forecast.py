@@ -1,9 +1,10 @@
 """When a job will be done: the network rows that come before its end, over the rate of the live workers.
 
-Pending pictures come in the fair queue's turns (`dispatch` in `jobs.lua`). Those that workers have step together, and half
-of each is taken to be done, since only workers know how far they are. So smaller jobs end before a job, and larger ones
-take as many steps beside it, or end before if workers have no room for its pictures. Later requests are not foreseen,
-nor attempts after the first. docs/performance.md says how far off forecasts are. Knows no Redis.
+Pending pictures come in the fair queue's turns (`dispatch` in `jobs.lua`). Of the pictures that workers have, those of
+smaller jobs step first (`step_order.py`), and half of each is taken to be done, since only workers know how far they
+are. Larger jobs come before in two cases: workers have no room for more pictures, or a step would have too few rows.
+Later requests are not foreseen, nor attempts after the first. docs/performance.md says how far off forecasts are. Knows
+no Redis.
 """
 
 import bisect
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 HALF = 0.5  # of a picture in progress is done
+STEPPING = 10  # pictures that step together, of larger jobs if the job itself has fewer
 
 
 @dataclass(frozen=True)
@@ -63,7 +65,7 @@ class Forecast:
 
 @dataclass(frozen=True)
 class WorkerSpeed:
-    """Network rows a second, and how many pictures a worker samples at the same time."""
+    """Network rows a second, and how many pictures a worker has at most. A free one takes half as many at once."""
 
     rows_per_s: float
     max_pictures: int
@@ -116,15 +118,14 @@ class FairQueue:
         before = sum(rows for size, (_, rows) in others.items() if size <= job.size)
         larger = [(pictures, rows) for size, (pictures, rows) in sorted(others.items()) if size > job.size and pictures]
         n_larger = sum(pictures for pictures, _ in larger)
-        room = sum(one.max_pictures for one in fastest)
-        beside = min(sum(rows for _, rows in larger), max(0, min(n_larger, room - left)) * job.rows / left)
-        excess = n_larger + left - room
+        beside = min(sum(rows for _, rows in larger), max(0, min(n_larger, STEPPING - left)) * job.cost)
+        excess = n_larger + left - sum(one.max_pictures for one in fastest)
         for_room = 0.0  # rows of larger jobs that end before a worker has room for the job's last picture
         for pictures, rows in larger if job.pending else ():
             for_room += rows * min(1.0, max(0.0, excess / pictures))
             excess -= pictures
         before += max(beside, for_room)
-        own = fastest[: math.ceil(left / fastest[0].max_pictures)]
+        own = fastest[: math.ceil(2 * left / fastest[0].max_pictures)]
         return Forecast(ahead, job.rows / _rate(own) + before / _rate(fastest))
 
     def _others(self, job: OpenJob) -> tuple[int, dict[int, tuple[float, float]]]:

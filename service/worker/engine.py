@@ -17,6 +17,7 @@ from torch import Tensor
 from service.contract.recipe import Recipe
 from service.contract.records import FinishedPicture, Picture, Verdict
 from service.worker.judge import Failed, Outcome, PictureKey, Places, end_pictures, judge_pictures
+from service.worker.step_order import Workload, jobs_to_step, room
 from shared.device import THREADS, overlaps
 from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.edits import places_of, with_objects
@@ -26,6 +27,14 @@ from shared.pictures import png_bytes, resized, sheet, to_uint8
 from shared.vocabulary import Vocabulary
 
 PREVIEW_SIDE = 64  # pixels at most
+
+
+@dataclass(frozen=True)
+class BatchSizes:
+    pictures: int  # of a batch
+    rows: int  # largest network call
+    efficient_rows: int | None = None  # from which large jobs wait for small ones; None: all pictures step together
+    late_pictures: int = 0  # that may join beyond `pictures`, a few at each step
 
 
 @dataclass(frozen=True)
@@ -48,6 +57,7 @@ class Member:
 
     picture: Picture
     row: Row
+    joined_at: int  # network rows that the batch had computed then
     shape: tuple[int, int, int]  # (C, H, W) of the finished picture
     before: Sequence[Verdict] = ()  # on earlier attempts
     best: Drawn | None = None  # of them
@@ -74,7 +84,7 @@ class Member:
 
 
 class Engine:
-    """The batch of one model: pictures of any labels and options, which all step together.
+    """The batch of one model: pictures of any labels and options, of which large jobs may have to wait.
 
     A `PictureEngine` of `models.py`. If a step raises, it is repeated for each half of its pictures; only a picture
     that fails alone is given up. `recipe` returns the recipe that a picture's PNG carries.
@@ -85,24 +95,25 @@ class Engine:
         stepper: Stepper,
         vocabulary: Vocabulary,
         judge: Judge,
-        max_pictures: int,
+        sizes: BatchSizes,
         recipe: Callable[[Picture, Verdict], Recipe | None] = lambda picture, verdict: None,
     ) -> None:
         self.stepper, self.vocabulary, self.judge, self.recipe = stepper, vocabulary, judge, recipe
-        self.max_pictures = max_pictures
+        self.sizes, self.max_pictures = sizes, sizes.pictures + sizes.late_pictures
         self.judged_at = 0.0, 0.0  # begin and end of the last judging, in seconds since 1970
         self._encoding = ThreadPoolExecutor(THREADS, "png")  # zlib lets other threads run
         self._beside = ThreadPoolExecutor(1, "step")
         self.batch: dict[PictureKey, Member] = {}
         self._drawn: dict[PictureKey, Member] = {}  # their steps are done; the next step judges them
         self._stepping: tuple[list[Member], Callable[[], list[Outcome]]] | None = None
+        self._computed = 0  # network rows so far
         self.worked = 0.0  # costs of pictures so far, as forecasts count them (`SamplingOptions.cost`)
         self._failed = list[Outcome]()  # while joining; the next step returns them
 
     @property
     def room(self) -> int:
         """How many more pictures may join now."""
-        return self.max_pictures - len(self.batch)
+        return room(len(self.batch), self.sizes.pictures, self.sizes.late_pictures)
 
     def admit(self, pictures: Sequence[Picture]) -> None:
         """Add pictures to the batch; their first step is its next one."""
@@ -110,7 +121,7 @@ class Engine:
 
     def _join(self, pictures: Sequence[Picture]) -> None:
         for picture, row in zip(pictures, self._rows(pictures), strict=True):
-            self.batch[picture.key] = self._member(picture, row)
+            self.batch[picture.key] = self._member(picture, row, self._computed)
 
     def _rows(self, pictures: Sequence[Picture]) -> list[Row]:
         """Return pictures at their first step, whose layouts are drawn together."""
@@ -134,8 +145,10 @@ class Engine:
         points = [(point.x, point.y) for point in picture.layout]
         return positions_at(self.vocabulary.encode(picture.labels), points, len(self.vocabulary))
 
-    def _member(self, picture: Picture, row: Row, before: Sequence[Verdict] = (), best: Drawn | None = None) -> Member:
-        member = Member(picture, row, self.stepper.picture_shape, before, best)
+    def _member(
+        self, picture: Picture, row: Row, joined_at: int, before: Sequence[Verdict] = (), best: Drawn | None = None
+    ) -> Member:
+        member = Member(picture, row, joined_at, self.stepper.picture_shape, before, best)
         member.record()
         return member
 
@@ -152,11 +165,11 @@ class Engine:
         On a CPU both take place at the same time, because judging alone would leave cores idle.
         """
         self.wait()
-        members = list(self.batch.values())
-        take = partial(self._end, lambda part: self.stepper.step([member.row for member in part]), members)
-        if members:
+        chosen = self._choose()
+        take = partial(self._end, lambda members: self.stepper.step([member.row for member in members]), chosen)
+        if chosen:
             is_beside = self._drawn and overlaps(self.stepper.device)
-            self._stepping = members, self._beside.submit(take).result if is_beside else take
+            self._stepping = chosen, self._beside.submit(take).result if is_beside else take
         drawn, self._drawn = list(self._drawn.values()), {}
         ended, self._failed = self._failed, list[Outcome]()
         return ended + self._end(self._finish, drawn)
@@ -165,15 +178,28 @@ class Engine:
         """End the step that has begun, if there is one."""
         if self._stepping is None:
             return
-        (members, take), self._stepping = self._stepping, None
+        (chosen, take), self._stepping = self._stepping, None
         self._failed += self._remove(take())
-        stepped = [member for member in members if member.picture.key in self.batch]
+        stepped = [member for member in chosen if member.picture.key in self.batch]
         self.worked += sum(member.picture.options.cost / len(member.row.table) for member in stepped)
         for member in stepped:
             self._failed += self._remove(self._end(lambda alone: alone[0].record(), [member]))
         for member in stepped:
             if member.row.done and member.picture.key in self.batch:
                 self._drawn[member.picture.key] = self.batch.pop(member.picture.key)
+
+    def _choose(self) -> list[Member]:
+        """Return the pictures that take the next step."""
+        left = {member: member.row.network_rows() for member in self.batch.values()}
+        chosen = list(left)
+        if self.sizes.efficient_rows is not None:
+            pictures = (
+                (member.picture.job, Workload(rows[0], sum(rows), member.joined_at)) for member, rows in left.items()
+            )
+            stepping = set(jobs_to_step(pictures, self._computed, self.sizes.efficient_rows))
+            chosen = [member for member in chosen if member.picture.job in stepping]
+        self._computed += sum(left[member][0] for member in chosen)
+        return chosen
 
     def _end(
         self, work: Callable[[Sequence[Member]], list[Outcome] | None], members: Sequence[Member]
@@ -208,7 +234,7 @@ class Engine:
             if not verdict.exact and picture.attempt < picture.last:
                 following = replace(picture, attempt=picture.attempt + 1)
                 (row,) = self._rows([following])
-                again.append(self._member(following, row, so_far, best))
+                again.append(self._member(following, row, member.joined_at, so_far, best))
                 continue
             if picture.options.until is not None and picture.options.kept is None:
                 best = replace(best, verdict=best.verdict.model_copy(update={"attempts": so_far}))

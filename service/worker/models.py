@@ -27,7 +27,7 @@ from service.store.forecast import Rate
 from service.telemetry.boundary import confined
 from service.telemetry.logs import get_logger
 from service.worker.checkpoint_cache import CheckpointCache
-from service.worker.engine import Engine
+from service.worker.engine import BatchSizes, Engine
 from service.worker.job_files import JobFiles
 from service.worker.judge import Outcome, PictureKey, Uploads
 from shared.checkpoint import CheckpointError, CheckpointInfo, read_info
@@ -45,15 +45,9 @@ FETCHES_AT_ONCE = 8
 IDLE_MODEL_S = 600.0  # after which a model that nobody uses is unloaded
 
 
-@dataclass(frozen=True)
-class BatchSizes:
-    pictures: int  # of a batch
-    rows: int  # largest network call
-
-
 # Rows/s hardly grow beyond 8 rows, so that larger batches only make each step longer (docs/dev/decisions.md).
-ON_CPU: Final = BatchSizes(pictures=16, rows=64)
-ON_GPU: Final = BatchSizes(pictures=64, rows=256)  # not measured
+ON_CPU: Final = BatchSizes(pictures=16, rows=64, efficient_rows=8, late_pictures=16)
+ON_GPU: Final = BatchSizes(pictures=64, rows=256, efficient_rows=64, late_pictures=64)  # not measured
 
 
 def batch_sizes(settings: Settings, device: torch.device) -> BatchSizes:
@@ -68,8 +62,8 @@ class PictureEngine(Protocol):
     """What works on the pictures of one model. `Engine` samples them, `Uploads` judges those that clients uploaded.
 
     Called by one thread. `admit`, `step` and `wait` raise an error only if the device itself has failed.
-    `max_pictures`: in progress, without those that are drawn and not yet judged. `judged_at`: begin and end of the last
-    judging, in seconds since 1970.
+    `max_pictures`: in progress or being stored, without those that are drawn and not yet judged. `judged_at`: begin and
+    end of the last judging, in seconds since 1970.
     """
 
     max_pictures: int
@@ -271,7 +265,7 @@ class LoadedModels:
                 stepper,
                 denoiser.vocabulary,
                 cropping_judge(judge, denoiser.aspect),
-                batch_sizes(self.settings, self.device).pictures,
+                batch_sizes(self.settings, self.device),
                 recipe=partial(recipe.of_picture, model=made_with, evaluator=judged_by),
             )
         stream = PictureStream(self.connection, self.settings, model.digest, self.consumer)

@@ -208,7 +208,7 @@ class Runner:
         A picture that killed too many workers fails its job.
         """
         unstored = self.storer.count(loaded.stream)  # storage may be slow
-        room = min(loaded.engine.room, 2 * loaded.engine.max_pictures - unstored)
+        room = min(loaded.engine.room, loaded.engine.max_pictures - unstored)
         room = 0 if self._holds_back else max(0, room)
         if not (room or loaded.stream.suspects):
             return

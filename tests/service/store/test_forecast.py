@@ -3,7 +3,7 @@
 import pytest
 from redis import Redis
 
-from service.store.forecast import FairQueue, Forecast, OpenJob, Rate, WorkerSpeed
+from service.store.forecast import STEPPING, FairQueue, Forecast, OpenJob, Rate, WorkerSpeed
 from service.store.functions import call
 from service.store.jobs import JobStore
 from tests.service.store.helpers import add_job, record
@@ -33,9 +33,10 @@ def test_a_job_alone_takes_its_rows_over_the_rate_and_half_of_what_is_in_progres
 
 
 def test_a_job_is_on_as_many_workers_as_its_pictures_need() -> None:
-    assert forecast("a", job("a", 1), rates=(1.0, 4.0, 0.0), max_pictures=2) == Forecast(0, 2.5)
-    assert forecast("a", job("a", 2), rates=(1.0, 4.0), max_pictures=2) == Forecast(0, 5.0)
-    assert forecast("a", job("a", 3), rates=(1.0, 4.0), max_pictures=2) == Forecast(0, 6.0)
+    """A free worker takes half of its pictures at once."""
+    assert forecast("a", job("a", 1), rates=(1.0, 4.0, 0.0), max_pictures=4) == Forecast(0, 2.5)
+    assert forecast("a", job("a", 2), rates=(1.0, 4.0), max_pictures=4) == Forecast(0, 5.0)
+    assert forecast("a", job("a", 3), rates=(1.0, 4.0), max_pictures=4) == Forecast(0, 6.0)
 
 
 def test_pending_pictures_come_in_turns() -> None:
@@ -50,25 +51,23 @@ def test_pending_pictures_come_in_turns() -> None:
     assert (found.ahead, found.seconds) == (2 + 2 + 6, pytest.approx(64.0 + 2 * 1.0 + 2 * 2.0 + 6 * mean))
 
 
-def test_smaller_jobs_end_first_and_larger_ones_take_as_many_steps_beside() -> None:
-    small, large = job("b", 2, dispatched=2), job("c", 4, dispatched=4)
-    assert forecast("a", job("a", 10), small).seconds == 10 * 10.0 + 2 * 5.0
-    assert forecast("a", job("a", 1, cost=2.0), large).seconds == 2.0 + 4 * 2.0
-    assert forecast("a", job("a", 1, dispatched=1, cost=2.0), large).seconds == 1.0 + 4 * 1.0
-    assert forecast("a", job("a", 1, dispatched=1, cost=2.0), large, max_pictures=3).seconds == 1.0 + 2 * 1.0
-    assert forecast("a", job("a", 1, cost=8.0), large).seconds == 8.0 + 4 * 5.0  # they end before
+def test_smaller_jobs_come_first_and_larger_ones_only_fill_a_step() -> None:
+    small, large = job("b", 2, dispatched=2), job("c", 100, dispatched=100)
+    assert forecast("a", job("a", STEPPING), small).seconds == STEPPING * 10.0 + 2 * 5.0
+    assert forecast("a", job("a", STEPPING), large).seconds == STEPPING * 10.0
+    assert forecast("a", job("a", STEPPING - 3), large).seconds == (STEPPING - 3) * 10.0 + 3 * 10.0
+    assert forecast("a", job("a", 1, dispatched=1), job("c", 4, dispatched=4)).seconds == 5.0 + 4 * 5.0
     assert forecast("a", job("a", 1, dispatched=1), large).ahead == 0
 
 
 def test_larger_jobs_come_first_where_no_worker_has_room() -> None:
     """The smaller of them, and as many pictures as must end before the job's last one has room."""
-    others = job("c", 40, dispatched=20), job("d", 40, dispatched=20, cost=100.0)  # of each, 10 pending come before
-    waiting = job("a", 10)
-    assert forecast("a", waiting, *others, max_pictures=70).seconds == 100.0 + 60 * 10.0
-    c, d = 20 * 5.0 + 10 * 10.0, 20 * 50.0 + 10 * 100.0
-    assert forecast("a", waiting, *others, max_pictures=35).seconds == pytest.approx(100.0 + c + d * 5 / 30)
-    dispatched = job("a", 10, dispatched=10)
-    assert forecast("a", dispatched, *others, max_pictures=10).seconds == 50.0
+    others = job("c", 40, dispatched=20), job("d", 40, dispatched=20, cost=100.0)
+    waiting = job("a", STEPPING)
+    assert forecast("a", waiting, *others, max_pictures=70).seconds == STEPPING * 10.0
+    assert forecast("a", waiting, *others, max_pictures=60).seconds == STEPPING * 10.0 + 10 / 30 * (10 + 10) * 10.0
+    dispatched = job("a", STEPPING, dispatched=STEPPING)
+    assert forecast("a", dispatched, *others, max_pictures=10).seconds == STEPPING * 5.0
 
 
 def test_a_job_that_is_not_queued_yet_comes_last() -> None:

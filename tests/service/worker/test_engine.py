@@ -1,4 +1,7 @@
-"""The engine: a picture does not depend on its batch, and one that fails does not affect the others."""
+"""The engine: a picture does not depend on its batch, and one that fails does not affect the others.
+
+Small jobs step before large ones that would delay them, but none waits forever.
+"""
 
 import io
 import threading
@@ -14,7 +17,7 @@ from torch import Tensor
 
 from service.contract.options import PictureOptions
 from service.contract.records import FinishedPicture, Picture
-from service.worker.engine import Engine, frame_size
+from service.worker.engine import BatchSizes, Engine, frame_size
 from service.worker.judge import Failed, Outcome
 from shared.diffusion.denoise import Row, Stepper
 from shared.diffusion.path import NoisePath
@@ -68,9 +71,9 @@ def network() -> ToyNetwork:
     return ToyNetwork(AB, image_shape=(3, 8, 8))
 
 
-def engine(net: ToyNetwork | None = None) -> Engine:
+def engine(net: ToyNetwork | None = None, *, efficient_rows: int | None = None) -> Engine:
     stepper = FaultyStepper(net or network(), NoisePath(AB, "v"))
-    return Engine(stepper, Vocabulary(NAMES), ToyJudge(), 8)
+    return Engine(stepper, Vocabulary(NAMES), ToyJudge(), BatchSizes(8, 64, efficient_rows))
 
 
 def picture(
@@ -152,6 +155,42 @@ def test_pictures_are_judged_while_others_take_their_next_step(monkeypatch: pyte
     assert run(one) == []
 
 
+def test_a_large_job_waits_for_small_ones_and_its_pictures_stay_the_same() -> None:
+    large = [picture(i, options=PictureOptions(steps=6)) for i in range(4)]  # two network rows a step, each
+    large[0] = replace(large[0], trajectory=4)
+    undisturbed = engine()
+    undisturbed.admit(large)
+    expected = {outcome.picture.key: outcome for outcome in run(undisturbed)}
+    net = network()
+    shared = engine(net, efficient_rows=2)
+    shared.admit(large)
+    shared.step()
+    shared.admit([picture(9, job="b"), picture(9, job="c")])  # one network row, six steps
+    outcomes = run(shared)
+    assert [len(call.t) for call in net.calls] == [8] + [2] * 6 + [8] * 5
+    assert [outcome.picture.job for outcome in outcomes] == ["b", "c", *"aaaa"]
+    for outcome in outcomes[2:]:
+        assert np.abs(pixels(outcome) - pixels(expected[outcome.picture.key])).max() <= 1
+    strips = [outcome.trajectory for outcome in (outcomes[2], expected["a", 0]) if isinstance(outcome, FinishedPicture)]
+    with (
+        Image.open(io.BytesIO(strips[0] or b"")) as strip,
+        Image.open(io.BytesIO(strips[1] or b"")) as undisturbed_strip,
+    ):
+        assert strip.size == undisturbed_strip.size == (2 + 4 * 10, 12)
+
+
+def test_a_jobs_turn_follows_from_all_that_it_has_left_and_from_how_long_it_waits() -> None:
+    one, rounds = engine(efficient_rows=1), 0
+    one.admit([picture(0, options=PictureOptions(guidance=1.0, steps=40))])
+    while not one.batch["a", 0].row.step:
+        rounds += 1
+        options = PictureOptions(guidance=1.0, steps=2)
+        one.admit([picture(i, job=str(rounds), options=options) for i in range(3)])
+        for _ in range(2):
+            one.step()
+    assert rounds == 30  # 40 rows less a fifth of the 174 computed are fewer than 6
+
+
 def test_halves_of_a_failed_step_find_the_picture_that_breaks_it_and_the_others_go_on() -> None:
     net = network()
     one = engine(net)
@@ -222,7 +261,7 @@ class Picky(ToyJudge):
 
 
 def picky() -> Engine:
-    return Engine(FaultyStepper(network(), NoisePath(AB, "v")), Vocabulary(NAMES), Picky(), 8)
+    return Engine(FaultyStepper(network(), NoisePath(AB, "v")), Vocabulary(NAMES), Picky(), BatchSizes(8, 64))
 
 
 def until_exact(index: int, attempts: int) -> Picture:
