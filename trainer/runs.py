@@ -25,6 +25,7 @@ from trainer.errors import TrainerError
 
 SAVE_EVERY_S = 300.0
 LOG_EVERY = 50  # steps
+FREE: Final = frozenset({"evaluate_every"})  # fields of a recipe that do not change what is learnt
 
 
 @dataclass
@@ -177,8 +178,8 @@ def load_state(path: Path, recipe: dict[str, Any], network: nn.Module) -> dict[s
 
     On a GPU it would stay in memory beside the network, and AdamW would wait for the GPU to read each parameter's step.
 
-    A run resumes only with the recipe and the shape of `network` that it was started with, since its log describes one
-    of each. Raises TrainerError for another one, and for a damaged file.
+    A run resumes only with the recipe, but for FREE, and the shape of `network` that it was started with, since its log
+    describes one of each. Raises TrainerError for another one, and for a damaged file.
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
@@ -190,7 +191,8 @@ def load_state(path: Path, recipe: dict[str, Any], network: nn.Module) -> dict[s
             f"{path} is not the state of a run of this version; choose another --run, or delete it to start again"
         ) from error
     # a setting that the state lacks is newer than the run, and "auto" means what the run has
-    if changed := [key for key in recipe if recipe[key] not in (before.get(key, recipe[key]), "auto")]:
+    changed = [key for key in recipe if recipe[key] not in (before.get(key, recipe[key]), "auto") and key not in FREE]
+    if changed:
         problem = f"was started with another {changed[0]}"  # from which others may follow, as settings do from the data
         raise TrainerError(f"{path} {problem}; choose another --run or delete it")
     if shapes != {key: value.shape for key, value in network.state_dict().items()}:

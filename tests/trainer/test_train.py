@@ -158,6 +158,19 @@ def test_another_recipe_is_refused(tmp_path: Path) -> None:
         fit(tmp_path, 2)
 
 
+def test_a_run_may_be_evaluated_at_other_steps_when_it_is_resumed(tmp_path: Path) -> None:
+    """How often that is does not change what is learnt."""
+    seldom, often = (CONFIG.model_copy(update={"evaluate_every": every}) for every in (3, 2))
+    whole = fit(tmp_path / "whole", 6, seldom)
+    fit(tmp_path / "parts", 3, seldom, shown=figures(0.5))
+    again = fit(tmp_path / "parts", 6, often, shown=figures(0.4, 0.3))
+    assert (again.run.resumed_at, again.config.evaluate_every) == (3, 2)
+    assert [one["step"] for one in lines(tmp_path / "parts") if "held_out_loss" in one] == [3, 4, 6]
+    for kind in ("raw", "short", "long"):
+        wanted, got = (one.averages.network(kind).state_dict() for one in (whole, again))
+        assert all(torch.equal(wanted[key], got[key]) for key in wanted), kind
+
+
 def test_figures_are_logged(tmp_path: Path) -> None:
     run = fit(tmp_path, 2, EVERY_STEP, shown=({"test/accuracy": 0.25}, {"test/accuracy": 0.5})).run
     assert run.history == [{"test/accuracy": 0.25}, {"test/accuracy": 0.5}]
