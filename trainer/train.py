@@ -154,29 +154,34 @@ def make_optimizers(network: nn.Module, config: RunConfig) -> list[torch.optim.O
     """Return AdamW for all parameters, or Muon for the inner matrices and AdamW for all else.
 
     All else is the network's first and last layers, which its `edges` name, embeddings and vectors. `match_rms_adamw`
-    gives Muon's update the size of AdamW's (Liu et al. 2025, sec. 2.2), so both share one learning rate. AdamW alone
-    heeds the network's `lr_shares`: of parameters whose names begin so, the share of the rate at which they learn.
+    gives Muon's update the size of AdamW's (Liu et al. 2025, sec. 2.2), so both share one learning rate. Each has a
+    group of parameters for every value of the network's `lr_shares`: of parameters whose names begin so, the `share` of
+    the rate at which they learn.
     """
-    if config.optimizer == "adamw":
-        shares: dict[str, float] = getattr(network, "lr_shares", {})
-        groups = defaultdict[float, list[nn.Parameter]](list)
-        for name, parameter in network.named_parameters():
-            groups[share_of(name, shares)].append(parameter)
-        parts = [{"params": parameters, "share": share} for share, parameters in groups.items()]
-        return [torch.optim.AdamW(parts, config.lr, config.betas, weight_decay=config.weight_decay, fused=True)]
-    matrices: list[nn.Parameter] = []
-    others: list[nn.Parameter] = []
+    shares: dict[str, float] = getattr(network, "lr_shares", {})
+    inner = inner_matrices(network) if config.optimizer == "muon" else set[nn.Parameter]()
+    for_muon, for_adamw = (defaultdict[float, list[nn.Parameter]](list) for _ in range(2))
+    for name, parameter in network.named_parameters():
+        (for_muon if parameter in inner else for_adamw)[share_of(name, shares)].append(parameter)
+    muon, adamw = (
+        [{"params": parameters, "share": share} for share, parameters in groups.items()]
+        for groups in (for_muon, for_adamw)
+    )
+    optimizers = list[torch.optim.Optimizer]()  # torch takes none without parameters
+    if muon:
+        optimizers.append(torch.optim.Muon(muon, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw"))
+    if adamw:
+        decay = 0.0 if config.optimizer == "muon" else config.weight_decay
+        optimizers.append(torch.optim.AdamW(adamw, config.lr, config.betas, weight_decay=decay, fused=True))
+    return optimizers
+
+
+def inner_matrices(network: nn.Module) -> set[nn.Parameter]:
+    """Return a network's matrices, but for those of the layers that its `edges` name and for embeddings."""
     edges: tuple[str, ...] = getattr(network, "edges", ())
     tables = {one.weight for one in network.modules() if isinstance(one, nn.Embedding)}
-    for name, parameter in network.named_parameters():
-        inside = parameter.ndim == 2 and not name.startswith(edges) and parameter not in tables
-        (matrices if inside else others).append(parameter)
-    optimizers = list[torch.optim.Optimizer]()  # torch takes none without parameters
-    if matrices:
-        optimizers.append(torch.optim.Muon(matrices, config.lr, config.weight_decay, adjust_lr_fn="match_rms_adamw"))
-    if others:
-        optimizers.append(torch.optim.AdamW(others, config.lr, config.betas, weight_decay=0.0, fused=True))
-    return optimizers
+    matrices = {one for name, one in network.named_parameters() if one.ndim == 2 and not name.startswith(edges)}
+    return matrices - tables
 
 
 def share_of(name: str, shares: dict[str, float]) -> float:

@@ -414,6 +414,26 @@ def test_an_update_of_muon_has_the_size_of_one_of_adamw() -> None:
     assert 0.15 < float((network["up"].weight.detach() - before).square().mean().sqrt()) / config.lr < 0.25
 
 
+@pytest.mark.parametrize(("optimizer", "count"), [("adamw", 1), ("muon", 2)])
+def test_a_parameter_learns_at_its_share_of_the_rate(tmp_path: Path, optimizer: str, count: int) -> None:
+    """Of the middle layer Muon takes the matrix, and AdamW the vector."""
+    config = CONFIG.model_copy(update={"optimizer": optimizer})
+    updates = []
+    for share in (1.0, 0.1):
+        torch.manual_seed(0)
+        network = nn.Sequential(nn.Linear(1, 8), nn.Linear(8, 8), nn.Linear(8, 1))
+        network.edges, network.lr_shares = ("0.", "2."), {"1.": share}  # type: ignore[assignment]
+        before = {name: value.detach().double().clone() for name, value in network.named_parameters()}
+        trained = train(Line(), network, config, tmp_path / str(share), Budget(steps=1), device=CPU)
+        assert len(trained.optimizers) == count
+        updates.append({name: value.detach().double() - before[name] for name, value in network.named_parameters()})
+    whole, part = updates
+    for name, update in whole.items():
+        assert float(update.abs().max()) > 1e-3
+        wanted = update * (0.1 if name.startswith("1.") else 1.0)
+        torch.testing.assert_close(part[name], wanted, rtol=0, atol=1e-7, msg=lambda text, name=name: f"{name}: {text}")
+
+
 @pytest.mark.parametrize("n", [3, 10])
 def test_epochs_see_every_example_once(n: int) -> None:
     seen = torch.cat([batch_indices(n, 4, seed=3, step=step) for step in range(n)])
