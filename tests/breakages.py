@@ -205,12 +205,12 @@ BREAKAGES = [
     ),
     Breakage(
         "parts of a batch add up to its gradient",
-        "trainer/train.py", "own = objective(wrapper or network, *inputs) / len(parts)",
-        "own = objective(wrapper or network, *inputs)", "tests/trainer/test_train.py",
+        "trainer/train.py", "own = self.objective(wrapper or training.network, *inputs) / len(self.parts)",
+        "own = self.objective(wrapper or training.network, *inputs)", "tests/trainer/test_train.py",
     ),
     Breakage(
         "patience ends a run",
-        "trainer/train.py", "if patience and best and best.worse_since >= patience:", "if False:",
+        "trainer/train.py", "if self.patience and best and best.worse_since >= self.patience:", "if False:",
         "tests/trainer/test_train.py",
     ),
     Breakage(

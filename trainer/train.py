@@ -1,4 +1,4 @@
-"""The training loop. Read `train` from top to bottom; to resume, run the same command again.
+"""The training loop. Read `Loop.run` from top to bottom; to resume, run the same command again.
 
 What is learnt is an `Objective` (`objectives/`). Under torchrun each process takes its share of the same global batch,
 so the result does not depend on their number.
@@ -12,9 +12,9 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +32,7 @@ from trainer.runs import (
     SAVE_EVERY_S,
     Budget,
     Every,
+    Log,
     Run,
     load_state,
     rate_share,
@@ -41,6 +42,7 @@ from trainer.runs import (
     stop_signals,
 )
 
+STATE: Final = "state.pt"  # in a run's folder
 MOST_FALLS: Final = 5  # of the learning rate, each to half of it, before a run that diverges is given up
 
 
@@ -98,6 +100,7 @@ class Training:
         self.scaler = loss_scaler(device)
         self.best: Best | None = None
         self.evaluated_at = -1  # the step of the last evaluation
+        self.is_new = state is None
         if state is not None:
             self.load_state_dict(state)
             self.run.resumed_at = self.run.step
@@ -233,23 +236,236 @@ def check_finite(sums: Tensor, scaler: torch.amp.GradScaler) -> None:
             raise DivergedError(f"the {what} is {value}")
 
 
-def train(
-    objective: Objective,
-    network: nn.Module,
-    config: RunConfig,
-    folder: Path,
-    budget: Budget,
-    *,
-    device: torch.device,
-    start_from: str | None = None,
-    on_step: Callable[[Run], None] = lambda _: None,
-    evaluations: int = 1,
-    patience: int | None = None,
-    grad_accumulation: int = 1,
-    publish: Callable[[Training], None] = lambda _: None,
-    publish_every: Every = NEVER,
-    group: Processes | None = None,
+class Due(NamedTuple):
+    """What all processes do next, alike."""
+
+    progress: float  # share of the budget that is spent
+    shares: int  # of the budget, equal ones, that are spent
+    stop: int  # the signal that asks to, or 0
+    save: bool  # first, since what follows may take long
+    evaluate: bool
+    publish: bool
+
+    @property
+    def ends(self) -> bool:
+        return self.progress >= 1
+
+
+@dataclass
+class Loop:
+    """A run that goes on: what it was given, and when it last did what it does now and then. `run` is all of it."""
+
+    objective: Objective
+    training: Training
+    recipe: dict[str, Any]  # that is saved with the state
+    folder: Path
+    budget: Budget
+    device: torch.device
+    group: Processes
+    parts: list[slice]  # of a batch, one for each backward pass of this process
+    stopped_by: Callable[[], int]
+    on_step: Callable[[Run], None]
+    evaluations: int
+    patience: int | None
+    publisher: Callable[[Training], None]
+    publish_every: Every
+
+    wrapper: DistributedDataParallel | None = field(init=False)  # of the network, where there are several processes
+    log: Log = field(init=False)
+    examples: Callable[[int], list[list[Tensor]]] = field(init=False)  # of a step, for each part
+    sums: Tensor = field(init=False)  # of loss, gradient norm and steps since the last line of the log
+    last: float = 0.0  # up to when training time is counted, in monotonic seconds, as are
+    saved_at: float = 0.0
+    published_at: float = 0.0
+    saved_step: int = -1
+    published_step: int = -1
+    shown_step: int = -1  # of this process's last evaluation
+    shares_shown: int = 0
+
+    def run(self) -> int:
+        """Take steps until the budget is spent, or until a signal asks to stop. Return that signal, or else 0."""
+        run = self.training.run
+        self.wrapper = DistributedDataParallel(self.training.network) if self.group.size > 1 else None
+        self.sums = torch.zeros(3, device=self.device)
+        self.published_step, self.shares_shown = run.step, self.shares(self.progress())
+        with (
+            run_log(self.folder if self.is_first else None, run.step) as self.log,
+            ahead(self.draw, draws_ahead(self.device)) as self.examples,
+        ):
+            self.last = self.saved_at = self.published_at = time.monotonic()
+            if self.training.is_new:
+                self.save()  # to go back to
+            while True:
+                due = self.due()
+                try:
+                    if due.save:
+                        self.save()
+                    if due.evaluate:
+                        self.evaluate(due.shares)
+                        continue
+                    if due.publish:
+                        self.publish()
+                    if due.ends or due.stop:
+                        break
+                    self.step(due.progress)
+                except DivergedError as problem:
+                    self.go_back(problem)
+            if due.ends and run.progress < 1 and run.step > run.resumed_at:  # patience has ended
+                run.progress = 1.0
+                self.on_step(run)
+        return 0 if due.ends else due.stop
+
+    @property
+    def is_first(self) -> bool:
+        return self.group.rank == 0
+
+    def progress(self) -> float:
+        """Return the share of the budget that is spent; 1 where patience has ended."""
+        run, best = self.training.run, self.training.best
+        if self.patience and best and best.worse_since >= self.patience:
+            return 1.0
+        return min(1.0, self.budget.progress(run.elapsed_s, run.step))
+
+    def shares(self, progress: float) -> int:
+        return int(progress * self.evaluations + 1e-9)
+
+    def due(self) -> Due:
+        """Return what is due now, by the first process's clock."""
+        training, run, now = self.training, self.training.run, time.monotonic()
+        progress, stop, late, unpublished = self.group.agreed(
+            self.progress(), self.stopped_by(), now - self.saved_at > SAVE_EVERY_S,
+            self.publish_every.is_due(now - self.published_at, run.step - self.published_step),
+        )  # fmt: skip
+        ends, shares = progress >= 1, self.shares(progress)
+        regular = run.step > 0 and (run.step % training.config.evaluate_every == 0 or shares > self.shares_shown)
+        evaluate = (regular and run.step != training.evaluated_at) or (ends and run.step != self.shown_step)
+        # a stopped run that has only begun must not replace a good checkpoint of its name
+        worth_it = run.step > max(run.resumed_at, training.config.warmup_steps)
+        publish = bool(unpublished or (stop and worth_it)) and not ends
+        save = bool(late or evaluate or publish or ends or stop) and run.step != self.saved_step
+        return Due(progress, shares, int(stop), save, evaluate and (ends or not stop), publish)
+
+    def draw(self, step: int) -> list[list[Tensor]]:
+        """Return the examples of a step, on the device, for each of its parts."""
+        config = self.training.config
+        generator = torch.Generator().manual_seed(step_seed(config.seed, step))
+        index = batch_indices(len(self.objective), config.batch, config.seed, step)
+        drawn = [self.objective.draw(index, part, generator.clone_state()) for part in self.parts]
+        return [[to_device(value, self.device) for value in one] for one in drawn]
+
+    def save(self) -> None:
+        """Save the state, unless it has diverged. All processes do so at the same step."""
+        check_finite(self.group.added(self.sums), self.training.scaler)
+        if self.is_first:
+            save_state(self.folder / STATE, {"recipe": self.recipe, **self.training.state_dict()})
+        self.saved_at, self.saved_step = time.monotonic(), self.training.run.step
+
+    def evaluate(self, shares: int) -> None:
+        """Log what the first process finds of the averaged network. It is not training time."""
+        run = self.training.run
+        if self.is_first:
+            self.log.record(run, self.training.evaluate(self.objective))
+            self.log.show_samples(run)
+        self.training.evaluated_at = self.shown_step = run.step
+        self.save()
+        self.shares_shown, self.last = shares, time.monotonic()
+
+    def publish(self) -> None:
+        """Let the first process publish. It is not training time."""
+        if self.is_first:
+            self.publisher(self.training)
+        self.published_at = self.last = time.monotonic()
+        self.published_step = self.training.run.step
+
+    def step(self, progress: float) -> None:
+        """Take a step, with the learning rate that follows from `progress`, and log the means of the last ones."""
+        config, run = self.training.config, self.training.run
+        rate = config.lr * run.rate * rate_share(run.step, progress, config.warmup_steps, config.cooldown)
+        loss = self.backward()
+        norm = self.update(rate)
+        self.training.averages.update(run.step)
+        self.sums += torch.stack([loss, norm, torch.ones_like(norm)])
+
+        now = time.monotonic()
+        run.step, run.elapsed_s, self.last = run.step + 1, run.elapsed_s + now - self.last, now
+        run.progress = self.progress()
+        if run.step % LOG_EVERY == 0:
+            check_finite(added := self.group.added(self.sums), self.training.scaler)
+            loss_sum, norm_sum, steps = added.tolist()
+            self.sums = torch.zeros_like(self.sums)
+            run.loss = loss_sum / steps
+            figures = {"loss": run.loss, "grad_norm": norm_sum / steps, "lr": rate}
+            self.log.record(run, {**figures, "pictures": run.step * config.batch})
+        self.on_step(run)
+
+    def backward(self) -> Tensor:
+        """Add up the gradients of a step's parts, and return this process's share of the loss."""
+        training, wrapper = self.training, self.wrapper
+        loss = torch.zeros((), device=self.device)
+        for part, inputs in zip(self.parts, self.examples(training.run.step), strict=True):
+            torch.manual_seed(step_seed(training.config.seed, training.run.step) + part.start)  # of dropout
+            # processes exchange gradients after the last part
+            with wrapper.no_sync() if wrapper and part is not self.parts[-1] else nullcontext():
+                with fast(self.device):
+                    own = self.objective(wrapper or training.network, *inputs) / len(self.parts)
+                training.scaler.scale(own).backward()  # type: ignore[no-untyped-call]
+            loss += own.detach()
+        return loss
+
+    def update(self, rate: float) -> Tensor:
+        """Change the weights by their gradients, clear these, and return their norm."""
+        training, scaler = self.training, self.training.scaler
+        for optimizer in training.optimizers:
+            scaler.unscale_(optimizer)
+        norm = nn.utils.clip_grad_norm_(training.network.parameters(), training.config.clip_norm or torch.inf)
+        for optimizer in training.optimizers:
+            for parameters in optimizer.param_groups:
+                parameters["lr"] = rate * parameters.get("share", 1.0)
+            scaler.step(optimizer)  # not where the gradients overflow, after which the scale is lower
+            optimizer.zero_grad(set_to_none=True)
+        scaler.update()
+        return norm.nan_to_num(0, 0) if scaler.is_enabled() else norm
+
+    def go_back(self, problem: DivergedError) -> None:
+        """Continue from the last saved state with half the rate."""
+        training, run = self.training, self.training.run
+        diverged_at, rate = run.step, run.rate / 2
+        if rate < 0.5**MOST_FALLS:
+            at = f"{problem}, also with {run.rate:g} of lr={training.config.lr:g}"
+            raise FloatingPointError(f"{at}; lower lr or raise warmup_steps (--set lr=...)") from problem
+        training.load_state_dict(load_state(self.folder / STATE, self.recipe, training.network))
+        self.group.agreed(0.0)  # so that all have read the file before the first replaces it
+        run.rate = rate
+        self.sums.zero_()
+        self.save()
+        self.log.go_back(run.step)
+        self.log.record(run, {"diverged_at": diverged_at, "rate": rate})
+
+
+def begin(
+    network: nn.Module, config: RunConfig, folder: Path, recipe: dict[str, Any], device: torch.device, group: Processes
 ) -> Training:
+    """Return the run in `folder` as it was saved last, or a new one. Its optimizer becomes the recipe's.
+
+    Raises TrainerError as `load_state`, and where the processes would not resume at the same step.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path, network = folder / STATE, network.to(device).train()
+    training = Training(network, config, device, load_state(path, recipe, network) if path.exists() else None)
+    recipe["optimizer"] = training.config.optimizer
+    (step,) = group.agreed(training.run.step)
+    if step != training.run.step:
+        problem = f"is at step {training.run.step} here, and at step {step:.0f} for the first process"
+        raise TrainerError(f"{folder}: {problem}; all processes must resume from the same folder")
+    return training
+
+
+def train(
+    objective: Objective, network: nn.Module, config: RunConfig, folder: Path, budget: Budget, *, device: torch.device,
+    start_from: str | None = None, on_step: Callable[[Run], None] = lambda _: None, evaluations: int = 1,
+    patience: int | None = None, grad_accumulation: int = 1, publish: Callable[[Training], None] = lambda _: None,
+    publish_every: Every = NEVER, group: Processes | None = None,
+) -> Training:  # fmt: skip
     """Train `network` until the budget is spent; state, log and TensorBoard events go to `folder`.
 
     `start_from`: the name of the checkpoint whose weights the network has. A resumed run continues from its own state
@@ -266,148 +482,18 @@ def train(
     with processes(device) as everyone, kept_memory(), stop_signals() as stopped_by:
         group = group or everyone
         parts = group.parts(config.batch, grad_accumulation)
-        folder.mkdir(parents=True, exist_ok=True)
-        network = network.to(device).train()
         recipe = {"objective": objective.name, **objective.source, **config.model_dump(mode="json")}
         recipe["start_from"] = start_from
-        state_path, is_first = folder / "state.pt", group.rank == 0
-        state = load_state(state_path, recipe, network) if state_path.exists() else None
-        training = Training(network, config, device, state)
-        config, run, averages = training.config, training.run, training.averages
-        recipe["optimizer"] = config.optimizer
-        (step,) = group.agreed(run.step)
-        if step != run.step:
-            problem = f"is at step {run.step} here, and at step {step:.0f} for the first process"
-            raise TrainerError(f"{folder}: {problem}; all processes must resume from the same folder")
-        wrapper = DistributedDataParallel(network) if group.size > 1 else None
-        scaler = training.scaler
-
-        def draw(step: int) -> list[list[Tensor]]:
-            """Return the examples of a step, on the device, for each of its parts."""
-            generator = torch.Generator().manual_seed(step_seed(config.seed, step))
-            index = batch_indices(len(objective), config.batch, config.seed, step)
-            drawn = [objective.draw(index, part, generator.clone_state()) for part in parts]
-            return [[to_device(value, device) for value in one] for one in drawn]
-
-        with run_log(folder if is_first else None, run.step) as log, ahead(draw, draws_ahead(device)) as examples:
-            last = saved_at = published_at = time.monotonic()
-            saved_step, published_step, shown_step = -1, run.step, -1
-            sums = torch.zeros(3, device=device)  # of loss, gradient norm and steps since the last line of the log
-
-            def save() -> None:
-                """Save the state, unless it has diverged. All processes do so at the same step."""
-                nonlocal saved_at, saved_step
-                check_finite(group.added(sums), scaler)
-                if is_first:
-                    save_state(state_path, {"recipe": recipe, **training.state_dict()})
-                saved_at, saved_step = time.monotonic(), run.step
-
-            def evaluate() -> None:
-                nonlocal shown_step
-                if is_first:
-                    log.record(run, training.evaluate(objective))
-                    log.show_samples(run)
-                training.evaluated_at = shown_step = run.step
-                save()
-
-            def take_step() -> None:
-                nonlocal last, sums
-                rate = config.lr * run.rate * rate_share(run.step, progress, config.warmup_steps, config.cooldown)
-                loss = torch.zeros((), device=device)
-                for part, inputs in zip(parts, examples(run.step), strict=True):
-                    torch.manual_seed(step_seed(config.seed, run.step) + part.start)  # of dropout
-                    # processes exchange gradients after the last part
-                    with wrapper.no_sync() if wrapper and part is not parts[-1] else nullcontext():
-                        with fast(device):
-                            own = objective(wrapper or network, *inputs) / len(parts)
-                        scaler.scale(own).backward()  # type: ignore[no-untyped-call]
-                    loss += own.detach()
-                for optimizer in training.optimizers:
-                    scaler.unscale_(optimizer)
-                norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm or torch.inf)
-                for optimizer in training.optimizers:
-                    for parameters in optimizer.param_groups:
-                        parameters["lr"] = rate * parameters.get("share", 1.0)
-                    scaler.step(optimizer)  # not where the gradients overflow, after which the scale is lower
-                    optimizer.zero_grad(set_to_none=True)
-                scaler.update()
-                if scaler.is_enabled():
-                    norm = norm.nan_to_num(0, 0)
-                averages.update(run.step)
-                sums += torch.stack([loss, norm, torch.ones_like(norm)])
-
-                now = time.monotonic()
-                run.step, run.elapsed_s, last = run.step + 1, run.elapsed_s + now - last, now
-                run.progress = progress_of()
-                if run.step % LOG_EVERY == 0:
-                    check_finite(added := group.added(sums), scaler)
-                    loss_sum, norm_sum, steps = added.tolist()
-                    sums = torch.zeros_like(sums)
-                    run.loss = loss_sum / steps
-                    figures = {"loss": run.loss, "grad_norm": norm_sum / steps, "lr": rate}
-                    log.record(run, {**figures, "pictures": run.step * config.batch})
-                on_step(run)
-
-            def go_back(problem: DivergedError) -> None:
-                """Continue from the last saved state with half the rate."""
-                diverged_at, rate = run.step, run.rate / 2
-                if rate < 0.5**MOST_FALLS:
-                    at = f"{problem}, also with {run.rate:g} of lr={config.lr:g}"
-                    raise FloatingPointError(f"{at}; lower lr or raise warmup_steps (--set lr=...)") from problem
-                training.load_state_dict(load_state(state_path, recipe, network))
-                group.agreed(0.0)  # so that all have read the file before the first replaces it
-                run.rate = rate
-                sums.zero_()
-                save()
-                log.go_back(run.step)
-                log.record(run, {"diverged_at": diverged_at, "rate": rate})
-
-            def progress_of() -> float:
-                """Return the share of the budget that is spent; 1 where patience has ended."""
-                best = training.best
-                if patience and best and best.worse_since >= patience:
-                    return 1.0
-                return min(1.0, budget.progress(run.elapsed_s, run.step))
-
-            shares_shown = int(progress_of() * evaluations + 1e-9)
-            if state is None:
-                save()  # to go back to
-            while True:
-                now = time.monotonic()
-                progress, stop, save_due, publish_due = group.agreed(
-                    progress_of(), stopped_by(), now - saved_at > SAVE_EVERY_S,
-                    publish_every.is_due(now - published_at, run.step - published_step),
-                )  # fmt: skip
-                ends, shares = progress >= 1, int(progress * evaluations + 1e-9)
-                regular = run.step > 0 and (run.step % config.evaluate_every == 0 or shares > shares_shown)
-                evaluate_due = (regular and run.step != training.evaluated_at) or (ends and run.step != shown_step)
-                # a stopped run that has only begun must not replace a good checkpoint of its name
-                worth_it = run.step > max(run.resumed_at, config.warmup_steps)
-                publish_due = (publish_due or (stop and worth_it)) and not ends
-                try:
-                    if (save_due or evaluate_due or publish_due or ends or stop) and run.step != saved_step:
-                        save()  # first, since what follows may take long
-                    if evaluate_due and (ends or not stop):
-                        evaluate()
-                        shares_shown, last = shares, time.monotonic()  # evaluation is not training time
-                        continue
-                    if publish_due:
-                        if is_first:
-                            publish(training)
-                        published_at = last = time.monotonic()
-                        published_step = run.step
-                    if ends or stop:
-                        break
-                    take_step()
-                except DivergedError as problem:
-                    go_back(problem)
-            if ends and run.progress < 1 and run.step > run.resumed_at:  # patience has ended
-                run.progress = 1.0
-                on_step(run)
+        training = begin(network, config, folder, recipe, device, group)
+        loop = Loop(
+            objective, training, recipe, folder, budget, device, group, parts, stopped_by, on_step, evaluations,
+            patience, publish, publish_every,
+        )  # fmt: skip
+        stop = loop.run()
         # Delete the wrapper before the processes part: otherwise its destructor ends their group while it holds
         # Python's lock, for which gloo's own threads may wait, and the process hangs.
-        wrapper = None
-    if stop and not ends:
-        raise StoppedError(int(stop), f"at step {run.step}")
+        loop.wrapper = None
+    if stop:
+        raise StoppedError(stop, f"at step {training.run.step}")
     training.averaged.eval()
     return training
