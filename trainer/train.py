@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
@@ -25,6 +25,7 @@ from shared.storage import Location
 from trainer.averages import Averages
 from trainer.config import RunConfig
 from trainer.errors import StoppedError, TrainerError
+from trainer.made_by import Stage, joined
 from trainer.processes import Processes, processes
 from trainer.runs import (
     LOG_EVERY,
@@ -86,12 +87,13 @@ class Training:
     """What changes in a run: the network, its averages and optimizers, where it stands, and its best evaluation.
 
     `config` has all choices made: an `auto` optimizer is the one that the run had before or, at its start, the one that
-    is faster on the device.
+    is faster on the device. `made_by`: the stages up to this one; a run that was resumed knows those of before, too.
     """
 
     def __init__(
-        self, network: nn.Module, config: RunConfig, device: torch.device, state: dict[str, Any] | None
-    ) -> None:
+        self, network: nn.Module, config: RunConfig, device: torch.device, state: dict[str, Any] | None,
+        made_by: Sequence[Stage] = (),
+    ) -> None:  # fmt: skip
         if config.optimizer == "auto":
             here = "muon" if autocast_dtype(device) is torch.bfloat16 else "adamw"
             config = config.model_copy(update={"optimizer": state["recipe"]["optimizer"] if state else here})
@@ -100,7 +102,7 @@ class Training:
         self.scaler = loss_scaler(device)
         self.best: Best | None = None
         self.evaluated_at = -1  # the step of the last evaluation
-        self.is_new = state is None
+        self.is_new, self.made_by = state is None, list(made_by)
         if state is not None:
             self.load_state_dict(state)
             self.run.resumed_at = self.run.step
@@ -114,6 +116,7 @@ class Training:
         if scaling := state.get("scaler"):  # not of a run that began on another kind of device
             self.scaler.load_state_dict(scaling)
         self.best = Best(**state["best"]) if state.get("best") else None
+        self.made_by = joined(state.get("made_by", []), self.made_by)
         self.evaluated_at = state.get("evaluated_at", -1)
 
     def state_dict(self) -> dict[str, Any]:
@@ -126,6 +129,7 @@ class Training:
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "scaler": self.scaler.state_dict(),
             "best": self.best and vars(self.best),
+            "made_by": self.made_by,
             "evaluated_at": self.evaluated_at,
         }
 
@@ -443,15 +447,17 @@ class Loop:
 
 
 def begin(
-    network: nn.Module, config: RunConfig, folder: Path, recipe: dict[str, Any], device: torch.device, group: Processes
-) -> Training:
+    network: nn.Module, config: RunConfig, folder: Path, recipe: dict[str, Any], device: torch.device,
+    group: Processes, made_by: Sequence[Stage],
+) -> Training:  # fmt: skip
     """Return the run in `folder` as it was saved last, or a new one. Its optimizer becomes the recipe's.
 
     Raises TrainerError as `load_state`, and where the processes would not resume at the same step.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, network = folder / STATE, network.to(device).train()
-    training = Training(network, config, device, load_state(path, recipe, network) if path.exists() else None)
+    state = load_state(path, recipe, network) if path.exists() else None
+    training = Training(network, config, device, state, made_by)
     recipe["optimizer"] = training.config.optimizer
     (step,) = group.agreed(training.run.step)
     if step != training.run.step:
@@ -464,7 +470,7 @@ def train(
     objective: Objective, network: nn.Module, config: RunConfig, folder: Path, budget: Budget, *, device: torch.device,
     start_from: str | None = None, on_step: Callable[[Run], None] = lambda _: None, evaluations: int = 1,
     patience: int | None = None, grad_accumulation: int = 1, publish: Callable[[Training], None] = lambda _: None,
-    publish_every: Every = NEVER, group: Processes | None = None,
+    publish_every: Every = NEVER, group: Processes | None = None, made_by: Sequence[Stage] = (),
 ) -> Training:  # fmt: skip
     """Train `network` until the budget is spent; state, log and TensorBoard events go to `folder`.
 
@@ -473,7 +479,7 @@ def train(
     equal shares of the budget, the last of which is its end. `patience`: stop after so many evaluations in a row that
     are worse than the best. `grad_accumulation`: backward passes in a step, each of its part of the batch. The first
     process calls `publish` every `publish_every`, and when a signal stops the run after its warm-up. `group`: the
-    processes that share the work, by default all that torchrun started.
+    processes that share the work, by default all that torchrun started. `made_by`: for the checkpoint's header.
 
     Where loss or gradient diverges, the run goes back to its last saved state and goes on with half the rate, which the
     log says. Raises FloatingPointError where that has not helped MOST_FALLS times, StoppedError after a signal, and
@@ -484,7 +490,7 @@ def train(
         parts = group.parts(config.batch, grad_accumulation)
         recipe = {"objective": objective.name, **objective.source, **config.model_dump(mode="json")}
         recipe["start_from"] = start_from
-        training = begin(network, config, folder, recipe, device, group)
+        training = begin(network, config, folder, recipe, device, group, made_by)
         loop = Loop(
             objective, training, recipe, folder, budget, device, group, parts, stopped_by, on_step, evaluations,
             patience, publish, publish_every,

@@ -134,8 +134,8 @@ def card(
 ) -> None:
     """Write a checkpoint's card again, as `train` and `score` do, after it was configured or to name its licence.
 
-    Paragraphs beside the scores and sections of their own that people wrote into the card stay. It begins with the
-    Hugging Face Hub's metadata.
+    What people wrote into the card outside of the marks around generated parts stays. It begins with the Hugging Face
+    Hub's metadata.
     """
     from trainer.studies.card import write_card
 

@@ -8,10 +8,8 @@ from __future__ import annotations
 import copy
 import inspect
 import math
-import shlex
-import sys
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -25,6 +23,7 @@ from shared.options import WITH_POSITIONS
 from shared.registry import resolve
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
+from trainer.made_by import Stage, joined, stages_of, this_stage
 
 if TYPE_CHECKING:  # these import torch, and make `--help` slow
     import torch
@@ -65,6 +64,7 @@ class Plan:
         int, typer.Option(min=1, help="Backward passes in a step, each of a part of the batch, to save memory.")
     ] = 1
     device: options.DeviceName = "auto"
+    made_by: list[Stage] = field(default_factory=list, init=False)  # `check` finds it, before the training
 
     @property
     def folders(self) -> str:
@@ -79,11 +79,16 @@ class Plan:
             )
         return read(folders)
 
-    def check(self, kind: CheckpointKind, base: str | None = None) -> None:
-        """Refuse what could not be published, before the training. `base`: the checkpoint that an adapter changes."""
+    def check(self, kind: CheckpointKind, base: str | None = None, source: str | None = None) -> None:
+        """Refuse what could not be published, before the training, and read how what it starts from was made.
+
+        `base`: the checkpoint that an adapter changes. `source`: another one that is learnt from.
+        """
         for name in (self.name, f"{self.name}-best"):
             terminal.check_publishes(self.storage, name, kind, base)
         terminal.check_folder(self.run, "--run")
+        before = [read_info(resolve(self.storage, one, kind)) for one in (base, source, self.start_from) if one]
+        self.made_by = joined(*map(stages_of, before), [this_stage()])
 
     def train(
         self, progress: Progress, what: str, objective: Objective, network: torch.nn.Module, config: RunConfig,
@@ -110,6 +115,7 @@ class Plan:
             objective, network, config, self.run, Budget(self.minutes, self.steps), device=device,
             start_from=self.start_from, on_step=on_step, patience=self.patience,
             grad_accumulation=self.grad_accumulation, publish=publish, publish_every=Every.parse(self.publish_every),
+            made_by=self.made_by,
         )  # fmt: skip
 
     def publish(self, title: str, objective: Objective, training: Training, **details: Any) -> None:
@@ -137,11 +143,10 @@ class Plan:
             objective.publish(network, self.storage, name, {
                 **details, "config": training.config.model_dump(mode="json"), "steps": step,
                 "examples_seen": step * training.config.batch, "minutes": round(run.elapsed_s / 60, 1),
-                **options.given(started_from=self.start_from, last=figures),
+                "made_by": training.made_by, **options.given(started_from=self.start_from, last=figures),
             })  # fmt: skip
-            log, command = self.run / "log.jsonl", f"python -m trainer {shlex.join(sys.argv[1:])}"
-            machine = terminal.machine(self.device)
-            terminal.with_card(lambda: write_card(self.storage, name, log=log, machine=machine, command=command))
+            log, machine = self.run / "log.jsonl", terminal.machine(self.device)
+            terminal.with_card(lambda: write_card(self.storage, name, log=log, machine=machine))
             return name
 
         names = [publish(self.name, run.step, run.history[-1] if run.history else None)]
@@ -163,11 +168,11 @@ def trains(command: Callable[..., None]) -> Callable[..., None]:
     objective = command.__name__.replace("_", "-")
     own = dict(list(inspect.signature(command, eval_str=True).parameters.items())[1:])
     shared = dict(inspect.signature(Plan, eval_str=True).parameters)
-    for field, default in (("name", objective), ("run", Path("runs") / objective)):
-        shared[field] = shared[field].replace(default=default)
+    for option, default in (("name", objective), ("run", Path("runs") / objective)):
+        shared[option] = shared[option].replace(default=default)
 
     def run(**given: Any) -> None:
-        command(Plan(**{field: given[field] for field in shared}), **{option: given[option] for option in own})
+        command(Plan(**{option: given[option] for option in shared}), **{option: given[option] for option in own})
 
     parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in (shared | own).values()]
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -302,7 +307,7 @@ def layouts(
             objective, network, plan.run, budget, start_from=plan.start_from, patience=plan.patience,
             grad_accumulation=plan.grad_accumulation, on_step=show_progress(progress, "layouts"),
         )  # fmt: skip
-    details = {"data": plan.folders, "pictures": len(positions), "steps": step}
+    details = {"data": plan.folders, "pictures": len(positions), "steps": step, "made_by": plan.made_by}
     if terminal.MAIN_PROCESS:
         objective.publish(fitted, plan.storage, name, {**details, **options.given(started_from=plan.start_from)})
         terminal.with_card(lambda: write_card(plan.storage, name))
@@ -425,7 +430,7 @@ def one_step(
     from trainer.objectives.painter import PaintingAlone
 
     terminal.check_budget(plan.minutes, plan.steps)
-    plan.check("denoiser")
+    plan.check("denoiser", source=base)
     where, config = terminal.pick_device(plan.device), with_changes(objectives.OneStepConfig(), plan.set_ or [])
     source = load_denoiser(resolve(plan.storage, base, "denoiser"), device=where)
     start = load_denoiser(resolve(plan.storage, plan.start_from, "denoiser")) if plan.start_from else source

@@ -1,7 +1,7 @@
 """Writes a checkpoint's card beside it: its training, its loss curve, its scores. Measures nothing.
 
-NAME-card.json has what does not follow from the checkpoint: scores, licence, machine. NAME.md is written anew from both
-by `train`, `score` and `card`; paragraphs and sections that people wrote into it stay where they are. It begins with
+NAME-card.json has what does not follow from the checkpoint: scores, licence, machine. `train`, `score` and `card` write
+from both what stands between marks in NAME.md (`markdown.py`); what people wrote outside of them stays. It begins with
 the metadata that the Hugging Face Hub reads from a model card, as YAML. Scores of former weights go.
 """
 
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import io
 import json
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,12 +16,14 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from shared import storage as files
-from shared.checkpoint import CheckpointKind, path_of, read_info
+from shared.checkpoint import CheckpointInfo, CheckpointKind, path_of, read_info
 from shared.options import NoOtherFields
 from shared.storage import Location
+from trainer.made_by import in_words, stages_of
 from trainer.runs import read_log, undamaged
 from trainer.score import SCORES
-from trainer.studies.markdown import page, table
+from trainer.studies.former_card import with_marks
+from trainer.studies.markdown import marks, page, part_of, table, with_part
 
 DATA = "-card.json"
 SCORES_NOTE = """Mean and standard deviation over the runs, seeds 0 upwards, nothing picked. Each line is what
@@ -33,7 +34,7 @@ TAGS: dict[CheckpointKind, list[str]] = {
     "denoiser": ["diffusion", "conditional-image-generation"],
     "evaluator": ["resnet", "multi-label-classification"],
 }
-MADE_BY = re.compile(r"^Made by.*\n?(?:[ \t]*\n|    .*\n?)*", re.M)  # with the indented lines below
+PARTS = ("about", "made-by", "scores", "training")  # that are generated
 SCORES_HEAD = ("file", "sampling", "runs", "accuracy", "exact match", "F1", "best accuracy", "network rows a picture")
 
 
@@ -74,20 +75,6 @@ def read_card(storage: Location, name: str) -> Card:
     path = storage / f"{name}{DATA}"
     with undamaged(path):
         return Card.model_validate_json(files.read(path)) if path.is_file() else Card()
-
-
-def _written(text: str) -> tuple[str, list[str]]:
-    """Return what people wrote into a card: text above the scores, and paragraphs and sections below."""
-    intro, *sections = re.split(r"^(?=## )", re.sub(r"\A---\n.*?\n---\n", "", text, flags=re.S), flags=re.M)
-    below = list[str]()
-    for section in sections:
-        title = section.splitlines()[0].removeprefix("## ")
-        if title == "Scores":
-            blocks = section.strip("\n").split("\n\n")
-            below += [one for one in blocks[1:] if one != SCORES_NOTE and not one.startswith("| file")]
-        elif title not in ("Training", "Configuration"):
-            below.append(section)
-    return re.sub(r"\A\s*# .*\n*(?:Kind: .*)?", "", intro), below
 
 
 def plot_log(lines: list[dict[str, float]]) -> bytes:
@@ -166,13 +153,13 @@ def _row(score: Score) -> list[str]:
 
 
 def write_card(
-    storage: Location, name: str, *, log: Path | None = None, machine: str = "", command: str = "",
-    score: Score | None = None, licence: str | None = None,
+    storage: Location, name: str, *, log: Path | None = None, machine: str = "", score: Score | None = None,
+    licence: str | None = None,
 ) -> Location:  # fmt: skip
     """Write storage/NAME.md and NAME-card.json; with a run's log also NAME-log.png and a copy of it.
 
-    Return the card's path. `machine`: that trained it, in words, by `command`. `licence`: of the weights, by the Hub's
-    name of it, such as mit.
+    Return the card's path. `machine`: that trained it, in words. `licence`: of the weights, by the Hub's name of it,
+    such as mit.
     """
     info, path = read_info(path_of(storage, name)), storage / f"{name}.md"
     old = read_card(storage, name)
@@ -183,22 +170,44 @@ def write_card(
         scores=with_score(scores, score) if score else scores,
     )  # fmt: skip
     files.write(storage / f"{name}{DATA}", f"{card.model_dump_json(indent=1)}\n".encode())
-    above, below = _written(files.read(path).decode("utf-8", "replace") if path.is_file() else "")
-    if command:
-        above = f"Made by\n\n    {command}\n\n" + MADE_BY.sub("", above).strip("\n")
-    made = f"made {info.created_at}" + (f" on {card.machine}" if card.machine else "")
-    parts = [front_matter(name, info.kind, card)]
-    parts += [f"# {name}", f"Kind: {info.kind}, digest `{info.digest[:16]}`, {made}.", above]
-    if card.scores:
-        parts.append(f"## Scores\n\n{SCORES_NOTE}\n\n" + table(SCORES_HEAD, [_row(one) for one in card.scores]))
     curve = storage / f"{name}-log.png"
     if log is not None:
         lines = read_log(log)
         files.write(curve, plot_log(lines))
         files.write(storage / f"{name}-log.jsonl", "".join(json.dumps(line) + "\n" for line in lines).encode())
-    shown = f"![loss and scores over training]({curve.name})" if curve.is_file() else ""
-    parts += [*below, "## Training", shown, table(["what", "value"], list(_flat(info.training)))]
-    parts += ["## Configuration", table(["what", "value"], list(_flat(info.config)))]
-    parts.append(f"{len(info.vocabulary)} labels: {', '.join(info.vocabulary)}.")
-    files.write(path, page([part for part in parts if part.strip()]).encode())
+    text = _without_metadata(files.read(path).decode("utf-8", "replace") if path.is_file() else "")
+    if not any(mark in text for part in PARTS for mark in marks(part)):
+        text = with_marks(text, name)
+    made_by = in_words(stages_of(info)) or part_of(text, "made-by")
+    for part, content in zip(PARTS, (_about(info, card), made_by, _scores(card), _training(info, curve)), strict=True):
+        text = with_part(text, part, content)
+    files.write(path, f"{front_matter(name, info.kind, card)}\n\n{text.lstrip()}".encode())
     return path
+
+
+def _without_metadata(text: str) -> str:
+    """Return a card without what is for the Hub."""
+    after = text.partition("\n---\n")[2] if text.startswith("---\n") else ""
+    return after or text
+
+
+def _about(info: CheckpointInfo, card: Card) -> str:
+    made = f"made {info.created_at}" + (f" on {card.machine}" if card.machine else "")
+    return f"Kind: {info.kind}, digest `{info.digest[:16]}`, {made}."
+
+
+def _scores(card: Card) -> str:
+    if not card.scores:
+        return ""
+    return page(["## Scores", SCORES_NOTE, table(SCORES_HEAD, [_row(one) for one in card.scores])])
+
+
+def _training(info: CheckpointInfo, curve: Location) -> str:
+    """Return how a checkpoint was trained, its configuration and its labels."""
+    shown = f"![loss and scores over training]({curve.name})" if curve.is_file() else ""
+    training = [row for row in _flat(info.training) if not row[0].endswith("made_by")]
+    return page([
+        "## Training", shown, table(["what", "value"], training),
+        "## Configuration", table(["what", "value"], list(_flat(info.config))),
+        f"{len(info.vocabulary)} labels: {', '.join(info.vocabulary)}.",
+    ])  # fmt: skip

@@ -1,4 +1,4 @@
-"""Markdown for the reports and the cards. Knows no figures."""
+"""Markdown for the reports and the cards, whose generated parts have marks. Knows no figures."""
 
 from __future__ import annotations
 
@@ -17,4 +17,30 @@ def picture(path: Path, caption: str) -> str:
 
 
 def page(blocks: Sequence[str]) -> str:
-    return "\n\n".join(block.strip("\n") for block in blocks) + "\n"
+    return "\n\n".join(block.strip("\n") for block in blocks if block.strip()) + "\n"
+
+
+def marks(name: str) -> tuple[str, str]:
+    """Return the marks at the begin and the end of a generated part. A page does not show them."""
+    return f"<!-- begin {name} -->", f"<!-- end {name} -->"
+
+
+def part_of(text: str, name: str) -> str:
+    """Return what stands between the marks of that name; nothing if the page lacks one of them."""
+    begin, end = marks(name)
+    inside, found, _ = text.partition(begin)[2].partition(end)
+    return inside.strip("\n") if found else ""
+
+
+def with_part(text: str, name: str, content: str) -> str:
+    """Return a page with `content` between the marks of that name. All else stays as it is.
+
+    The part comes at the end of a page that lacks one of its marks.
+    """
+    begin, end = marks(name)
+    part = page([begin, content, end])
+    before, _, rest = text.partition(begin)
+    _, found, after = rest.partition(end)
+    if found:
+        return before + part.removesuffix("\n") + after
+    return page([text.replace(begin, "").replace(end, ""), part])

@@ -109,7 +109,9 @@ def test_a_checkpoint_gets_other_layouts(tmp_path: Path, command: Command) -> No
     info, changed = load(storage / "positioned.safetensors")
     assert (info.config["layouts"]["width"], info.config["layouts"]["most"]) == (32, 3)
     assert {**info.config, "layouts": None} == {**before.config, "layouts": None}
+    made_by = info.training["layouts"].pop("made_by")
     assert info.training["layouts"] == {"data": "places", "pictures": 60, "steps": 2}
+    assert [stage["command"].split()[3:5] for stage in made_by] == [["train", "layouts"]]
     others = [key for key in weights if not key.startswith(LAYOUTS)]
     assert all(torch.equal(weights[key], changed[key]) for key in others)
     assert len(others) < len(weights)

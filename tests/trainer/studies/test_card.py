@@ -16,14 +16,15 @@ from tests.toy_checkpoint import publish_toys
 from tests.trainer.command_line import TINY, Command, succeeded
 from trainer.errors import TrainerError
 from trainer.studies.card import Card, Score, front_matter, read_card, score_of, write_card
+from trainer.studies.markdown import part_of, with_part
 
 CARDS = sorted((ROOT / "models").glob("*.md"))
 
 
-def _published(folder: Path, weight: float = 0.0) -> str:
+def _published(folder: Path, weight: float = 0.0, **training: Any) -> str:
     publish(
         folder, "m", {"w": torch.full((2,), weight)}, kind="denoiser", vocabulary=("a", "b"), config={"T": 10},
-        training={"x": {"y": 3}},
+        training={"x": {"y": 3}, **training},
     )  # fmt: skip
     return read_info(folder / "m.safetensors").digest
 
@@ -49,13 +50,15 @@ def _header(text: str) -> dict[str, Any]:
 
 
 def test_the_card_has_digest_recipe_and_scores_and_a_copy_of_the_log(tmp_path: Path) -> None:
-    digest, log = _published(tmp_path), _log(tmp_path / "log.jsonl")
-    path = write_card(tmp_path, "m", log=log, machine="a test", command="train it")
+    digest, log = _published(tmp_path, made_by=[{"command": "train it"}]), _log(tmp_path / "log.jsonl")
+    path = write_card(tmp_path, "m", log=log, machine="a test")
     assert path == tmp_path / "m.md"
     write_card(tmp_path, "m", score=_score())
     text = path.read_text()
     assert f"digest `{digest[:16]}`" in text
-    assert " on a test.\n\nMade by\n\n    train it\n\n## Scores\n" in text
+    assert " on a test.\n" in text
+    assert part_of(text, "made-by") == "Made by\n\n    train it"
+    assert "made_by" not in part_of(text, "training")
     figures = " | ".join(["0.5000 ± 0.2500"] * 3)
     assert f"| test.json | ddim, 12 steps, w = 2.5 | 2 | {figures} | 0.7500 | 24 |" in text
     assert "| x.y | `3` |" in text
@@ -101,30 +104,60 @@ def test_a_shipped_card_has_its_own_figures_and_licence_and_keeps_its_text(card:
     assert [one["dataset"]["name"] for one in index["results"]] == [one.file for one in found.scores]
     for path in card.parent.glob(f"{card.stem}*"):
         shutil.copy(path, tmp_path)
-    again = write_card(tmp_path, card.stem).read_text()
-    head, words = text.split("\n## Training\n")[0], text.split("\n---\n")[1].splitlines()
-    assert again.split("\n## Training\n")[0] == head  # metadata, scores, and what people wrote
-    assert [line for line in again.split("\n---\n")[1].splitlines() if line[:2] != "| "] == [
-        line for line in words if line[:2] != "| "
-    ]
+    assert write_card(tmp_path, card.stem).read_text() == text
 
 
-def test_what_people_wrote_into_a_card_stays(tmp_path: Path) -> None:
+def test_what_people_wrote_outside_of_the_marks_stays_as_it_is(tmp_path: Path) -> None:
+    """Wherever it stands, and also where it looks like what is generated."""
+    _published(tmp_path, made_by=[{"command": "train"}])
+    path = write_card(tmp_path, "m", machine="m", score=_score())
+    odd = "Made by hand.\n\n## Scores\n\n| file | theirs |\n| --- | --- |\n\n\n\n## Training\n\nFor a day.  \n### Why\n"
+    text = path.read_text()
+    for name in ("about", "made-by", "scores", "training"):
+        text = text.replace(f"<!-- end {name} -->", f"<!-- end {name} -->\n{odd}{name}")
+    path.write_text(text)
+    assert write_card(tmp_path, "m").read_text() == text
+    _published(tmp_path, weight=1.0, made_by=[{"command": "train again"}])
+    again = write_card(tmp_path, "m", machine="n").read_text()
+    assert [f"<!-- end {name} -->\n{odd}{name}" in again for name in ("about", "made-by", "scores", "training")] == [
+        True, True, True, True
+    ]  # fmt: skip
+    assert part_of(again, "made-by") == "Made by\n\n    train again"
+    assert part_of(again, "about").endswith(" on n.")
+    assert part_of(again, "scores") == ""
+
+
+def test_a_card_without_marks_gets_them_once(tmp_path: Path) -> None:
+    """As those of before version 0.2, and those that people wrote alone. What they wrote stays."""
     _published(tmp_path)
-    write_card(tmp_path, "m", machine="m", command="train", score=_score())
     path = tmp_path / "m.md"
-    text = path.read_text().replace("    train\n", "    train\n\nA note above.\n")
     written = "A note below.\n\n## How it was trained\n\nIn two runs.\n\n### The first\n\nFor a day.\n"
-    path.write_text(text.replace("\n## Training\n", f"\n{written}\n## Training\n"))
-    kept = path.read_text()
-    assert write_card(tmp_path, "m").read_text() == kept
-    _published(tmp_path, weight=1.0)
-    write_card(tmp_path, "m", machine="n", command="train again")
-    again = path.read_text()
-    assert "Made by\n\n    train again\n\nA note above.\n" in again
-    assert written in again
-    assert " on n.\n" in again
-    assert ("    train\n" in again, "## Scores" in again) == (False, False)
+    head = "# m\n\nKind: denoiser, digest `0`, made once.\n\n"
+    head += "Made by, in this order:\n\n    render\n    train\n\nA note above.\n"
+    scores = (
+        "## Scores\n\nMean and standard deviation over the runs, seeds 0 upwards, and so on.\n\n| file | a |\n| --- |\n"
+    )
+    path.write_text(
+        f"---\nlicense: mit\n---\n\n{head}\n{scores}\n{written}\n## Training\n\nx\n\n## Configuration\n\ny\n"
+    )
+    text = write_card(tmp_path, "m").read_text()
+    assert (
+        text.index("# m\n") < text.index("<!-- begin about -->") < text.index("<!-- end made-by -->\n\nA note above.\n")
+    )
+    assert f"<!-- end scores -->\n\n{written}\n<!-- begin training -->" in text
+    assert part_of(text, "made-by") == "Made by, in this order:\n\n    render\n    train"
+    assert ("made once" in text, "and so on" in text, text.count("## Training")) == (False, False, 1)
+    assert write_card(tmp_path, "m").read_text() == text
+    path.write_text("# m\n\nVery good.\n")
+    assert "Very good.\n" in write_card(tmp_path, "m").read_text()
+
+
+def test_a_part_that_lacks_a_mark_is_written_anew_at_the_end() -> None:
+    page = with_part(with_part("# m\n", "a", "1"), "b", "2")
+    assert page == "# m\n\n<!-- begin a -->\n\n1\n\n<!-- end a -->\n\n<!-- begin b -->\n\n2\n\n<!-- end b -->\n"
+    again = with_part(page.replace("<!-- end a -->", "mine"), "a", "3")
+    assert ("mine" in again, part_of(again, "a"), part_of(again, "b"), again.count("begin a")) == (True, "3", "2", 1)
+    assert (part_of("<!-- begin a -->", "a"), part_of("", "a")) == ("", "")
 
 
 def test_scores_of_more_runs_stay(tmp_path: Path) -> None:
