@@ -13,15 +13,6 @@ from tests.trainer.command_line import Command, refused
 from trainer import config
 from trainer.former import FORMER
 
-OF_ANY_RUN = ["--data", "--set", "--minutes", "--steps", "--start-from", "--patience", "--grad-accumulation"]
-
-
-@pytest.mark.parametrize("objective", ["evaluator", "denoiser", "layouts", "distilled", "upsampler"])
-def test_all_objectives_take_the_options_of_any_run(command: Command, objective: str) -> None:
-    code, out, _ = command("train", objective, "--help")
-    assert code == 0
-    assert [option for option in OF_ANY_RUN if option not in out] == []
-
 
 def test_a_former_command_says_what_replaces_it(command: Command) -> None:
     refused(command("limit", "--help"), "`trainer limit` is now `trainer score FILE --renders`", 2)

@@ -52,6 +52,29 @@ Interval = Annotated[tuple[float, float] | None, typer.Option(help="Noise levels
 Centre = Annotated[float, typer.Option(min=0, max=1, help="Share of scenes with their first object in the centre.")]
 Existing = typer.Option(exists=True, help="A data set folder: objects.json, train.json and the pictures it names.")
 
+# of `train`, whatever is learnt
+Data = Annotated[list[Path], Existing]
+Name = Annotated[str, typer.Option(help="The checkpoint's name.")]
+RunFolder = Annotated[
+    Path,  # torchrun takes --run for itself
+    typer.Option("--run", "--run-folder", help="Folder for state, log and grids. Under torchrun: --run-folder."),
+]
+Minutes = Annotated[float | None, typer.Option(min=0.01, help="Stop after so many minutes of training.")]
+Steps = Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")]
+StartFrom = Annotated[str | None, typer.Option(help="A checkpoint whose weights the run starts from.")]
+Patience = Annotated[
+    int | None, typer.Option(min=1, help="Stop after so many evaluations in a row that are worse than the best.")
+]
+PublishEvery = Annotated[
+    str, typer.Option(help="Publish it while it trains: every 10m, minutes, or 500, steps. 0: only at the end.")
+]
+Promote = Annotated[
+    bool, typer.Option("--promote", help="Make it the default when it is published; its best, with --held-out.")
+]
+GradAccumulation = Annotated[
+    int, typer.Option(min=1, help="Backward passes in a step, each of a part of the batch, to save memory.")
+]
+
 
 def given(**options: Any) -> dict[str, Any]:
     """Return the options that the user gave."""

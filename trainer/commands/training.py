@@ -6,7 +6,6 @@ Each prepares an objective (`objectives/`), and a `Plan` trains, publishes and p
 from __future__ import annotations
 
 import copy
-import inspect
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -36,34 +35,23 @@ if TYPE_CHECKING:  # these import torch, and make `--help` slow
 app = typer.Typer(help="Train a network and publish it. To resume, run the same command again.", no_args_is_help=False)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Plan:
     """The options of any objective: what to learn from, where to train and publish, for how long, and how."""
 
-    data: Annotated[list[Path], options.Existing]
-    storage: options.Storage = Path("models")
-    name: Annotated[str, typer.Option(help="The checkpoint's name.")] = "OBJECTIVE"
-    run: Annotated[
-        Path,  # torchrun takes --run for itself
-        typer.Option("--run", "--run-folder", help="Folder for state, log and grids. Under torchrun: --run-folder."),
-    ] = Path("runs/OBJECTIVE")
-    minutes: Annotated[float | None, typer.Option(min=0.01, help="Stop after so many minutes of training.")] = None
-    steps: Annotated[int | None, typer.Option(min=1, help="Stop after so many steps.")] = None
-    start_from: Annotated[str | None, typer.Option(help="A checkpoint whose weights the run starts from.")] = None
-    set_: options.Changes = None
-    patience: Annotated[
-        int | None, typer.Option(min=1, help="Stop after so many evaluations in a row that are worse than the best.")
-    ] = None
-    publish_every: Annotated[
-        str, typer.Option(help="Publish it while it trains: every 10m, minutes, or 500, steps. 0: only at the end.")
-    ] = "10m"
-    promote: Annotated[
-        bool, typer.Option("--promote", help="Make it the default when it is published; its best, with --held-out.")
-    ] = False
-    grad_accumulation: Annotated[
-        int, typer.Option(min=1, help="Backward passes in a step, each of a part of the batch, to save memory.")
-    ] = 1
-    device: options.DeviceName = "auto"
+    data: list[Path]
+    storage: Path
+    name: str
+    run: Path
+    minutes: float | None
+    steps: int | None
+    start_from: str | None
+    set_: list[str] | None
+    patience: int | None
+    publish_every: str
+    promote: bool
+    grad_accumulation: int
+    device: str
     made_by: list[Stage] = field(default_factory=list, init=False)  # `check` finds it, before the training
 
     @property
@@ -163,27 +151,22 @@ class Plan:
         return names
 
 
-def trains(command: Callable[..., None]) -> Callable[..., None]:
-    """Make `train OBJECTIVE` of a function of that name: its own options, and those of Plan, its first argument."""
-    objective = command.__name__.replace("_", "-")
-    own = dict(list(inspect.signature(command, eval_str=True).parameters.items())[1:])
-    shared = dict(inspect.signature(Plan, eval_str=True).parameters)
-    for option, default in (("name", objective), ("run", Path("runs") / objective)):
-        shared[option] = shared[option].replace(default=default)
-
-    def run(**given: Any) -> None:
-        command(Plan(**{option: given[option] for option in shared}), **{option: given[option] for option in own})
-
-    parameters = [one.replace(kind=one.KEYWORD_ONLY) for one in (shared | own).values()]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {one.name: one.annotation for one in parameters}
-    app.command(objective, help=command.__doc__)(run)
-    return command
-
-
-@trains
+@app.command()
 def evaluator(
-    plan: Plan,
+    *,
+    data: options.Data,
+    storage: options.Storage = Path("models"),
+    name: options.Name = "evaluator",
+    run: options.RunFolder = Path("runs/evaluator"),
+    minutes: options.Minutes = None,
+    steps: options.Steps = None,
+    start_from: options.StartFrom = None,
+    set_: options.Changes = None,
+    patience: options.Patience = None,
+    publish_every: options.PublishEvery = "10m",
+    promote: options.Promote = False,
+    grad_accumulation: options.GradAccumulation = 1,
+    device: options.DeviceName = "auto",
     held_out: Annotated[Path, typer.Option(exists=True, help="A data set folder that is scored and not trained on.")],
     architecture: Annotated[
         Literal["resnet10", "resnet18"], typer.Option(help="resnet10 has half as many blocks, for a second opinion.")
@@ -195,6 +178,11 @@ def evaluator(
     from trainer.data import read_folders
     from trainer.objectives import evaluator as objectives
 
+    plan = Plan(
+        data=data, storage=storage, name=name, run=run, minutes=minutes, steps=steps, start_from=start_from, set_=set_,
+        patience=patience, publish_every=publish_every, promote=promote, grad_accumulation=grad_accumulation,
+        device=device,
+    )  # fmt: skip
     terminal.check_budget(plan.minutes, plan.steps)
     plan.check("evaluator")
     where = terminal.pick_device(plan.device)
@@ -212,9 +200,22 @@ def evaluator(
     plan.publish("evaluator on held-out pictures", objective, training, **details)
 
 
-@trains
+@app.command()
 def denoiser(
-    plan: Plan,
+    *,
+    data: options.Data,
+    storage: options.Storage = Path("models"),
+    name: options.Name = "denoiser",
+    run: options.RunFolder = Path("runs/denoiser"),
+    minutes: options.Minutes = None,
+    steps: options.Steps = None,
+    start_from: options.StartFrom = None,
+    set_: options.Changes = None,
+    patience: options.Patience = None,
+    publish_every: options.PublishEvery = "10m",
+    promote: options.Promote = False,
+    grad_accumulation: options.GradAccumulation = 1,
+    device: options.DeviceName = "auto",
     preset: Annotated[
         Literal["default", "report"], typer.Option(help="default, or report: the report's hyperparameters.")
     ] = "default",
@@ -234,6 +235,11 @@ def denoiser(
     from trainer.runs import Budget, show_progress
     from trainer.score import SAMPLING, Watcher, load_judge, some_lists, tests_of
 
+    plan = Plan(
+        data=data, storage=storage, name=name, run=run, minutes=minutes, steps=steps, start_from=start_from, set_=set_,
+        patience=patience, publish_every=publish_every, promote=promote, grad_accumulation=grad_accumulation,
+        device=device,
+    )  # fmt: skip
     config = make_config(preset, plan.set_ or [])
     if plan.patience and not held_out:
         raise TrainerError("--patience needs --held-out: without such pictures nothing says what is worse")
@@ -276,10 +282,22 @@ def denoiser(
     plan.publish("trained", objective, training, **details)
 
 
-@trains
+@app.command()
 def layouts(
-    plan: Plan,
+    *,
+    data: options.Data,
+    storage: options.Storage = Path("models"),
     name: Annotated[str, typer.Option(help="The denoiser, trained with positions, that gets new layouts.")],
+    run: options.RunFolder = Path("runs/layouts"),
+    minutes: options.Minutes = None,
+    steps: options.Steps = None,
+    start_from: options.StartFrom = None,
+    set_: options.Changes = None,
+    patience: options.Patience = None,
+    publish_every: options.PublishEvery = "10m",
+    promote: options.Promote = False,
+    grad_accumulation: options.GradAccumulation = 1,
+    device: options.DeviceName = "auto",
 ) -> None:
     """Fit a denoiser's layout network again, to more layouts than its pictures have. Repeat --data for several folders.
 
@@ -293,6 +311,11 @@ def layouts(
     from trainer.runs import Budget, show_progress
     from trainer.studies.card import write_card
 
+    plan = Plan(
+        data=data, storage=storage, name=name, run=run, minutes=minutes, steps=steps, start_from=start_from, set_=set_,
+        patience=patience, publish_every=publish_every, promote=promote, grad_accumulation=grad_accumulation,
+        device=device,
+    )  # fmt: skip
     objectives.check_own_layouts(info := read_info(resolve(plan.storage, name, "denoiser")))
     plan.check("denoiser")
     config = with_changes(objectives.LayoutsConfig(), plan.set_ or [])
@@ -303,7 +326,7 @@ def layouts(
         objectives.start_from(network, plan.storage, plan.start_from, info.labels)
     budget = Budget(plan.minutes, plan.steps or (None if plan.minutes else 2000))
     with terminal.bar() as progress:
-        fitted, run, step = objectives.fit_layouts(
+        fitted, done, step = objectives.fit_layouts(
             objective, network, plan.run, budget, start_from=plan.start_from, patience=plan.patience,
             grad_accumulation=plan.grad_accumulation, on_step=show_progress(progress, "layouts"),
         )  # fmt: skip
@@ -312,12 +335,25 @@ def layouts(
         objective.publish(fitted, plan.storage, name, {**details, **options.given(started_from=plan.start_from)})
         terminal.with_card(lambda: write_card(plan.storage, name))
     path = path_of(plan.storage, name)
-    terminal.show("layouts fitted", [*terminal.spent(run), ("published", f"step {step}"), ("checkpoint", str(path))])
+    terminal.show("layouts fitted", [*terminal.spent(done), ("published", f"step {step}"), ("checkpoint", str(path))])
 
 
-@trains
+@app.command()
 def distilled(
-    plan: Plan,
+    *,
+    data: options.Data,
+    storage: options.Storage = Path("models"),
+    name: options.Name = "distilled",
+    run: options.RunFolder = Path("runs/distilled"),
+    minutes: options.Minutes = None,
+    steps: options.Steps = None,
+    start_from: options.StartFrom = None,
+    set_: options.Changes = None,
+    patience: options.Patience = None,
+    publish_every: options.PublishEvery = "10m",
+    promote: options.Promote = False,
+    grad_accumulation: options.GradAccumulation = 1,
+    device: options.DeviceName = "auto",
     teacher: options.Model = None,
     guidance: Annotated[float, typer.Option(min=1, max=20, help="The teacher's w.")] = 3.0,
     sampling_steps: Annotated[int, typer.Option(min=1, max=100, help="Sampling steps of the new checkpoint.")] = 4,
@@ -337,6 +373,11 @@ def distilled(
     from trainer.runs import keep_setup
     from trainer.score import Watcher, load_judge, tests_of
 
+    plan = Plan(
+        data=data, storage=storage, name=name, run=run, minutes=minutes, steps=steps, start_from=start_from, set_=set_,
+        patience=patience, publish_every=publish_every, promote=promote, grad_accumulation=grad_accumulation,
+        device=device,
+    )  # fmt: skip
     terminal.check_budget(plan.minutes, plan.steps)
     info = read_info(taught := resolve(plan.storage, teacher, "denoiser"))
     objectives.check_teacher(info)
@@ -381,9 +422,22 @@ def distilled(
     plan.publish("distilled", objective, training, **details)
 
 
-@trains
+@app.command()
 def upsampler(
-    plan: Plan,
+    *,
+    data: options.Data,
+    storage: options.Storage = Path("models"),
+    name: options.Name = "upsampler",
+    run: options.RunFolder = Path("runs/upsampler"),
+    minutes: options.Minutes = None,
+    steps: options.Steps = None,
+    start_from: options.StartFrom = None,
+    set_: options.Changes = None,
+    patience: options.Patience = None,
+    publish_every: options.PublishEvery = "10m",
+    promote: options.Promote = False,
+    grad_accumulation: options.GradAccumulation = 1,
+    device: options.DeviceName = "auto",
     base: Annotated[str, typer.Option(help="The denoiser whose pictures are enlarged.")],
     size: Annotated[
         str | None, typer.Option(help="Of the finished pictures, as 320x240; by default that of the data set's first.")
@@ -396,6 +450,11 @@ def upsampler(
     from trainer.data_folder import find_pictures
     from trainer.objectives import upsampler as objectives
 
+    plan = Plan(
+        data=data, storage=storage, name=name, run=run, minutes=minutes, steps=steps, start_from=start_from, set_=set_,
+        patience=patience, publish_every=publish_every, promote=promote, grad_accumulation=grad_accumulation,
+        device=device,
+    )  # fmt: skip
     terminal.check_budget(plan.minutes, plan.steps)
     enlarged = resolve(plan.storage, base, "denoiser")
     objectives.check_base(read_info(enlarged))
@@ -413,9 +472,22 @@ def upsampler(
     plan.publish("upsampler trained", objective, training, data=plan.folders)
 
 
-@trains
+@app.command()
 def one_step(
-    plan: Plan,
+    *,
+    data: options.Data,
+    storage: options.Storage = Path("models"),
+    name: options.Name = "one-step",
+    run: options.RunFolder = Path("runs/one-step"),
+    minutes: options.Minutes = None,
+    steps: options.Steps = None,
+    start_from: options.StartFrom = None,
+    set_: options.Changes = None,
+    patience: options.Patience = None,
+    publish_every: options.PublishEvery = "10m",
+    promote: options.Promote = False,
+    grad_accumulation: options.GradAccumulation = 1,
+    device: options.DeviceName = "auto",
     base: Annotated[str, typer.Option(help="A denoiser that samples in one step, whose pictures' light is kept.")],
     size: Annotated[
         str | None, typer.Option(help="Of the finished pictures, as 320x240; by default that of the data set's first.")
@@ -429,6 +501,11 @@ def one_step(
     from trainer.objectives import one_step as objectives
     from trainer.objectives.painter import PaintingAlone
 
+    plan = Plan(
+        data=data, storage=storage, name=name, run=run, minutes=minutes, steps=steps, start_from=start_from, set_=set_,
+        patience=patience, publish_every=publish_every, promote=promote, grad_accumulation=grad_accumulation,
+        device=device,
+    )  # fmt: skip
     terminal.check_budget(plan.minutes, plan.steps)
     plan.check("denoiser", source=base)
     where, config = terminal.pick_device(plan.device), with_changes(objectives.OneStepConfig(), plan.set_ or [])

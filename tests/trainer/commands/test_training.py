@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import typer
 from PIL import Image
 from torch import Tensor
 
@@ -17,6 +18,8 @@ from shared.registry import promote, promoted
 from tests.toy_checkpoint import publish_toys
 from tests.trainer.command_line import TINY, Command, refused, succeeded
 from tests.trainer_fixtures import write_data_folder
+from trainer.commands import training
+from trainer.errors import TrainerError
 from trainer.objectives.denoiser import Denoising
 
 FIT = ("train", "evaluator", "--architecture", "resnet10", "--set", "batch=8")
@@ -26,6 +29,51 @@ UNSEEN = "note: no picture shows brown cube, purple cube, .*, yellow cylinder, s
 @pytest.fixture
 def unseen(tmp_path: Path) -> Path:
     return write_data_folder(tmp_path / "unseen", pictures=4)
+
+
+OF_ANY_RUN = {
+    "data": [Path("x")], "storage": Path("s"), "name": "n", "run": Path("r"), "minutes": 1.5, "steps": 7,
+    "start_from": "b", "set_": ["batch=3"], "patience": 4, "publish_every": "9", "promote": True,
+    "grad_accumulation": 2, "device": "cuda:1",
+}  # fmt: skip
+OWN = {
+    "evaluator": {"--held-out": "x"}, "denoiser": {}, "layouts": {}, "distilled": {}, "upsampler": {"--base": "d"},
+    "one-step": {"--base": "d"},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("objective", OWN)
+def test_the_options_of_any_run_are_those_of_each_objective(
+    command: Command, monkeypatch: pytest.MonkeyPatch, objective: str
+) -> None:
+    """Each with its value. An objective's own options come after them."""
+    Path("x").mkdir()
+    found = dict[str, object]()
+
+    def plan(**given: object) -> None:
+        found.update(given)
+        raise TrainerError("enough")
+
+    monkeypatch.setattr(training, "Plan", plan)
+    options = [
+        "--data", "x", "--storage", "s", "--name", "n", "--run-folder", "r", "--minutes", 1.5, "--steps", 7,
+        "--start-from", "b", "--set", "batch=3", "--patience", 4, "--publish-every", 9, "--promote",
+        "--grad-accumulation", 2, "--device", "cuda:1",
+    ]  # fmt: skip
+    own = [part for option in OWN[objective].items() for part in option]
+    refused(command("train", objective, *options, *own), "enough")
+    assert found == OF_ANY_RUN
+    every = typer.main.get_command(training.app).commands  # type: ignore[attr-defined]
+    parameters = {one: {p.name: p for p in every[one].params} for one in (objective, "evaluator")}
+    assert list(parameters[objective])[: len(OF_ANY_RUN)] == list(OF_ANY_RUN)
+    for name in OF_ANY_RUN.keys() - {"name", "run"}:
+        ours, first = (
+            (one.opts, one.help, one.default, one.required)
+            for one in (parameters[objective][name], parameters["evaluator"][name])
+        )
+        assert ours == first
+    name, run = (parameters[objective][one].default for one in ("name", "run"))
+    assert (name, str(run)) == (None if objective == "layouts" else objective, f"runs/{objective}")
 
 
 def test_the_evaluator_is_published_and_resumes(command: Command, data: Path, unseen: Path) -> None:
