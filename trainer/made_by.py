@@ -1,7 +1,7 @@
 """How a checkpoint was made: the commands of all its stages, in order, each with the commit of the code.
 
-The header of a checkpoint has them as `made_by`, in `training`. A stage that starts from a checkpoint, or learns from
-one, goes on with that one's list.
+A checkpoint's header has them as `training.made_by`. A stage that starts from a checkpoint, or learns from one, extends
+the list of that checkpoint.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _STAGES = TypeAdapter(list[Stage])
 
 @functools.cache
 def commit_of(folder: Path) -> str | None:
-    """Return the commit of a folder's code, with `+changes` where *.py files differ from it; None where no git is."""
+    """Return the commit of the code in `folder`, with `+changes` if *.py files differ from it; None without git."""
     try:
         if not git(folder, "ls-files", "__init__.py"):  # installed somewhere inside of another repository
             return None
@@ -46,9 +46,9 @@ def this_stage() -> Stage:
 
 
 def stages_of(info: CheckpointInfo) -> list[Stage]:
-    """Return the stages that made a checkpoint, with those that fitted its layouts later; none if it does not say.
+    """Return the stages that made a checkpoint and, after them, its layouts; none if the header has none.
 
-    Raises TrainerError for a header that has something else in their place.
+    Raises TrainerError for a header with something else in their place.
     """
     layouts = info.training.get("layouts")
     parts = [info.training, layouts if isinstance(layouts, dict) else {}]
@@ -59,7 +59,7 @@ def stages_of(info: CheckpointInfo) -> list[Stage]:
 
 
 def joined(*parts: Sequence[Stage]) -> list[Stage]:
-    """Return all stages, each of them once: a checkpoint may be made from several that have some in common."""
+    """Return the stages of all lists, each once: checkpoints that one is made from may have some in common."""
     found = list[Stage]()
     for part in parts:
         found += [stage for stage in part if stage not in found]
@@ -67,7 +67,7 @@ def joined(*parts: Sequence[Stage]) -> list[Stage]:
 
 
 def in_words(stages: Sequence[Stage]) -> str:
-    """Return Markdown that names the commands, those of one commit together."""
+    """Return the commands as Markdown, grouped by commit."""
     paragraphs, last = list[str](), object()
     for stage in stages:
         command = "    " + stage.get("command", "").replace("\n", "\n    ")
@@ -75,7 +75,7 @@ def in_words(stages: Sequence[Stage]) -> str:
             paragraphs[-1] += f"\n{command}"
         else:
             commit, _, changes = stage.get("commit", "").partition("+")
-            at = f", at commit `{commit[:12]}`{' with changes' if changes else ''}" if commit else ""
-            paragraphs.append(f"{'Then by' if paragraphs else 'Made by'}{at}\n\n{command}")
+            at = f" at commit `{commit[:12]}`{' (with changes)' if changes else ''}" if commit else ""
+            paragraphs.append(f"{'Then' if paragraphs else 'Made'}{at} by\n\n{command}")
         last = stage.get("commit")
     return "\n\n".join(paragraphs)

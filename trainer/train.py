@@ -241,12 +241,12 @@ def check_finite(sums: Tensor, scaler: torch.amp.GradScaler) -> None:
 
 
 class Due(NamedTuple):
-    """What all processes do next, alike."""
+    """What is due before the next step. All processes agree on it."""
 
     progress: float  # share of the budget that is spent
-    shares: int  # of the budget, equal ones, that are spent
-    stop: int  # the signal that asks to, or 0
-    save: bool  # first, since what follows may take long
+    shares: int  # equal shares of the budget that are spent, of which `evaluations` make the whole
+    stop: int  # the signal that asks the run to stop, or 0
+    save: bool  # first, since an evaluation may take long
     evaluate: bool
     publish: bool
 
@@ -257,11 +257,11 @@ class Due(NamedTuple):
 
 @dataclass
 class Loop:
-    """A run that goes on: what it was given, and when it last did what it does now and then. `run` is all of it."""
+    """One run: what it was given, and when it last saved, published and evaluated. Start reading at `run`."""
 
     objective: Objective
     training: Training
-    recipe: dict[str, Any]  # that is saved with the state
+    recipe: dict[str, Any]  # saved with the state
     folder: Path
     budget: Budget
     device: torch.device
@@ -278,7 +278,7 @@ class Loop:
     log: Log = field(init=False)
     examples: Callable[[int], list[list[Tensor]]] = field(init=False)  # of a step, for each part
     sums: Tensor = field(init=False)  # of loss, gradient norm and steps since the last line of the log
-    last: float = 0.0  # up to when training time is counted, in monotonic seconds, as are
+    last: float = 0.0  # the end of the training time counted so far, in monotonic seconds
     saved_at: float = 0.0
     published_at: float = 0.0
     saved_step: int = -1
@@ -287,7 +287,7 @@ class Loop:
     shares_shown: int = 0
 
     def run(self) -> int:
-        """Take steps until the budget is spent, or until a signal asks to stop. Return that signal, or else 0."""
+        """Take steps until the budget is spent or a signal asks the run to stop. Return that signal, or 0."""
         run = self.training.run
         self.wrapper = DistributedDataParallel(self.training.network) if self.group.size > 1 else None
         self.sums = torch.zeros(3, device=self.device)
@@ -334,7 +334,7 @@ class Loop:
         return int(progress * self.evaluations + 1e-9)
 
     def due(self) -> Due:
-        """Return what is due now, by the first process's clock."""
+        """Return what is due, by the clock of the first process."""
         training, run, now = self.training, self.training.run, time.monotonic()
         progress, stop, late, unpublished = self.group.agreed(
             self.progress(), self.stopped_by(), now - self.saved_at > SAVE_EVERY_S,
@@ -365,7 +365,7 @@ class Loop:
         self.saved_at, self.saved_step = time.monotonic(), self.training.run.step
 
     def evaluate(self, shares: int) -> None:
-        """Log what the first process finds of the averaged network. It is not training time."""
+        """Evaluate the averaged network in the first process, and save. This is not training time."""
         run = self.training.run
         if self.is_first:
             self.log.record(run, self.training.evaluate(self.objective))
@@ -375,14 +375,14 @@ class Loop:
         self.shares_shown, self.last = shares, time.monotonic()
 
     def publish(self) -> None:
-        """Let the first process publish. It is not training time."""
+        """Publish from the first process. This is not training time."""
         if self.is_first:
             self.publisher(self.training)
         self.published_at = self.last = time.monotonic()
         self.published_step = self.training.run.step
 
     def step(self, progress: float) -> None:
-        """Take a step, with the learning rate that follows from `progress`, and log the means of the last ones."""
+        """Take a step at the learning rate of this `progress`. Every LOG_EVERY steps, log their means."""
         config, run = self.training.config, self.training.run
         rate = config.lr * run.rate * rate_share(run.step, progress, config.warmup_steps, config.cooldown)
         loss = self.backward()
@@ -403,7 +403,7 @@ class Loop:
         self.on_step(run)
 
     def backward(self) -> Tensor:
-        """Add up the gradients of a step's parts, and return this process's share of the loss."""
+        """Accumulate the gradients of the parts of a step. Return the loss of this process."""
         training, wrapper = self.training, self.wrapper
         loss = torch.zeros((), device=self.device)
         for part, inputs in zip(self.parts, self.examples(training.run.step), strict=True):
@@ -417,7 +417,7 @@ class Loop:
         return loss
 
     def update(self, rate: float) -> Tensor:
-        """Change the weights by their gradients, clear these, and return their norm."""
+        """Update the weights and clear the gradients. Return the norm that these had."""
         training, scaler = self.training, self.training.scaler
         for optimizer in training.optimizers:
             scaler.unscale_(optimizer)
@@ -450,9 +450,9 @@ def begin(
     network: nn.Module, config: RunConfig, folder: Path, recipe: dict[str, Any], device: torch.device,
     group: Processes, made_by: Sequence[Stage],
 ) -> Training:  # fmt: skip
-    """Return the run in `folder` as it was saved last, or a new one. Its optimizer becomes the recipe's.
+    """Resume the run in `folder`, or begin a new one. Sets the recipe's optimizer to the one that was chosen.
 
-    Raises TrainerError as `load_state`, and where the processes would not resume at the same step.
+    Raises TrainerError as `load_state`, and if the processes would resume at different steps.
     """
     folder.mkdir(parents=True, exist_ok=True)
     path, network = folder / STATE, network.to(device).train()

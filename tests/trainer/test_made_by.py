@@ -60,8 +60,8 @@ def test_commands_of_one_commit_stand_together() -> None:
     stages = [{"command": "a", "commit": "0" * 40}, {"command": "b", "commit": "0" * 40}, {"command": "c"}]
     stages.append({"command": "d 'x\ny'", "commit": "1" * 40 + "+changes"})
     assert in_words(stages) == (
-        "Made by, at commit `000000000000`\n\n    a\n    b\n\nThen by\n\n    c\n\n"
-        "Then by, at commit `111111111111` with changes\n\n    d 'x\n    y'"
+        "Made at commit `000000000000` by\n\n    a\n    b\n\nThen by\n\n    c\n\n"
+        "Then at commit `111111111111` (with changes) by\n\n    d 'x\n    y'"
     )
     assert in_words([]) == ""
 

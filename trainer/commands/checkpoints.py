@@ -134,8 +134,8 @@ def card(
 ) -> None:
     """Write a checkpoint's card again, as `train` and `score` do, after it was configured or to name its licence.
 
-    What people wrote into the card outside of the marks around generated parts stays. It begins with the Hugging Face
-    Hub's metadata.
+    What you wrote outside of the marks around generated parts stays. The card begins with the Hugging Face Hub's
+    metadata.
     """
     from trainer.studies.card import write_card
 

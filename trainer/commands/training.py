@@ -52,7 +52,7 @@ class Plan:
     promote: bool
     grad_accumulation: int
     device: str
-    made_by: list[Stage] = field(default_factory=list, init=False)  # `check` finds it, before the training
+    made_by: list[Stage] = field(default_factory=list, init=False)  # set by `check`
 
     @property
     def folders(self) -> str:
@@ -68,9 +68,9 @@ class Plan:
         return read(folders)
 
     def check(self, kind: CheckpointKind, base: str | None = None, source: str | None = None) -> None:
-        """Refuse what could not be published, before the training, and read how what it starts from was made.
+        """Before the training, refuse what could not be published, and find out how its sources were made.
 
-        `base`: the checkpoint that an adapter changes. `source`: another one that is learnt from.
+        `base`: the checkpoint that an adapter changes. `source`: another one that the run learns from.
         """
         for name in (self.name, f"{self.name}-best"):
             terminal.check_publishes(self.storage, name, kind, base)

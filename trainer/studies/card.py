@@ -1,8 +1,8 @@
 """Writes a checkpoint's card beside it: its training, its loss curve, its scores. Measures nothing.
 
-NAME-card.json has what does not follow from the checkpoint: scores, licence, machine. `train`, `score` and `card` write
-from both what stands between marks in NAME.md (`markdown.py`); what people wrote outside of them stays. It begins with
-the metadata that the Hugging Face Hub reads from a model card, as YAML. Scores of former weights go.
+NAME-card.json has what does not follow from the checkpoint: scores, licence, machine. From both, `train`, `score` and
+`card` write the parts of NAME.md that stand between marks (`markdown.py`). What people write outside of them stays. The
+card begins with the metadata that the Hugging Face Hub reads, as YAML. Scores of former weights are dropped.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TAGS: dict[CheckpointKind, list[str]] = {
     "denoiser": ["diffusion", "conditional-image-generation"],
     "evaluator": ["resnet", "multi-label-classification"],
 }
-PARTS = ("about", "made-by", "scores", "training")  # that are generated
+PARTS = ("about", "made-by", "scores", "training")  # generated
 SCORES_HEAD = ("file", "sampling", "runs", "accuracy", "exact match", "F1", "best accuracy", "network rows a picture")
 
 
@@ -186,7 +186,7 @@ def write_card(
 
 
 def _without_metadata(text: str) -> str:
-    """Return a card without what is for the Hub."""
+    """Return the card without the Hub's metadata."""
     after = text.partition("\n---\n")[2] if text.startswith("---\n") else ""
     return after or text
 

@@ -1,4 +1,4 @@
-"""Cards of before version 0.2, whose generated parts had no marks. It goes with version 0.3."""
+"""Adds marks to cards without them, as trainers before version 0.2 wrote. To be removed in version 0.3."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ SCORES_BEGIN = "Mean and standard deviation over the runs, seeds 0 upwards"
 
 
 def with_marks(text: str, name: str) -> str:
-    """Return the card of checkpoint `name` with marks around its generated parts, which are empty.
+    """Return the card of checkpoint `name` with marks for its generated parts, which are still empty.
 
-    All that people wrote stays where it was. They wrote how the checkpoint was made, too: a part that is kept as long
-    as the checkpoint does not say so itself. text: without the Hub's metadata.
+    What people wrote stays where it was. What they wrote in "Made by" goes between marks, since a checkpoint that knows
+    its stages replaces it. text: without the Hub's metadata.
     """
     intro, *sections = re.split(r"^(?=## )", text, flags=re.M)
     above, below = re.sub(r"\A\s*# .*\n*(?:Kind: .*)?", "", intro), list[str]()

@@ -21,21 +21,21 @@ def page(blocks: Sequence[str]) -> str:
 
 
 def marks(name: str) -> tuple[str, str]:
-    """Return the marks at the begin and the end of a generated part. A page does not show them."""
+    """Return the marks before and after a generated part: comments, which a page does not show."""
     return f"<!-- begin {name} -->", f"<!-- end {name} -->"
 
 
 def part_of(text: str, name: str) -> str:
-    """Return what stands between the marks of that name; nothing if the page lacks one of them."""
+    """Return the text between the marks of that name; an empty one if the page lacks a mark."""
     begin, end = marks(name)
     inside, found, _ = text.partition(begin)[2].partition(end)
     return inside.strip("\n") if found else ""
 
 
 def with_part(text: str, name: str, content: str) -> str:
-    """Return a page with `content` between the marks of that name. All else stays as it is.
+    """Return the page with `content` between the marks of that name. The rest stays as it is.
 
-    The part comes at the end of a page that lacks one of its marks.
+    If the page lacks one of the marks, the part goes to its end.
     """
     begin, end = marks(name)
     part = page([begin, content, end])
