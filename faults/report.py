@@ -76,8 +76,7 @@ What took how much memory in the last `make soak` ([reliability](../reliability.
 
 A series of memory grows if the 95 % interval of its slope over the last half (Theil and Sen's) lies above 2 % an hour.
 Four other soaks had no wrong job among 4,441. In each, one series grew: an API by 3.1 % an hour, Redis from 2.8 to
-3.1 MiB, an API from 60.0 to 60.9 MiB, a worker by 3.3 % an hour. A worker that only draws took 1,495 MiB after 3,100
-pictures and 1,496 MiB after 4,600 (not kept).
+3.1 MiB, an API from 60.0 to 60.9 MiB, a worker by 3.3 % an hour.
 
 """
 
