@@ -175,7 +175,7 @@ def kept_memory() -> Iterator[None]:
     """Make glibc keep freed memory for the next tensors inside this context. Has no effect with other C libraries.
 
     By default glibc returns large tensors to the kernel at once, so that every training step on a CPU faults in tens
-    of thousands of zeroed pages (docs/dev/decisions.md has the cost).
+    of thousands of zeroed pages (docs/dev/decisions.md).
     """
     libc = ctypes.CDLL(None)
     if not hasattr(libc, "mallopt"):
