@@ -260,7 +260,8 @@ class UpsamplerNet(nn.Module):
     def mix(self, seen: Sequence[Tensor | None]) -> Tensor:
         """Return pictures, without the margin, from what is seen of them."""
         pixels, where, lit, share = seen
-        assert pixels is not None and where is not None
+        assert pixels is not None
+        assert where is not None
         sources = [pixels] if lit is None or share is not None else [pixels, lit]
         h = torch.cat(sources, 1).contiguous(memory_format=torch.channels_last)
         h = without_margin(self.blocks(self.stem(h) + where))

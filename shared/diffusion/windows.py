@@ -118,15 +118,17 @@ class ObjectWindows(nn.Module):
         u = x[:, None, :, None, :].expand(-1, self.block, -1, self.window, -1).flatten(1)
         v = y[:, :, None, :, None].expand(-1, -1, self.block, -1, self.window).flatten(1)
         h = self.mix(self.label[which] + self.place(pose(known)))
-        curves = F.normalize(self.curve(h).reshape(len(h), -1, CONIC), dim=-1) * self.sharpness.exp()[:, None]
+        curves = (
+            F.normalize(self.curve(h).unflatten(1, (self.config.curves, CONIC)), dim=-1) * self.sharpness.exp()[:, None]
+        )
         points = torch.stack([torch.ones_like(u), u, v, u * u, u * v, v * v], -1)  # (B, P, 6)
         seen = torch.cat([torch.tanh(points @ curves.transpose(1, 2)), points[..., 1:3]], -1)
         look = F.relu(self.seen(seen) + self.look(h)[:, None])
         out = self.out(F.relu(self.inner(look)))
         drawn, cover = out[..., :-1], out[..., -1:].sigmoid()
         W = self.window
-        drawn = drawn.reshape(-1, self.block**2, W, W, self.channels).permute(0, 4, 1, 2, 3).flatten(1, 2)
-        return Windows(rows, columns, drawn, cover.reshape(-1, self.block**2, W, W))
+        drawn = drawn.unflatten(1, (self.block**2, W, W)).permute(0, 4, 1, 2, 3).flatten(1, 2)
+        return Windows(rows, columns, drawn, cover[..., 0].unflatten(1, (self.block**2, W, W)))
 
     def _laid(self, picture: Tensor, at: Tensor, windows: Windows) -> Tensor:
         """Lay one window over each of the pictures `at`."""
@@ -139,7 +141,7 @@ class ObjectWindows(nn.Module):
 
 
 class OneObject(nn.Module):
-    """`ObjectWindows.windows` as a network of its own: what is known of objects (B, 5), and labels (B,) -> `Windows`."""
+    """What is known of objects (B, 5), and their labels (B,) -> their `Windows`, (B, ...)."""
 
     def __init__(self, windows: ObjectWindows) -> None:
         super().__init__()
@@ -171,4 +173,3 @@ def pose(known: Tensor) -> Tensor:
         [x, y, x * x * 0.5, x * y * 0.5, y * y * 0.5, known[:, 3], known[:, 4]]
         + [wave(one) for one in turns for wave in (torch.sin, torch.cos)], -1,
     )  # fmt: skip
-
