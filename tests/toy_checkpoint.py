@@ -13,6 +13,7 @@ from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork
 from shared.diffusion.solids import Camera, Solid
 from shared.diffusion.unet import NetworkConfig, UNet
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet
+from shared.diffusion.windows import WindowsConfig
 from shared.evaluator import Evaluator
 from shared.registry import promote
 from shared.storage import Location, write
@@ -84,17 +85,20 @@ def publish_toy_adapter(storage: Location, name: str, base: CheckpointInfo) -> C
 
 
 def publish_toy_upsampler(
-    storage: Location, name: str, base: CheckpointInfo, *, features: int = 0, paints: bool = False, **config: Any
+    storage: Location, name: str, base: CheckpointInfo, *, features: int = 0, paints: bool = False,
+    windows: bool = False, **config: Any
 ) -> CheckpointInfo:  # fmt: skip
     """Publish an adapter whose upsampler, of random weights, enlarges `base`'s pictures to 32x24.
 
     `features`: how many of the denoiser's it sees, 0 or the channels of its first level. `paints`: whether it paints
-    the objects of i-CLEVR's labels. `config`: more of its configuration.
+    the objects of i-CLEVR's labels. `windows`: whether it draws them in windows of their own.
+    `config`: more of its configuration.
     """
     own = UpsamplerConfig(
         picture=(32, 24), channels=8, dilations=(1,), hidden=16, features=features, objects=2 if paints else 10,
         solids=tuple(cast(Solid, name.split()[1]) for name in base.vocabulary) if paints else (),
         camera=CAMERA if paints else None,
+        windows=WindowsConfig(labels=len(base.vocabulary), curves=4, hidden=8, width=16) if windows else None,
     )  # fmt: skip
     network = UpsamplerNet(own)
     randomize(network, 0, std=0.05 if not features else 0.2)

@@ -23,9 +23,12 @@ from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, Layou
 from shared.diffusion.path import NoisePath
 from shared.diffusion.predictions import PredictionName
 from shared.diffusion.samplers import make_table
-from shared.diffusion.solids import SOLIDS, ObjectPainter, Painter, Windows, lay
+from shared.diffusion.solids import SOLIDS, ObjectPainter, Painter
+from shared.diffusion.solids import Windows as Painted
+from shared.diffusion.solids import lay as lay_painted
 from shared.diffusion.unet import NetworkConfig, UNet, time_features
 from shared.diffusion.upsampler import OneCall, UpsamplerConfig, UpsamplerNet, paints_objects
+from shared.diffusion.windows import ObjectWindows, OneObject, Windows, lay
 from shared.openvino import TORCH_THREADS, CompiledNetwork, uses_openvino
 from shared.options import EngineName, SamplingOptions
 from shared.storage import Location
@@ -85,25 +88,48 @@ class CompiledOneCall:
     def __init__(self, network: OneCall, kept: Path | None = None) -> None:
         self.image_shape, self.num_labels = network.image_shape, network.num_labels
         self._features = partial(time_features, dim=network.config.embedding)
-        painter = network.upsampler.painter
-        self._painter = None if painter is None else CompiledPainter(painter, kept and kept / "painter")
+        painter, windows = network.upsampler.painter, network.upsampler.windows
+        self._drawer: CompiledPainter | CompiledWindows | None = None
+        if windows is not None:
+            self._drawer = CompiledWindows(windows, kept and kept / "windows")
+        elif painter is not None:
+            self._drawer = CompiledPainter(painter, kept and kept / "painter")
         x, *given = example_row(network)
         with torch.inference_mode():
             h = network.denoiser.trunk(x, *given)
             _, *small = network.predict(x, *h)
-        painted = self._painter(given[1]) if self._painter else []
+        drawn = self._drawer(given[1]) if self._drawer else []
 
         def part(module: nn.Module, method: str, example: list[Tensor], exact: bool = False) -> CompiledNetwork:
             return CompiledNetwork(Part(module, method), example, kept and kept / method, most=1, exact=exact)
 
         self._trunk = part(network.denoiser, "trunk", [x, *given])
         self._predict = part(network, "predict", [x, *h], exact=True)
-        self._enlarge = part(network, "enlarge", [*small, *painted])
+        self._enlarge = part(network, "enlarge", [*small, *drawn])
 
     def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
         prediction, *small = self._predict(x, *self._trunk(x, self._features(t), labels, keep))
-        (pictures,) = self._enlarge(*small, *(self._painter(labels) if self._painter else []))
+        (pictures,) = self._enlarge(*small, *(self._drawer(labels) if self._drawer else []))
         return prediction, pictures
+
+
+class CompiledWindows:
+    """The windows of objects in OpenVINO, with a row for each object. In float32: bfloat16 would move the edges."""
+
+    def __init__(self, windows: ObjectWindows, kept: Path | None = None) -> None:
+        self._windows = windows
+        example = [torch.rand(1, 5), torch.tensor([0])]
+        self._compiled = CompiledNetwork(OneObject(windows), example, kept, most=1, exact=True)
+
+    def __call__(self, labels: Tensor) -> list[Tensor]:
+        windows, (known, which) = self._windows, self._windows.nearest_first(labels)
+        sides = [side // windows.block + 2 * windows.margin for side in windows.size]
+        pictures, there = torch.zeros(len(labels), windows.channels * windows.block**2, *sides), known[..., 0] > 0
+        if there.any():
+            drawn = [Windows(*one) for one in zip(*self._compiled(known[there], which[there]), strict=True)]
+            for i, window in zip(reversed(there.nonzero()[:, 0].tolist()), reversed(drawn), strict=True):
+                lay(window, pictures[i], windows.margin)
+        return [pictures]
 
 
 class CompiledPainter:
@@ -125,9 +151,9 @@ class CompiledPainter:
         shares = torch.zeros(len(labels), 1, height, width)
         shown = (labels[:, self._cubes, 0] > 0).any(1)[:, None] & (known[..., 0] > 0)
         if shown.any():
-            rows = [Windows(*one) for one in zip(*self._compiled(known[shown], which[shown]), strict=True)]
+            rows = [Painted(*one) for one in zip(*self._compiled(known[shown], which[shown]), strict=True)]
             for i, window in zip(reversed(shown.nonzero()[:, 0].tolist()), reversed(rows), strict=True):
-                lay(window, pixels[i], shares[i], painter.margin)
+                lay_painted(window, pixels[i], shares[i], painter.margin)
         return [pixels, shares]
 
 
@@ -257,6 +283,8 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
             raise ValueError("its upsampler sees the denoiser's features, so it must sample in one step, w = 1")
         if upsampler is not None and upsampler.config.solids:
             _check_painter(upsampler.config, config)
+        if upsampler is not None and upsampler.config.windows:
+            _check_windows(upsampler.config, config)
         with torch.device("meta"):  # no initial weights: the checkpoint's take their place, and drawing them is slow
             network = UNet(config)
         network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
@@ -293,6 +321,15 @@ def _check_painter(upsampler: UpsamplerConfig, network: NetworkConfig) -> None:
     if not upsampler.features or not paints_objects(network) or len(upsampler.solids) != network.num_labels:
         raise ValueError(
             "its upsampler paints objects by labels, places and rotations, which its denoiser does not take"
+        )
+
+
+def _check_windows(upsampler: UpsamplerConfig, network: NetworkConfig) -> None:
+    """Raise ValueError if the denoiser does not take what the upsampler's windows are drawn by."""
+    assert upsampler.windows is not None
+    if not upsampler.features or not network.rotations or upsampler.windows.labels != network.num_labels:
+        raise ValueError(
+            "its upsampler draws objects by labels, places and rotations, which its denoiser does not take"
         )
 
 

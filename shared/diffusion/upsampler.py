@@ -23,6 +23,7 @@ from torch.nn import functional as F
 from shared.device import exact
 from shared.diffusion.solids import Camera, Painter, Solid
 from shared.diffusion.unet import Conv, NetworkConfig, UNet
+from shared.diffusion.windows import ObjectWindows, WindowsConfig
 from shared.options import Count, Natural, NoOtherFields
 
 Interpolation = Literal["bilinear", "bicubic"]
@@ -46,6 +47,8 @@ class UpsamplerConfig(NoOtherFields):
     hidden: Count = 192  # channels before the last layer
     colours: Natural = 3  # that each block has besides the interpolated picture
     features: Natural = 0  # channels of the denoiser's last features (`UNet.features`) that it sees; 0 for none
+    # Draws each object in a window of its own (`windows.py`), which pixels may be taken from; None: no such windows
+    windows: Annotated[WindowsConfig | None, Field(exclude_if=operator.not_)] = None
     # What each of the denoiser's labels is, if it paints them (`solids.py`), as seen by this camera. Not written if it
     # does not, so that versions which cannot read the checkpoint.
     solids: Annotated[tuple[Solid, ...], Field(exclude_if=operator.not_)] = ()
@@ -57,6 +60,8 @@ class UpsamplerConfig(NoOtherFields):
             raise ValueError(f"picture {list(self.picture)} must be a multiple of the block, {self.block}")
         if bool(self.solids) != (self.camera is not None):
             raise ValueError("solids need a camera, and it is of no use without them")
+        if self.solids and self.windows:
+            raise ValueError("an upsampler draws objects in windows or paints solids, not both")
 
 
 def paints_objects(network: NetworkConfig) -> bool:
@@ -104,8 +109,8 @@ class OneCall(nn.Module):
     """A denoiser and an upsampler that sees its last features, as one network: from noise to the finished picture.
 
     (x, t, labels, keep) as `UNet` takes them -> its prediction, and the pictures (B, C, H, W) of x0_hat = p x + q
-    prediction. So it samples in one step, at the timestep whose `p` and `q` these are. What the upsampler's painter
-    paints by these labels may be given.
+    prediction. So it samples in one step, at the timestep whose `p` and `q` these are. What the upsampler
+    draws by these labels may be given.
     """
 
     def __init__(self, denoiser: UNet, upsampler: UpsamplerNet, p: float, q: float) -> None:
@@ -115,10 +120,10 @@ class OneCall(nn.Module):
         self.picture_shape = upsampler.picture_shape
 
     def forward(
-        self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor, *painted: Tensor
+        self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor, *drawn: Tensor
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
         prediction, *small = self.predict(x, *self.denoiser.trunk(x, t, labels, keep))
-        return prediction, self.enlarge(*small, *(painted or self.upsampler.paint(labels) or ()))
+        return prediction, self.enlarge(*small, *(drawn or self.upsampler.draw(labels) or ()))
 
     def predict(self, x: Tensor, *trunk: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return the prediction, x0_hat and the features, by what the denoiser's `trunk` returns.
@@ -130,10 +135,10 @@ class OneCall(nn.Module):
             prediction = self.denoiser.paint(features)
             return prediction, self.p * x + self.q * prediction, features
 
-    def enlarge(self, x0_hat: Tensor, features: Tensor, *painted: Tensor) -> Tensor:
+    def enlarge(self, x0_hat: Tensor, features: Tensor, *drawn: Tensor | None) -> Tensor:
         """Return the finished pictures."""
-        own = Painted(*painted) if painted else None
-        enlarged: Tensor = self.upsampler(x0_hat, features=features, painted=own)
+        pixels, share = (*drawn, None, None)[:2]
+        enlarged: Tensor = self.upsampler(x0_hat, features, None if pixels is None else Drawn(pixels, share))
         return enlarged
 
 
@@ -164,11 +169,11 @@ def phases(size: Sequence[int], small: Sequence[int], block: int) -> Tensor:
     return torch.stack([wave(angles) for angles in waves for wave in (torch.sin, torch.cos)])[None]
 
 
-class Painted(NamedTuple):
-    """What the painter paints, in blocks of pixels with a margin."""
+class Drawn(NamedTuple):
+    """What is drawn of a picture's objects, in blocks of pixels with a margin."""
 
     pixels: Tensor  # (N, C block^2, rows, columns)
-    share: Tensor  # (N, 1, rows, columns): how much of the picture they replace
+    share: Tensor | None  # (N, 1, rows, columns): how much of the picture they replace, if it says so
 
 
 def without_light(blocks: Tensor, channels: int, weights: Tensor | None = None) -> Tensor:
@@ -179,9 +184,12 @@ def without_light(blocks: Tensor, channels: int, weights: Tensor | None = None) 
     N, size, rows, columns = blocks.shape
     side = math.isqrt(size // channels)
     means = blocks.reshape(N, channels, -1, rows, columns).mean(2)
-    weights = torch.ones_like(means[:, :1]) if weights is None else weights
-    sums, counts = (F.avg_pool2d(one, AROUND, 1, AROUND // 2) for one in (weights * means, weights))
-    light = enlarge(sums / counts, (rows * side, columns * side), "bilinear")
+    if weights is None:
+        means = F.avg_pool2d(means, AROUND, 1, AROUND // 2, count_include_pad=False)
+    else:
+        sums, counts = (F.avg_pool2d(one, AROUND, 1, AROUND // 2) for one in (weights * means, weights))
+        means = sums / counts
+    light = enlarge(means, (rows * side, columns * side), "bilinear")
     return blocks - F.pixel_unshuffle(light, side)
 
 
@@ -200,37 +208,39 @@ class UpsamplerNet(nn.Module):
         width, height = config.picture
         self.picture_shape = (config.image_channels, height, width)
         area, pixels = config.block**2, config.image_channels * config.block**2
-        self.parts = [area * (1 + config.colours), config.image_channels * config.colours, pixels]
-        self.stem, self.where = Conv(pixels, config.channels), Conv(4, config.channels, 1)
+        self.sources = 2 if config.windows else 1  # pictures that a pixel may be taken from
+        self.parts = [area * (self.sources + config.colours), config.image_channels * config.colours, pixels]
+        self.stem, self.where = Conv(self.sources * pixels, config.channels), Conv(4, config.channels, 1)
         self.features = Conv(config.features, config.channels, 1) if config.features else None
-        self.painter = (
-            Painter(
-                config.solids,
-                config.camera,
-                (height, width),
-                config.block,
-                config.image_channels,
-                config.objects,
-                MARGIN,
-            )
-            if config.camera is not None
-            else None
-        )
+        size, channels = (height, width), config.image_channels
+        self.painter = self.windows = None
+        if config.camera is not None:
+            self.painter = Painter(config.solids, config.camera, size, config.block, channels, config.objects, MARGIN)
+        if config.windows is not None:
+            self.windows = ObjectWindows(config.windows, size, config.block, channels, MARGIN)
         self.blocks = nn.Sequential(*(PlainBlock(config.channels, dilation) for dilation in config.dilations))
         self.widen, self.head = Conv(config.channels, config.hidden, 1), Conv(config.hidden, sum(self.parts), 1)
         self.retouch = Conv(config.hidden, pixels, 1, zero=True) if config.solids else None
 
-    def forward(
-        self, x: Tensor, corners: Tensor | None = None, side: int = 0, features: Tensor | None = None,
-        painted: Painted | None = None,
-    ) -> Tensor:  # fmt: skip
-        """Enlarge x, given the denoiser's last features and what `paint` returns, if the configuration has such.
+    def forward(self, x: Tensor, features: Tensor | None = None, drawn: Drawn | None = None) -> Tensor:
+        """Enlarge x, given the denoiser's last features and what `draw` returns, if the configuration has such."""
+        return self.mix(self.seen(x, features, drawn))
 
-        For training, only squares of `side` blocks, as `crop` does; corners (N, k, 2) count blocks.
+    def squares(
+        self, x: Tensor, corners: Tensor, side: int, features: Tensor | None = None, drawn: Drawn | None = None
+    ) -> Tensor:  # fmt: skip
+        """Return squares of `side` blocks of what `forward` returns, as `crop` does; corners (N, k, 2) count blocks."""
+        seen, n = self.seen(x, features, drawn), len(x)
+        cut = partial(crop, corners=corners, side=side + 2 * MARGIN)
+        return self.mix([None if one is None else cut(one.expand(n, *one.shape[1:])) for one in seen])
+
+    def seen(self, x: Tensor, features: Tensor | None, drawn: Drawn | None) -> list[Tensor | None]:
+        """Return what is seen of whole pictures, in blocks with a margin: interpolated pixels, where they are and what
+        the denoiser's features say of them, and pixels and shares of what is drawn, in the light of the picture.
         """
         if (self.features is None) != (features is None):
             raise ValueError("an upsampler takes the denoiser's features if its configuration has some, else none")
-        block = self.config.block
+        block, channels = self.config.block, self.config.image_channels
         enlarged = F.pad(enlarge(x, self.picture_shape[1:]), [MARGIN * block] * 4, mode="replicate")
         small = int(x.shape[-2]), int(x.shape[-1])  # a constant where the network is traced
         where = self.where(phases(self.picture_shape[1:], small, block).to(x.device))
@@ -240,39 +250,46 @@ class UpsamplerNet(nn.Module):
             # in this order: OpenVINO would write the sum into the constant `where`, where the next call finds it
             where = F.pad(seen, [MARGIN] * 4, mode="replicate") + where
         pixels = F.pixel_unshuffle(enlarged, block)
-        if painted is not None:  # in the light of the picture, as it is away from edges: these may be elsewhere there
-            away = 1 + LEAST - painted.share
-            lit = pixels + without_light(painted.pixels - pixels, self.config.image_channels, away)
-            painted = Painted(lit, painted.share)
-        if corners is not None:
-            squares = partial(crop, corners=corners, side=side + 2 * MARGIN)
-            pixels, where = squares(pixels), squares(where.expand(len(x), -1, -1, -1))
-            painted = Painted(*map(squares, painted)) if painted is not None else None
-        h = self.blocks(self.stem(pixels.contiguous(memory_format=torch.channels_last)) + where)
-        pixels, h = without_margin(pixels), without_margin(h)
+        if drawn is None:
+            return [pixels, where, None, None]
+        # away from edges alone, if it says where these are: they may be elsewhere in the given picture
+        away = None if drawn.share is None else 1 + LEAST - drawn.share
+        lit = pixels + without_light(drawn.pixels - pixels, channels, away)
+        return [pixels, where, lit, drawn.share]
+
+    def mix(self, seen: Sequence[Tensor | None]) -> Tensor:
+        """Return pictures, without the margin, from what is seen of them."""
+        pixels, where, lit, share = seen
+        assert pixels is not None
+        assert where is not None
+        sources = [pixels] if lit is None or share is not None else [pixels, lit]
+        h = torch.cat(sources, 1).contiguous(memory_format=torch.channels_last)
+        h = without_margin(self.blocks(self.stem(h) + where))
         h = F.relu(self.widen(h))
-        made = self._mixed(pixels, self.head(h).float())
-        if painted is not None and self.retouch is not None:
-            own, share = map(without_margin, painted)
-            made = torch.lerp(made, own + self.retouch(h).float(), share)
-        return F.pixel_shuffle(made, block)
+        made = self._mixed([without_margin(one) for one in sources], self.head(h).float())
+        if lit is not None and share is not None and self.retouch is not None:
+            made = torch.lerp(made, without_margin(lit) + self.retouch(h).float(), without_margin(share))
+        return F.pixel_shuffle(made, self.config.block)
 
-    def paint(self, labels: Tensor) -> Painted | None:
-        """Paint the objects of whole pictures by labels (N, K, 5) alone, if there is a painter."""
-        if self.painter is None:
-            return None
+    def draw(self, labels: Tensor) -> Drawn | None:
+        """Draw the objects of whole pictures by labels (N, K, 5) alone, if it does so."""
         with exact(labels.device):
-            return Painted(*self.painter(labels))
+            if self.windows is not None:
+                return Drawn(self.windows(labels), None)
+            return None if self.painter is None else Drawn(*self.painter(labels))
 
-    def _mixed(self, pixels: Tensor, h: Tensor) -> Tensor:
-        """Return blocks of pixels (N, C area, rows, columns) from the interpolated ones, as the last layer says."""
+    def _mixed(self, sources: Sequence[Tensor], h: Tensor) -> Tensor:
+        """Return blocks of pixels (N, C area, rows, columns) from those of each source, as the last layer says."""
         channels = self.config.image_channels
         logits, colours, detail = torch.split(h, self.parts, 1)
-        N, _, rows, columns = pixels.shape
-        shares = logits.reshape(N, 1 + self.config.colours, 1, -1, rows, columns).softmax(1)
-        pixels = pixels.reshape(N, channels, -1, rows, columns)
+        N, _, rows, columns = sources[0].shape
+        shares = logits.reshape(N, len(sources) + self.config.colours, 1, -1, rows, columns).softmax(1)
+        blocks = [one.reshape(N, channels, -1, rows, columns) for one in sources]
         colours = (
-            colours.reshape(N, self.config.colours, channels, 1, rows, columns) + pixels.mean(2, keepdim=True)[:, None]
+            colours.reshape(N, self.config.colours, channels, 1, rows, columns)
+            + blocks[0].mean(2, keepdim=True)[:, None]
         )
-        mixed = shares[:, 0] * pixels + (shares[:, 1:] * colours).sum(1)
+        mixed = (shares[:, len(blocks) :] * colours).sum(1)
+        for k, own in enumerate(blocks):
+            mixed = mixed + shares[:, k] * own
         return mixed.reshape(detail.shape) + detail

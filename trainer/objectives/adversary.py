@@ -79,7 +79,7 @@ class Adversaries(nn.Module):
         real (n, C, s, s): the originals' squares. noise (2, n, C, s, s): added to both. The loss is relativistic: a
         square is compared with its original (Jolicoeur-Martineau 2018, as in Huang et al. 2024, "R3GAN").
         """
-        made = self.upsampler(x, corners, side)
+        made = self.upsampler.squares(x, corners, side)
         return made, *compare(self.discriminator, real, made, noise)
 
 

@@ -1,6 +1,7 @@
 """The upsampler: shapes, what it adds, and checkpoints that carry one."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ from shared.diffusion.model import load_denoiser
 from shared.diffusion.solids import SOLIDS
 from shared.diffusion.upsampler import (
     MARGIN,
+    Drawn,
     Interpolation,
-    Painted,
     UpsamplerConfig,
     UpsamplerNet,
     crop,
@@ -24,6 +25,7 @@ from shared.diffusion.upsampler import (
     phases,
     without_light,
 )
+from shared.diffusion.windows import WindowsConfig
 from shared.options import EngineName, SamplingOptions
 from tests.toy_checkpoint import CAMERA, publish_toy_denoiser, publish_toy_upsampler
 
@@ -104,7 +106,7 @@ def test_at_the_border_of_an_even_picture_it_is_even() -> None:
 def test_squares_are_those_of_the_whole_picture() -> None:
     """Without blocks the network sees one position around each block, and the margin is two."""
     made, x = upsampler(picture=(32, 24), dilations=()), torch.randn(2, 3, 16, 16)
-    whole, squares = made(x), made(x, torch.tensor([[[0, 0]], [[2, 4]]]), 4)
+    whole, squares = made(x), made.squares(x, torch.tensor([[[0, 0]], [[2, 4]]]), 4)
     assert squares.shape == (2, 3, 16, 16)
     torch.testing.assert_close(squares[0], whole[0, :, :16, :16])
     torch.testing.assert_close(squares[1], whole[1, :, 8:24, 16:32])
@@ -138,21 +140,43 @@ def test_features_are_seen_where_they_are() -> None:
     # 8 x 8 features for 6 rows and 8 columns of blocks: row 3 has its centre at feature 4.17, column 4 at feature 4
     assert (int(rows[0]), int(rows[-1]) + 1) == (12, 16)
     assert (int(columns[0]), int(columns[-1]) + 1) == (16, 20)
-    squares = made(x, torch.tensor([[[2, 4]]]), 4, features)
+    squares = made.squares(x, torch.tensor([[[2, 4]]]), 4, features)
     torch.testing.assert_close(squares[0], made(x, features=features)[0, :, 8:24, 16:32])
 
 
-def test_squares_see_what_is_painted_there() -> None:
-    made, x = upsampler(picture=(32, 24), dilations=(), solids=SOLIDS, camera=CAMERA), torch.zeros(1, 3, 16, 16)
-    painted = made.paint(torch.tensor([[[1, 0.5, 0.4, 1, 0], [0, 0.5, 0.5, 0, 1], [1, 0.9, 0.9, 0, -1]]]))
-    whole, places = made(x, painted=painted), torch.tensor([[[2, 4], [0, 1]]])
-    assert (whole - made(x)).abs().max() > 0.01
-    squares = made(x, places, 4, painted=painted)
+@pytest.mark.parametrize("how", [{"solids": SOLIDS, "camera": CAMERA}, {"windows": WindowsConfig(labels=3)}])
+def test_squares_see_what_is_drawn_there(how: dict[str, Any]) -> None:
+    made, x = upsampler(picture=(32, 24), dilations=(), **how), torch.zeros(1, 3, 16, 16)
+    drawn = made.draw(torch.tensor([[[1, 0.5, 0.4, 1, 0], [0, 0.5, 0.5, 0, 1], [1, 0.9, 0.9, 0, -1]]]))
+    assert drawn is not None
+    whole, places = made(x, drawn=drawn), torch.tensor([[[2, 4], [0, 1]]])
+    assert (whole - made(x, drawn=drawn._replace(pixels=0 * drawn.pixels))).abs().max() > 0.01
+    squares = made.squares(x, places, 4, drawn=drawn)
     torch.testing.assert_close(squares[0], whole[0, :, 8:24, 16:32])
     torch.testing.assert_close(squares[1], whole[0, :, :16, 4:20])
 
 
+def test_a_pixel_may_be_what_is_drawn_in_the_light_of_the_picture() -> None:
+    made, x = upsampler(picture=(80, 80), dilations=(), windows=WindowsConfig(labels=3)), torch.rand(1, 3, 16, 16)
+    for parameter in made.head.parameters():
+        nn.init.zeros_(parameter)
+    with torch.no_grad():
+        made.head.bias[16:32] = 100.0  # every pixel is what is drawn
+    pixels = torch.zeros(1, 48, 24, 24)
+    pixels[:, :16, 12, 12] = 1  # red, in the block that begins at 40
+    drawn, plain = (made(x, drawn=Drawn(one, None))[0] for one in (pixels, 0 * pixels))
+    enlarged = F.interpolate(x, (80, 80), mode="bicubic")[0]
+    torch.testing.assert_close(
+        F.avg_pool2d(plain, 20)[:, 1:3, 1:3], F.avg_pool2d(enlarged, 20)[:, 1:3, 1:3], atol=0.05, rtol=0
+    )
+    change = drawn - plain
+    torch.testing.assert_close(change[1:], torch.zeros(2, 80, 80), atol=1e-5, rtol=0)
+    # in the block 1, less its share of the mean of five blocks a side
+    torch.testing.assert_close(change[0, 41:43, 41:43], torch.full((2, 2), 1 - 1 / 25), atol=0.01, rtol=0)
+
+
 def test_objects_are_what_is_painted_in_the_light_of_the_picture() -> None:
+    torch.manual_seed(1)
     made, x = upsampler(picture=(80, 80), dilations=(), solids=SOLIDS, camera=CAMERA), torch.rand(1, 3, 16, 16)
     assert made.retouch is not None
     for parameter in made.retouch.parameters():
@@ -160,7 +184,7 @@ def test_objects_are_what_is_painted_in_the_light_of_the_picture() -> None:
     pixels, share = torch.zeros(1, 48, 24, 24), torch.zeros(1, 1, 24, 24)
     pixels[:, :16, 12, 12] = 1  # red, in the block that begins at 40
     share[..., 12, 12] = 1
-    drawn, plain = made(x, painted=Painted(pixels, share))[0], made(x)[0]
+    drawn, plain = made(x, drawn=Drawn(pixels, share))[0], made(x)[0]
     block = drawn[:, 40:44, 40:44]
     others = torch.ones(80, 80, dtype=torch.bool)
     others[40:44, 40:44] = False
@@ -181,13 +205,14 @@ def test_light_is_linear_between_blocks() -> None:
 ONE_STEP = SamplingOptions(sampler="ddim", steps=1, guidance=1.0)
 
 
-@pytest.mark.parametrize("paints", [False, True])
+@pytest.mark.parametrize("draws", ["", "paints", "windows"])
 @pytest.mark.parametrize("engine", ["torch", "openvino"])
 def test_with_an_upsampler_that_sees_features_a_picture_is_one_call(
-    tmp_path: Path, engine: EngineName, paints: bool
+    tmp_path: Path, engine: EngineName, draws: str
 ) -> None:
     base = publish_toy_denoiser(tmp_path, "toy", 0, positions=True, rotations=True)
-    publish_toy_upsampler(tmp_path, "whole", base, features=8, paints=paints, sampling=ONE_STEP.model_dump(mode="json"))
+    how, sampling = {draws: True} if draws else {}, ONE_STEP.model_dump(mode="json")
+    publish_toy_upsampler(tmp_path, "whole", base, features=8, sampling=sampling, **how)
     denoiser = load_denoiser(tmp_path / "whole.safetensors")
     stepper, labels = denoiser.stepper(engine=engine), torch.eye(len(base.vocabulary))[:3]
     rows = [stepper.new_row(one, ONE_STEP, seed) for seed, one in enumerate(labels)]
@@ -201,10 +226,10 @@ def test_with_an_upsampler_that_sees_features_a_picture_is_one_call(
         x0_hat = denoiser.alpha_bar[-1].sqrt() * x - (1 - denoiser.alpha_bar[-1]).sqrt() * denoiser.network.paint(
             features
         )
-        painted = denoiser.upsampler.paint(given)
-        expected = denoiser.upsampler(x0_hat.float(), features=features, painted=painted)
-        others = [(0 * features, painted), *([(features, denoiser.upsampler.paint(0 * given))] if paints else [])]
-        other = [denoiser.upsampler(x0_hat.float(), features=one, painted=two) for one, two in others]
+        drawn = denoiser.upsampler.draw(given)
+        expected = denoiser.upsampler(x0_hat.float(), features=features, drawn=drawn)
+        others = [(0 * features, drawn), *([(features, denoiser.upsampler.draw(0 * given))] if draws else [])]
+        other = [denoiser.upsampler(x0_hat.float(), features=one, drawn=two) for one, two in others]
     if not (in_bfloat16 := autocast_dtype(torch.device("cpu"))):
         torch.testing.assert_close(made, expected, atol=1e-4, rtol=0)
     assert min((expected - one).abs().max() for one in other) > 0.1
@@ -241,15 +266,16 @@ def test_an_upsampler_that_sees_features_needs_a_model_of_one_step(tmp_path: Pat
         load_denoiser(tmp_path / "whole.safetensors")
 
 
-def test_what_paints_objects_needs_a_denoiser_that_takes_rotations(tmp_path: Path) -> None:
+@pytest.mark.parametrize("how", [{"paints": True}, {"windows": True}])
+def test_what_draws_objects_needs_a_denoiser_that_takes_rotations(tmp_path: Path, how: dict[str, bool]) -> None:
     base = publish_toy_denoiser(tmp_path, "toy", 0, positions=True)
-    publish_toy_upsampler(tmp_path, "whole", base, features=8, paints=True, sampling=ONE_STEP.model_dump(mode="json"))
+    publish_toy_upsampler(tmp_path, "whole", base, features=8, sampling=ONE_STEP.model_dump(mode="json"), **how)
     with pytest.raises(CheckpointError, match="by labels, places and rotations, which its denoiser does not take"):
         load_denoiser(tmp_path / "whole.safetensors")
 
 
 def test_a_configuration_that_paints_nothing_is_that_of_versions_that_know_no_painter() -> None:
-    assert not {"solids", "camera", "objects"} & UpsamplerConfig(picture=(32, 24)).model_dump().keys()
+    assert not {"solids", "camera", "objects", "windows"} & UpsamplerConfig(picture=(32, 24)).model_dump().keys()
     assert {"solids", "camera"} <= UpsamplerConfig(picture=(32, 24), solids=SOLIDS, camera=CAMERA).model_dump().keys()
     for half in ({"solids": SOLIDS}, {"camera": CAMERA}):
         with pytest.raises(ValidationError, match="solids need a camera"):
