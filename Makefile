@@ -29,7 +29,7 @@ serve: $(VENV)/.worker  ## Redis, a worker and the API on http://127.0.0.1:8000
 	$(BIN)/python -m service
 
 train: $(VENV)/.train  ## Render data, train evaluator, denoiser, its distilled form, its upsampler and the default model (hours; TIMES=4 for four times as many steps; with TRIAL=FOLDER five minutes, all of it in that folder)
-	BIN=$(BIN) sh trainer/from_nothing.sh
+	BIN=$(BIN) sh trainer/recipes/iclevr.sh
 
 # Some tests wait for processes and for time to pass: three of these share two cores.
 TEST_PROCESSES = $(shell expr 3 \* $$(getconf _NPROCESSORS_ONLN) / 2)

@@ -3,7 +3,7 @@
 import functools
 import tempfile
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Final, cast
 
 import torch
 from torch import nn
@@ -84,6 +84,9 @@ def publish_toy_adapter(storage: Location, name: str, base: CheckpointInfo) -> C
     )
 
 
+SMALL: Final = {"objects": 2, "curves": 4, "hidden": 8, "width": 16}  # windows of a toy
+
+
 def publish_toy_upsampler(
     storage: Location, name: str, base: CheckpointInfo, *, features: int = 0, paints: bool = False,
     windows: bool = False, **config: Any
@@ -98,7 +101,7 @@ def publish_toy_upsampler(
         picture=(32, 24), channels=8, dilations=(1,), hidden=16, features=features, objects=2 if paints else 10,
         solids=tuple(cast(Solid, name.split()[1]) for name in base.vocabulary) if paints else (),
         camera=CAMERA if paints else None,
-        windows=WindowsConfig(labels=len(base.vocabulary), curves=4, hidden=8, width=16) if windows else None,
+        windows=WindowsConfig(labels=len(base.vocabulary), **SMALL) if windows else None,
     )  # fmt: skip
     network = UpsamplerNet(own)
     randomize(network, 0, std=0.05 if not features else 0.2)

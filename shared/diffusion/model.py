@@ -27,7 +27,7 @@ from shared.diffusion.solids import SOLIDS, ObjectPainter, Painter
 from shared.diffusion.solids import Windows as Painted
 from shared.diffusion.solids import lay as lay_painted
 from shared.diffusion.unet import NetworkConfig, UNet, time_features
-from shared.diffusion.upsampler import OneCall, UpsamplerConfig, UpsamplerNet, paints_objects
+from shared.diffusion.upsampler import OneCall, UpsamplerConfig, UpsamplerNet, draws_objects
 from shared.diffusion.windows import ObjectWindows, OneObject, Windows, lay
 from shared.openvino import TORCH_THREADS, CompiledNetwork, uses_openvino
 from shared.options import EngineName, SamplingOptions
@@ -318,7 +318,7 @@ def _load_upsampler(info: CheckpointInfo, state: dict[str, Tensor]) -> Upsampler
 
 def _check_painter(upsampler: UpsamplerConfig, network: NetworkConfig) -> None:
     """Raise ValueError if the denoiser does not take what the upsampler's painter paints by."""
-    if not upsampler.features or not paints_objects(network) or len(upsampler.solids) != network.num_labels:
+    if not upsampler.features or not draws_objects(network) or len(upsampler.solids) != network.num_labels:
         raise ValueError(
             "its upsampler paints objects by labels, places and rotations, which its denoiser does not take"
         )
@@ -327,7 +327,7 @@ def _check_painter(upsampler: UpsamplerConfig, network: NetworkConfig) -> None:
 def _check_windows(upsampler: UpsamplerConfig, network: NetworkConfig) -> None:
     """Raise ValueError if the denoiser does not take what the upsampler's windows are drawn by."""
     assert upsampler.windows is not None
-    if not upsampler.features or not network.rotations or upsampler.windows.labels != network.num_labels:
+    if not upsampler.features or not draws_objects(network) or upsampler.windows.labels != network.num_labels:
         raise ValueError(
             "its upsampler draws objects by labels, places and rotations, which its denoiser does not take"
         )

@@ -64,8 +64,8 @@ class UpsamplerConfig(NoOtherFields):
             raise ValueError("an upsampler draws objects in windows or paints solids, not both")
 
 
-def paints_objects(network: NetworkConfig) -> bool:
-    """Whether a denoiser takes what solids are painted by: labels, places and rotations, and nothing else."""
+def draws_objects(network: NetworkConfig) -> bool:
+    """Whether a denoiser takes what objects are drawn by: labels, places and rotations, and nothing else."""
     return network.rotations and not network.inputs
 
 

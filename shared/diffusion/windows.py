@@ -84,15 +84,22 @@ class ObjectWindows(nn.Module):
         """Draw labels (B, K, 5 or more): multi-hot, position, cosine and sine of the rotation."""
         known, which = self.nearest_first(labels)
         B, N = which.shape
-        there = known[..., 0].flatten() > 0.5
-        index = there.nonzero()[:, 0]  # only objects that are there
-        windows = self.windows(known.flatten(0, 1)[index], which.flatten()[index])
+        there = known[..., 0] > 0.5
         sides = [side // self.block + 2 * self.margin for side in self.size]
         picture = known.new_zeros(B, self.channels * self.block**2, *sides)
-        rank = index % N
+        if torch.compiler.is_exporting():  # in shapes that do not depend on values
+            windows = self.windows(known.flatten(0, 1), which.flatten())
+            for n in reversed(range(N)):
+                rows, columns, drawn, cover = (one.unflatten(0, (B, N))[:, n] for one in windows)
+                seen = there[:, n, None, None, None].float()
+                picture = self._laid(picture, Windows(rows, columns, seen * drawn, seen * cover))
+            return picture
+        index = there.flatten().nonzero()[:, 0]  # only objects that are there
+        windows = self.windows(known.flatten(0, 1)[index], which.flatten()[index])
         for n in reversed(range(N)):
-            mine = (rank == n).nonzero()[:, 0]
-            picture = self._laid(picture, index[mine] // N, Windows(*(one[mine] for one in windows)))
+            mine = (index % N == n).nonzero()[:, 0]
+            at = index[mine] // N
+            picture = picture.index_copy(0, at, self._laid(picture[at], Windows(*(one[mine] for one in windows))))
         return picture
 
     def nearest_first(self, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -130,14 +137,14 @@ class ObjectWindows(nn.Module):
         drawn = drawn.unflatten(1, (self.block**2, W, W)).permute(0, 4, 1, 2, 3).flatten(1, 2)
         return Windows(rows, columns, drawn, cover[..., 0].unflatten(1, (self.block**2, W, W)))
 
-    def _laid(self, picture: Tensor, at: Tensor, windows: Windows) -> Tensor:
-        """Lay one window over each of the pictures `at`."""
+    def _laid(self, pictures: Tensor, windows: Windows) -> Tensor:
+        """Lay one window over each of the pictures."""
         rows, columns, drawn, cover = windows
-        sides = [torch.arange(-self.margin, side // self.block + self.margin, device=at.device) for side in self.size]
+        sides = [torch.arange(-self.margin, side // self.block + self.margin, device=rows.device) for side in self.size]
         down = (sides[0][:, None] == rows[:, None]).float()[:, None]  # (n, 1, rows, W)
         across = (sides[1] == columns[..., None]).float()[:, None]  # (n, 1, W, columns)
-        drawn, cover = down @ drawn @ across, (down @ cover @ across).repeat(1, self.channels, 1, 1)
-        return picture.index_copy(0, at, picture[at] * (1 - cover) + drawn)
+        cover = (down @ cover @ across).repeat(1, self.channels, 1, 1)
+        return pictures * (1 - cover) + down @ drawn @ across
 
 
 class OneObject(nn.Module):

@@ -67,7 +67,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     placed = publish_toy_denoiser(folder, "placed", 3, positions=True, rotations=True, sampling=QUIET)
     publish_toy_upsampler(folder, "large", placed)
     one_step = SamplingOptions(sampler="ddim", steps=1, guidance=1.0).model_dump(mode="json")
-    publish_toy_upsampler(folder, "whole", placed, features=8, paints=True, sampling=one_step)
+    publish_toy_upsampler(folder, "whole", placed, features=8, windows=True, sampling=one_step)
     with pytest.MonkeyPatch.context() as patch:
         for name in ("adapter", "large", "whole"):
             line = ["trainer", "export", name, str(folder / f"{name}.onnx"), "--storage", str(folder)]

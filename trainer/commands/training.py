@@ -499,7 +499,7 @@ def one_step(
     from trainer.data import read_folders
     from trainer.data_folder import find_pictures
     from trainer.objectives import one_step as objectives
-    from trainer.objectives.painter import PaintingAlone
+    from trainer.objectives.windows import WindowsAlone
 
     plan = Plan(
         data=data, storage=storage, name=name, run=run, minutes=minutes, steps=steps, start_from=start_from, set_=set_,
@@ -516,7 +516,7 @@ def one_step(
     with terminal.bar() as progress:
         dataset = read_folders(plan.data, progress, size=source.image_shape[-1])
         upsampler = network.drawing.upsampler.config
-        kind = PaintingAlone if config.painter_alone else objectives.OneStep
+        kind = WindowsAlone if config.windows_alone else objectives.OneStep
         objective = kind(dataset, pictures, source, upsampler, config, plan.run)
         training = plan.train(progress, "training one step", objective, network, config, where)
     plan.publish("one step trained", objective, training, data=plan.folders)

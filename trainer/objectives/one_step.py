@@ -1,10 +1,10 @@
 """Trains a model of one network row a picture: a denoiser and an upsampler that sees its last features, together.
 
-Both start from a denoiser that samples in one step. If its labels are the renderer's solids and it takes rotations,
-the upsampler paints them as the renderer's camera sees them (`shared/diffusion/solids.py`). Labels, places and
-rotations fix what a render shows, except for its light. So a picture of fresh noise is compared with the render of the
-same conditions in detail alone, which teaches it straight edges. Away from edges its light is compared with what the
-denoiser made of the same noise at the start: variety stays.
+Both start from a denoiser that samples in one step. If it takes rotations, the upsampler draws each object in a window
+of its own (`shared/diffusion/windows.py`). Labels, places and rotations fix what a picture shows, except for its
+light. So a picture of fresh noise is compared with the given one of the same conditions in detail alone, which teaches
+it straight edges. Away from edges its light is compared with what the denoiser made of the same noise at the start:
+variety stays.
 Three discriminators make it sharp. They see the same squares at full size, and shrunk by 2 and by 4, so that one sees
 edges and one whole objects. Grain below one level of 256, which no discriminator sees, has losses of its own.
 Pictures are drawn in float32, since bfloat16 shifts colours by a share of a level that discriminators see.
@@ -25,13 +25,12 @@ from shared.checkpoint import publish
 from shared.device import exact
 from shared.diffusion.layouts import LAYOUTS
 from shared.diffusion.model import UPSAMPLER, Denoiser
-from shared.diffusion.solids import SOLIDS
 from shared.diffusion.upsampler import (
     OneCall,
     UpsamplerConfig,
     UpsamplerNet,
     crop,
-    paints_objects,
+    draws_objects,
     without_light,
     without_margin,
 )
@@ -45,7 +44,6 @@ from trainer.errors import TrainerError
 from trainer.objectives.adversary import Discriminator, compare, detail_of
 from trainer.objectives.upsampler import HELD_OUT_EVERY, MEASURED, SHOWN, Weight, balance, crop_places, scenes_of
 from trainer.runs import Run, log_samples
-from trainer.scenes.scene import projection
 from trainer.train import share_of
 
 SAMPLING: Final = SamplingOptions(sampler="ddim", steps=1, guidance=1.0)
@@ -54,7 +52,6 @@ LIGHT, SMALL_LIGHT = 16, 4  # pixels a side of the squares whose means are compa
 LIGHT_WEIGHT = 3.0  # of that comparison in finished pictures, beside that of detail
 ASIDE = 20  # pixels by which a square's middle is at most beside its object's
 EDGE = 0.02  # more detail than that in the mean of a square is an edge
-CUBE_WEIGHT = 3.0  # of cubes, which the upsampler paints, beside other objects when squares are chosen
 EVEN, FLAT = 1.5 / 127.5, 0.9 / 127.5  # less detail than that is an even region; than that, nothing but rounding
 GRID_WEIGHT, TINT_WEIGHT, FLAT_WEIGHT = 40.0, 10.0, 10.0  # of the losses in such regions
 
@@ -83,7 +80,7 @@ class OneStepConfig(RunConfig):
     optimizer: Literal["auto", "adamw", "muon"] = "adamw"
     lr: Positive = 7e-4
     denoiser_lr: Share = 0.1  # share of lr at which the denoiser learns, which is trained already; 0: not at all
-    upsampler_lr: Share = 1.0  # and the upsampler, but for what it paints
+    upsampler_lr: Share = 1.0  # and the upsampler, but for its windows
     weight_decay: Weight = 0.0
     betas: tuple[Share, Share] = (0.5, 0.99)  # a short memory, since the discriminators change
     warmup_steps: Natural = 100
@@ -91,7 +88,8 @@ class OneStepConfig(RunConfig):
     crop: Annotated[int, Field(ge=4)] = 16  # side, in blocks, of the squares that are compared
     squares: Count = 4  # of each picture, around its objects
     adversarial: Weight = 11.0  # of the adversarial losses' gradients, relative to those of the other losses
-    painter_alone: bool = False  # it learns without the networks (`painter.py`)
+    windows: bool = True  # draw each object in a window of its own, if the denoiser takes rotations
+    windows_alone: bool = False  # these learn without the networks (`windows.py`)
 
 
 class OneStepNetworks(nn.Module):
@@ -102,7 +100,7 @@ class OneStepNetworks(nn.Module):
         self.drawing = drawing
         # the first that begins a parameter's name counts
         self.lr_shares = {"drawing.denoiser.": config.denoiser_lr}
-        self.lr_shares |= {"drawing.upsampler.painter.": 1.0, "drawing.upsampler.retouch.": 1.0}
+        self.lr_shares |= {"drawing.upsampler.windows.": 1.0}
         self.lr_shares |= {"drawing.upsampler.": config.upsampler_lr}
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(share_of(name, self.lr_shares) > 0)
@@ -110,13 +108,13 @@ class OneStepNetworks(nn.Module):
         self.discriminators = nn.ModuleList(Discriminator(channels, detail=scale.detail) for scale in SCALES)
 
     def forward(self, *inputs: Any) -> Any:
-        """Return what `squares` returns; given labels alone, what the upsampler paints by them."""
-        return self.drawing.upsampler.paint(*inputs) if len(inputs) == 1 else self.squares(*inputs)
+        """Return what `squares` returns; given labels alone, what the upsampler draws by them."""
+        return self.drawing.upsampler.draw(*inputs) if len(inputs) == 1 else self.squares(*inputs)
 
     def squares(
         self, z: Tensor, t: Tensor, labels: Tensor, corners: Tensor, side: int, real: Tensor, noises: Sequence[Tensor],
     ) -> tuple[Tensor, Tensor, Tensor | None, list[tuple[Tensor, Tensor]]]:  # fmt: skip
-        """Return small pictures, squares of finished ones, what is painted in these if there is a painter, and the
+        """Return small pictures, squares of finished ones, what is drawn in these if there are windows, and the
         losses of each discriminator and of its adversary.
 
         noises: for each of `SCALES` (2, 2, n, C, s, s), what `compare` takes as `noise` and as `moved`; none if there
@@ -126,8 +124,8 @@ class OneStepNetworks(nn.Module):
         with exact(z.device):
             trunk = self.drawing.denoiser.trunk(z, t, labels, torch.ones_like(t, dtype=torch.bool))
             _, x0_hat, features = self.drawing.predict(z, *trunk)
-            painted = upsampler.paint(labels)
-            made = upsampler(x0_hat, corners, side, features, painted)
+            drawn = upsampler.draw(labels)
+            made = upsampler.squares(x0_hat, corners, side, features, drawn)
         shown = made + (in_levels(made.detach()) - made.detach())
         losses = [
             compare(
@@ -138,7 +136,7 @@ class OneStepNetworks(nn.Module):
             )
             for scale, discriminator, noise in zip(SCALES, self.discriminators, noises, strict=False)
         ]
-        blocks = None if painted is None else crop(without_margin(painted.pixels), corners, side)
+        blocks = None if drawn is None else crop(without_margin(drawn.pixels), corners, side)
         return x0_hat, made, blocks, losses
 
 
@@ -186,14 +184,14 @@ def light_apart(made: Tensor, start: Tensor, square: int, *details: Tensor) -> T
     return apart.mean()
 
 
-def loss_of_painted(painted: Tensor, real: Tensor, channels: int) -> Tensor:
-    """Return how far painted blocks of pixels (N, C block^2, rows, columns) are from real ones, light aside."""
-    return (without_light(painted, channels) - without_light(real, channels)).abs().mean()
+def loss_of_drawn(drawn: Tensor, real: Tensor, channels: int) -> Tensor:
+    """Return how far drawn blocks of pixels (N, C block^2, rows, columns) are from real ones, light aside."""
+    return (without_light(drawn, channels) - without_light(real, channels)).abs().mean()
 
 
-def places_of_objects(labels: Tensor, weights: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw objects of each picture, and return their positions (B, count, 2). labels: (B, K, 5); weights: (K,)."""
-    objects = torch.multinomial(labels[..., 0] * weights, count, replacement=True, generator=generator)
+def places_of_objects(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw objects of each picture, and return their positions (B, count, 2). labels: (B, K, 5)."""
+    objects = torch.multinomial(labels[..., 0], count, replacement=True, generator=generator)
     return labels[torch.arange(len(labels))[:, None], objects, 1:3]
 
 
@@ -222,9 +220,6 @@ class OneStep:
         self.held_out, trained = known[scenes % HELD_OUT_EVERY == 0], known[scenes % HELD_OUT_EVERY != 0]
         self.trained = trained if len(trained) else known
         self.timestep = base.first_step[0]
-        self.weights = torch.ones(self.labels.shape[1])
-        if network.solids:
-            self.weights = torch.tensor([CUBE_WEIGHT if solid == "cube" else 1.0 for solid in network.solids])
 
     def __len__(self) -> int:
         return len(self.trained)
@@ -247,7 +242,7 @@ class OneStep:
 
     def _corners(self, labels: Tensor, aside: Tensor, generator: torch.Generator) -> Tensor:
         """Return rows and columns, in blocks, of the first corners of squares around random objects: (B, k, 2)."""
-        middles = places_of_objects(labels, self.weights, aside.shape[1], generator) * torch.tensor(self.pictures.size)
+        middles = places_of_objects(labels, aside.shape[1], generator) * torch.tensor(self.pictures.size)
         corners = (middles + ASIDE * (2 * aside - 1)) / self.network.block - self.config.crop / 2
         return corners.flip(-1).round().long().clamp(torch.zeros(2).long(), torch.tensor(self.places))
 
@@ -261,7 +256,7 @@ class OneStep:
         real, weight = to_float(squares.flatten(0, 1)), self.config.adversarial
         pairs = zip(SCALES, noises, strict=True) if weight else ()
         grain = [scale.levels / 127.5 * noise.flatten(0, 1).movedim(0, 2) for scale, noise in pairs]
-        x0_hat, made, painted, compared = network(z, t, labels, corners, self.config.crop, real, grain)
+        x0_hat, made, drawn, compared = network(z, t, labels, corners, self.config.crop, real, grain)
         drawing = cast(OneStepNetworks, getattr(network, "module", network)).drawing
         light = drawing.p * z + drawing.q * start
         enlarged = F.interpolate(light, self.pictures.size[::-1], mode="bicubic")
@@ -274,8 +269,8 @@ class OneStep:
             x0_hat, light, SMALL_LIGHT, small_detail, detail_of(light, SMALL_DETAIL)
         )
         loss: Tensor = of_squares + of_pictures + losses_of_grain(made, real, self.network.block)
-        if painted is not None:  # by itself
-            loss = loss + loss_of_painted(painted, F.pixel_unshuffle(real, self.network.block), made.shape[1])
+        if drawn is not None:  # by itself
+            loss = loss + loss_of_drawn(drawn, F.pixel_unshuffle(real, self.network.block), made.shape[1])
         for scale, (adversarial, discriminating) in zip(SCALES, compared, strict=False):
             loss = loss + weight * scale.share * balance(of_squares, adversarial, made) * adversarial + discriminating
         return loss
@@ -335,9 +330,14 @@ def make_networks(base: Denoiser, start: Denoiser, size: tuple[int, int], config
     if start.network.config != base.network.config:
         raise TrainerError(f"{start.info.name} is another network than {base.info.name}")
     torch.manual_seed(config.seed)
-    seen = {"features": base.network.config.channels[0], **what_it_paints(base)}
-    if start.upsampler is not None and not start.upsampler.config.solids:  # one without a painter goes on without
-        seen = {"features": base.network.config.channels[0]}
+    seen: dict[str, Any] = {"features": base.network.config.channels[0]}
+    # a start without windows goes on without
+    if (
+        config.windows
+        and draws_objects(base.network.config)
+        and (start.upsampler is None or start.upsampler.config.windows)
+    ):
+        seen["windows"] = {"labels": len(base.vocabulary)}
     own = UpsamplerConfig.model_validate({**config.network, "picture": size, **seen})
     upsampler = UpsamplerNet(own)
     if start.upsampler is not None:
@@ -347,17 +347,11 @@ def make_networks(base: Denoiser, start: Denoiser, size: tuple[int, int], config
     denoiser = type(start.network)(start.network.config)
     denoiser.load_state_dict(start.network.state_dict())
     networks = OneStepNetworks(OneCall(denoiser, upsampler, *base.first_step[1:]), config)
-    if config.painter_alone:
-        if upsampler.painter is None:
-            raise TrainerError(f"{start.info.name} paints no objects: its labels are no solids that have rotations")
+    if config.windows_alone:
+        if upsampler.windows is None:
+            raise TrainerError(
+                f"{start.info.name} draws no objects in windows: it takes no rotations, or windows=false"
+            )
         networks.requires_grad_(False)
-        upsampler.painter.requires_grad_(True)
+        upsampler.windows.requires_grad_(True)
     return networks
-
-
-def what_it_paints(base: Denoiser) -> dict[str, Any]:
-    """Return the fields of UpsamplerConfig for a painter, if a denoiser's labels are the renderer's, with rotations."""
-    names = [name.rpartition(" ")[2] for name in base.vocabulary.names]
-    if not paints_objects(base.network.config) or not set(names) <= set(SOLIDS):
-        return {}
-    return {"solids": names, "camera": projection()}
