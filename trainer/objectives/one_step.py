@@ -95,7 +95,10 @@ class OneStepConfig(RunConfig):
 
 
 class OneStepNetworks(nn.Module):
-    """A denoiser with its upsampler, and their discriminators, one of each of `SCALES`."""
+    """A denoiser with its upsampler, and their discriminators, one of each of `SCALES`.
+
+    Without an adversarial loss there are none: they would learn nothing, for which other processes would wait.
+    """
 
     def __init__(self, drawing: OneCall, config: OneStepConfig) -> None:
         super().__init__()
@@ -107,7 +110,8 @@ class OneStepNetworks(nn.Module):
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(share_of(name, self.lr_shares) > 0)
         channels = drawing.upsampler.config.image_channels
-        self.discriminators = nn.ModuleList(Discriminator(channels, detail=scale.detail) for scale in SCALES)
+        scales = SCALES if config.adversarial else ()
+        self.discriminators = nn.ModuleList(Discriminator(channels, detail=scale.detail) for scale in scales)
 
     def forward(self, *inputs: Any) -> Any:
         """Return what `squares` returns; given labels alone, what the upsampler paints by them."""

@@ -111,6 +111,7 @@ def test_the_discriminators_teach_where_they_have_weight(tmp_path: Path, base: D
     grads = list[dict[str, Tensor]]()
     for weight in (0, 1):
         objective, networks = made(tmp_path, base, f"adversarial={weight}")
+        assert len(networks.discriminators) == (3 if weight else 0)
         objective(networks, *drawn(objective)).backward()
         grads.append({name: one.grad for name, one in networks.named_parameters() if one.grad is not None})
     without, with_them = grads
