@@ -103,17 +103,25 @@ def chosen(shares: Sequence[float], generator: torch.Generator) -> int:
     return int(torch.multinomial(torch.tensor(shares), 1, generator=generator))
 
 
-def position_loss(located: tuple[Tensor, Tensor], positions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def position_loss(located: tuple[Tensor, Tensor], positions: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean distance |x - x'| + |y - y'|, and the mean -log of the heatmap's share in the right cell.
 
-    Over the objects that are there: `located` is the position head's answer, positions (B, K, 2), labels (B, K).
+    `located` is the position head's answer, positions (B, K, 2); weights (B, K): see `shares_of_objects`.
     """
     found, heat = located
     side = math.isqrt(heat.shape[-1])
     column, row = (positions * side).long().clamp(0, side - 1).unbind(-1)
     missed = -heat.gather(-1, (row * side + column)[..., None])[..., 0]
-    there = labels.sum().clamp(min=1)
-    return ((found - positions).abs().sum(-1) * labels).sum() / there, (missed * labels).sum() / there
+    distance = (found - positions).abs().sum(-1)
+    return (distance * weights).sum(1).mean(), (missed * weights).sum(1).mean()
+
+
+def shares_of_objects(labels: Tensor) -> Tensor:
+    """Return the weights (B, K) with which a sum over labels and a mean over pictures is a mean over all objects.
+
+    labels (B, K): of a whole batch, so that the mean over any equal parts of it is that of the batch.
+    """
+    return labels * (len(labels) / labels.sum().clamp(min=1))
 
 
 class Recognising:
@@ -134,7 +142,10 @@ class Recognising:
         return len(self.dataset)
 
     def draw(self, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
-        """Draw distorted pictures, with their labels and positions. Each group of pictures has a seed of its own."""
+        """Draw distorted pictures, with their labels, positions and the weights of these.
+
+        Each group of pictures has a seed of its own.
+        """
         seeds = torch.randint(2**62, (len(index),), generator=generator).tolist()
         first, groups = share.start // GROUP * GROUP, []
         for start in range(first, share.stop, GROUP):
@@ -143,14 +154,16 @@ class Recognising:
             groups.append(augment(to_float(self.dataset.images[chosen]), self.positions[chosen], own))
         inside = slice(share.start - first, share.stop - first)
         pictures, places = (torch.cat(parts)[inside] for parts in zip(*groups, strict=True))
-        return [pictures.contiguous(memory_format=torch.channels_last), self.dataset.labels[index[share]], places]
+        labels = self.dataset.labels[index]
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        return [pictures, labels[share], places, shares_of_objects(labels)[share]]
 
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
-        pictures, labels, places = inputs
+        pictures, labels, places, weights = inputs
         logits, located = network(pictures)
         loss = F.binary_cross_entropy_with_logits(logits.float(), labels)
         if located is not None:
-            distance, missed = position_loss(located, places, labels)
+            distance, missed = position_loss(located, places, weights)
             loss = loss + distance + HEAT_WEIGHT * missed
         return loss
 

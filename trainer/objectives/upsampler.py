@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, cast
 
 import torch
+import torch.distributed as dist
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
@@ -207,9 +208,16 @@ def scenes_of(paths: Sequence[Path]) -> Tensor:
 
 
 def balance(one: Tensor, other: Tensor, at: Tensor) -> Tensor:
-    """Return the weight of loss `other` whose gradient has the size of that of `one` (Esser et al. 2021, eq. 7)."""
-    size, of_other = (torch.autograd.grad(loss, at, retain_graph=True)[0].norm() for loss in (one, other))
-    weight: Tensor = size / of_other.clamp(min=1e-12)
+    """Return the weight of loss `other` whose gradient has the size of that of `one` (Esser et al. 2021, eq. 7).
+
+    `at`: the pictures of this process. Their gradients are those of all processes' pictures together.
+    """
+    sizes = torch.stack([torch.autograd.grad(loss, at, retain_graph=True)[0].norm() for loss in (one, other)])
+    if dist.is_initialized():
+        squares = sizes.square()
+        dist.all_reduce(squares)
+        sizes = squares.sqrt()
+    weight: Tensor = sizes[0] / sizes[1].clamp(min=1e-12)
     return weight
 
 

@@ -91,10 +91,32 @@ def test_the_position_loss_counts_only_objects_that_are_there() -> None:
     shares[0, 0, 1] = 5 / 8  # upper right, where (0.75, 0.25) is
     shares[1, 0, 3] = 5 / 8
     shares[1, 1, 3] = 5 / 8  # lower right, where (0.5, 0.5) and (0.75, 0.5) are
-    distance, missed = fitting.position_loss((found, shares.log()), wanted, labels)
-    assert float(distance) == (0.5 + 0.25 + 0.0) / 3
+    weights = fitting.shares_of_objects(labels)
+    distance, missed = fitting.position_loss((found, shares.log()), wanted, weights)
+    assert float(distance) == pytest.approx((0.5 + 0.25 + 0.0) / 3)
     assert float(missed) == pytest.approx(-math.log(5 / 8))
-    assert [float(loss) for loss in fitting.position_loss((found, shares.log()), wanted, torch.zeros(2, 2))] == [0, 0]
+    nothing = fitting.shares_of_objects(torch.zeros(2, 2))
+    assert [float(loss) for loss in fitting.position_loss((found, shares.log()), wanted, nothing)] == [0, 0]
+
+
+def test_shares_of_a_batch_add_up_to_its_gradient(located: Dataset) -> None:
+    """Without batch norm, which sees a share. The first share has three objects a picture, the second one."""
+    labels = located.labels.clone()
+    labels[:2, :3] = 1
+    positions = torch.rand(*labels.shape, 2, generator=torch.Generator().manual_seed(0))
+    dataset = replace(located, labels=labels, positions=positions.where(labels[..., None] > 0, OUTSIDE))
+    objective, network = Recognising(dataset, dataset), make_network(dataset, 0, "resnet10").eval()
+
+    def learnt(*shares: slice) -> dict[str, Tensor]:
+        network.zero_grad()
+        for share in shares:
+            inputs = objective.draw(torch.tensor([0, 1, 4, 5]), share, torch.Generator().manual_seed(0))
+            (objective(network, *inputs) / len(shares)).backward()
+        return {name: one.grad.clone() for name, one in network.named_parameters() if one.grad is not None}
+
+    whole, parts = learnt(slice(0, 4)), learnt(slice(0, 2), slice(2, 4))
+    for name, gradient in whole.items():
+        torch.testing.assert_close(parts[name], gradient, rtol=1e-3, atol=1e-5)
 
 
 def test_with_positions_the_head_is_trained_measured_and_started_from(located: Dataset, tmp_path: Path) -> None:

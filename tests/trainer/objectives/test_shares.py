@@ -3,11 +3,20 @@
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from shared.diffusion.model import load_denoiser
 from tests.paths import ROOT
-from tests.trainer.objectives import test_one_step
+from tests.toy_checkpoint import publish_toys, randomize
+from tests.trainer.objectives import test_one_step, test_upsampler
+from trainer.objectives.upsampler import make_upsampler
+from trainer.processes import Processes
+from trainer.train import Objective
 
 # Runs PROGRAM in two processes, without OpenVINO, which takes long to compile.
 LINE = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "script.py"]
@@ -27,6 +36,14 @@ TRAIN = f"""{HEAD}
 from trainer.__main__ import main
 sys.exit(main())
 """
+GRADIENTS = f"""{HEAD}
+from tests.trainer.objectives.test_shares import gradients
+from trainer.processes import processes
+with processes(torch.device("cpu")) as group:
+    found = dict(gradients(Path("."), group))
+    if group.rank == 0:
+        torch.save(found, "gradients.pt")
+"""
 
 
 def in_two_processes(folder: Path, program: str, *arguments: str) -> None:
@@ -37,6 +54,37 @@ def in_two_processes(folder: Path, program: str, *arguments: str) -> None:
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def gradients(folder: Path, group: Processes) -> Iterator[tuple[str, dict[str, Tensor]]]:
+    """Yield what each adversarial objective's networks learn from one batch of four pictures, by all processes."""
+    base = load_denoiser(folder / "models" / "toy.safetensors")
+    upsampling = test_upsampler.objective(folder, base, "denoised=0")
+    objectives: dict[str, tuple[Objective, nn.Module]] = {
+        "upsampler": (upsampling, make_upsampler(base, upsampling.pictures.size, upsampling.config))
+    }
+    placed = load_denoiser(folder / "step.safetensors")
+    for adversarial in (0, 1):
+        objectives[f"one-step, {adversarial}"] = test_one_step.made(folder, placed, "adversarial=0")
+    for name, (objective, network) in objectives.items():
+        randomize(network, 0, 0.1)
+        wrapper = DistributedDataParallel(network) if group.size > 1 else network
+        (share,) = group.parts(4, 1)
+        inputs = objective.draw(torch.arange(4), share, torch.Generator().manual_seed(0))
+        objective(wrapper, *inputs).backward()
+        yield name, {key: one.grad for key, one in network.named_parameters() if one.grad is not None}
+
+
+def test_two_processes_have_the_gradients_of_one(tmp_path: Path) -> None:
+    test_one_step.write_folder(tmp_path / "data")
+    test_one_step.publish_base(tmp_path)
+    publish_toys(tmp_path / "models")
+    in_two_processes(tmp_path, GRADIENTS)
+    found = torch.load(tmp_path / "gradients.pt", weights_only=True)
+    for name, wanted in gradients(tmp_path, Processes()):
+        assert found[name].keys() == wanted.keys()
+        for key, gradient in wanted.items():
+            torch.testing.assert_close(found[name][key], gradient, rtol=1e-3, atol=1e-6, msg=f"{name}: {key}")
 
 
 def test_two_processes_train_a_model_of_one_call(tmp_path: Path) -> None:
