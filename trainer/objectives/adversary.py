@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -60,6 +61,13 @@ class Discriminator(nn.Module):
         return scores
 
 
+class Compared(NamedTuple):
+    """The losses of both sides."""
+
+    adversarial: Tensor  # of what is made
+    discriminating: Tensor  # of the discriminator
+
+
 class Adversaries(nn.Module):
     """An upsampler and the discriminator that it learns against. Both learn from one loss, which neither can cheat."""
 
@@ -85,7 +93,7 @@ class Adversaries(nn.Module):
 
 def compare(
     discriminator: Discriminator, real: Tensor, made: Tensor, noise: Tensor, moved: Tensor | None = None
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> Compared:  # fmt: skip
     """Return the relativistic losses of what is `made`, and of the discriminator. See `Adversaries.forward`.
 
     `moved`: more noise (2, n, C, s, s), which should not change the scores. That change, squared, stands for their
@@ -100,4 +108,4 @@ def compare(
     if moved is not None:
         change = discriminator((both + moved).flatten(0, 1)) - scores
         discriminating = discriminating + PENALTY * change.square().mean()
-    return F.softplus(of_real.detach() - of_made).mean(), discriminating
+    return Compared(F.softplus(of_real.detach() - of_made).mean(), discriminating)
