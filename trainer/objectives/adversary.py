@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from shared.device import exact
 from shared.diffusion.unet import Conv
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet
 
@@ -21,10 +22,12 @@ SLOPE = 0.2  # of its activations, for negative values
 def detail_of(x: Tensor, side: int) -> Tensor:
     """Return what differs from the mean of `side` pixels a side around each of x (N, C, H, W), fewer at the border.
 
-    The means are two matrix products: pooling with large windows takes a CPU ten times as long.
+    The means are two matrix products: pooling with large windows takes a CPU ten times as long. Not in bfloat16, which
+    would round them by up to a level of 256.
     """
     rows, columns = (_neighbours(size, side // 2, x) for size in x.shape[-2:])
-    return x - rows @ (x.contiguous() @ columns.T)
+    with exact(x.device):
+        return x - rows @ (x.contiguous() @ columns.T)
 
 
 def _neighbours(size: int, most: int, like: Tensor) -> Tensor:
