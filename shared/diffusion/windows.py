@@ -90,7 +90,7 @@ class ObjectWindows(nn.Module):
         if torch.compiler.is_exporting():  # in shapes that do not depend on values
             windows = self.windows(known.flatten(0, 1), which.flatten())
             for n in reversed(range(N)):
-                rows, columns, drawn, cover = (one.unflatten(0, (B, N))[:, n] for one in windows)
+                rows, columns, drawn, cover = (one.reshape(B, N, *one.shape[1:])[:, n] for one in windows)
                 seen = there[:, n, None, None, None].float()
                 picture = self._laid(picture, Windows(rows, columns, seen * drawn, seen * cover))
             return picture

@@ -32,6 +32,14 @@ if TYPE_CHECKING:  # these import torch, and make `--help` slow
     from trainer.runs import Run
     from trainer.train import Objective, Training
 
+HeldOut = Annotated[
+    list[Path] | None,
+    typer.Option(exists=True, help="A folder of unseen pictures that are measured and not trained on. Repeatable."),
+]
+Size = Annotated[
+    str | None, typer.Option(help="Of the finished pictures, as 320x240; by default that of the data set's first.")
+]
+
 app = typer.Typer(help="Train a network and publish it. To resume, run the same command again.", no_args_is_help=False)
 
 
@@ -221,10 +229,7 @@ def denoiser(
     ] = "default",
     evaluator: options.LoggedEvaluator = None,
     tests: options.Tests = None,
-    held_out: Annotated[
-        list[Path] | None,
-        typer.Option(exists=True, help="A folder of unseen pictures whose loss is logged. Repeatable."),
-    ] = None,
+    held_out: HeldOut = None,
 ) -> None:
     """Train the denoiser and publish its averaged weights. Repeat --data for several folders."""
     from trainer.config import REPORT_EPOCHS, make_config
@@ -439,9 +444,8 @@ def upsampler(
     grad_accumulation: options.GradAccumulation = 1,
     device: options.DeviceName = "auto",
     base: Annotated[str, typer.Option(help="The denoiser whose pictures are enlarged.")],
-    size: Annotated[
-        str | None, typer.Option(help="Of the finished pictures, as 320x240; by default that of the data set's first.")
-    ] = None,
+    size: Size = None,
+    held_out: HeldOut = None,
 ) -> None:
     """Train an upsampler of a denoiser's pictures, and publish the two. Repeat --data for several folders."""
     from shared.diffusion.model import load_denoiser
@@ -461,13 +465,14 @@ def upsampler(
     plan.check("denoiser", base=base)
     where, config = terminal.pick_device(plan.device), with_changes(objectives.UpsampleConfig(), plan.set_ or [])
     denoiser = load_denoiser(enlarged, device=where)
-    pictures = find_pictures(plan.data, size)
+    pictures = find_pictures([*plan.data, *(held_out or ())], size)
     network = objectives.make_upsampler(denoiser, pictures.size, config)
     if plan.start_from:
         network.load_state_dict(objectives.starting_weights(plan.storage, plan.start_from, network.config))
     with terminal.bar() as progress:
-        dataset = read_folders(plan.data, progress, size=denoiser.image_shape[-1])
-        objective = objectives.Upsampling(dataset, pictures, denoiser, network.config, config, plan.run)
+        read = partial(read_folders, progress=progress, size=denoiser.image_shape[-1])
+        dataset, unseen = read(plan.data), plan.read_held_out(held_out, read) if held_out else None
+        objective = objectives.Upsampling(dataset, pictures, denoiser, network.config, config, plan.run, unseen)
         training = plan.train(progress, "upsampling", objective, network, config, where, data=plan.folders)
     plan.publish("upsampler trained", objective, training, data=plan.folders)
 
@@ -489,9 +494,8 @@ def one_step(
     grad_accumulation: options.GradAccumulation = 1,
     device: options.DeviceName = "auto",
     base: Annotated[str, typer.Option(help="A denoiser that samples in one step, whose pictures' light is kept.")],
-    size: Annotated[
-        str | None, typer.Option(help="Of the finished pictures, as 320x240; by default that of the data set's first.")
-    ] = None,
+    size: Size = None,
+    held_out: HeldOut = None,
 ) -> None:
     """Train a denoiser and an upsampler together, to draw a picture in one network call, on renders with places."""
     from shared.diffusion.model import load_denoiser
@@ -511,12 +515,13 @@ def one_step(
     where, config = terminal.pick_device(plan.device), with_changes(objectives.OneStepConfig(), plan.set_ or [])
     source = load_denoiser(resolve(plan.storage, base, "denoiser"), device=where)
     start = load_denoiser(resolve(plan.storage, plan.start_from, "denoiser")) if plan.start_from else source
-    pictures = find_pictures(plan.data, size)
+    pictures = find_pictures([*plan.data, *(held_out or ())], size)
     network = objectives.make_networks(source, start, pictures.size, config)
     with terminal.bar() as progress:
-        dataset = read_folders(plan.data, progress, size=source.image_shape[-1])
+        read = partial(read_folders, progress=progress, size=source.image_shape[-1])
+        dataset, unseen = read(plan.data), plan.read_held_out(held_out, read) if held_out else None
         upsampler = network.drawing.upsampler.config
         kind = WindowsAlone if config.windows_alone else objectives.OneStep
-        objective = kind(dataset, pictures, source, upsampler, config, plan.run)
+        objective = kind(dataset, pictures, source, upsampler, config, plan.run, unseen)
         training = plan.train(progress, "training one step", objective, network, config, where)
     plan.publish("one step trained", objective, training, data=plan.folders)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from shared.device import exact
 from shared.diffusion.unet import Conv
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet
 
@@ -20,10 +22,12 @@ SLOPE = 0.2  # of its activations, for negative values
 def detail_of(x: Tensor, side: int) -> Tensor:
     """Return what differs from the mean of `side` pixels a side around each of x (N, C, H, W), fewer at the border.
 
-    The means are two matrix products: pooling with large windows takes a CPU ten times as long.
+    The means are two matrix products: pooling with large windows takes a CPU ten times as long. Not in bfloat16, which
+    would round them by up to a level of 256.
     """
     rows, columns = (_neighbours(size, side // 2, x) for size in x.shape[-2:])
-    return x - rows @ (x.contiguous() @ columns.T)
+    with exact(x.device):
+        return x - rows @ (x.contiguous() @ columns.T)
 
 
 def _neighbours(size: int, most: int, like: Tensor) -> Tensor:
@@ -60,6 +64,13 @@ class Discriminator(nn.Module):
         return scores
 
 
+class Compared(NamedTuple):
+    """The losses of both sides."""
+
+    adversarial: Tensor  # of what is made
+    discriminating: Tensor  # of the discriminator
+
+
 class Adversaries(nn.Module):
     """An upsampler and the discriminator that it learns against. Both learn from one loss, which neither can cheat."""
 
@@ -85,7 +96,7 @@ class Adversaries(nn.Module):
 
 def compare(
     discriminator: Discriminator, real: Tensor, made: Tensor, noise: Tensor, moved: Tensor | None = None
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+) -> Compared:  # fmt: skip
     """Return the relativistic losses of what is `made`, and of the discriminator. See `Adversaries.forward`.
 
     `moved`: more noise (2, n, C, s, s), which should not change the scores. That change, squared, stands for their
@@ -100,4 +111,4 @@ def compare(
     if moved is not None:
         change = discriminator((both + moved).flatten(0, 1)) - scores
         discriminating = discriminating + PENALTY * change.square().mean()
-    return F.softplus(of_real.detach() - of_made).mean(), discriminating
+    return Compared(F.softplus(of_real.detach() - of_made).mean(), discriminating)

@@ -6,14 +6,14 @@ Knows no denoiser and no sampled picture, so its scores stay independent.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Final, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torchvision.transforms import v2
-from torchvision.tv_tensors import Image as TVImage
-from torchvision.tv_tensors import KeyPoints
+from torchvision.transforms.v2 import InterpolationMode
+from torchvision.transforms.v2 import functional as change
 
 from shared.checkpoint import publish
 from shared.evaluator import IMAGE_SIZE, Evaluator, load_evaluator, score_set
@@ -34,48 +34,94 @@ STARTED_RUN: Final = RUN.model_copy(update={"lr": 7e-4})
 # Distortions of pictures in [0, 1] that change no label, since sampled pictures are softer, noisier and less exact in
 # shape than renders. All pictures get small changes of place, size, light and colour; some are warped; half are blurred
 # or coarse; some are noisy. More on one picture would make cubes round, and the network would learn wrong shapes.
-# MOVE moves an object's position with it. A warp moves it by half a pixel, in no direction on average: that is ignored.
+# An object's position moves with its picture. A warp moves it by half a pixel, in no direction on average: that is
+# ignored.
 BORDER = 8  # pixels around a picture, so that no empty corner moves into it
-MOVE = v2.RandomAffine(4, (0.05, 0.05), (0.88, 1.12), 4, interpolation=v2.InterpolationMode.BILINEAR)
-COARSE = v2.Compose([v2.RandomResize(22, 58), v2.Resize((IMAGE_SIZE, IMAGE_SIZE))])
-DISTORT = v2.Compose(
-    [
-        v2.RandomApply([v2.ElasticTransform(40.0, 6.0)], 0.25),
-        v2.CenterCrop(IMAGE_SIZE),
-        v2.ColorJitter(0.2, 0.2, 0.2, 0.015),
-        v2.RandomChoice([v2.Identity(), v2.GaussianBlur(7, (0.3, 1.4)), COARSE], [0.5, 0.25, 0.25]),
-        v2.RandomChoice([v2.Identity(), *(v2.GaussianNoise(0, s) for s in (0.03, 0.08, 0.15))], [0.6, 0.2, 0.15, 0.05]),
-    ]
-)
+TURN, SHEAR, SHIFT, SCALE = 4.0, 4.0, 0.05, (0.88, 1.12)  # at most: degrees, and shares of the bordered side
+WARPED, WARP, WARP_SMOOTH = 0.25, 40.0, 6.0  # share of the groups; size of the noise, and deviation of its blur
+JITTER, HUE = 0.2, 0.015  # most change of brightness, contrast and saturation, and of hue
+SOFT = [0.5, 0.25, 0.25]  # shares of groups that stay sharp, are blurred, and are coarse
+BLUR, COARSE = (0.3, 1.4), (22, 57)  # the blur's deviation; pixels a side, from which the picture is enlarged again
+NOISE, NOISY = [0.0, 0.03, 0.08, 0.15], [0.6, 0.2, 0.15, 0.05]  # standard deviations, and the groups' shares
 TINT = 0.06  # standard deviation of each colour channel's gain
 GROUP = 4  # pictures of a batch that share their distortion, since one by one would take longer than the network
 HEAT_WEIGHT = 0.1  # of the heatmap's loss; the labels' and the positions' have 1. Without it, positions take far longer
 
 
-def augment(images: Tensor, positions: Tensor) -> tuple[Tensor, Tensor]:
+def augment(images: Tensor, positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Distort (B, 3, 64, 64) in [-1, 1] alike, and move positions (B, K, 2) along.
 
-    Draws from torch's global generator, as torchvision does.
+    All randomness is the generator's: torchvision's transforms draw from torch's global one, which other threads use.
     """
-    tinted = (images + 1) / 2 * (1 + TINT * torch.randn(len(images), 3, 1, 1))
-    bordered = F.pad(tinted.clamp(0, 1), [BORDER] * 4, mode="replicate")
-    points = KeyPoints(positions * IMAGE_SIZE + BORDER, canvas_size=bordered.shape[-2:])
-    pictures, moved = MOVE(TVImage(bordered), points)
-    distorted = DISTORT(pictures.as_subclass(Tensor))
-    return distorted * 2 - 1, (moved.as_subclass(Tensor) - BORDER) / IMAGE_SIZE
+    tinted = (images + 1) / 2 * (1 + TINT * torch.randn(len(images), 3, 1, 1, generator=generator))
+    pictures, moved = move(F.pad(tinted.clamp(0, 1), [BORDER] * 4, mode="replicate"), positions, generator)
+    return distort(pictures, generator) * 2 - 1, moved
 
 
-def position_loss(located: tuple[Tensor, Tensor], positions: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def move(bordered: Tensor, positions: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Turn, shear, shift and scale pictures (B, 3, S, S) with their borders, and their positions (B, K, 2)."""
+    side = bordered.shape[-1]
+    angle, shear = (between(-most, most, generator) for most in (TURN, SHEAR))
+    shift = [between(-SHIFT * side, SHIFT * side, generator) for _ in range(2)]
+    how = {"angle": angle, "translate": shift, "scale": between(*SCALE, generator), "shear": [shear, 0.0]}
+    points, _ = change.affine_keypoints(positions * IMAGE_SIZE + BORDER, canvas_size=(side, side), **how)
+    pictures: Tensor = change.affine(bordered, interpolation=InterpolationMode.BILINEAR, **how)
+    return pictures, (points - BORDER) / IMAGE_SIZE
+
+
+def distort(bordered: Tensor, generator: torch.Generator) -> Tensor:
+    """Warp some pictures in [0, 1], cut off their borders, and change colours and sharpness: (B, 3, 64, 64)."""
+    pictures: Tensor = bordered
+    if between(0, 1, generator) < WARPED:
+        side = pictures.shape[-1]
+        noise, kernel = 2 * torch.rand(1, 2, side, side, generator=generator) - 1, int(8 * WARP_SMOOTH) + 1
+        smooth = change.gaussian_blur(noise, [kernel, kernel], [WARP_SMOOTH, WARP_SMOOTH])
+        pictures = change.elastic(pictures, (WARP / side * smooth).movedim(1, -1))
+    pictures = change.center_crop(pictures, [IMAGE_SIZE, IMAGE_SIZE])
+    factors = [between(1 - JITTER, 1 + JITTER, generator) for _ in range(3)] + [between(-HUE, HUE, generator)]
+    adjust = (change.adjust_brightness, change.adjust_contrast, change.adjust_saturation, change.adjust_hue)
+    for which in torch.randperm(len(adjust), generator=generator).tolist():
+        pictures = adjust[which](pictures, factors[which])
+    softer = chosen(SOFT, generator)
+    if softer == 1:
+        pictures = change.gaussian_blur(pictures, [7, 7], [between(*BLUR, generator)] * 2)
+    elif softer == 2:
+        side = int(torch.randint(COARSE[0], COARSE[1] + 1, (), generator=generator))
+        pictures = change.resize(change.resize(pictures, [side, side]), [IMAGE_SIZE, IMAGE_SIZE])
+    noise = NOISE[chosen(NOISY, generator)] * torch.randn(pictures.shape, generator=generator)
+    noisy: Tensor = (pictures + noise).clamp(0, 1)
+    return noisy
+
+
+def between(low: float, high: float, generator: torch.Generator) -> float:
+    """Draw a number evenly."""
+    return low + (high - low) * float(torch.rand((), generator=generator))
+
+
+def chosen(shares: Sequence[float], generator: torch.Generator) -> int:
+    """Draw one of several choices by their shares."""
+    return int(torch.multinomial(torch.tensor(shares), 1, generator=generator))
+
+
+def position_loss(located: tuple[Tensor, Tensor], positions: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Return the mean distance |x - x'| + |y - y'|, and the mean -log of the heatmap's share in the right cell.
 
-    Over the objects that are there: `located` is the position head's answer, positions (B, K, 2), labels (B, K).
+    `located` is the position head's answer, positions (B, K, 2); weights (B, K): see `shares_of_objects`.
     """
     found, heat = located
     side = math.isqrt(heat.shape[-1])
     column, row = (positions * side).long().clamp(0, side - 1).unbind(-1)
     missed = -heat.gather(-1, (row * side + column)[..., None])[..., 0]
-    there = labels.sum().clamp(min=1)
-    return ((found - positions).abs().sum(-1) * labels).sum() / there, (missed * labels).sum() / there
+    distance = (found - positions).abs().sum(-1)
+    return (distance * weights).sum(1).mean(), (missed * weights).sum(1).mean()
+
+
+def shares_of_objects(labels: Tensor) -> Tensor:
+    """Return the weights (B, K) with which a sum over labels and a mean over pictures is a mean over all objects.
+
+    labels (B, K): of a whole batch, so that the mean over any equal parts of it is that of the batch.
+    """
+    return labels * (len(labels) / labels.sum().clamp(min=1))
 
 
 class Recognising:
@@ -96,23 +142,28 @@ class Recognising:
         return len(self.dataset)
 
     def draw(self, index: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
-        """Draw distorted pictures, with their labels and positions. Each group of pictures has a seed of its own."""
+        """Draw distorted pictures, with their labels, positions and the weights of these.
+
+        Each group of pictures has a seed of its own.
+        """
         seeds = torch.randint(2**62, (len(index),), generator=generator).tolist()
         first, groups = share.start // GROUP * GROUP, []
         for start in range(first, share.stop, GROUP):
             chosen = index[start : start + GROUP]
-            torch.manual_seed(seeds[start])
-            groups.append(augment(to_float(self.dataset.images[chosen]), self.positions[chosen]))
-        own = slice(share.start - first, share.stop - first)
-        pictures, places = (torch.cat(parts)[own] for parts in zip(*groups, strict=True))
-        return [pictures.contiguous(memory_format=torch.channels_last), self.dataset.labels[index[share]], places]
+            own = torch.Generator().manual_seed(seeds[start])
+            groups.append(augment(to_float(self.dataset.images[chosen]), self.positions[chosen], own))
+        inside = slice(share.start - first, share.stop - first)
+        pictures, places = (torch.cat(parts)[inside] for parts in zip(*groups, strict=True))
+        labels = self.dataset.labels[index]
+        pictures = pictures.contiguous(memory_format=torch.channels_last)
+        return [pictures, labels[share], places, shares_of_objects(labels)[share]]
 
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
-        pictures, labels, places = inputs
+        pictures, labels, places, weights = inputs
         logits, located = network(pictures)
         loss = F.binary_cross_entropy_with_logits(logits.float(), labels)
         if located is not None:
-            distance, missed = position_loss(located, places, labels)
+            distance, missed = position_loss(located, places, weights)
             loss = loss + distance + HEAT_WEIGHT * missed
         return loss
 

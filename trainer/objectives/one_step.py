@@ -12,12 +12,13 @@ Pictures are drawn in float32, since bfloat16 shifts colours by a share of a lev
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal, NamedTuple, cast
 
 import torch
-from pydantic import Field
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -34,42 +35,68 @@ from shared.diffusion.upsampler import (
     without_light,
     without_margin,
 )
-from shared.options import Count, Natural, SamplingOptions
-from shared.pictures import grid, resized
+from shared.options import Count, Natural, NoOtherFields, SamplingOptions
+from shared.pictures import resized
 from shared.storage import Location
 from trainer.config import Positive, RunConfig, Share
-from trainer.data import Dataset, check_labelled, in_vocabulary, layouts_of, read_all, to_float
+from trainer.data import Dataset, layouts_of, read_all, to_float
 from trainer.data_folder import Pictures
 from trainer.errors import TrainerError
-from trainer.objectives.adversary import Discriminator, compare, detail_of
-from trainer.objectives.upsampler import HELD_OUT_EVERY, MEASURED, SHOWN, Weight, balance, crop_places, scenes_of
-from trainer.runs import Run, log_samples
+from trainer.objectives.adversary import Compared, Discriminator, compare, detail_of
+from trainer.objectives.upsampler import (
+    Weight,
+    balance,
+    crop_places,
+    figures_of,
+    show_beside,
+    source_of,
+    split,
+    with_unseen,
+)
+from trainer.runs import Run
 from trainer.train import share_of
 
 SAMPLING: Final = SamplingOptions(sampler="ddim", steps=1, guidance=1.0)
 DETAIL, SMALL_DETAIL = 17, 5  # pixels a side whose mean is no detail, in finished and in small pictures
 LIGHT, SMALL_LIGHT = 16, 4  # pixels a side of the squares whose means are compared with the start's
-LIGHT_WEIGHT = 3.0  # of that comparison in finished pictures, beside that of detail
 ASIDE = 20  # pixels by which a square's middle is at most beside its object's
 EDGE = 0.02  # more detail than that in the mean of a square is an edge
 EVEN, FLAT = 1.5 / 127.5, 0.9 / 127.5  # less detail than that is an even region; than that, nothing but rounding
-GRID_WEIGHT, TINT_WEIGHT, FLAT_WEIGHT = 40.0, 10.0, 10.0  # of the losses in such regions
 
 
 class Scale(NamedTuple):
     """What one discriminator sees of the squares."""
 
+    name: str  # of its loss: see `Weights`
     shrunk_by: int
     detail: tuple[tuple[int, float], ...]  # see `Discriminator`
-    share: float  # of `adversarial`: at full size it may be largest; of whole objects, 1 was fooled within 50 steps
     levels: float  # of 256: deviation of the noise that hides finer grain
 
 
 SCALES: Final = (
-    Scale(1, ((3, 15.0), (9, 5.0), (27, 2.5)), 1.0, 0.75),
-    Scale(2, ((3, 12.0), (9, 5.0), (27, 2.5)), 1 / 6, 0.6),
-    Scale(4, ((3, 10.0), (9, 4.0), (0, 1.0)), 1 / 8, 0.5),
+    Scale("adversarial_full", 1, ((3, 15.0), (9, 5.0), (27, 2.5)), 0.75),
+    Scale("adversarial_half", 2, ((3, 12.0), (9, 5.0), (27, 2.5)), 0.6),
+    Scale("adversarial_quarter", 4, ((3, 10.0), (9, 4.0), (0, 1.0)), 0.5),
 )
+
+
+class Weights(NoOtherFields):
+    """The weights of the losses of `OneStep.losses`, by their names. Each discriminator's own loss has 1."""
+
+    model_config = ConfigDict(frozen=True, allow_inf_nan=False)
+
+    detail: Weight = 1.0  # of finished pictures, beside the renders
+    light: Weight = 3.0  # of finished pictures, beside the base's
+    small_detail: Weight = 1.0  # of what the denoiser draws
+    small_light: Weight = 1.0
+    grid: Weight = 40.0  # grain in even regions: patterns of blocks,
+    tint: Weight = 10.0  # tints,
+    flat: Weight = 10.0  # and detail where a render has none
+    drawn: Weight = 1.0  # of what is drawn in windows, by itself
+    # Shares of `adversarial`: at full size it may be largest; of whole objects, 1 was fooled within 50 steps
+    adversarial_full: Weight = 1.0
+    adversarial_half: Weight = 1 / 6
+    adversarial_quarter: Weight = 1 / 8
 
 
 class OneStepConfig(RunConfig):
@@ -87,13 +114,26 @@ class OneStepConfig(RunConfig):
     clip_norm: Positive | None = None  # one for all networks would be the discriminators'
     crop: Annotated[int, Field(ge=4)] = 16  # side, in blocks, of the squares that are compared
     squares: Count = 4  # of each picture, around its objects
-    adversarial: Weight = 11.0  # of the adversarial losses' gradients, relative to those of the other losses
+    adversarial: Weight = 11.0  # of the adversarial losses' gradients, relative to those of detail and light
+    weights: Weights = Weights()
     windows: bool = True  # draw each object in a window of its own, if the denoiser takes rotations
     windows_alone: bool = False  # these learn without the networks (`windows.py`)
 
 
+class Squares(NamedTuple):
+    """What the networks make of a batch: small pictures, and n squares of finished ones."""
+
+    small: Tensor  # (N, C, h, w)
+    made: Tensor  # (n, C, s, s)
+    drawn: Tensor | None  # in blocks of pixels, if there are windows: (n, C block^2, s / block, s / block)
+    compared: list[Compared]  # with the renders, by each discriminator
+
+
 class OneStepNetworks(nn.Module):
-    """A denoiser with its upsampler, and their discriminators, one of each of `SCALES`."""
+    """A denoiser with its upsampler, and their discriminators, one of each of `SCALES`.
+
+    Without an adversarial loss there are none: they would learn nothing, for which other processes would wait.
+    """
 
     def __init__(self, drawing: OneCall, config: OneStepConfig) -> None:
         super().__init__()
@@ -105,7 +145,8 @@ class OneStepNetworks(nn.Module):
         for name, parameter in self.named_parameters():
             parameter.requires_grad_(share_of(name, self.lr_shares) > 0)
         channels = drawing.upsampler.config.image_channels
-        self.discriminators = nn.ModuleList(Discriminator(channels, detail=scale.detail) for scale in SCALES)
+        scales = SCALES if config.adversarial else ()
+        self.discriminators = nn.ModuleList(Discriminator(channels, detail=scale.detail) for scale in scales)
 
     def forward(self, *inputs: Any) -> Any:
         """Return what `squares` returns; given labels alone, what the upsampler draws by them."""
@@ -113,9 +154,8 @@ class OneStepNetworks(nn.Module):
 
     def squares(
         self, z: Tensor, t: Tensor, labels: Tensor, corners: Tensor, side: int, real: Tensor, noises: Sequence[Tensor],
-    ) -> tuple[Tensor, Tensor, Tensor | None, list[tuple[Tensor, Tensor]]]:  # fmt: skip
-        """Return small pictures, squares of finished ones, what is drawn in these if there are windows, and the
-        losses of each discriminator and of its adversary.
+    ) -> Squares:  # fmt: skip
+        """Draw pictures of these labels, and compare squares of them with `real` ones.
 
         noises: for each of `SCALES` (2, 2, n, C, s, s), what `compare` takes as `noise` and as `moved`; none if there
         is no adversarial loss. Squares are compared as they are shown, in whole levels of 256.
@@ -127,7 +167,7 @@ class OneStepNetworks(nn.Module):
             drawn = upsampler.draw(labels)
             made = upsampler.squares(x0_hat, corners, side, features, drawn)
         shown = made + (in_levels(made.detach()) - made.detach())
-        losses = [
+        compared = [
             compare(
                 cast(Discriminator, discriminator),
                 shrunk(real, scale.shrunk_by),
@@ -137,7 +177,7 @@ class OneStepNetworks(nn.Module):
             for scale, discriminator, noise in zip(SCALES, self.discriminators, noises, strict=False)
         ]
         blocks = None if drawn is None else crop(without_margin(drawn.pixels), corners, side)
-        return x0_hat, made, blocks, losses
+        return Squares(x0_hat, made, blocks, compared)
 
 
 def in_levels(x: Tensor) -> Tensor:
@@ -150,8 +190,8 @@ def shrunk(x: Tensor, by: int) -> Tensor:
     return F.avg_pool2d(x, by) if by > 1 else x
 
 
-def losses_of_grain(made: Tensor, real: Tensor, block: int) -> Tensor:
-    """Return what is left of grain below a level in even regions, which renders do not have, with its weights.
+def losses_of_grain(made: Tensor, real: Tensor, block: int) -> dict[str, Tensor]:
+    """Return what is left of grain below a level in even regions, which renders do not have.
 
     Patterns that repeat every `block` pixels, as an upsampler's blocks make them; tints; and any detail where a render
     has nothing but rounding. made and real: squares (N, C, s, s).
@@ -169,7 +209,7 @@ def losses_of_grain(made: Tensor, real: Tensor, block: int) -> Tensor:
     grid = (in_blocks((fine - fine_of_real) * even) / pixels).abs().mean()
     tint = (detail_of(made - made.mean(1, keepdim=True), 3).abs() * even).mean()
     flat = F.max_pool2d(fine_of_real.abs().amax(1, keepdim=True), 9, 1, 4) < FLAT
-    return GRID_WEIGHT * grid + TINT_WEIGHT * tint + FLAT_WEIGHT * (fine.abs() * flat).mean()
+    return {"grid": grid, "tint": tint, "flat": (fine.abs() * flat).mean()}
 
 
 def light_apart(made: Tensor, start: Tensor, square: int, *details: Tensor) -> Tensor:
@@ -199,26 +239,24 @@ class OneStep:
     """The objective: draw pictures of the data's conditions in one step, from noise of their own.
 
     `base`: a denoiser that samples in one step, which the networks start from. `folder`: of the run, for sample grids.
+    `unseen`: pictures that are measured and not trained on, the last of `pictures`; without them, some scenes of the
+    data set.
     """
 
     name = "one-step"
 
     def __init__(
         self, dataset: Dataset, pictures: Pictures, base: Denoiser, network: UpsamplerConfig, config: OneStepConfig,
-        folder: Path,
+        folder: Path, unseen: Dataset | None = None,
     ) -> None:  # fmt: skip
-        self.source = {"data set": dataset.digest, "base": base.info.digest, "size": list(pictures.size)}
-        dataset = in_vocabulary(dataset, base.vocabulary, base.info.name)
-        check_labelled(dataset, "pictures")
+        self.source = source_of(dataset, pictures, base, unseen)
+        dataset = with_unseen(dataset, unseen, base)
         self.dataset, self.pictures, self.base, self.network = dataset, pictures, base, network
         self.config, self.folder, self.labels = config, folder, layouts_of(dataset, base)
         if self.labels.ndim != 3:
             raise TrainerError(f"{base.info.name} takes no positions, so its pictures have no edges to compare")
         self.places = crop_places(pictures, network, config.crop)
-        known = dataset.labels.any(1).nonzero()[:, 0]
-        scenes = scenes_of([pictures.paths[i] for i in known.tolist()])
-        self.held_out, trained = known[scenes % HELD_OUT_EVERY == 0], known[scenes % HELD_OUT_EVERY != 0]
-        self.trained = trained if len(trained) else known
+        self.held_out, self.trained = split(dataset.labels, pictures.paths, len(unseen) if unseen else 0)
         self.timestep = base.first_step[0]
 
     def __len__(self) -> int:
@@ -228,8 +266,12 @@ class OneStep:
         """Draw noise, labels, corners of squares around objects, the renders' squares and small renders, and for each
         discriminator noise on both, and more of it.
         """
-        B, (_, rows, columns) = len(index), self.base.image_shape
-        chosen, side, k = self.trained[index], self.config.crop * self.network.block, self.config.squares
+        return self.examples(self.trained[index], share, generator)
+
+    def examples(self, chosen: Tensor, share: slice, generator: torch.Generator) -> list[Tensor]:
+        """Draw what `draw` returns, of the `share` of these pictures."""
+        B, (_, rows, columns) = len(chosen), self.base.image_shape
+        side, k = self.config.crop * self.network.block, self.config.squares
         z, aside = torch.randn(B, 3, rows, columns, generator=generator), torch.rand(B, k, 2, generator=generator)
         corners = self._corners(self.labels[chosen], aside, generator)
         sides = [side // scale.shrunk_by for scale in SCALES]
@@ -247,48 +289,72 @@ class OneStep:
         return corners.flip(-1).round().long().clamp(torch.zeros(2).long(), torch.tensor(self.places))
 
     def __call__(self, network: nn.Module, *inputs: Tensor) -> Tensor:
-        """Return the sum of all networks' losses."""
+        """Return the weighted sum of all networks' losses."""
+        losses, made = self.losses(network, *inputs)
+        weights = self.config.weights.model_dump()
+        weighted = {name: weights.get(name, 1.0) * loss for name, loss in losses.items()}
+        of_squares = weighted["detail"] + weighted["light"]
+        for name in (scale.name for scale in SCALES if scale.name in losses):  # in all processes in one order
+            weighted[name] = self.config.adversarial * balance(of_squares, losses[name], made) * weighted[name]
+        return torch.stack(list(weighted.values())).sum()
+
+    def losses(self, network: nn.Module, *inputs: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        """Return all losses by their names, without weights, and the squares that the networks make."""
         z, labels, corners, squares, small, *noises = inputs
         z = z.contiguous(memory_format=torch.channels_last)
         t = torch.full((len(z),), self.timestep, device=z.device)
-        with torch.no_grad():
-            start = self.base.network(z, t, labels, torch.ones_like(t, dtype=torch.bool)).float()
-        real, weight = to_float(squares.flatten(0, 1)), self.config.adversarial
-        pairs = zip(SCALES, noises, strict=True) if weight else ()
+        real, block = to_float(squares.flatten(0, 1)), self.network.block
+        pairs = zip(SCALES, noises, strict=True) if self.config.adversarial else ()
         grain = [scale.levels / 127.5 * noise.flatten(0, 1).movedim(0, 2) for scale, noise in pairs]
-        x0_hat, made, drawn, compared = network(z, t, labels, corners, self.config.crop, real, grain)
-        drawing = cast(OneStepNetworks, getattr(network, "module", network)).drawing
-        light = drawing.p * z + drawing.q * start
+        made: Squares = network(z, t, labels, corners, self.config.crop, real, grain)
+        light = self.light(z, t, labels)
         enlarged = F.interpolate(light, self.pictures.size[::-1], mode="bicubic")
-        enlarged = crop(enlarged, corners * self.network.block, made.shape[-1])
+        enlarged = crop(enlarged, corners * block, made.made.shape[-1])
         detail, small_detail = detail_of(real, DETAIL), detail_of(small, SMALL_DETAIL)
-        of_squares = (detail_of(made, DETAIL) - detail).abs().mean()
-        of_squares = of_squares + LIGHT_WEIGHT * light_apart(made, enlarged, LIGHT, detail, detail_of(enlarged, DETAIL))
-        of_pictures = (detail_of(x0_hat, SMALL_DETAIL) - small_detail).abs().mean()
-        of_pictures = of_pictures + light_apart(
-            x0_hat, light, SMALL_LIGHT, small_detail, detail_of(light, SMALL_DETAIL)
-        )
-        loss: Tensor = of_squares + of_pictures + losses_of_grain(made, real, self.network.block)
-        if drawn is not None:  # by itself
-            loss = loss + loss_of_drawn(drawn, F.pixel_unshuffle(real, self.network.block), made.shape[1])
-        for scale, (adversarial, discriminating) in zip(SCALES, compared, strict=False):
-            loss = loss + weight * scale.share * balance(of_squares, adversarial, made) * adversarial + discriminating
-        return loss
+        losses = {
+            "detail": (detail_of(made.made, DETAIL) - detail).abs().mean(),
+            "light": light_apart(made.made, enlarged, LIGHT, detail, detail_of(enlarged, DETAIL)),
+            "small_detail": (detail_of(made.small, SMALL_DETAIL) - small_detail).abs().mean(),
+            "small_light": light_apart(made.small, light, SMALL_LIGHT, small_detail, detail_of(light, SMALL_DETAIL)),
+            **losses_of_grain(made.made, real, block),
+        }
+        if made.drawn is not None:
+            losses["drawn"] = loss_of_drawn(made.drawn, F.pixel_unshuffle(real, block), real.shape[1])
+        for scale, compared in zip(SCALES, made.compared, strict=False):
+            losses[scale.name] = compared.adversarial
+            losses[scale.name.replace("adversarial", "discriminator")] = compared.discriminating
+        return losses, made.made
+
+    def light(self, z: Tensor, t: Tensor, labels: Tensor) -> Tensor:
+        """Return the small pictures that the base draws from noise z, whose light is kept.
+
+        In float32, as sampling computes the last layers: bfloat16 shifts blue by a seventh of a level of 256.
+        """
+        _, p, q = self.base.first_step
+        with torch.no_grad(), exact(z.device):
+            prediction: Tensor = self.base.network(z, t, labels, torch.ones_like(t, dtype=torch.bool))
+            return p * z + q * prediction
 
     @torch.inference_mode()
     def show(self, network: nn.Module, run: Run) -> dict[str, float]:
-        """Return how much detail of held-out renders differs, and write some beside pictures of their conditions."""
-        drawing, chosen = cast(OneStepNetworks, network).drawing, self.held_out[:MEASURED]
-        device = next(drawing.parameters()).device
-        z = torch.randn(len(chosen), *self.base.image_shape, generator=torch.Generator().manual_seed(0))
-        t, labels = torch.full((len(chosen),), self.timestep), self.labels[chosen]
-        keep = torch.ones_like(t, dtype=torch.bool)
-        parts = zip(*(torch.split(one.to(device), self.config.batch) for one in (z, t, labels, keep)), strict=True)
-        made = torch.cat([drawing(*part)[1].cpu() for part in parts])
-        target = to_float(read_all(self.pictures, chosen))
-        shown = torch.stack([made[:SHOWN], target[:SHOWN]], 1).flatten(0, 1)
-        log_samples(self.folder, grid(shown, columns=2), run.step)
-        return {"held_out_loss": float((detail_of(made, DETAIL) - detail_of(target, DETAIL)).abs().mean())}
+        """Return `figures_of` held-out renders, beside pictures of their conditions, and each loss by its name.
+
+        Also write some of both. The error of pixels is that of detail.
+        """
+        networks = cast(OneStepNetworks, network)
+        device, generator = next(networks.parameters()).device, torch.Generator().manual_seed(0)
+        pictures, losses = list[Tensor](), defaultdict[str, float](float)
+        for part in torch.split(self.held_out, self.config.batch):
+            inputs = [one.to(device) for one in self.examples(part, slice(None), generator)]
+            for name, loss in self.losses(networks, *inputs)[0].items():
+                losses[f"held_out/{name}"] += float(loss) * len(part) / len(self.held_out)
+            z, labels = inputs[:2]
+            t = torch.full((len(z),), self.timestep, device=device)
+            pictures.append(networks.drawing(z, t, labels, torch.ones_like(t, dtype=torch.bool))[1].cpu())
+        made, target = torch.cat(pictures), to_float(read_all(self.pictures, self.held_out))
+        show_beside(made, target, self.folder, run)
+        of_detail = float((detail_of(made, DETAIL) - detail_of(target, DETAIL)).abs().mean())
+        return {**figures_of(made, target, of_detail, self.config.adversarial), **losses}
 
     def publish(self, network: nn.Module, storage: Location, name: str, training: dict[str, Any]) -> Location:
         """Write both networks as one checkpoint, with the base's layout network. All but the denoiser's last layers are

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final, Literal, cast
 
 import torch
+import torch.distributed as dist
 from PIL import Image
 from pydantic import Field
 from torch import Tensor, nn
@@ -27,16 +28,17 @@ from shared.pictures import grid
 from shared.registry import resolve
 from shared.storage import Location
 from trainer.config import Positive, RunConfig, Share
-from trainer.data import Dataset, as_tensor, check_labelled, in_vocabulary, layouts_of, to_float
+from trainer.data import Dataset, as_tensor, check_labelled, in_vocabulary, layouts_of, merge, to_float
 from trainer.data_folder import Pictures
 from trainer.errors import TrainerError
 from trainer.objectives.adversary import Adversaries
+from trainer.objectives.sliced import sliced_distance
 from trainer.runs import Run, log_samples
 
 Weight = Annotated[float, Field(ge=0)]
 # As a folder's pictures are read (`data.py`), and as `trainer render --size` writes them
 SQUEEZES: Final = (Image.Resampling.BILINEAR, Image.Resampling.BOX)
-HELD_OUT_EVERY = 50  # one scene in so many is not trained on
+HELD_OUT_EVERY = 50  # one scene in so many is not trained on, where no pictures are given for that
 SHOWN, MEASURED = 4, 48  # held-out pictures in a sample grid, and in the figures of the log
 
 
@@ -73,25 +75,22 @@ def crop_places(pictures: Pictures, network: UpsamplerConfig, crop: int) -> list
 class Upsampling:
     """The objective: restore squares of pictures from the whole picture, squeezed and degraded.
 
-    `folder`: of the run, for sample grids.
+    `folder`: of the run, for sample grids. `unseen`: pictures that are measured and not trained on, the last of
+    `pictures`; without them, some scenes of the data set.
     """
 
     name = "upsampler"
 
     def __init__(
         self, dataset: Dataset, pictures: Pictures, base: Denoiser, network: UpsamplerConfig, config: UpsampleConfig,
-        folder: Path,
+        folder: Path, unseen: Dataset | None = None,
     ) -> None:  # fmt: skip
-        self.source = {"data set": dataset.digest, "base": base.info.digest, "size": list(pictures.size)}
-        dataset = in_vocabulary(dataset, base.vocabulary, base.info.name)
+        self.source = source_of(dataset, pictures, base, unseen)
+        dataset = with_unseen(dataset, unseen, base)
         self.dataset, self.pictures, self.config, self.block = dataset, pictures, config, network.block
         self.base, self.network, self.folder = base.info, network, folder
         self.places = crop_places(pictures, network, config.crop)
-        check_labelled(dataset, "pictures")
-        known = dataset.labels.any(1).nonzero()[:, 0]  # the denoiser samples nothing without labels
-        scenes = scenes_of([pictures.paths[i] for i in known.tolist()])
-        self.held_out, trained = known[scenes % HELD_OUT_EVERY == 0], known[scenes % HELD_OUT_EVERY != 0]
-        self.trained = trained if len(trained) else known
+        self.held_out, self.trained = split(dataset.labels, pictures.paths, len(unseen) if unseen else 0)
         self.side, self.stepper, self.options = base.image_shape[-1], base.stepper(), base.options
         timesteps = [t for t, *_ in make_table(base.options, base.alpha_bar).rows]
         self.left = torch.tensor([float(base.alpha_bar[t]) for t in timesteps])  # of a picture, by step
@@ -176,23 +175,66 @@ class Upsampling:
 
     @torch.inference_mode()
     def show(self, network: nn.Module, run: Run) -> dict[str, float]:
-        """Return the mean absolute error of whole held-out pictures, and write some beside their originals."""
+        """Return `figures_of` whole held-out pictures, and write some beside their originals."""
         upsampler = cast(Adversaries, network).upsampler
         device = next(upsampler.parameters()).device
-        measured = self.held_out[torch.linspace(0, len(self.held_out) - 1, min(len(self.held_out), MEASURED)).long()]
-        originals = [self.pictures.read(i) for i in measured.tolist()]
+        originals = [self.pictures.read(i) for i in self.held_out.tolist()]
         squeezed = to_float(torch.stack([self._squeeze(one, SQUEEZES[k % 2]) for k, one in enumerate(originals)]))
         with fast(device):
             made = torch.cat([upsampler(one[None]).cpu() for one in squeezed.to(device)])
         target = to_float(torch.stack([as_tensor(one) for one in originals]))
-        some = slice(0, None, max(1, len(made) // SHOWN))
-        shown = torch.stack([made[some][:SHOWN], target[some][:SHOWN]], 1).flatten(0, 1)
-        log_samples(self.folder, grid(shown, columns=2), run.step)
-        return {"held_out_loss": float((made - target).abs().mean())}
+        show_beside(made, target, self.folder, run)
+        return figures_of(made, target, float((made - target).abs().mean()), self.config.adversarial)
 
     def publish(self, network: nn.Module, storage: Location, name: str, training: dict[str, Any]) -> Location:
         weights = cast(Adversaries, network).upsampler.state_dict()
         return publish_upsampler(self.network, weights, self.base, storage, name, training)
+
+
+def figures_of(made: Tensor, target: Tensor, l1: float, adversarial: float) -> dict[str, float]:
+    """Return how far drawn pictures (N, C, H, W) are from held-out ones, and by which figure the best are chosen.
+
+    `l1`, the mean error of pixels, chooses where it is what is learnt. Under an adversarial loss it rises while
+    pictures become sharper; there the distance of distributions of detail chooses (`sliced.py`).
+    """
+    swd = sliced_distance(made, target)
+    return {"held_out_loss": swd if adversarial else l1, "held_out_l1": l1, "held_out_swd": swd}
+
+
+def show_beside(made: Tensor, target: Tensor, folder: Path, run: Run) -> None:
+    """Write a grid of some of the drawn pictures beside the held-out ones, evenly chosen."""
+    some = torch.linspace(0, len(made) - 1, min(len(made), SHOWN)).long()
+    log_samples(folder, grid(torch.stack([made[some], target[some]], 1).flatten(0, 1), columns=2), run.step)
+
+
+def source_of(dataset: Dataset, pictures: Pictures, base: Denoiser, unseen: Dataset | None) -> dict[str, Any]:
+    """Return what a run learns from, which must be the same when it is resumed."""
+    source = {"data set": dataset.digest, "base": base.info.digest, "size": list(pictures.size)}
+    return {**source, "held out": unseen and unseen.digest}  # by which the best weights are chosen
+
+
+def with_unseen(dataset: Dataset, unseen: Dataset | None, base: Denoiser) -> Dataset:
+    """Return the data set with the labels of `base`, and `unseen` at its end. TrainerError if either cannot be used."""
+    parts = {"pictures": dataset} if unseen is None else {"pictures": dataset, "held-out pictures": unseen}
+    for which, part in parts.items():
+        check_labelled(part, which)
+    return merge([in_vocabulary(part, base.vocabulary, base.info.name) for part in parts.values()])
+
+
+def split(labels: Tensor, paths: Sequence[Path], unseen: int) -> tuple[Tensor, Tensor]:
+    """Return the indices of the pictures that are measured, and of those that are trained on. labels: (N, K).
+
+    Not trained on are the last `unseen` or, for 0, one scene in HELD_OUT_EVERY. At most MEASURED of them are measured,
+    evenly spread over all. Pictures without labels are left out, since the denoiser samples nothing for them.
+    """
+    known = labels.any(1).nonzero()[:, 0]
+    if unseen:
+        apart = known >= len(paths) - unseen
+    else:
+        apart = scenes_of([paths[i] for i in known.tolist()]) % HELD_OUT_EVERY == 0
+    held_out, trained = known[apart], known[~apart]
+    measured = held_out[torch.linspace(0, len(held_out) - 1, min(len(held_out), MEASURED)).long()]
+    return measured, trained if len(trained) else known
 
 
 def scenes_of(paths: Sequence[Path]) -> Tensor:
@@ -207,9 +249,16 @@ def scenes_of(paths: Sequence[Path]) -> Tensor:
 
 
 def balance(one: Tensor, other: Tensor, at: Tensor) -> Tensor:
-    """Return the weight of loss `other` whose gradient has the size of that of `one` (Esser et al. 2021, eq. 7)."""
-    size, of_other = (torch.autograd.grad(loss, at, retain_graph=True)[0].norm() for loss in (one, other))
-    weight: Tensor = size / of_other.clamp(min=1e-12)
+    """Return the weight of loss `other` whose gradient has the size of that of `one` (Esser et al. 2021, eq. 7).
+
+    `at`: the pictures of this process. Their gradients are those of all processes' pictures together.
+    """
+    sizes = torch.stack([torch.autograd.grad(loss, at, retain_graph=True)[0].norm() for loss in (one, other)])
+    if dist.is_initialized():
+        squares = sizes.square()
+        dist.all_reduce(squares)
+        sizes = squares.sqrt()
+    weight: Tensor = sizes[0] / sizes[1].clamp(min=1e-12)
     return weight
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet
-from trainer.objectives.adversary import Adversaries, Discriminator
+from trainer.objectives.adversary import Adversaries, Discriminator, detail_of
 
 
 def adversaries() -> Adversaries:
@@ -41,3 +41,10 @@ def test_light_is_not_seen_and_edges_are() -> None:
     torch.testing.assert_close(flat, light, atol=1e-4, rtol=0)
     x[..., 16:] = 0.1
     assert abs(float((network(x) - flat).detach())) > 0.01
+
+
+def test_detail_is_exact_where_the_networks_compute_in_bfloat16() -> None:
+    x = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    with torch.autocast("cpu", torch.bfloat16):
+        rounded = detail_of(x, 9)
+    assert torch.equal(rounded, detail_of(x, 9))

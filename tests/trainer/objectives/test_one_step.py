@@ -27,6 +27,7 @@ from trainer.objectives.one_step import (
     OneStep,
     OneStepConfig,
     OneStepNetworks,
+    Weights,
     check_base,
     in_levels,
     light_apart,
@@ -101,6 +102,7 @@ def test_the_discriminators_teach_where_they_have_weight(tmp_path: Path, base: D
     grads = list[dict[str, Tensor]]()
     for weight in (0, 1):
         objective, networks = made(tmp_path, base, f"adversarial={weight}")
+        assert len(networks.discriminators) == (3 if weight else 0)
         objective(networks, *drawn(objective)).backward()
         grads.append({name: one.grad for name, one in networks.named_parameters() if one.grad is not None})
     without, with_them = grads
@@ -119,24 +121,30 @@ def test_discriminators_see_whole_levels_of_256() -> None:
     assert (shown[1:5] - torch.tensor([-1.0, 0.001, 0.3, 1.0])).abs().max() <= 0.5 / 127.5 + 1e-6
 
 
+def cost(made: Tensor, real: Tensor) -> float:
+    losses = losses_of_grain(made, real, 4)
+    assert losses.keys() == {"grid", "tint", "flat"}
+    return sum(float(loss) * getattr(Weights(), name) for name, loss in losses.items())
+
+
 def test_grain_below_a_level_costs_where_renders_are_even() -> None:
     """As a pattern of blocks, as tint and as detail; beside an edge of the render it costs nothing."""
     level = 0.4 / 127.5
     even, square = torch.zeros(1, 3, 32, 32), torch.zeros(1, 3, 32, 32)
     square[..., 16:] = 1
-    assert losses_of_grain(even, even, 4) == 0
+    assert cost(even, even) == 0
     dots = even.clone()
     dots[..., ::4, ::4] = level  # gray, once in each block
     tinted = even.clone()
     tinted[:, 0, ::2] = level
     noise = level * (torch.randint(0, 2, (1, 1, 32, 32), generator=torch.Generator().manual_seed(0)) * 2.0 - 1)
-    in_blocks, as_tint, as_noise = (float(losses_of_grain(even + x, even, 4)) for x in (dots, tinted, noise))
-    assert in_blocks > 5 * float(losses_of_grain(dots, dots, 4))  # a render's own dots are no pattern to unlearn
+    in_blocks, as_tint, as_noise = (cost(even + x, even) for x in (dots, tinted, noise))
+    assert in_blocks > 5 * cost(dots, dots)  # a render's own dots are no pattern to unlearn
     assert as_tint > 0
     assert as_noise > 0
     beside = torch.zeros(1, 3, 32, 32)
     beside[..., 15:17] = noise[..., 15:17]  # within four pixels of the edge
-    assert losses_of_grain(square + beside, square, 4) == 0
+    assert cost(square + beside, square) == 0
 
 
 def test_the_denoiser_learns_at_its_share_of_the_rate(tmp_path: Path, base: Denoiser) -> None:
@@ -160,6 +168,52 @@ def test_the_light_is_that_of_the_start_where_neither_has_edges() -> None:
             light_apart(start + 0.1, start, 16, detail_of(start, 5), detail_of(real, 5)), torch.tensor(0.05)
         )
         edges[..., ::2, :16] = edges[..., 1::2, :16]
+
+
+def test_the_light_to_keep_is_computed_in_float32(
+    tmp_path: Path, base: Denoiser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Training computes in bfloat16, which shifts it by more than a tenth of a level of 256."""
+    objective, networks = made(tmp_path, base, "adversarial=0")
+    kept = list[Tensor]()
+
+    def record(made: Tensor, start: Tensor, *others: object) -> Tensor:
+        kept.append(start)
+        return made.new_zeros(())
+
+    monkeypatch.setattr("trainer.objectives.one_step.light_apart", record)
+    z, labels, *rest = drawn(objective)
+    with torch.autocast("cpu", torch.bfloat16):
+        objective(networks, z, labels, *rest)
+    at, p, q = base.first_step
+    with torch.no_grad():
+        keep = torch.ones(3, dtype=torch.bool)
+        wanted = p * z + q * base.network(z, torch.full((3,), at), labels, keep)
+        with torch.autocast("cpu", torch.bfloat16):
+            rounded = p * z + q * base.network(z, torch.full((3,), at), labels, keep).float()
+    _, small = kept
+    assert small.dtype is torch.float32
+    assert (small - wanted).abs().max() < 0.01 / 127.5
+    assert (rounded - wanted).abs().max() > 0.1 / 127.5
+
+
+def test_losses_have_names_and_the_weights_of_the_recipe(tmp_path: Path, base: Denoiser) -> None:
+    names = {"detail", "light", "small_detail", "small_light", "grid", "tint", "flat", "drawn"}
+    objective, networks = made(tmp_path, base, "adversarial=0")
+    inputs = drawn(objective)
+    found, _ = objective.losses(networks, *inputs)
+    losses = {name: float(loss.detach()) for name, loss in found.items()}
+    assert losses.keys() == names
+    weights = {name: getattr(objective.config.weights, name) for name in names}
+    expected = sum(weights[name] * loss for name, loss in losses.items())
+    assert float(objective(networks, *inputs).detach()) == pytest.approx(expected, rel=1e-5)
+    only = json.dumps(dict.fromkeys(names - {"detail"}, 0) | {"detail": 2})
+    objective, _ = made(tmp_path, base, "adversarial=0", f"weights={only}")
+    assert float(objective(networks, *inputs).detach()) == pytest.approx(2 * losses["detail"], rel=1e-5)
+    objective, networks = made(tmp_path, base)
+    found, _ = objective.losses(networks, *drawn(objective))
+    sizes = ("full", "half", "quarter")
+    assert found.keys() - names == {f"{side}_{size}" for side in ("adversarial", "discriminator") for size in sizes}
 
 
 def test_what_has_no_share_of_the_rate_does_not_learn(tmp_path: Path, base: Denoiser) -> None:
@@ -204,6 +258,13 @@ def test_the_command_publishes_a_model_of_one_call_and_goes_on_from_it(
     second = load_denoiser(Path("models/whole.safetensors"))
     assert second.info.digest != first.info.digest
     assert second.info.training["started_from"] == "whole"
+    before, after = (one.info.training["last"] for one in (first, second))
+    assert before["held_out_loss"] == before["held_out_l1"]
+    assert after["held_out_loss"] == after["held_out_swd"]  # which chooses the best under an adversarial loss
+    assert {"held_out/detail", "held_out/drawn"} < before.keys() < after.keys()
+    assert {"held_out/adversarial_half", "held_out/discriminator_half"} <= after.keys() - before.keys()
+    write_folder(Path("unseen"))
+    succeeded(command(*line, "--run", "unseen-run", "--steps", 1, "--held-out", "unseen"))
     other = command(*line, "--run", "other", "--steps", 2, "--start-from", "whole", "--set", "network.channels=4")
     refused(other, "whole has an upsampler of another shape")
     assert HELD_OUT_EVERY > 6  # so the one held-out picture is the first

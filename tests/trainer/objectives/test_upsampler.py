@@ -22,7 +22,7 @@ from trainer.config import with_changes
 from trainer.data import as_tensor, load_dataset, to_float
 from trainer.data_folder import find_pictures
 from trainer.errors import TrainerError
-from trainer.objectives.upsampler import UpsampleConfig, Upsampling, make_upsampler, scenes_of
+from trainer.objectives.upsampler import UpsampleConfig, Upsampling, make_upsampler, scenes_of, split
 
 CHANGES = ["crop=4", "squares=2", "batch=3", "network.channels=8", "network.dilations=[1]", "network.hidden=16"]
 SET = [part for change in CHANGES for part in ("--set", change)]
@@ -77,6 +77,34 @@ def test_whole_scenes_are_held_out(tmp_path: Path, base: Denoiser, monkeypatch: 
     assert (made.held_out.tolist(), made.trained.tolist()) == ([0, 1, 4, 5], [2, 3])
     assert scenes_of([Path("1.png"), Path("2.png")]).tolist() == [0, 1]
     assert scenes_of([Path("a_1.png"), Path("a_2.png")]).tolist() == [0, 1]  # else all were one scene
+
+
+def test_measured_pictures_are_spread_over_all_held_out_scenes() -> None:
+    """Of 300 scenes of 10 pictures, 6 are held out: 60 pictures, of which 48 are measured."""
+    paths = [Path(f"scene_{scene:03d}_{number}.png") for scene in range(300) for number in range(10)]
+    labels = torch.ones(len(paths), 2)
+    measured, trained = split(labels, paths, 0)
+    assert len(measured) == 48
+    assert sorted({i // 10 for i in measured.tolist()}) == [0, 50, 100, 150, 200, 250]
+    assert not {i // 10 for i in trained.tolist()} & {0, 50, 100, 150, 200, 250}
+    assert len(trained) == 2940
+    labels[-5:] = 0
+    measured, trained = split(labels, paths, 1000)  # a folder of its own, at the end
+    assert (int(measured[0]), int(measured[-1]), len(measured)) == (2000, 2994, 48)
+    assert torch.equal(trained, torch.arange(2000))
+
+
+def test_a_folder_is_held_out(upsample: Command, tmp_path: Path) -> None:
+    write_data_folder(tmp_path / "unseen", 3, 64, 48)  # of flat colours; scaled to the size of the others
+    line = ("--steps", 1, "--set", "denoised=0", "--set", "adversarial=0")
+    succeeded(upsample(*line))
+    own = read_info(Path("models/large.safetensors")).training["last"]
+    succeeded(upsample(*line, "--run", "other", "--held-out", "unseen"))
+    other = read_info(Path("models/large.safetensors")).training["last"]
+    assert other["held_out_l1"] < 0.7 * own["held_out_l1"]  # flat pictures instead of noise
+    assert other["held_out_loss"] == other["held_out_l1"]
+    refused(upsample(*line, "--held-out", "data"), "data is given as --data and as --held-out")
+    refused(upsample("--steps", 2, *line[2:], "--held-out", "unseen"), "was started with another held out")
 
 
 def test_degraded_pictures_go_through_the_last_sampling_steps_or_get_some_noise(
@@ -189,7 +217,9 @@ def test_the_command_trains_publishes_and_resumes(upsample: Command) -> None:
     assert load_denoiser(Path("models/large.safetensors")).picture_shape == (3, 24, 32)
     assert all(name.startswith("upsampler.") for name in load(Path("models/large.safetensors"))[1])
     succeeded(upsample("--steps", 3))
-    assert read_info(Path("models/large.safetensors")).training["last"].keys() == {"held_out_loss"}
+    last = read_info(Path("models/large.safetensors")).training["last"]
+    assert last.keys() == {"held_out_loss", "held_out_l1", "held_out_swd"}
+    assert last["held_out_loss"] == last["held_out_swd"]  # which chooses the best under an adversarial loss
     assert Path("run/samples-0000003.png").exists()
     lines = [json.loads(line) for line in Path("run/log.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines if "held_out_loss" in line] == [2, 3]
