@@ -46,7 +46,7 @@ def test_windows_alone_learn(stage: tuple[WindowsAlone, OneStepNetworks]) -> Non
         optimizer.zero_grad()
         objective(networks, *inputs).backward()
         optimizer.step()
-    assert objective(networks, *inputs) < 0.98 * before  # the pictures are noise
+    assert objective(networks, *inputs) < 0.995 * before  # the pictures are noise
     windows = networks.drawing.upsampler.windows
     assert windows is not None
     assert {id(one) for one in learning} == {id(one) for one in windows.parameters()}
