@@ -16,8 +16,9 @@ from service.contract.records import FinishedPicture, JobRecord, Picture, Point,
 from service.files import PictureFiles, picture_name
 from service.store import keys
 from service.store.jobs import JobStore
+from service.worker.attempts import judge_pictures
 from service.worker.job_files import JobFiles
-from service.worker.judge import JUDGED_TOGETHER, Failed, Outcome, Uploads, judge_pictures
+from service.worker.judge import JUDGED_TOGETHER, Failed, Outcome, Uploads
 from service.worker.runner import Runner
 from shared.pictures import marked_grid, read_png
 from shared.vocabulary import Vocabulary
