@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING
 
 from service import client
 from service.client import *  # noqa: F403 - the names that it lists
-from shared.options import EngineName
 
 if TYPE_CHECKING:
     from labelgrid.model import Model
+    from shared.options import EngineName
     from shared.storage import Location
 
 __all__ = [*client.__all__, "load"]

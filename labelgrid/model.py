@@ -37,7 +37,7 @@ from shared.device import pick_device
 from shared.diffusion.denoise import Stepper, finish
 from shared.diffusion.model import load_denoiser
 from shared.evaluator import Judge, cropping_judge, load_evaluator
-from shared.options import THRESHOLD, EngineName, SamplerName, SpacingName
+from shared.options import LIMITS, THRESHOLD, EngineName, SamplerName, SpacingName
 from shared.pictures import png_bytes, sheet, to_uint8
 from shared.registry import Registry, Unfit, scan
 from shared.storage import Location, open_storage
@@ -106,29 +106,31 @@ class Picture:
 class Pictures(list[Picture]):
     """The pictures of one call, in the order of its label lists.
 
-    `tensors`: the same as (N, 3, H, W) float32 in [-1, 1], on the CPU.
+    `tensors`: the pictures before they are rounded to 8 bits, (N, 3, H, W) float32 in [-1, 1], on the CPU.
     """
 
     def __init__(self, pictures: Iterable[Picture], tensors: Tensor, recipe: JudgedRecipe) -> None:
         super().__init__(pictures)
         self.tensors, self._recipe = tensors, recipe
 
-    def png(self, columns: int = COLUMNS) -> Png:
-        """Return the bytes of a PNG with the pictures as a grid, and their recipe: the same as the service's.
+    def grid(self, columns: int = COLUMNS) -> Png:
+        """Return the bytes of a PNG with the pictures as a grid, and their recipe in it: the same as the service's.
 
-        `columns`: 1 to 64.
+        Raises ValueError for other `columns` than 1 to 64.
         """
+        if not 1 <= columns <= LIMITS.max_columns:
+            raise ValueError(f"columns is {columns}; a grid has 1 to {LIMITS.max_columns}")
         if len(self) == 1:
             return self[0].png
         own = self._recipe.model_copy(update={"columns": columns})
         return Png(png_bytes(sheet(np.stack([np.asarray(one.image) for one in self]), columns), own.text()))
 
     def save(self, path: str | os.PathLike[str], columns: int = COLUMNS) -> None:
-        """Write the grid as PNG."""
-        Path(path).write_bytes(self.png(columns))
+        """Write the grid as PNG, with the recipe of all pictures."""
+        Path(path).write_bytes(self.grid(columns))
 
     def _repr_png_(self) -> bytes:
-        return self.png()
+        return self.grid()
 
 
 class Model:
