@@ -53,6 +53,8 @@ end() {  # by a signal; the service must end with 0, and leave neither files nor
 
 $isolated "$bin/python" -c "from labelgrid import AsyncClient, Client"
 labelgrid --help >/dev/null
+$isolated "$bin/python" -c "from labelgrid import load; load()([['red cube']], seed=7).save('one.png')"
+"$bin/python" -c "from PIL import Image; Image.open('one.png').verify()"
 "$bin/pip" install --quiet mypy
 echo 'from labelgrid import Client; reveal_type(Client("").generate([]))' >typed.py
 "$bin/mypy" typed.py | grep -F '"service.contract.schemas.Job"' || fail "a type checker does not see the annotations"

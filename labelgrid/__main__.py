@@ -7,7 +7,8 @@ import importlib
 import importlib.util
 import os
 import sys
-from pathlib import Path
+
+from labelgrid.weights import FOLDER, default_storage
 
 # For each module with a command line: the extra that it needs, a heading, and its commands.
 SERVICE, CLIENT, TRAINER = "service.__main__", "service.client.__main__", "trainer.__main__"
@@ -62,13 +63,10 @@ def usage() -> str:
 
 
 def use_packaged_weights() -> None:
-    """Let the service read the weights that came with the installation, where there are no others.
-
-    A folder named models without a checkpoint is another program's.
-    """
-    packaged = Path(__file__).parent / "models"
-    if "LABELGRID_STORAGE" not in os.environ and not any(Path("models").glob("*.safetensors")) and packaged.exists():
-        os.environ["LABELGRID_STORAGE"] = str(packaged)
+    """Let the service read the weights that came with the installation, where there are no others."""
+    storage = default_storage()
+    if "LABELGRID_STORAGE" not in os.environ and storage != FOLDER:
+        os.environ["LABELGRID_STORAGE"] = storage
 
 
 def missing(command: str, module: str) -> str:

@@ -156,9 +156,3 @@ class Catalog:
         if self._look is looking:
             self._look, self._found = None, looking.result()
         return self._found
-
-
-def knows_positions(info: CheckpointInfo) -> bool:
-    """Return whether the model takes layouts."""
-    network = info.config.get("network")
-    return isinstance(network, dict) and network.get("positions") is True

@@ -1,7 +1,8 @@
 """From a request for pictures to its job: every POST that makes pictures goes this way.
 
 A route asks for the job that the same request created before (`same_request`, `AsyncJobs.known`), or else checks the
-request (`checks.py`) and creates its job (`new_record`, `create`); then it answers with the job (`answers.py`).
+request (`contract/checks.py`) and creates its job (`new_record`, `create`); then it answers with the job
+(`answers.py`).
 """
 
 import asyncio
@@ -14,10 +15,10 @@ from typing import Any, Final
 from pydantic import ValidationError
 from structlog.contextvars import bind_contextvars
 
-from service.api.checks import check_sampling, check_stages, check_webhook
 from service.api.dependencies import Caller, Service
 from service.api.results import Reads
 from service.api.uploads import Upload
+from service.contract.checks import check_sampling, check_stages
 from service.contract.errors import (
     BadRequest,
     DeadlineExceeded,
@@ -35,11 +36,13 @@ from service.contract.errors import (
 )
 from service.contract.recipe import Recipe
 from service.contract.records import JobKind, JobRecord, Layout, WebhookEvent, new_job_id
-from service.contract.schemas import SamplingFields
+from service.contract.schemas import JobFields, SamplingFields
+from service.settings import Settings
 from service.store.async_jobs import IdempotentRequest, NoRoom, open_job
 from service.telemetry import tracing
 from service.telemetry.logs import get_logger, request_id
 from service.telemetry.metrics import PICTURES_ACCEPTED
+from service.webhooks.addresses import AddressNotAllowed, check_url
 from shared.checkpoint import CheckpointInfo
 from shared.options import MAX_SEED
 
@@ -92,12 +95,12 @@ async def new_record(
     recipe: determines seed and options. uploaded: the request has the pictures, and `info` is the evaluator.
     Raises BadRequest for fields that do not go together.
     """
-    check_webhook(fields, caller.service.settings)
+    _check_webhook(fields, caller.service.settings)
     try:
         options = recipe.options if recipe else fields.sampling(info.sampling)
     except ValidationError as error:
         raise BadRequest.from_validation(error) from error
-    check_sampling(options, info, await caller.service.catalog.models())
+    check_sampling(options, info, (await caller.service.catalog.models()).denoisers)
     seed = recipe.seed if recipe else fields.seed
     if seed is None:
         seed = secrets.randbits(DRAWN_SEED_BITS)
@@ -124,6 +127,20 @@ async def new_record(
         options=options,
         uploaded=uploaded,
     )
+
+
+def _check_webhook(fields: JobFields, settings: Settings) -> None:
+    """Raise BadRequest for a webhook that cannot be used."""
+    if fields.webhook is None and fields.webhook_events is None:
+        return
+    if fields.webhook is None:
+        raise BadRequest.at(("body", "webhook_events"), "has no effect without webhook; leave it out")
+    if settings.webhook_secret is None:
+        raise BadRequest.at(("body", "webhook"), "this service has no webhooks: LABELGRID_WEBHOOK_SECRET is not set")
+    try:
+        check_url(fields.webhook, settings.webhook_allow_private)
+    except AddressNotAllowed as error:
+        raise BadRequest.at(("body", "webhook"), str(error)) from error
 
 
 async def new_ids(service: Service) -> dict[str, Any]:

@@ -12,11 +12,11 @@ from PIL import Image as PictureFile
 
 from service.api import openapi
 from service.api.answers import retry_after, wait, why_unfinished
-from service.api.checks import not_learnt
 from service.api.dependencies import IDEMPOTENCY_KEY, Caller, CallerDep, ModelsDep
 from service.api.openapi import Dialect, DocumentedAPI
 from service.api.results import CutStream
 from service.api.submit import ERRORS, create, new_record, same_request
+from service.contract.checks import not_learnt
 from service.contract.errors import BadRequest, NotFound, NotInTime
 from service.contract.records import TERMINAL
 from service.contract.schemas import GenerateResult, Job

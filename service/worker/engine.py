@@ -12,16 +12,14 @@ from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from service.contract.recipe import Recipe
 from service.contract.records import FinishedPicture, Picture, Verdict
-from service.worker.judge import Failed, Outcome, PictureKey, Places, end_pictures, judge_pictures
+from service.worker.attempts import final_verdict, following, is_better, judge_pictures, new_rows, places_in
+from service.worker.judge import Failed, Outcome, PictureKey, end_pictures
 from service.worker.step_order import Workload, jobs_to_step, room
 from shared.device import THREADS, overlaps
 from shared.diffusion.denoise import Row, Stepper
-from shared.diffusion.edits import places_of, with_objects
-from shared.diffusion.layouts import positions_at
 from shared.evaluator import Judge
 from shared.pictures import png_bytes, resized, sheet, to_uint8
 from shared.vocabulary import Vocabulary
@@ -47,8 +45,7 @@ class Drawn:
 
     def or_better(self, other: "Drawn | None") -> "Drawn":
         """Return the better one: of the higher F1, then accuracy; of equals the other one, which is earlier."""
-        rank = self.verdict.f1, self.verdict.accuracy
-        return self if other is None or rank > (other.verdict.f1, other.verdict.accuracy) else other
+        return self if other is None or is_better(self.verdict, other.verdict) else other
 
 
 @dataclass(eq=False)
@@ -120,30 +117,8 @@ class Engine:
         self._failed += end_pictures(self._join, pictures, lambda picture: picture, self.stepper.device)
 
     def _join(self, pictures: Sequence[Picture]) -> None:
-        for picture, row in zip(pictures, self._rows(pictures), strict=True):
+        for picture, row in zip(pictures, new_rows(self.stepper, self.vocabulary, pictures), strict=True):
             self.batch[picture.key] = self._member(picture, row, self._computed)
-
-    def _rows(self, pictures: Sequence[Picture]) -> list[Row]:
-        """Return pictures at their first step, whose layouts are drawn together."""
-        rows = self.stepper.new_rows(
-            [self.vocabulary.multi_hot(one.labels) for one in pictures],
-            [one.options for one in pictures],
-            [one.noise_seed for one in pictures],
-            [self._positions(one) for one in pictures],
-        )
-        for one, row in zip(pictures, rows, strict=True):
-            if one.options.edits:
-                if self.stepper.layouts is None:
-                    raise ValueError("only pictures of a model with positions can be edited")
-                row.labels = with_objects(row.labels, one.objects, self.vocabulary)
-        return rows
-
-    def _positions(self, picture: Picture) -> Tensor | None:
-        """Return the positions (K, 2) that the request gives."""
-        if picture.layout is None:
-            return None
-        points = [(point.x, point.y) for point in picture.layout]
-        return positions_at(self.vocabulary.encode(picture.labels), points, len(self.vocabulary))
 
     def _member(
         self, picture: Picture, row: Row, joined_at: int, before: Sequence[Verdict] = (), best: Drawn | None = None
@@ -224,29 +199,22 @@ class Engine:
         if outcomes:
             images = images[finite]
         begun_at = time.time()
-        pictures, places = [member.picture for member in whole], [self._places(member) for member in whole]
+        pictures = [member.picture for member in whole]
+        places = [places_in(self.stepper, self.vocabulary, member.picture, member.row) for member in whole]
         verdicts = judge_pictures(self.judge, pictures, images, places)
         self.judged_at = begun_at, time.time()
         again, ended = list[Member](), list[tuple[Picture, Drawn]]()
         for member, verdict, pixels in zip(whole, verdicts, to_uint8(images), strict=True):
             picture, so_far = member.picture, (*member.before, verdict)
             best = Drawn(verdict, pixels, member.frames).or_better(member.best)
-            if not verdict.exact and picture.attempt < picture.last:
-                following = replace(picture, attempt=picture.attempt + 1)
-                (row,) = self._rows([following])
-                again.append(self._member(following, row, member.joined_at, so_far, best))
+            if attempt := following(picture, verdict):
+                (row,) = new_rows(self.stepper, self.vocabulary, [attempt])
+                again.append(self._member(attempt, row, member.joined_at, so_far, best))
                 continue
-            if picture.options.until is not None and picture.options.kept is None:
-                best = replace(best, verdict=best.verdict.model_copy(update={"attempts": so_far}))
-            ended.append((picture, best))
+            ended.append((picture, replace(best, verdict=final_verdict(picture, best.verdict, so_far))))
         outcomes += self._encoding.map(lambda one: self._encode(*one), ended)
         self.batch |= {member.picture.key: member for member in again}  # last, because what raises is repeated
         return outcomes
-
-    def _places(self, member: Member) -> Places | None:
-        if self.stepper.layouts is None:
-            return None
-        return places_of(member.row.labels, [one.label for one in member.picture.objects], self.vocabulary)
 
     def _encode(self, picture: Picture, drawn: Drawn) -> FinishedPicture:
         verdict, pixels, recipe = drawn.verdict, drawn.pixels, self.recipe(picture, drawn.verdict)

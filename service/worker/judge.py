@@ -1,9 +1,5 @@
-"""Judges pictures: which labels the evaluator finds in each, and how far objects are from the places asked for.
+"""Judges pictures that clients have uploaded, as `engine.py` samples others. Knows no Redis."""
 
-`Uploads` judges pictures that clients have sent, as `engine.py` samples others. Knows no Redis.
-"""
-
-import math
 import time
 from collections.abc import Callable, Container, Sequence
 from concurrent.futures import Future, wait
@@ -14,14 +10,13 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
-from service.contract.records import FinishedPicture, Picture, Verdict
+from service.contract.records import FinishedPicture, Picture
 from service.telemetry.boundary import attempt
+from service.worker.attempts import judge_pictures
 from service.worker.job_files import JobFiles, read_pixels
 from shared.device import lost
-from shared.evaluator import Judge, as_input, score_pictures
-from shared.options import THRESHOLD
+from shared.evaluator import Judge, as_input
 from shared.pictures import to_images
 
 T = TypeVar("T")
@@ -41,8 +36,6 @@ class Failed:
 Outcome = FinishedPicture | Failed
 PictureKey = tuple[str, int]
 Read = tuple[Picture, "Future[NDArray[np.uint8]]"]
-Distances = tuple[float | None, ...]
-Places = tuple[tuple[float, float], ...]  # of a picture's objects, in the order of its labels
 
 
 def end_pictures(
@@ -63,63 +56,6 @@ def end_pictures(
         return Failed(picture_of(item), reason)
 
     return attempt(work, items, give_up, about, partial(lost, device=device))
-
-
-def judge_pictures(
-    judge: Judge, pictures: Sequence[Picture], images: Tensor, places: Sequence[Places | None] | None = None
-) -> list[Verdict]:
-    """Return the verdicts on finished images (N, 3, H, W) of as many pictures. `places`: of each one's objects."""
-    names = judge.vocabulary.names
-    probabilities = judge.probabilities(images)  # (N, K)
-    asked = [tuple(one.label for one in picture.objects) for picture in pictures]
-    targets = torch.tensor([judge.vocabulary.multi_hot(labels) for labels in asked])
-    scores = score_pictures(probabilities, targets)
-    known = [None] * len(pictures) if places is None else places
-    # The request says where objects are.
-    chosen = [at if one.layout or one.options.edits else None for one, at in zip(pictures, known, strict=True)]
-    distances = _distances(judge, asked, chosen, images, probabilities)
-    return [
-        Verdict(
-            index=picture.index,
-            labels=asked[i],
-            seed=picture.noise_seed,
-            attempt=picture.attempt,
-            accuracy=score.accuracy,
-            f1=score.f1,
-            exact=score.exact,
-            probabilities=dict(zip(names, row.tolist(), strict=True)),
-            distances=distances.get(i),
-            places=known[i],
-        )
-        for i, (picture, row, score) in enumerate(zip(pictures, probabilities, scores, strict=True))
-    ]
-
-
-def _distances(
-    judge: Judge,
-    labels: Sequence[Sequence[str]],
-    places: Sequence[Places | None],
-    images: Tensor,
-    probabilities: Tensor,
-) -> dict[int, Distances]:
-    """Return how far each label's object is from its place, for the pictures with `places`, by position.
-
-    In widths of the picture; None for an object that is not found. Empty if the evaluator finds no positions.
-    """
-    placed = [i for i, at in enumerate(places) if at is not None]
-    positions = judge.positions(images[placed]) if placed else None  # (n, K, 2): fractions of width and height
-    if positions is None:
-        return {}
-    height, width = images.shape[-2:]
-    found = probabilities[placed] > THRESHOLD  # (n, K)
-    distances = {}
-    for i, at, there in zip(placed, positions, found, strict=True):
-        wanted = zip(judge.vocabulary.encode(labels[i]), places[i] or (), strict=True)
-        distances[i] = tuple(
-            math.hypot(float(at[k, 0]) - x, (float(at[k, 1]) - y) * height / width) if there[k] else None
-            for k, (x, y) in wanted
-        )
-    return distances
 
 
 class Uploads:

@@ -11,12 +11,12 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import Field, Json
 
 from service.api.answers import HEADERS, RESPONSES, answer
-from service.api.checks import check_layouts, check_lists
 from service.api.dependencies import CallerDep, Index, OwnJob
-from service.api.edits import checked_edits
 from service.api.openapi import problems
 from service.api.submit import ERRORS, create, new_record, same_request
 from service.api.uploads import PngError, recipe_of
+from service.contract.checks import check_layouts, check_lists
+from service.contract.edit_checks import checked_edits
 from service.contract.errors import (
     BadForm,
     BadRequest,

@@ -4,9 +4,9 @@ from typing import Annotated
 
 from fastapi import APIRouter, Query
 
-from service.api.catalog import knows_positions
 from service.api.dependencies import ModelsDep, ServiceDep
 from service.api.openapi import problems, public_problems
+from service.contract.checks import knows_positions
 from service.contract.errors import NoModel, NoWorker, Unavailable
 from service.contract.schemas import Health, Labels, Model, ModelList, Ready, WorkerDevice
 from shared.support import picture_size

@@ -7,11 +7,11 @@ from fastapi.concurrency import run_in_threadpool
 from pydantic import ConfigDict, Field
 
 from service.api.answers import HEADERS, RESPONSES, answer
-from service.api.checks import check_lists
 from service.api.dependencies import CallerDep
 from service.api.openapi import problems
 from service.api.submit import ERRORS, create, new_record, ready_workers, same_request
 from service.api.uploads import Upload, read_submission
+from service.contract.checks import check_lists
 from service.contract.errors import BadForm, BadRequest, SelectedScore, TooLarge
 from service.contract.schemas import Job, JobFields, ScoreFields
 from shared.options import LIMITS

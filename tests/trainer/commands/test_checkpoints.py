@@ -13,7 +13,7 @@ from PIL import Image
 
 from service.contract.options import PictureOptions
 from service.contract.records import Picture
-from service.worker.judge import judge_pictures
+from service.worker.attempts import judge_pictures
 from shared.checkpoint import load, publish, read_info, verify
 from shared.diffusion.candidates import LOG_SNRS
 from shared.diffusion.denoise import sample

@@ -2,8 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from service.api.catalog import knows_positions
-from service.api.checks import not_learnt
+from service.contract.checks import knows_positions, not_learnt
 from service.contract.errors import BadRequest, NoSuchObject
 from service.contract.recipe import Recipe
 from service.contract.records import Point

@@ -1,16 +1,21 @@
-"""Checks a request for pictures against the model that it names. Raises what the client did wrong."""
+"""Checks a request for pictures against the model that it names. Raises what the client did wrong.
 
-from collections.abc import Sequence
+The API and `labelgrid.load` refuse the same requests with the same sentences. Knows no storage and no torch.
+"""
 
-from service.api.catalog import Models, knows_positions
+from collections.abc import Iterable, Sequence
+
 from service.contract.errors import BadRequest, NotLearnt
 from service.contract.records import MAX_STAGES_PER_REQUEST, Layout
-from service.contract.schemas import JobFields
-from service.settings import Settings
-from service.webhooks.addresses import AddressNotAllowed, check_url
 from shared.checkpoint import CheckpointInfo
 from shared.options import LIMITS, SamplingOptions
 from shared.vocabulary import LabelError
+
+
+def knows_positions(info: CheckpointInfo) -> bool:
+    """Return whether the model takes layouts."""
+    network = info.config.get("network")
+    return isinstance(network, dict) and network.get("positions") is True
 
 
 def not_learnt(problem: str, info: CheckpointInfo, at: tuple[str | int, ...], entry: int) -> NotLearnt:
@@ -58,10 +63,10 @@ def check_layouts(
     return layouts if any(layouts) else None
 
 
-def check_sampling(options: SamplingOptions, info: CheckpointInfo, models: Models) -> None:
+def check_sampling(options: SamplingOptions, info: CheckpointInfo, denoisers: Iterable[CheckpointInfo]) -> None:
     """Raise BadRequest for more steps than the model takes, and for guidance of a model that draws in one call.
 
-    The message names a model of the same labels that takes them, if there is one.
+    The message names the first of the other `denoisers` that has the same labels and takes them, if there is one.
     """
     if options.steps > info.max_steps:
         field, detail = "steps", f"{options.steps} steps; the model {info.name} takes {info.max_steps} at most"
@@ -70,7 +75,7 @@ def check_sampling(options: SamplingOptions, info: CheckpointInfo, models: Model
         detail = f"{options.guidance:g}; the model {info.name} draws in one call, without guidance: 1"
     else:
         return
-    others = (one for one in models.denoisers if one.vocabulary == info.vocabulary and not one.is_one_call)
+    others = (one for one in denoisers if one.vocabulary == info.vocabulary and not one.is_one_call)
     if able := next((one.name for one in others if one.max_steps >= options.steps), None):
         detail += f"; {able} takes {getattr(options, field):g}"
     raise BadRequest.at(("body", field), detail)
@@ -85,17 +90,3 @@ def check_stages(trajectory: int, pictures: int, steps: int) -> None:
     if pictures * trajectory > MAX_STAGES_PER_REQUEST:
         detail = f"{pictures} pictures of {trajectory} stages; at most {MAX_STAGES_PER_REQUEST} stages are allowed"
         raise BadRequest.at(("body", "trajectory"), detail)
-
-
-def check_webhook(fields: JobFields, settings: Settings) -> None:
-    """Raise BadRequest for a webhook that cannot be used."""
-    if fields.webhook is None and fields.webhook_events is None:
-        return
-    if fields.webhook is None:
-        raise BadRequest.at(("body", "webhook_events"), "has no effect without webhook; leave it out")
-    if settings.webhook_secret is None:
-        raise BadRequest.at(("body", "webhook"), "this service has no webhooks: LABELGRID_WEBHOOK_SECRET is not set")
-    try:
-        check_url(fields.webhook, settings.webhook_allow_private)
-    except AddressNotAllowed as error:
-        raise BadRequest.at(("body", "webhook"), str(error)) from error
