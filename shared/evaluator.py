@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from iclevr.labels import ICLEVR
 from shared import storage as files
 from shared.checkpoint import CheckpointError, CheckpointInfo, load
 from shared.openvino import CompiledNetwork, uses_openvino
@@ -22,7 +23,7 @@ from shared.options import THRESHOLD, EngineName
 from shared.pictures import resized, without_padding
 from shared.resnet import BLOCKS, ResNet
 from shared.storage import Location
-from shared.vocabulary import ICLEVR, Vocabulary
+from shared.vocabulary import Vocabulary
 
 IMAGE_SIZE = 64  # the network's input; other pictures are resized to it
 LOCATOR = "locator."  # prefix of the position head's tensors in a checkpoint; the course's evaluator has none

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_f1_score
 from torchvision.models import resnet18
 
+from iclevr.labels import ICLEVR
 from shared.checkpoint import CheckpointError, publish
 from shared.device import autocast_dtype
 from shared.evaluator import (
@@ -25,7 +26,7 @@ from shared.evaluator import (
     write_course_checkpoint,
 )
 from shared.options import EngineName
-from shared.vocabulary import ICLEVR, Vocabulary
+from shared.vocabulary import Vocabulary
 
 NAMES = ("a", "b", "c", "d")
 

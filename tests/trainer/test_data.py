@@ -10,9 +10,10 @@ import pytest
 import torch
 from PIL import Image
 
+from iclevr.labels import ICLEVR
 from shared.diffusion.layouts import OUTSIDE, as_rotations
 from shared.pictures import to_images, without_padding
-from shared.vocabulary import ICLEVR, LabelError, Vocabulary
+from shared.vocabulary import LabelError, Vocabulary
 from tests.service.api.uploads.zips import png_of_16_bits
 from tests.trainer_fixtures import write_data_folder
 from trainer import data

@@ -8,11 +8,11 @@ from typing import Annotated, Any
 
 import typer
 
+from iclevr.labels import ICLEVR
 from shared import registry
 from shared.checkpoint import CheckpointInfo, path_of, read_info, reconfigure
 from shared.options import LIMITS
 from shared.support import Support
-from shared.vocabulary import ICLEVR
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
 

@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from shared.vocabulary import ICLEVR, read_test_file, read_train_file
+from iclevr.labels import ICLEVR
+from shared.vocabulary import read_test_file, read_train_file
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
 
@@ -33,7 +34,7 @@ def render(
     seed: options.Seed = 0,
 ) -> None:
     """Render stand-in pictures in the data set's own layout. The same seed gives the same bytes."""
-    from trainer.scenes.render_folder import random_scenes, scenes_of, write_folder
+    from iclevr.scenes.render_folder import random_scenes, scenes_of, write_folder
 
     if train and scenes:
         raise TrainerError("--scenes and --train exclude each other: a train.json already lists the scenes")
@@ -140,7 +141,7 @@ def import_data(
 def _locate(data: Path) -> None:
     from trainer.data import read_folders
     from trainer.data_folder import write_label_file
-    from trainer.scenes import locate as located
+    from trainer.importer import locate as located
 
     if (out := data / "positions.json").exists():
         raise TrainerError(f"{out} already exists; remove it to write it again")

@@ -50,11 +50,11 @@ def score(
 
     Scores of seed 0 by the model's own evaluator also go into the model's card.
     """
+    from iclevr.studies.renders import render_runs
     from shared.diffusion.model import load_denoiser
     from shared.evaluator import load_evaluator
     from trainer.score import best, evaluator_path, load_judge, make_options, save_grid, score_file
     from trainer.studies.card import score_of, write_card
-    from trainer.studies.renders import render_runs
 
     terminal.check_file(grid, ".png")
     terminal.check_file(json_out, ".json")

@@ -43,9 +43,9 @@ from trainer.data import Dataset, check_labelled, in_vocabulary, layouts_of, rea
 from trainer.data_folder import Pictures
 from trainer.errors import TrainerError
 from trainer.objectives.adversary import Discriminator, compare, detail_of
+from trainer.objectives.camera import projection
 from trainer.objectives.upsampler import HELD_OUT_EVERY, MEASURED, SHOWN, Weight, balance, crop_places, scenes_of
 from trainer.runs import Run, log_samples
-from trainer.scenes.scene import projection
 from trainer.train import share_of
 
 SAMPLING: Final = SamplingOptions(sampler="ddim", steps=1, guidance=1.0)

@@ -20,12 +20,12 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from iclevr.labels import ICLEVR
+from iclevr.scenes.scene import breaches, ground_position
 from shared.diffusion.layouts import OUTSIDE, Layouts
 from shared.options import picture_seed
-from shared.vocabulary import ICLEVR
 from trainer.data import read_arrangements
 from trainer.errors import TrainerError
-from trainer.scenes.scene import breaches, ground_position
 from trainer.studies.study import Report, Subject
 
 FEWEST = 50  # pictures with a number of objects; for fewer there is no test

@@ -8,13 +8,13 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from iclevr.scenes.render_folder import random_scenes
+from iclevr.studies.places import MOST_OBJECTS
+from iclevr.studies.renders import check_renders
 from shared.evaluator import Evaluator, PictureScore, load_evaluator, score_pictures
 from shared.options import attempt_seed, picture_seed
 from trainer.errors import TrainerError
-from trainer.scenes.render_folder import random_scenes
 from trainer.score import Lists, evaluator_path, targets_of
-from trainer.studies.places import MOST_OBJECTS
-from trainer.studies.renders import check_renders
 from trainer.studies.study import Report, Subject
 
 

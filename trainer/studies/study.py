@@ -108,9 +108,10 @@ class Report:
 
 @dataclass(frozen=True)
 class Study:
-    """What a study needs: options, by their names in Subject."""
+    """What a study needs: options, by their names in Subject. `module`: the one with `run`, if not of this package."""
 
     needs: tuple[str, ...] = ("data",)
+    module: str | None = None
 
 
 STUDIES: Final = {
@@ -118,14 +119,14 @@ STUDIES: Final = {
     "spectrum": Study(),
     "two-sample": Study(),
     "arrangements": Study(),
-    "places": Study(()),
-    "edits": Study(()),
+    "places": Study((), "iclevr.studies.places"),
+    "edits": Study((), "iclevr.studies.edits"),
     "selection": Study(("second",)),
 }
 
 
 def run(name: str, subject: Subject) -> Report:
     """Run a study, whose module is loaded only now. TrainerError if the subject or its data do not suit it."""
-    module = importlib.import_module(f"trainer.studies.{name.replace('-', '_')}")
+    module = importlib.import_module(STUDIES[name].module or f"trainer.studies.{name.replace('-', '_')}")
     report: Report = module.run(subject)
     return report

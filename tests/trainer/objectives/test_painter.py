@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
+from iclevr.scenes import scene
 from shared.diffusion.model import load_denoiser
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler
 from tests.trainer.command_line import Command, refused, succeeded
@@ -13,6 +15,7 @@ from trainer.config import with_changes
 from trainer.data import as_tensor, load_dataset
 from trainer.data_folder import find_pictures
 from trainer.errors import TrainerError
+from trainer.objectives import camera
 from trainer.objectives.one_step import SAMPLING, OneStepConfig, OneStepNetworks, make_networks
 from trainer.objectives.painter import PaintingAlone
 
@@ -27,6 +30,10 @@ def stage(tmp_path: Path) -> tuple[PaintingAlone, OneStepNetworks]:
     networks = make_networks(base, base, pictures.size, config)
     upsampler = networks.drawing.upsampler.config
     return PaintingAlone(load_dataset(folder, size=16), pictures, base, upsampler, config, tmp_path / "run"), networks
+
+
+def test_the_camera_is_the_renderers() -> None:
+    np.testing.assert_allclose(camera.projection(), scene.projection(), rtol=1e-12)
 
 
 def test_examples_are_labels_and_their_renders(stage: tuple[PaintingAlone, OneStepNetworks]) -> None:

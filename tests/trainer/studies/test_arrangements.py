@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
+from iclevr.labels import ICLEVR
+from iclevr.scenes.scene import SceneObject, ground_position, picture_position, place
 from shared.diffusion.layouts import OUTSIDE, positions_at
-from shared.vocabulary import ICLEVR
 from tests.toy_checkpoint import publish_toy_denoiser
 from tests.trainer.command_line import Command, refused, succeeded
 from trainer.data import read_arrangements
-from trainer.scenes.scene import SceneObject, ground_position, picture_position, place
 from trainer.studies.arrangements import CLEARLY, accuracy_of_test, compare_arrangements, share_misplaced
 
 K = 5

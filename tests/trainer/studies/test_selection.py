@@ -8,10 +8,10 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from iclevr.labels import ICLEVR
 from shared.checkpoint import publish
 from shared.evaluator import Evaluator, load_evaluator
 from shared.options import attempt_seed, picture_seed
-from shared.vocabulary import ICLEVR
 from tests.toy_checkpoint import publish_toys
 from tests.trainer.command_line import Command, refused, succeeded
 from trainer.score import targets_of

@@ -1,0 +1,5 @@
+"""What only i-CLEVR has, the data set of the shipped models. No other package imports this one.
+
+Start reading in `scenes/scene.py`, which places objects; `scenes/` renders stand-in pictures, `studies/` measures with
+them what a denoiser of these labels draws. `labels.py` holds the labels.
+"""
