@@ -1,5 +1,20 @@
 """What only i-CLEVR has, the data set of the shipped models. No other package imports this one.
 
 Start reading in `scenes/scene.py`, which places objects; `scenes/` renders stand-in pictures, `studies/` measures with
-them what a denoiser of these labels draws. `labels.py` holds the labels.
+them what a denoiser of these labels draws. `labels.py` holds the labels, `commands.py` has `trainer render`. `register`
+adds all of it to the trainer, which works without it.
 """
+
+from trainer.plugins import Plugins, Study
+
+
+def register(plugins: Plugins) -> None:
+    """Add to the trainer what only i-CLEVR has."""
+    from iclevr import commands
+
+    plugins.commands["render"] = commands.render
+    plugins.studies |= {
+        "arrangements": Study("iclevr.studies.arrangements"),
+        "places": Study("iclevr.studies.places", needs=()),
+        "edits": Study("iclevr.studies.edits", needs=()),
+    }

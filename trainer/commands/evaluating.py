@@ -111,7 +111,7 @@ def evaluate(
     seed: options.Seed = 0,
     objects: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=10, help="Places, selection: objects, all numbers by default. Repeatable."),
+        typer.Option(min=1, max=10, help="Objects in random scenes, all numbers by default. Repeatable."),
     ] = None,
     noise: Annotated[
         float,
@@ -124,7 +124,7 @@ def evaluate(
         str | None, typer.Option(help="Two-sample: only squares around objects whose label contains this word.")
     ] = None,
     longer: Annotated[
-        int, typer.Option(min=1, max=100, help="Two-sample, edits: train networks so many times as long.")
+        int, typer.Option(min=1, max=100, help="Train networks that tell pictures apart so many times as long.")
     ] = 1,
     second: Annotated[str | None, typer.Option(help="Selection: an evaluator that selects nothing.")] = None,
     attempts: Annotated[
@@ -136,7 +136,7 @@ def evaluate(
     storage: options.Storage = Path("models"),
     device: options.DeviceName = "auto",
 ) -> None:
-    """Study a denoiser: coverage, spectrum, two-sample, arrangements, places, edits, selection.
+    """Study a denoiser: coverage, spectrum, two-sample, arrangements, selection, and what its data set's package adds.
 
     By default all studies that the checkpoint and the options allow.
     """

@@ -1,6 +1,6 @@
 """What a study is: a measurement that says more about a denoiser than its scores. `trainer evaluate` runs them.
 
-A study is an entry of STUDIES and a module of this package, whose `run` measures a Subject and returns a Report.
+A study is an entry of STUDIES and a module, whose `run` measures a Subject and returns a Report.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from shared.options import SamplingOptions
 from shared.storage import Location
 from trainer.data import Dataset, check_labelled, in_vocabulary, read_folders
 from trainer.data_folder import Pictures, find_pictures
+from trainer.plugins import Study, plugins
 from trainer.score import evaluator_path, make_options
 
 
@@ -106,27 +107,17 @@ class Report:
     png: bytes | None = None
 
 
-@dataclass(frozen=True)
-class Study:
-    """What a study needs: options, by their names in Subject. `module`: the one with `run`, if not of this package."""
-
-    needs: tuple[str, ...] = ("data",)
-    module: str | None = None
-
-
 STUDIES: Final = {
-    "coverage": Study(),
-    "spectrum": Study(),
-    "two-sample": Study(),
-    "arrangements": Study(),
-    "places": Study((), "iclevr.studies.places"),
-    "edits": Study((), "iclevr.studies.edits"),
-    "selection": Study(("second",)),
+    "coverage": Study("trainer.studies.coverage"),
+    "spectrum": Study("trainer.studies.spectrum"),
+    "two-sample": Study("trainer.studies.two_sample"),
+    "arrangements": Study("trainer.studies.arrangements"),
+    "selection": Study("trainer.studies.selection", ("second",)),
+    **plugins().studies,
 }
 
 
 def run(name: str, subject: Subject) -> Report:
     """Run a study, whose module is loaded only now. TrainerError if the subject or its data do not suit it."""
-    module = importlib.import_module(STUDIES[name].module or f"trainer.studies.{name.replace('-', '_')}")
-    report: Report = module.run(subject)
+    report: Report = importlib.import_module(STUDIES[name].module).run(subject)
     return report

@@ -1,0 +1,47 @@
+"""What a package for one data set adds to the trainer. The trainer itself knows no data set, and works without any.
+
+Such a package has a function `register`, which is given the `Plugins` and adds what it has. It must not import torch
+there, so that `--help` is fast: studies are named, and functions import what they need when they are called.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Final
+
+PACKAGES: Final = ("iclevr",)  # each is loaded if it is there
+
+
+@dataclass(frozen=True)
+class Study:
+    """A study of `trainer evaluate`. needs: options, by their names in Subject. module: has its `run`."""
+
+    module: str
+    needs: tuple[str, ...] = ("data",)
+
+
+@dataclass
+class Plugins:
+    """All that was registered, each by its name on the command line."""
+
+    commands: dict[str, Callable[..., None]] = field(default_factory=dict)  # with Typer's annotations
+    studies: dict[str, Study] = field(default_factory=dict)  # one of the trainer's own names takes its place
+
+
+@cache
+def plugins() -> Plugins:
+    """Return what the packages register that are here."""
+    registered = Plugins()
+    for name in PACKAGES:
+        try:
+            package = importlib.import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name != name:
+                raise
+            continue
+        if register := getattr(package, "register", None):  # None: a folder of data of that name, not the package
+            register(registered)
+    return registered
