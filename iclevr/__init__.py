@@ -1,8 +1,8 @@
 """What only i-CLEVR has, the data set of the shipped models. No other package imports this one.
 
 Start reading in `scenes/scene.py`, which places objects; `scenes/` renders stand-in pictures, `studies/` measures with
-them what a denoiser of these labels draws. `labels.py` holds the labels, `commands.py` has `trainer render`. `register`
-adds all of it to the trainer, which works without it.
+them what a denoiser of these labels draws. `labels.py` holds the labels, `commands.py` has `trainer render`, and
+`report.py` the recipe of our baseline. `register` adds all of it to the trainer, which works without it.
 """
 
 from trainer.plugins import Plugins, Study
@@ -10,9 +10,11 @@ from trainer.plugins import Plugins, Study
 
 def register(plugins: Plugins) -> None:
     """Add to the trainer what only i-CLEVR has."""
-    from iclevr import commands
+    from iclevr import commands, report
 
     plugins.commands["render"] = commands.render
+    plugins.presets["report"] = report.REPORT
+    plugins.renders = "iclevr.studies.renders"
     plugins.studies |= {
         "arrangements": Study("iclevr.studies.arrangements"),
         "places": Study("iclevr.studies.places", needs=()),

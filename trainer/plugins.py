@@ -7,10 +7,12 @@ there, so that `--help` is fast: studies are named, and functions import what th
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Final
+from typing import Any, Final
+
+from shared.options import SamplingOptions
 
 PACKAGES: Final = ("iclevr",)  # each is loaded if it is there
 
@@ -23,12 +25,23 @@ class Study:
     needs: tuple[str, ...] = ("data",)
 
 
+@dataclass(frozen=True)
+class Preset:
+    """A recipe that `train denoiser --preset`, `compare` and, for its sampling, `score` and `evaluate` know."""
+
+    recipe: Mapping[str, Any]  # fields of `trainer.config.TrainConfig`
+    sampling: SamplingOptions
+    epochs: int  # that it is trained for, unless --minutes or --steps say otherwise
+
+
 @dataclass
 class Plugins:
     """All that was registered, each by its name on the command line."""
 
     commands: dict[str, Callable[..., None]] = field(default_factory=dict)  # with Typer's annotations
     studies: dict[str, Study] = field(default_factory=dict)  # one of the trainer's own names takes its place
+    presets: dict[str, Preset] = field(default_factory=dict)
+    renders: str | None = None  # module whose `render_runs` scores fresh renders of label lists, as `score --renders`
 
 
 @cache

@@ -26,7 +26,7 @@ from shared.diffusion.model import Denoiser, make_stepper
 from shared.diffusion.path import NoisePath
 from shared.diffusion.unet import UNet
 from shared.evaluator import Evaluator, Judge, SetScore, cropping_judge, load_evaluator, score_set
-from shared.options import SAMPLING_PRESETS, SamplingOptions, picture_seed
+from shared.options import SamplingOptions, picture_seed
 from shared.pictures import grid, png_bytes
 from shared.registry import resolve, resolve_evaluator
 from shared.storage import Location
@@ -34,13 +34,14 @@ from shared.vocabulary import Vocabulary, read_test_file
 from trainer.data import Dataset, named
 from trainer.errors import TrainerError
 from trainer.objectives.denoiser import Denoising, fixed_loss
+from trainer.plugins import plugins
 from trainer.runs import Run, log_samples
 
 Lists = Sequence[Sequence[str]]  # label lists, one a picture
 OnStep = Callable[[Sequence[Row]], None] | None
 GRID_PICTURES: Final = 32  # in the grids of a run
 SCORES: Final = ("accuracy", "exact_match", "f1")
-SAMPLING: Final = SAMPLING_PRESETS["default"]  # few steps, since a run waits while it is sampled
+SAMPLING: Final = SamplingOptions()  # few steps, since a run waits while it is sampled
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,7 @@ def evaluator_path(storage: Location, name: str | None, denoiser: CheckpointInfo
 
 def make_options(preset: str, changes: dict[str, Any], denoiser: CheckpointInfo) -> SamplingOptions:
     """Return a sampling preset with changes; `default` is the denoiser's own. TrainerError for more steps than T."""
-    start = denoiser.sampling if preset == "default" else SAMPLING_PRESETS[preset]
+    start = denoiser.sampling if preset == "default" else plugins().presets[preset].sampling
     options = SamplingOptions.model_validate({**start.model_dump(), **changes})
     if options.steps > denoiser.max_steps:
         raise TrainerError(f"{options.steps} steps: {denoiser.name} has {denoiser.max_steps} timesteps")

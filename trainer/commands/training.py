@@ -25,6 +25,7 @@ from shared.options import WITH_POSITIONS
 from shared.registry import resolve
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
+from trainer.plugins import plugins
 
 if TYPE_CHECKING:  # these import torch, and make `--help` slow
     import torch
@@ -211,7 +212,7 @@ def evaluator(
 def denoiser(
     plan: Plan,
     preset: Annotated[
-        Literal["default", "report"], typer.Option(help="default, or report: the report's hyperparameters.")
+        str, typer.Option(parser=options.preset, metavar="NAME", help="The recipe whose fields --set changes.")
     ] = "default",
     evaluator: options.LoggedEvaluator = None,
     tests: options.Tests = None,
@@ -221,7 +222,7 @@ def denoiser(
     ] = None,
 ) -> None:
     """Train the denoiser and publish its averaged weights. Repeat --data for several folders."""
-    from trainer.config import REPORT_EPOCHS, make_config
+    from trainer.config import make_config
     from trainer.data import check_alike, check_labelled, in_vocabulary, read_folders, settled
     from trainer.objectives import denoiser as objectives
     from trainer.objectives.layouts import fit_layouts_of
@@ -232,7 +233,8 @@ def denoiser(
     config = make_config(preset, plan.set_ or [])
     if plan.patience and not held_out:
         raise TrainerError("--patience needs --held-out: without such pictures nothing says what is worse")
-    if preset != "report":
+    added = plugins().presets.get(preset)
+    if added is None:
         terminal.check_budget(plan.minutes, plan.steps)
     plan.check("denoiser")
     with terminal.bar() as progress:
@@ -242,8 +244,8 @@ def denoiser(
             unseen = in_vocabulary(plan.read_held_out(held_out, read), dataset.vocabulary, "the data set")
             check_alike([dataset, unseen])
         config = settled(config, dataset)
-        if not (plan.minutes or plan.steps):
-            plan.steps = math.ceil(REPORT_EPOCHS * len(dataset) / config.batch)
+        if added and not (plan.minutes or plan.steps):
+            plan.steps = math.ceil(added.epochs * len(dataset) / config.batch)
         where, vocabulary = terminal.pick_device(plan.device), dataset.vocabulary
         judge = load_judge(resolve(plan.storage, evaluator, "evaluator"), vocabulary, where) if evaluator else None
         lists = tests_of(plan.data[0], tests, vocabulary)
