@@ -1,8 +1,9 @@
 """What only i-CLEVR has, the data set of the shipped models. No other package imports this one.
 
 Start reading in `scenes/scene.py`, which places objects; `scenes/` renders stand-in pictures, `studies/` measures with
-them what a denoiser of these labels draws. `labels.py` holds the labels, `commands.py` has `trainer render`, and
-`report.py` the recipe of our baseline. `register` adds all of it to the trainer, which works without it.
+them what a denoiser of these labels draws. `labels.py` holds the labels, `commands.py` has `trainer render`,
+`report.py` the recipe of our baseline, `course.py` the evaluator's file of a university course. `register` adds all of
+it to the trainer, which works without it.
 """
 
 from trainer.plugins import Plugins, Study
@@ -14,6 +15,7 @@ def register(plugins: Plugins) -> None:
 
     plugins.commands["render"] = commands.render
     plugins.presets["report"] = report.REPORT
+    plugins.evaluators[".pth"] = "iclevr.course"
     plugins.renders = "iclevr.studies.renders"
     plugins.studies |= {
         "arrangements": Study("iclevr.studies.arrangements"),

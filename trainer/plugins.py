@@ -41,6 +41,7 @@ class Plugins:
     commands: dict[str, Callable[..., None]] = field(default_factory=dict)  # with Typer's annotations
     studies: dict[str, Study] = field(default_factory=dict)  # one of the trainer's own names takes its place
     presets: dict[str, Preset] = field(default_factory=dict)
+    evaluators: dict[str, str] = field(default_factory=dict)  # suffix of a file -> module that can `read`, `write` it
     renders: str | None = None  # module whose `render_runs` scores fresh renders of label lists, as `score --renders`
 
 

@@ -5,6 +5,7 @@ Picture i of run r has the seed picture_seed(seed + r, i), so the service's POST
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -69,12 +70,20 @@ def tests_of(data: Path, files: list[Path] | None, vocabulary: Vocabulary) -> di
     return found
 
 
+def open_evaluator(path: Location, device: torch.device) -> Evaluator:
+    """Load an evaluator from a checkpoint, or from a file of a form that only its data set has."""
+    if module := plugins().evaluators.get(path.suffix):
+        evaluator: Evaluator = importlib.import_module(module).read(path, device)
+        return evaluator
+    return load_evaluator(path, device)
+
+
 def load_judge(path: Location, vocabulary: Vocabulary, device: torch.device) -> Evaluator:
     """Load an evaluator that judges a denoiser of `vocabulary`. TrainerError if it does not know all of these labels.
 
     It may know more, in any order, as in the service.
     """
-    judge = load_evaluator(path, device)
+    judge = open_evaluator(path, device)
     if unknown := [label for label in vocabulary.names if label not in judge.vocabulary]:
         problem = f"does not know the denoiser's labels {named(unknown)}; fit one that does"
         raise TrainerError(f"the evaluator {path.stem} {problem}")
@@ -82,10 +91,10 @@ def load_judge(path: Location, vocabulary: Vocabulary, device: torch.device) -> 
 
 
 def evaluator_path(storage: Location, name: str | None, denoiser: CheckpointInfo) -> Location:
-    """Return the evaluator of that name, the denoiser's own for None, or the file itself for a checkpoint.pth."""
+    """Return the evaluator of that name, the denoiser's own for None, or the file for one that a plug-in reads."""
     if name is None:
         return resolve_evaluator(storage, denoiser)
-    return Path(name) if name.endswith(".pth") else resolve(storage, name, "evaluator")
+    return file if (file := Path(name)).suffix in plugins().evaluators else resolve(storage, name, "evaluator")
 
 
 def make_options(preset: str, changes: dict[str, Any], denoiser: CheckpointInfo) -> SamplingOptions:

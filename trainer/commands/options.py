@@ -44,7 +44,7 @@ LoggedEvaluator = Annotated[str | None, typer.Option(help="Name of an evaluator 
 Tests = Annotated[list[Path] | None, typer.Option(exists=True, help="Test files; the data set's own by default.")]
 Judge = Annotated[
     str | None,
-    typer.Option(help="Evaluator's name, or the course's checkpoint.pth; by default the one that judges the model."),
+    typer.Option(help="Evaluator's name, or a file such as checkpoint.pth; by default the one that judges the model."),
 ]
 Model = Annotated[str | None, typer.Option(help="Denoiser's name; the promoted one by default.")]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of all randomness.")]

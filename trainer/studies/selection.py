@@ -10,11 +10,11 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from shared.evaluator import Evaluator, PictureScore, load_evaluator, score_pictures
+from shared.evaluator import Evaluator, PictureScore, score_pictures
 from shared.options import attempt_seed, picture_seed
 from shared.vocabulary import Vocabulary
 from trainer.errors import TrainerError
-from trainer.score import Lists, evaluator_path, targets_of
+from trainer.score import Lists, evaluator_path, open_evaluator, targets_of
 from trainer.studies.study import Report, Subject
 
 MOST_OBJECTS = 10  # as `evaluate --objects` takes
@@ -37,7 +37,7 @@ class Selection:
 def run(subject: Subject) -> Report:
     """Draw random label lists of each number of objects, by default of all that the denoiser has learnt."""
     denoiser, count = subject.denoiser, subject.count or 64
-    second = load_evaluator(evaluator_path(subject.storage, subject.second, denoiser.info), subject.device)
+    second = open_evaluator(evaluator_path(subject.storage, subject.second, denoiser.info), subject.device)
     if second.info == subject.judge.info:
         raise TrainerError("--second is the evaluator that selects; train another one with another --set seed=")
     few, many = denoiser.info.support.objects

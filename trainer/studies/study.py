@@ -18,13 +18,13 @@ from torch import Tensor
 
 from shared.diffusion.denoise import Stepper, finish
 from shared.diffusion.model import Denoiser, load_denoiser
-from shared.evaluator import Evaluator, load_evaluator
+from shared.evaluator import Evaluator
 from shared.options import SamplingOptions
 from shared.storage import Location
 from trainer.data import Dataset, check_labelled, in_vocabulary, read_folders
 from trainer.data_folder import Pictures, find_pictures
 from trainer.plugins import Study, plugins
-from trainer.score import evaluator_path, make_options
+from trainer.score import evaluator_path, make_options, open_evaluator
 
 
 @dataclass
@@ -60,7 +60,7 @@ class Subject:
     @cached_property
     def judge(self) -> Evaluator:
         """The evaluator that was named, or the one that judges the denoiser."""
-        return load_evaluator(evaluator_path(self.storage, self.evaluator, self.denoiser.info), self.device)
+        return open_evaluator(evaluator_path(self.storage, self.evaluator, self.denoiser.info), self.device)
 
     @cached_property
     def dataset(self) -> Dataset:
