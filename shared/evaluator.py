@@ -1,4 +1,4 @@
-"""The evaluator: the course's ResNet-18, which names a picture's objects and locates them; scores computed from it.
+"""The evaluator: a ResNet-18, which names a picture's objects and locates them; scores computed from it.
 
 Must not know sampling. Its labels come from its checkpoint. It is never used to train or guide the denoiser.
 """

@@ -45,8 +45,7 @@ class RunConfig(NoOtherFields):
 class TrainConfig(RunConfig):
     """A run of the denoiser. `network` holds those fields of NetworkConfig that do not follow from the data.
 
-    A field marked "from the data" follows from the pictures unless it is set (`trainer.data.settled`). Its default is
-    right for i-CLEVR.
+    A field marked "from the data" follows from the pictures unless it is set (`trainer.data.settled`).
     """
 
     network: dict[str, Any] = Field(default_factory=dict)

@@ -61,8 +61,8 @@ def import_data(
     class, a CSV file, a Parquet file, a folder that Hugging Face's `datasets` saved, or COCO annotations, whose boxes
     become positions and sizes. Broken pictures are skipped and listed in skipped.txt.
 
-    For a data set folder like the real i-CLEVR, in which each picture of a scene shows one object more, it finds where
-    the objects are and writes positions.json, from which the network learns positions.
+    For a data set folder in which each picture of a scene shows one object more, it finds where the objects are and
+    writes positions.json, from which the network learns positions.
     """
     from trainer.importer import folders
     from trainer.importer.formats import read_names, read_source

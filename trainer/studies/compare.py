@@ -61,7 +61,7 @@ COMPARISONS: Final[dict[str, tuple[str, ...]]] = {
     "64x64 squeezed, or 32x32 padded": ("sigmoid", "pad-32", *plugins().presets),
 }
 DEFAULT: Final = SamplingOptions()
-# Other ways to sample the same run, without training again. `ancestral` is the report's sampling, in fewer steps.
+# Other ways to sample the same run, without training again. `ancestral`: in a tenth of all steps.
 SAMPLINGS: Final[dict[str, SamplingOptions]] = {
     "default": DEFAULT,
     **{f"w = {w}": DEFAULT.model_copy(update={"guidance": float(w)}) for w in range(1, 7)},
