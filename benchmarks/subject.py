@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.results import STORAGE
+from iclevr.labels import ICLEVR
 from service.worker.models import ON_CPU
 from shared.device import pick_device
 from shared.diffusion.denoise import Stepper
@@ -14,7 +15,7 @@ from shared.diffusion.model import Denoiser, load_denoiser
 from shared.evaluator import Evaluator, load_evaluator
 from shared.options import SamplingOptions, picture_seed
 from shared.registry import resolve
-from shared.vocabulary import ICLEVR, Vocabulary
+from shared.vocabulary import Vocabulary
 
 DISTILLED = "iclevr-64-1step"
 IN_STEPS = "iclevr-320x240"  # samples in several steps, as other libraries do; the promoted one takes a single call

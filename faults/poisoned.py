@@ -14,12 +14,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
+from iclevr.labels import ICLEVR
 from service.__main__ import main
 from service.contract.records import JobResult, Verdict
 from service.files import PictureFiles
 from service.worker import storer
 from shared.diffusion.denoise import Row, Stepper
-from shared.vocabulary import ICLEVR
 
 FAILS, KILLS, HANGS = (ICLEVR.names.index(f"purple {shape}") for shape in ("cube", "sphere", "cylinder"))
 MARK = "KILL_BEFORE_GRID"

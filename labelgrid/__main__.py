@@ -43,7 +43,7 @@ COMMANDS = {
         "compare": "train variants under one budget and compare them",
         "configure": "change parts of a denoiser without training",
         "promote": "make a checkpoint the default of its kind",
-        "export": "write a checkpoint as ONNX, or an evaluator in the course's form",
+        "export": "write a checkpoint as ONNX, or an evaluator as checkpoint.pth",
         "card": "write a checkpoint's model card again",
     },
 }

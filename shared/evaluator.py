@@ -1,11 +1,10 @@
-"""The evaluator: the course's ResNet-18, which names a picture's objects and locates them; scores computed from it.
+"""The evaluator: a ResNet-18, which names a picture's objects and locates them; scores computed from it.
 
 Must not know sampling. Its labels come from its checkpoint. It is never used to train or guide the denoiser.
 """
 
 from __future__ import annotations
 
-import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,14 +14,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared import storage as files
 from shared.checkpoint import CheckpointError, CheckpointInfo, load
 from shared.openvino import CompiledNetwork, uses_openvino
 from shared.options import THRESHOLD, EngineName
 from shared.pictures import resized, without_padding
 from shared.resnet import BLOCKS, ResNet
 from shared.storage import Location
-from shared.vocabulary import ICLEVR, Vocabulary
+from shared.vocabulary import Vocabulary
 
 IMAGE_SIZE = 64  # the network's input; other pictures are resized to it
 LOCATOR = "locator."  # prefix of the position head's tensors in a checkpoint; the course's evaluator has none
@@ -205,60 +203,44 @@ def load_evaluator(
     engine: EngineName = "auto",
     kept: Path | None = None,
 ) -> Evaluator:
-    """Load a safetensors checkpoint, or the course's checkpoint.pth ({"model": state_dict}), by the suffix.
+    """Load a checkpoint. `engine` and `kept`: see `freeze`.
 
-    `engine` and `kept`: see `freeze`. Raises CheckpointError if the file is neither, EngineError as `freeze`.
+    Raises CheckpointError if the file is none, EngineError as `freeze`.
     """
     path = Path(path) if isinstance(path, str) else path
-    head: dict[str, Tensor] = {}
-    vocabulary, info, architecture = ICLEVR, None, "resnet18"
-    if path.suffix == ".pth" and isinstance(path, Path):
-        state = _read_course_checkpoint(path)
-    else:
-        info, tensors = load(path)
-        if info.kind != "evaluator":
-            raise CheckpointError(path.name, f"holds a {info.kind}, not an evaluator")
-        head = {key.removeprefix(LOCATOR): tensors.pop(key) for key in list(tensors) if key.startswith(LOCATOR)}
-        vocabulary, state = info.labels, tensors
-        architecture = info.config.get("architecture", architecture)
-        if architecture not in BLOCKS:
-            raise CheckpointError(path.name, f"its architecture is {architecture!r}; known are {', '.join(BLOCKS)}")
+    info, tensors = load(path)
+    if info.kind != "evaluator":
+        raise CheckpointError(path.name, f"holds a {info.kind}, not an evaluator")
+    head = {key.removeprefix(LOCATOR): tensors.pop(key) for key in list(tensors) if key.startswith(LOCATOR)}
+    return make_evaluator(path.name, info.labels, tensors, head, info, device=device, engine=engine, kept=kept)
+
+
+def make_evaluator(
+    name: str, vocabulary: Vocabulary, state: Mapping[str, Any], head: Mapping[str, Any] | None = None,
+    info: CheckpointInfo | None = None, *, device: str | torch.device = "cpu", engine: EngineName = "auto",
+    kept: Path | None = None,
+) -> Evaluator:  # fmt: skip
+    """Assemble an evaluator of its ResNet's tensors and those of the position `head`. `name`: of their file.
+
+    Without `info` it is a ResNet-18. Raises CheckpointError if they do not fit, EngineError as `freeze`.
+    """
+    architecture = info.config.get("architecture", "resnet18") if info else "resnet18"
+    if architecture not in BLOCKS:
+        raise CheckpointError(name, f"its architecture is {architecture!r}; known are {', '.join(BLOCKS)}")
     with torch.device("meta"):  # no initial weights: the checkpoint's take their place, and drawing them is slow
         evaluator = Evaluator(vocabulary, info, locates=bool(head), architecture=architecture)
     try:
         evaluator.resnet.load_state_dict(state, assign=True)
-        if evaluator.locator:
+        if evaluator.locator and head:
             evaluator.locator.load_state_dict(head, assign=True)
     except (RuntimeError, TypeError) as error:
-        raise CheckpointError(path.name, f"weights do not fit {architecture}: {_short(error)}") from error
+        raise CheckpointError(name, f"weights do not fit {architecture}: {short(error)}") from error
     return evaluator.to(device).float().freeze(engine, kept)
 
 
-def _read_course_checkpoint(path: Path) -> Mapping[str, Any]:
-    try:
-        state: Mapping[str, Any] = torch.load(path, map_location="cpu", weights_only=True)["model"]
-    except OSError as error:
-        raise CheckpointError(path.name, f"cannot be read: {error.strerror or error}") from error
-    except Exception as error:  # torch raises a dozen kinds of error for a foreign file
-        reason = f'not a checkpoint of the form {{"model": state_dict}}: {_short(error)}'
-        raise CheckpointError(path.name, reason) from error
-    return state
-
-
-def _short(error: Exception) -> str:
+def short(error: Exception) -> str:
     """Return the first 200 characters of a torch error, on one line."""
     return " ".join(f"{type(error).__name__}: {error}".split())[:200]
-
-
-def write_course_checkpoint(evaluator: Evaluator, path: Path) -> None:
-    """Write {"model": state_dict}, which the course's unchanged evaluator.py loads as its checkpoint.pth.
-
-    The position head is left out, since that file has no place for it.
-    """
-    state = {key: value.to("cpu").contiguous() for key, value in evaluator.resnet.state_dict().items()}
-    content = io.BytesIO()
-    torch.save({"model": state}, content)
-    files.write(path, content.getbuffer())
 
 
 @dataclass(frozen=True)

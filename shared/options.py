@@ -1,4 +1,4 @@
-"""Sampling options, their defaults, limits and presets: the only place that holds them.
+"""Sampling options, their defaults and limits: the only place that holds them.
 
 Knows neither torch nor HTTP, so that the API can refuse an invalid option without loading a network.
 """
@@ -144,13 +144,6 @@ class SamplingOptions(Strict):
 def network_rows(w: float) -> int:
     """Return the network rows of a picture's step with guidance scale w: two if it mixes two predictions."""
     return 1 if w in (0.0, 1.0) else 2
-
-
-# report: the course report's sampling, ancestral with sigma^2 = beta and w = 3; its loop runs t = 999..1, 999 steps
-SAMPLING_PRESETS: Final[dict[str, SamplingOptions]] = {
-    "default": SamplingOptions(),
-    "report": SamplingOptions(sampler="ddpm", steps=999, spacing="uniform", guidance=3.0),
-}
 
 
 # of a newly trained network that takes positions, to which guidance does harm (docs/dev/decisions.md)

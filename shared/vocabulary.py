@@ -140,16 +140,6 @@ class Vocabulary:
         return LabelError(f"unknown label {_quoted(label)}; {hint}", entry=entry, label=_printable(label))
 
 
-# i-CLEVR's 24 objects in the course's order, as in its objects.json
-ICLEVR: Final = Vocabulary(
-    tuple(
-        f"{color} {shape}"
-        for shape in ("cube", "sphere", "cylinder")
-        for color in ("gray", "red", "blue", "green", "brown", "purple", "cyan", "yellow")
-    )
-)
-
-
 def parse_label_lists(text: str | bytes, *, max_lists: int | None = None) -> list[list[str]]:
     """Parse a test file's JSON text, `[["red cube", "blue sphere"], ["gray cylinder"]]`, without a vocabulary.
 

@@ -25,13 +25,13 @@ import httpx
 import numpy as np
 
 from faults.harness import ROOT, start
+from iclevr.labels import ICLEVR
 from service.api.access.api_keys import hash_of, new_key
 from service.contract.recipe import KEYWORD, example
 from service.local.demo import free_port
 from shared.edits import MAX_EDITS
 from shared.options import LIMITS
 from shared.pictures import png_bytes
-from shared.vocabulary import ICLEVR
 from tests.service.api.uploads.zips import chunk
 
 MOST_MIB: Final = {"api": 400, "worker": 3584}

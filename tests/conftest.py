@@ -55,6 +55,7 @@ FIRST = (
     "tests/test_shipped",
     "tests/test_fuzz_api",
     "tests/trainer/",
+    "tests/iclevr/",
     "tests/service/",
 )
 

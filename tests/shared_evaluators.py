@@ -1,10 +1,15 @@
-"""Evaluators that are loaded once in a process: ResNets have no toy size, and take half a second each time."""
+"""An evaluator of random weights, and others that are loaded once in a process.
+
+ResNets have no toy size, and take half a second each time.
+"""
 
 import zlib
 from pathlib import Path
 
 import torch
+from torch import nn
 
+from iclevr.labels import ICLEVR
 from shared import evaluator, storage
 from shared.evaluator import Evaluator
 from shared.options import EngineName
@@ -35,3 +40,14 @@ def load_once(
             del _loaded[next(iter(_loaded))]
         _loaded[key] = _load(path, device, engine, kept)
     return _loaded[key]
+
+
+def random_evaluator(*, locates: bool = False) -> Evaluator:
+    """Return one of i-CLEVR's labels, whose running statistics are not the identity."""
+    torch.manual_seed(0)
+    made = Evaluator(ICLEVR, locates=locates)
+    for module in made.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean.uniform_(-0.1, 0.1)  # type: ignore[union-attr]
+            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
+    return made.eval()

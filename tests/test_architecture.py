@@ -95,9 +95,8 @@ def test_the_client_needs_its_extra_alone() -> None:
     assert import_with_extra("client", "service.client.__main__").stderr == ""
 
 
-SUBPACKAGES = sorted(
-    {path.parent for top in ("labelgrid", "shared", "trainer", "service") for path in (ROOT / top).rglob("*.py")}
-)
+PACKAGES = ("labelgrid", "shared", "trainer", "service", "iclevr")
+SUBPACKAGES = sorted({path.parent for top in PACKAGES for path in (ROOT / top).rglob("*.py")})
 
 
 @pytest.mark.parametrize("subpackage", SUBPACKAGES, ids=lambda one: str(one.relative_to(ROOT)))

@@ -13,7 +13,8 @@ import yaml
 from deploy.docs_site import FENCED, links, pages
 from tests.paths import ROOT
 
-CODE = ("labelgrid", "service", "shared", "trainer", "benchmarks", "faults", "soak", "deploy", "examples", "tests")
+CODE = ("labelgrid", "service", "shared", "trainer", "iclevr")
+CODE += ("benchmarks", "faults", "soak", "deploy", "examples", "tests")
 SITE = tomllib.loads((ROOT / "zensical.toml").read_text())["project"]
 
 
@@ -78,7 +79,7 @@ def messages() -> list[str]:
 
 def sources() -> str:
     """Return the code, in which a text of several lines is one line."""
-    files = [path for name in ("labelgrid", "service", "shared", "trainer") for path in (ROOT / name).rglob("*.py")]
+    files = [path for name in CODE[:5] for path in (ROOT / name).rglob("*.py")]
     return re.sub(r'"\s*\n\s*f?"', "", "".join(path.read_text() for path in [*files, ROOT / "Makefile"]))
 
 

@@ -29,6 +29,7 @@ FOLDERS = (
     "docs",
     "examples",
     "faults",
+    "iclevr",
     "labelgrid",
     "lock",
     "models",

@@ -6,10 +6,10 @@ import sys
 
 import pytest
 
+from iclevr.labels import ICLEVR
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.evaluator import Evaluator, load_evaluator
 from shared.registry import promoted, resolve, scan
-from shared.vocabulary import ICLEVR
 from tests.paths import ROOT
 from trainer.score import score_run
 

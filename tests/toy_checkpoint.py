@@ -8,6 +8,8 @@ from typing import Any, Final, cast
 import torch
 from torch import nn
 
+from iclevr.labels import ICLEVR
+from iclevr.scenes.scene import projection
 from shared.checkpoint import CheckpointInfo, publish, read_info
 from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork
 from shared.diffusion.solids import Camera, Solid
@@ -17,8 +19,7 @@ from shared.diffusion.windows import WindowsConfig
 from shared.evaluator import Evaluator
 from shared.registry import promote
 from shared.storage import Location, write
-from shared.vocabulary import ICLEVR, Vocabulary
-from trainer.scenes.scene import projection
+from shared.vocabulary import Vocabulary
 
 CAMERA = cast(Camera, projection())
 SHAPE: dict[str, Any] = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from shared.vocabulary import ICLEVR
+from iclevr.labels import ICLEVR
 from trainer.config import TrainConfig
 
 NETWORK = {

@@ -12,9 +12,10 @@ import pytest
 from PIL import Image
 from playwright.sync_api import Page, Route, expect
 
+from iclevr.labels import ICLEVR
 from service.contract.recipe import KEYWORD
 from service.settings import Settings
-from shared.vocabulary import ICLEVR, Vocabulary
+from shared.vocabulary import Vocabulary
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_evaluator
 from tests_browser.conftest import choose
 from tests_browser.test_access import violations

@@ -15,6 +15,7 @@ from trainer.commands import checkpoints, data, evaluating, training
 from trainer.commands.terminal import console, plain
 from trainer.errors import StoppedError, TrainerError
 from trainer.former import replaced
+from trainer.plugins import plugins
 
 INTERRUPTED = 130  # Typer's exit code for Ctrl-C
 UsageError: type[Any] = typer.BadParameter.__bases__[0]  # Typer does not export it
@@ -25,7 +26,8 @@ app = typer.Typer(
     help="Render or import data, train on it, and score, study and publish what was trained.",
 )
 app.command("import")(data.import_data)  # Python keeps the name for itself
-app.command()(data.render)
+for name, added in plugins().commands.items():
+    app.command(name)(added)
 app.add_typer(training.app, name="train")
 for command in (
     evaluating.score, evaluating.evaluate, evaluating.compare,

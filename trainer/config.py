@@ -12,6 +12,7 @@ from shared.diffusion.schedules import ScheduleName
 from shared.diffusion.unet import NetworkConfig
 from shared.options import MAX_SEED, Count, Natural, NoOtherFields, SamplingOptions
 from trainer.errors import TrainerError
+from trainer.plugins import plugins
 
 Positive = Annotated[float, Field(gt=0)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -44,8 +45,7 @@ class RunConfig(NoOtherFields):
 class TrainConfig(RunConfig):
     """A run of the denoiser. `network` holds those fields of NetworkConfig that do not follow from the data.
 
-    A field marked "from the data" follows from the pictures unless it is set (`trainer.data.settled`). Its default is
-    right for i-CLEVR.
+    A field marked "from the data" follows from the pictures unless it is set (`trainer.data.settled`).
     """
 
     network: dict[str, Any] = Field(default_factory=dict)
@@ -82,37 +82,10 @@ class TrainConfig(RunConfig):
         return {"schedule": own, **given} if own else given
 
 
-# The report's hyperparameters: 32x32 padded pictures, every pixel a position, sigmoid betas, unweighted noise
-# prediction, timesteps drawn independently (Ho et al. 2020, algorithm 1), AdamW 3e-4, batch 48, labels dropped for a
-# whole batch at a time.
-REPORT: Final = TrainConfig(
-    network={
-        "block": 1,
-        "channels": (64, 128, 256),
-        "encoder_blocks": (1, 1, 1),
-        "decoder_blocks": (1, 1, 1),
-        "attention": (False, True, True),
-    },
-    image_size=32,
-    fit="pad",
-    positions=False,
-    schedule="sigmoid",
-    prediction="eps",
-    loss_weight="none",
-    noise_levels="uniform",
-    stratified=False,
-    batch=48,
-    label_dropout_by="batch",
-    optimizer="adamw",
-    lr=3e-4,
-    betas=(0.9, 0.999),
-    warmup_steps=0,
-    cooldown=0.0,
-    clip_norm=None,
-    publish="short",
-)
-PRESETS: Final[dict[str, TrainConfig]] = {"default": TrainConfig(), "report": REPORT}
-REPORT_EPOCHS = 300
+PRESETS: Final[dict[str, TrainConfig]] = {
+    "default": TrainConfig(),
+    **{name: TrainConfig.model_validate(added.recipe) for name, added in plugins().presets.items()},
+}
 Config = TypeVar("Config", bound=RunConfig)
 # fields of NetworkConfig
 FROM_DATA: Final = {"num_labels", "image_size", "image_channels", "positions", "rotations", "spread", "inputs"}

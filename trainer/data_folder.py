@@ -15,7 +15,6 @@ from shared.rgb import check_depth, to_rgb
 from shared.vocabulary import Vocabulary, read_train_file
 from trainer.errors import TrainerError
 
-PICTURE_FOLDERS = ("iclevr", "images", ".")
 SIZE = re.compile(r"([1-9]\d{0,3})x([1-9]\d{0,3})")
 
 
@@ -37,11 +36,16 @@ def read_picture(path: Path, content: bytes | None = None) -> Image.Image:
 
 
 def pictures_folder(folder: Path, name: str) -> Path:
-    """Return the folder of a data set's pictures, one of which is `name`. Raises TrainerError if it is not found."""
-    for sub in PICTURE_FOLDERS:
-        if (folder / sub / name).is_file():
-            return folder / sub
-    raise TrainerError(f'{folder}: picture "{name}" is in none of {", ".join(PICTURE_FOLDERS)}')
+    """Return the folder of a data set's pictures, one of which is `name`: `folder` or one in it.
+
+    Raises TrainerError if it is not found.
+    """
+    if (folder / name).is_file():
+        return folder
+    for sub in sorted(one for one in folder.iterdir() if one.is_dir()):
+        if (sub / name).is_file():
+            return sub
+    raise TrainerError(f'{folder}: picture "{name}" is neither in it nor in a folder in it')
 
 
 class Pictures:

@@ -5,6 +5,7 @@ Picture i of run r has the seed picture_seed(seed + r, i), so the service's POST
 
 from __future__ import annotations
 
+import importlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -26,7 +27,7 @@ from shared.diffusion.model import Denoiser, make_stepper
 from shared.diffusion.path import NoisePath
 from shared.diffusion.unet import UNet
 from shared.evaluator import Evaluator, Judge, SetScore, cropping_judge, load_evaluator, score_set
-from shared.options import SAMPLING_PRESETS, SamplingOptions, picture_seed
+from shared.options import SamplingOptions, picture_seed
 from shared.pictures import grid, png_bytes
 from shared.registry import resolve, resolve_evaluator
 from shared.storage import Location
@@ -34,13 +35,14 @@ from shared.vocabulary import Vocabulary, read_test_file
 from trainer.data import Dataset, named
 from trainer.errors import TrainerError
 from trainer.objectives.denoiser import Denoising, fixed_loss
+from trainer.plugins import plugins
 from trainer.runs import Run, log_samples
 
 Lists = Sequence[Sequence[str]]  # label lists, one a picture
 OnStep = Callable[[Sequence[Row]], None] | None
 GRID_PICTURES: Final = 32  # in the grids of a run
 SCORES: Final = ("accuracy", "exact_match", "f1")
-SAMPLING: Final = SAMPLING_PRESETS["default"]  # few steps, since a run waits while it is sampled
+SAMPLING: Final = SamplingOptions()  # few steps, since a run waits while it is sampled
 
 
 @dataclass(frozen=True)
@@ -68,12 +70,20 @@ def tests_of(data: Path, files: list[Path] | None, vocabulary: Vocabulary) -> di
     return found
 
 
+def open_evaluator(path: Location, device: torch.device) -> Evaluator:
+    """Load an evaluator from a checkpoint, or from a file of a form that only its data set has."""
+    if module := plugins().evaluators.get(path.suffix):
+        evaluator: Evaluator = importlib.import_module(module).read(path, device)
+        return evaluator
+    return load_evaluator(path, device)
+
+
 def load_judge(path: Location, vocabulary: Vocabulary, device: torch.device) -> Evaluator:
     """Load an evaluator that judges a denoiser of `vocabulary`. TrainerError if it does not know all of these labels.
 
     It may know more, in any order, as in the service.
     """
-    judge = load_evaluator(path, device)
+    judge = open_evaluator(path, device)
     if unknown := [label for label in vocabulary.names if label not in judge.vocabulary]:
         problem = f"does not know the denoiser's labels {named(unknown)}; fit one that does"
         raise TrainerError(f"the evaluator {path.stem} {problem}")
@@ -81,15 +91,15 @@ def load_judge(path: Location, vocabulary: Vocabulary, device: torch.device) -> 
 
 
 def evaluator_path(storage: Location, name: str | None, denoiser: CheckpointInfo) -> Location:
-    """Return the evaluator of that name, the denoiser's own for None, or the file itself for a checkpoint.pth."""
+    """Return the evaluator of that name, the denoiser's own for None, or the file for one that a plug-in reads."""
     if name is None:
         return resolve_evaluator(storage, denoiser)
-    return Path(name) if name.endswith(".pth") else resolve(storage, name, "evaluator")
+    return file if (file := Path(name)).suffix in plugins().evaluators else resolve(storage, name, "evaluator")
 
 
 def make_options(preset: str, changes: dict[str, Any], denoiser: CheckpointInfo) -> SamplingOptions:
     """Return a sampling preset with changes; `default` is the denoiser's own. TrainerError for more steps than T."""
-    start = denoiser.sampling if preset == "default" else SAMPLING_PRESETS[preset]
+    start = denoiser.sampling if preset == "default" else plugins().presets[preset].sampling
     options = SamplingOptions.model_validate({**start.model_dump(), **changes})
     if options.steps > denoiser.max_steps:
         raise TrainerError(f"{options.steps} steps: {denoiser.name} has {denoiser.max_steps} timesteps")

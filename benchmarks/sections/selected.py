@@ -19,7 +19,7 @@ from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
 from benchmarks.stack import WAIT_S, stack
 from benchmarks.timing import Deadline, figure, order, percentile, pooled_p95
-from shared.vocabulary import ICLEVR
+from iclevr.labels import ICLEVR
 
 OBJECTS = 3, 5, 8
 ATTEMPTS = 8

@@ -16,13 +16,13 @@ from benchmarks.baselines.training_loops import diffusers_loop, report_loop
 from benchmarks.document import Piece, Table, number
 from benchmarks.results import Data, main, say
 from benchmarks.timing import Deadline, figure, paired, seconds
+from iclevr.scenes.render_folder import random_scenes, write_folder
 from shared.device import fast, kept_memory, pick_device
 from trainer.config import TrainConfig
 from trainer.data import Dataset, load_dataset
 from trainer.objectives import evaluator
 from trainer.objectives.denoiser import Denoising, make_network
 from trainer.runs import Budget
-from trainer.scenes.render_folder import random_scenes, write_folder
 from trainer.train import batch_indices, train
 
 OURS, REPORT = "ours", "the course report's loop, fp32"

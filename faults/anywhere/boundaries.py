@@ -253,7 +253,7 @@ def _name(command: Sequence[Any]) -> str:
 
 def labels_of(rows: Sequence[Any]) -> str:
     """Return the labels of pictures in the network, by name."""
-    from shared.vocabulary import ICLEVR
+    from iclevr.labels import ICLEVR
 
     names = ICLEVR.names
     present = [row.labels.reshape(len(row.labels), -1).any(1).tolist() for row in rows]

@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from iclevr.labels import ICLEVR
 from shared.checkpoint import (
     FORMAT_VERSION,
     CheckpointError,
@@ -23,7 +24,6 @@ from shared.checkpoint import (
     read_info,
     reconfigure,
 )
-from shared.vocabulary import ICLEVR
 
 CONFIG = {"network": {"channels": 8, "levels": [1, 2]}, "schedule": "cosine", "prediction": "v"}
 TRAINING = {"steps": 10, "loss": 0.25, "data": None}

@@ -1,4 +1,4 @@
-"""Scores compared with hand-made cases, torchmetrics and a copy of the course's evaluator; checkpoint files."""
+"""Scores compared with hand-made cases and torchmetrics; checkpoint files."""
 
 import math
 from pathlib import Path
@@ -10,8 +10,8 @@ from PIL import Image
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchmetrics.functional.classification import binary_f1_score
-from torchvision.models import resnet18
 
+from iclevr.labels import ICLEVR
 from shared.checkpoint import CheckpointError, publish
 from shared.device import autocast_dtype
 from shared.evaluator import (
@@ -22,23 +22,17 @@ from shared.evaluator import (
     load_evaluator,
     score_pictures,
     score_set,
-    write_course_checkpoint,
 )
 from shared.options import EngineName
-from shared.vocabulary import ICLEVR, Vocabulary
+from shared.vocabulary import Vocabulary
+from tests.shared_evaluators import random_evaluator
 
 NAMES = ("a", "b", "c", "d")
 
 
 @pytest.fixture(scope="module")
 def evaluator() -> Evaluator:
-    torch.manual_seed(0)
-    evaluator = Evaluator(ICLEVR)
-    for module in evaluator.modules():  # running statistics that are not the identity
-        if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.uniform_(-0.1, 0.1)  # type: ignore[union-attr]
-            module.running_var.uniform_(0.5, 1.5)  # type: ignore[union-attr]
-    return evaluator.eval()
+    return random_evaluator()
 
 
 @pytest.fixture(scope="module")
@@ -48,13 +42,6 @@ def locating(evaluator: Evaluator) -> Evaluator:
     locating = Evaluator(ICLEVR, locates=True)
     locating.resnet.load_state_dict(evaluator.resnet.state_dict())
     return locating.eval()
-
-
-@pytest.fixture(scope="module")
-def course_file(evaluator: Evaluator, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("course") / "checkpoint.pth"
-    write_course_checkpoint(evaluator, path)
-    return path
 
 
 def test_the_compiled_evaluator_judges_as_the_trained_one(locating: Evaluator, tmp_path: Path) -> None:
@@ -194,9 +181,7 @@ def test_a_verdict_does_not_depend_on_the_batch(locating: Evaluator) -> None:
             assert torch.equal(batched, alone)
 
 
-def test_a_position_head_lies_beside_the_courses_tensors(
-    locating: Evaluator, course_file: Path, tmp_path: Path
-) -> None:
+def test_a_position_head_lies_beside_the_resnets_tensors(locating: Evaluator, tmp_path: Path) -> None:
     tensors = locating.tensors()
     path = publish(tmp_path, "e", tensors, kind="evaluator", vocabulary=ICLEVR.names, config={}, training={})
     loaded = load_evaluator(path, engine="torch")
@@ -205,10 +190,6 @@ def test_a_position_head_lies_beside_the_courses_tensors(
     assert (loaded.vocabulary, loaded.training, loaded.info and loaded.info.name) == (ICLEVR, False, "e")
     assert loaded.tensors().keys() == tensors.keys()
     assert all(torch.equal(value, tensors[key]) for key, value in loaded.tensors().items())
-    write_course_checkpoint(loaded, tmp_path / "checkpoint.pth")
-    written = torch.load(tmp_path / "checkpoint.pth", weights_only=True)["model"]
-    assert list(written) == list(torch.load(course_file, weights_only=True)["model"])
-    assert load_evaluator(tmp_path / "checkpoint.pth", engine="torch").positions(images) is None
     del tensors["locator.convs.4.bias"]
     path = publish(tmp_path, "e", tensors, kind="evaluator", vocabulary=ICLEVR.names, config={}, training={})
     with pytest.raises(CheckpointError, match=r"weights do not fit .*convs\.4\.bias"):
@@ -223,79 +204,6 @@ def test_positions_in_a_padded_picture_are_fractions_of_all_of_it(locating: Eval
     assert within is not None
     torch.testing.assert_close(found[..., 0], within[..., 0])
     torch.testing.assert_close(found[..., 1], (4 + 24 * within[..., 1]) / 32)
-
-
-def test_a_checkpoint_written_on_a_gpu_can_be_read_without_one(
-    evaluator: Evaluator, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with monkeypatch.context() as on_a_gpu:
-        on_a_gpu.setattr(torch.serialization, "location_tag", lambda _: "cuda:0")
-        write_course_checkpoint(evaluator, tmp_path / "checkpoint.pth")
-    assert load_evaluator(tmp_path / "checkpoint.pth", engine="torch").resnet.conv1.weight.device.type == "cpu"
-
-
-class CourseEvaluator:
-    """The course's evaluator.py, rewritten for the CPU."""
-
-    def __init__(self, path: Path) -> None:
-        self.net = resnet18(weights=None)
-        self.net.fc = nn.Sequential(nn.Linear(512, 24), nn.Sigmoid())
-        self.net.load_state_dict(torch.load(path, weights_only=True)["model"])
-        self.net.eval()
-
-    @torch.no_grad()
-    def accuracy(self, images: Tensor, onehot: Tensor) -> float:
-        hits = total = 0
-        for out, wanted in zip(self.net(images), onehot, strict=True):
-            k = int(wanted.sum())
-            hits += len(set(out.topk(k).indices.tolist()) & set(wanted.topk(k).indices.tolist()))
-            total += k
-        return hits / total
-
-
-def test_the_courses_evaluator_gives_our_scores(evaluator: Evaluator, course_file: Path) -> None:
-    generator = torch.Generator().manual_seed(3)
-    images = torch.rand(12, 3, 64, 64, generator=generator) * 2 - 1
-    targets = (torch.rand(12, 24, generator=generator) < 0.4).float()
-    targets[:, 0] = 1
-    course, loaded = CourseEvaluator(course_file), load_evaluator(course_file, engine="torch")
-    probabilities = evaluator.probabilities(images)
-    with torch.no_grad():
-        torch.testing.assert_close(course.net(images), probabilities, rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(loaded.probabilities(images), probabilities, rtol=1e-4, atol=1e-5)
-    wanted = course.accuracy(images, targets)
-    assert 0 < wanted < 1
-    assert score_set(probabilities, targets, ICLEVR.names).accuracy == pytest.approx(wanted)
-
-
-class Harmful:
-    """A pickle that would run code; weights_only must refuse it."""
-
-    def __reduce__(self) -> tuple[object, tuple[str]]:
-        return (print, ("code ran",))
-
-
-def test_files_that_are_not_checkpoints_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    path, form, fit = tmp_path / "checkpoint.pth", "not a checkpoint of the form", "weights do not fit resnet18"
-    contents = [
-        ({"model": Harmful()}, form),
-        ({"state": {}}, form),
-        ({"model": {"fc.0.weight": torch.zeros(24, 512)}}, fit),
-        ({"model": [1, 2]}, fit),
-        (b"no pickle at all", form),
-        (b"PK\3\4" + bytes(100), form),
-    ]
-    for content, message in contents:
-        if isinstance(content, bytes):
-            path.write_bytes(content)
-        else:
-            torch.save(content, path)
-        with pytest.raises(CheckpointError, match=rf"checkpoint\.pth: {message}") as caught:
-            load_evaluator(path)
-        assert "\n" not in str(caught.value)
-    with pytest.raises(CheckpointError, match=r"missing\.pth: cannot be read: No such file"):
-        load_evaluator(tmp_path / "missing.pth")
-    assert "code ran" not in capsys.readouterr().out
 
 
 def test_probabilities_that_are_not_finite_are_refused() -> None:

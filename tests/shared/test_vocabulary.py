@@ -10,14 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from shared.vocabulary import (
-    ICLEVR,
-    LabelError,
-    Vocabulary,
-    parse_label_lists,
-    read_test_file,
-    read_train_file,
-)
+from iclevr.labels import ICLEVR
+from shared.vocabulary import LabelError, Vocabulary, parse_label_lists, read_test_file, read_train_file
 from tests.paths import TASK_FILES
 
 COURSE = TASK_FILES / "iclevr"

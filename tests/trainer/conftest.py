@@ -13,14 +13,13 @@ from tests.trainer.command_line import Command
 from tests.trainer_fixtures import write_data_folder
 from trainer import __main__ as cli
 from trainer import export, score
-from trainer.studies import study
 
 
 @pytest.fixture(scope="package", autouse=True)
 def _quick_networks() -> Iterator[None]:
     """Let commands share the evaluators that they load, and compile no network that computes a few pictures."""
     with pytest.MonkeyPatch.context() as patch:
-        for module in (evaluator, export, score, study):
+        for module in (evaluator, export, score):
             patch.setattr(module, "load_evaluator", load_once)
         for module in (evaluator, model):
             patch.setattr(module, "uses_openvino", lambda engine, device: engine == "openvino")

@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
+from iclevr.labels import ICLEVR
 from shared.checkpoint import publish, read_info, reconfigure
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.layouts import DRAWS, OUTSIDE, as_rotations, positions_at, with_positions
@@ -27,7 +28,6 @@ from shared.diffusion.schedules import alpha_bar
 from shared.evaluator import Evaluator
 from shared.options import SamplingOptions
 from shared.pictures import to_uint8
-from shared.vocabulary import ICLEVR
 from tests.paths import ROOT
 from tests.toy_checkpoint import (
     publish_toy_adapter,

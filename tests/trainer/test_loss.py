@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from shared.diffusion.predictions import PredictionName
 from shared.diffusion.schedules import ScheduleName, alpha_bar
 from shared.vocabulary import Vocabulary
-from trainer.config import REPORT, TrainConfig
+from trainer.config import PRESETS, TrainConfig
 from trainer.data import Dataset, settled
 from trainer.loss import draw_noise, draw_timesteps, loss_weights, noise_level_weights
 from trainer.objectives.denoiser import Denoising, fixed_loss
@@ -84,9 +84,10 @@ def test_draws_are_stratified() -> None:
 
 
 def test_the_reports_timesteps_are_uniform_and_independent() -> None:
-    levels = noise_level_weights(REPORT, AB)
+    report = PRESETS["report"]
+    levels = noise_level_weights(report, AB)
     generator = torch.Generator().manual_seed(0)
-    t = torch.stack([draw_timesteps(REPORT, levels, 50, generator) for _ in range(2000)])
+    t = torch.stack([draw_timesteps(report, levels, 50, generator) for _ in range(2000)])
     assert (int(t.min()), int(t.max())) == (0, 999)
     counts = torch.bincount(t.flatten(), minlength=1000).float()
     assert float((counts - 100).square().mean()) == pytest.approx(100, rel=0.2)  # the variance of a Poisson count

@@ -9,12 +9,15 @@ import numpy as np
 import pytest
 import torch
 
+from iclevr.labels import ICLEVR
+from iclevr.scenes.render import render
+from iclevr.scenes.render_folder import random_scenes, write_folder
+from iclevr.scenes.scene import SceneObject
 from shared.checkpoint import read_info
 from shared.diffusion.layouts import OUTSIDE
 from shared.diffusion.model import load_denoiser
 from shared.options import WITH_POSITIONS, SamplingOptions
 from shared.support import support_of as support_of_checkpoint
-from shared.vocabulary import ICLEVR
 from tests.trainer_fixtures import TINY
 from trainer.data import Dataset, load_dataset, merge
 from trainer.errors import TrainerError
@@ -22,9 +25,6 @@ from trainer.objectives.denoiser import Denoising, convex_hull, make_network, st
 from trainer.objectives.distilled import AdaptedNetwork
 from trainer.objectives.layouts import fit_layouts_of
 from trainer.runs import Budget
-from trainer.scenes.render import render
-from trainer.scenes.render_folder import random_scenes, write_folder
-from trainer.scenes.scene import SceneObject
 from trainer.score import Watcher
 from trainer.train import train
 

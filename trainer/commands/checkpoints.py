@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -12,9 +13,9 @@ from shared import registry
 from shared.checkpoint import CheckpointInfo, path_of, read_info, reconfigure
 from shared.options import LIMITS
 from shared.support import Support
-from shared.vocabulary import ICLEVR
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
+from trainer.plugins import plugins
 
 
 def promote(
@@ -93,18 +94,21 @@ def _support(info: CheckpointInfo, objects: tuple[int, int]) -> Support:
 
 def export(
     name: Annotated[str, typer.Argument(help="A checkpoint in storage.")],
-    file: Annotated[Path, typer.Argument(help="The file to write: NAME.onnx, or checkpoint.pth.")],
+    file: Annotated[Path, typer.Argument(help="The file to write: NAME.onnx, or of an evaluator checkpoint.pth.")],
     storage: options.Storage = Path("models"),
 ) -> None:
-    """Write a checkpoint as ONNX, or an evaluator as the checkpoint.pth that the course's evaluator.py loads.
+    """Write a checkpoint as ONNX, or an evaluator in another form that its data set's package knows.
 
     The suffix of the file decides. Upsampler and layout network go to NAME-upsampler.onnx and NAME-layouts.onnx.
     """
-    if file.suffix not in (".onnx", ".pth"):
-        raise TrainerError(f"{file} must end in .onnx or .pth")
+    if file.suffix not in (suffixes := (".onnx", *plugins().evaluators)):
+        raise TrainerError(f"{file} must end in {' or '.join(suffixes)}")
     terminal.check_file(file)
-    if file.suffix == ".pth":
-        _export_for_the_course(storage, name, file)
+    if module := plugins().evaluators.get(file.suffix):
+        from shared.evaluator import load_evaluator
+
+        evaluator = load_evaluator(registry.resolve(storage, name, "evaluator"))
+        importlib.import_module(module).write(evaluator, file)
         written = [file]
     else:
         from trainer.export import parts_of, write_onnx
@@ -113,15 +117,6 @@ def export(
             terminal.check_file(part)
         written = write_onnx(path_of(storage, name), file)
     terminal.show("exported", [("checkpoint", name), *(("file", str(one)) for one in written)])
-
-
-def _export_for_the_course(storage: Path, name: str, file: Path) -> None:
-    from shared.evaluator import load_evaluator, write_course_checkpoint
-
-    loaded = load_evaluator(registry.resolve(storage, name, "evaluator"))
-    if loaded.vocabulary != ICLEVR:
-        raise TrainerError(f"{name} has other labels than i-CLEVR's, which the course's evaluator.py is made for")
-    write_course_checkpoint(loaded, file)
 
 
 def card(

@@ -1,4 +1,4 @@
-"""The commands that make data: `render` and `import`."""
+"""The command that makes data of other data sets: `import`."""
 
 from __future__ import annotations
 
@@ -7,52 +7,11 @@ from typing import Annotated
 
 import typer
 
-from shared.vocabulary import ICLEVR, read_test_file, read_train_file
+from shared.vocabulary import read_train_file
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
 
 RARE = 10  # training pictures, at least, without which a label is hardly learnt
-
-
-def render(
-    out: Annotated[Path, typer.Argument(help="Folder to write; it is created if it does not exist.")],
-    train: Annotated[Path | None, typer.Option(exists=True, help="A train.json whose label sets are rendered.")] = None,
-    scenes: Annotated[
-        int | None, typer.Option(min=1, help="Number of random scenes, without --train (default: 6003).")
-    ] = None,
-    objects: Annotated[int, typer.Option(min=1, max=10, help="Objects in a random scene's last picture.")] = 3,
-    without: Annotated[
-        Path | None, typer.Option(exists=True, help="A test file; no random scene shows one of its label sets.")
-    ] = None,
-    centre: options.Centre = 1.0,
-    jitter: Annotated[bool, typer.Option(help="Move the lamps from scene to scene, as CLEVR does.")] = True,
-    size: Annotated[
-        int | None, typer.Option(min=8, max=512, help="Write squares of this side instead of 320x240; faster.")
-    ] = None,
-    pictures: Annotated[bool, typer.Option(help="Without: only labels and positions, for `train layouts`.")] = True,
-    seed: options.Seed = 0,
-) -> None:
-    """Render stand-in pictures in the data set's own layout. The same seed gives the same bytes."""
-    from trainer.scenes.render_folder import random_scenes, scenes_of, write_folder
-
-    if train and scenes:
-        raise TrainerError("--scenes and --train exclude each other: a train.json already lists the scenes")
-    if train and without:
-        raise TrainerError("--without is for random scenes; with --train, remove the scenes from the train.json")
-    if (out / "train.json").exists():
-        raise TrainerError(f"{out} already holds a data set; choose another folder or remove it")
-    if train:
-        lists = scenes_of(read_train_file(train, ICLEVR))
-    else:
-        excluded = read_test_file(without, ICLEVR) if without else []
-        lists = random_scenes(scenes or 6003, objects, seed, excluded)
-    with terminal.bar() as progress:
-        task = progress.add_task("rendering", total=sum(map(len, lists.values())))
-        count = write_folder(
-            out, lists, seed=seed, size=size, centre=centre, jitter=jitter, pictures=pictures,
-            advance=lambda n: progress.advance(task, n),
-        )  # fmt: skip
-    terminal.show("rendered", [("pictures", str(count)), ("scenes", str(len(lists))), ("folder", str(out))])
 
 
 def import_data(
@@ -102,8 +61,8 @@ def import_data(
     class, a CSV file, a Parquet file, a folder that Hugging Face's `datasets` saved, or COCO annotations, whose boxes
     become positions and sizes. Broken pictures are skipped and listed in skipped.txt.
 
-    For a data set folder like the real i-CLEVR, in which each picture of a scene shows one object more, it finds where
-    the objects are and writes positions.json, from which the network learns positions.
+    For a data set folder in which each picture of a scene shows one object more, it finds where the objects are and
+    writes positions.json, from which the network learns positions.
     """
     from trainer.importer import folders
     from trainer.importer.formats import read_names, read_source
@@ -140,7 +99,7 @@ def import_data(
 def _locate(data: Path) -> None:
     from trainer.data import read_folders
     from trainer.data_folder import write_label_file
-    from trainer.scenes import locate as located
+    from trainer.importer import locate as located
 
     if (out := data / "positions.json").exists():
         raise TrainerError(f"{out} already exists; remove it to write it again")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -14,6 +15,7 @@ from shared.options import LIMITS
 from shared.vocabulary import Vocabulary
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
+from trainer.plugins import plugins
 
 
 def score(
@@ -33,14 +35,12 @@ def score(
     ] = 1,
     renders: Annotated[
         bool,
-        typer.Option("--renders", help="Score fresh renders of i-CLEVR's objects instead: the practical ceiling."),
+        typer.Option("--renders", help="Score fresh renders of the lists instead: the practical ceiling."),
     ] = False,
     centre: options.Centre = 1.0,
     size: Annotated[int, typer.Option(min=8, max=240, help="Pixels a side of renders.")] = 64,
     fit: Annotated[Literal["squeeze", "pad"], typer.Option(help="How renders are made square.")] = "squeeze",
-    keep_padding: Annotated[
-        bool, typer.Option(help="Judge padded pictures without cropping the padding, as the report.")
-    ] = False,
+    keep_padding: Annotated[bool, typer.Option(help="Judge padded pictures without cropping the padding.")] = False,
     seed: options.Seed = 0,
     grid: Annotated[Path | None, typer.Option(help="Write the best run's pictures here as PNG.")] = None,
     json_out: Annotated[Path | None, typer.Option("--json", help="Write all figures here.")] = None,
@@ -54,19 +54,20 @@ def score(
     from shared.evaluator import load_evaluator
     from trainer.score import best, evaluator_path, load_judge, make_options, save_grid, score_file
     from trainer.studies.card import score_of, write_card
-    from trainer.studies.renders import render_runs
 
     terminal.check_file(grid, ".png")
     terminal.check_file(json_out, ".json")
     given = options.given(sampler=sampler, steps=steps, spacing=spacing, guidance=guidance, guidance_interval=interval)
     where = terminal.pick_device(device)
     if renders:
+        if not (module := plugins().renders):
+            raise TrainerError("--renders: nothing here renders pictures of label lists")
         if given or model or candidates > 1:
             raise TrainerError("--renders samples nothing; leave out --model, --candidates and the sampling options")
         judging = registry.resolve(storage, evaluator, "evaluator")
         judge = load_evaluator(judging, where)
         with terminal.bar() as progress:
-            runs, figures = render_runs(
+            runs, figures = importlib.import_module(module).render_runs(
                 file, judge, repeats=repeats, seed=seed, progress=progress,
                 centre=centre, size=size, fit=fit, keep_padding=keep_padding,
             )  # fmt: skip
@@ -111,7 +112,7 @@ def evaluate(
     seed: options.Seed = 0,
     objects: Annotated[
         list[int] | None,
-        typer.Option(min=1, max=10, help="Places, selection: objects, all numbers by default. Repeatable."),
+        typer.Option(min=1, max=10, help="Objects in random scenes, all numbers by default. Repeatable."),
     ] = None,
     noise: Annotated[
         float,
@@ -124,7 +125,7 @@ def evaluate(
         str | None, typer.Option(help="Two-sample: only squares around objects whose label contains this word.")
     ] = None,
     longer: Annotated[
-        int, typer.Option(min=1, max=100, help="Two-sample, edits: train networks so many times as long.")
+        int, typer.Option(min=1, max=100, help="Train networks that tell pictures apart so many times as long.")
     ] = 1,
     second: Annotated[str | None, typer.Option(help="Selection: an evaluator that selects nothing.")] = None,
     attempts: Annotated[
@@ -136,7 +137,7 @@ def evaluate(
     storage: options.Storage = Path("models"),
     device: options.DeviceName = "auto",
 ) -> None:
-    """Study a denoiser: coverage, spectrum, two-sample, arrangements, places, edits, selection.
+    """Study a denoiser: coverage, spectrum, two-sample, arrangements, selection, and what its data set's package adds.
 
     By default all studies that the checkpoint and the options allow.
     """

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args
+from typing import Annotated, Any, get_args
 
 import typer
 
 from shared import storage as files
 from shared.options import MAX_SEED, SamplerName
 from trainer.errors import TrainerError
+from trainer.plugins import plugins
 
 
 def open_storage(address: str) -> files.Location:
@@ -18,6 +19,13 @@ def open_storage(address: str) -> files.Location:
         return files.open_storage(address)
     except ValueError as error:
         raise TrainerError(str(error)) from error
+
+
+def preset(name: str) -> str:
+    """Return the name of a preset. Wrong usage if there is none."""
+    if name not in (known := ("default", *plugins().presets)):
+        raise typer.BadParameter(f"{name!r} is not one of {', '.join(map(repr, known))}.")
+    return name
 
 
 Storage = Annotated[
@@ -36,13 +44,13 @@ LoggedEvaluator = Annotated[str | None, typer.Option(help="Name of an evaluator 
 Tests = Annotated[list[Path] | None, typer.Option(exists=True, help="Test files; the data set's own by default.")]
 Judge = Annotated[
     str | None,
-    typer.Option(help="Evaluator's name, or the course's checkpoint.pth; by default the one that judges the model."),
+    typer.Option(help="Evaluator's name, or a file such as checkpoint.pth; by default the one that judges the model."),
 ]
 Model = Annotated[str | None, typer.Option(help="Denoiser's name; the promoted one by default.")]
 Seed = Annotated[int, typer.Option(min=0, max=MAX_SEED, help="Seed of all randomness.")]
 Preset = Annotated[
-    Literal["default", "report"],
-    typer.Option(help="Sampling: default (the checkpoint's own), or report (999 steps, w = 3)."),
+    str,
+    typer.Option(parser=preset, metavar="NAME", help="Sampling: default, the checkpoint's own, or another recipe's."),
 ]
 Sampler = Annotated[str | None, typer.Option(help=f"{', '.join(get_args(SamplerName))}.")]
 SamplingSteps = Annotated[int | None, typer.Option("--steps", help="Sampling steps.")]

@@ -23,6 +23,7 @@ from shared.registry import resolve
 from trainer.commands import options, terminal
 from trainer.errors import TrainerError
 from trainer.made_by import Stage, joined, stages_of, this_stage
+from trainer.plugins import plugins
 
 if TYPE_CHECKING:  # these import torch, and make `--help` slow
     import torch
@@ -225,14 +226,14 @@ def denoiser(
     grad_accumulation: options.GradAccumulation = 1,
     device: options.DeviceName = "auto",
     preset: Annotated[
-        Literal["default", "report"], typer.Option(help="default, or report: the report's hyperparameters.")
+        str, typer.Option(parser=options.preset, metavar="NAME", help="The recipe whose fields --set changes.")
     ] = "default",
     evaluator: options.LoggedEvaluator = None,
     tests: options.Tests = None,
     held_out: HeldOut = None,
 ) -> None:
     """Train the denoiser and publish its averaged weights. Repeat --data for several folders."""
-    from trainer.config import REPORT_EPOCHS, make_config
+    from trainer.config import make_config
     from trainer.data import check_alike, check_labelled, in_vocabulary, read_folders, settled
     from trainer.objectives import denoiser as objectives
     from trainer.objectives.layouts import fit_layouts_of
@@ -248,7 +249,8 @@ def denoiser(
     config = make_config(preset, plan.set_ or [])
     if plan.patience and not held_out:
         raise TrainerError("--patience needs --held-out: without such pictures nothing says what is worse")
-    if preset != "report":
+    added = plugins().presets.get(preset)
+    if added is None:
         terminal.check_budget(plan.minutes, plan.steps)
     plan.check("denoiser")
     with terminal.bar() as progress:
@@ -258,8 +260,8 @@ def denoiser(
             unseen = in_vocabulary(plan.read_held_out(held_out, read), dataset.vocabulary, "the data set")
             check_alike([dataset, unseen])
         config = settled(config, dataset)
-        if not (plan.minutes or plan.steps):
-            plan.steps = math.ceil(REPORT_EPOCHS * len(dataset) / config.batch)
+        if added and not (plan.minutes or plan.steps):
+            plan.steps = math.ceil(added.epochs * len(dataset) / config.batch)
         where, vocabulary = terminal.pick_device(plan.device), dataset.vocabulary
         judge = load_judge(resolve(plan.storage, evaluator, "evaluator"), vocabulary, where) if evaluator else None
         lists = tests_of(plan.data[0], tests, vocabulary)

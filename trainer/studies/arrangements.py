@@ -2,7 +2,7 @@
 
 A classifier learns to tell drawn arrangements from the data's on one half of both, and is tested on the other half. If
 it is right half of the time, it has found no difference (Lopez-Paz & Oquab 2017, section 3). It overlooks much, so
-arrangements of i-CLEVR's objects are also measured against the renderer's rules.
+where a data set's rules of placement are known, drawn arrangements are also measured against them.
 """
 
 from __future__ import annotations
@@ -22,15 +22,13 @@ from torch import Tensor
 
 from shared.diffusion.layouts import OUTSIDE, Layouts
 from shared.options import picture_seed
-from shared.vocabulary import ICLEVR
 from trainer.data import read_arrangements
 from trainer.errors import TrainerError
-from trainer.scenes.scene import breaches, ground_position
 from trainer.studies.study import Report, Subject
 
 FEWEST = 50  # pictures with a number of objects; for fewer there is no test
 DECIMALS = 3  # of positions: a third of a pixel of 320. Finer differences, such as in rounding, do not count
-CLEARLY = 0.1  # world units by which a rule is broken: a twelfth of an object's width, a hundredth of the picture's
+Misplaced = Callable[[Tensor], float]  # arrangements (N, K, 2) -> the share that clearly breaks the rules
 
 
 @dataclass(frozen=True)
@@ -41,16 +39,7 @@ class Distinguished:
     tested: int  # arrangements, half of them drawn
     accuracy: float
     standard_error: float  # of chance
-    misplaced: float | None  # share of drawn arrangements that clearly break the renderer's rules; None if it has none
-
-
-def share_misplaced(positions: Tensor) -> float:
-    """Return the share of arrangements (N, K, 2) of i-CLEVR's objects that the renderer would clearly not make."""
-    found = 0
-    for row in positions.double():
-        ground = [ground_position((x, y)) for x, y in row[row[:, 0] != OUTSIDE].tolist()]
-        found += any(breach > CLEARLY for i, place in enumerate(ground) for breach in breaches(ground[:i], *place))
-    return found / len(positions)
+    misplaced: float | None  # share of drawn arrangements that clearly break the data set's rules; None if it has none
 
 
 def features(positions: Tensor) -> NDArray[np.float64]:
@@ -93,12 +82,13 @@ def accuracy_of_test(data: Tensor, drawn: Tensor, seed: int) -> tuple[int, float
 
 
 def compare_arrangements(
-    prior: Layouts, positions: Tensor, *, count: int, seed: int, advance: Callable[[int], None], ruled: bool = False
-) -> list[Distinguished]:
+    prior: Layouts, positions: Tensor, *, count: int, seed: int, advance: Callable[[int], None],
+    misplaced: Misplaced | None = None,
+) -> list[Distinguished]:  # fmt: skip
     """Test drawn arrangements against the data's, for up to `count` pictures of each number of objects.
 
-    positions (N, K, 2). `ruled`: they are of i-CLEVR's objects, in scenes that keep the renderer's rules. Numbers of
-    objects that the denoiser does not draw are left out. `advance(n)`: so many are drawn.
+    positions (N, K, 2). Numbers of objects that the denoiser does not draw are left out. `advance(n)`: so many are
+    drawn.
     """
     labels = (positions[..., 0] != OUTSIDE).float()
     found, numbers = [], labels.sum(1).long()
@@ -113,12 +103,12 @@ def compare_arrangements(
         data, ours = (each.round(decimals=DECIMALS) for each in (positions[chosen], drawn))
         if torch.equal(data == OUTSIDE, ours == OUTSIDE):
             tested, accuracy = accuracy_of_test(data, ours, seed)
-            misplaced = share_misplaced(ours) if ruled else None
-            found.append(Distinguished(n, tested, accuracy, 0.5 / tested**0.5, misplaced))
+            share = misplaced(ours) if misplaced else None
+            found.append(Distinguished(n, tested, accuracy, 0.5 / tested**0.5, share))
     return found
 
 
-def run(subject: Subject) -> Report:
+def run(subject: Subject, misplaced: Misplaced | None = None) -> Report:
     """Test the denoiser's arrangements. Of several folders, the first that shows a number of objects is compared with,
     as in training.
     """
@@ -128,7 +118,7 @@ def run(subject: Subject) -> Report:
     positions = read_arrangements(subject.data, denoiser.vocabulary)
     found = compare_arrangements(
         denoiser.layouts, positions, count=subject.count or 1000, seed=subject.seed,
-        advance=subject.advance("drawing arrangements"), ruled=all(name in ICLEVR for name in denoiser.info.vocabulary),
+        advance=subject.advance("drawing arrangements"), misplaced=misplaced,
     )  # fmt: skip
     if not found:
         problem = f"no number of objects that {denoiser.info.name} draws has {FEWEST} pictures"

@@ -17,12 +17,13 @@ from rich.progress import Progress
 
 from shared import storage as files
 from shared.evaluator import Evaluator, cropping_judge
-from shared.options import SAMPLING_PRESETS, SamplingOptions
-from trainer.config import REPORT, TrainConfig, check_config
+from shared.options import SamplingOptions
+from trainer.config import TrainConfig, check_config
 from trainer.data import Dataset, read_folders, settled
 from trainer.errors import TrainerError
 from trainer.objectives.denoiser import Denoising, make_network, path_of
 from trainer.objectives.layouts import fit_layouts_of
+from trainer.plugins import plugins
 from trainer.runs import Budget, keep_setup, read_log, show_progress
 from trainer.score import Watcher, save_grid, score_runs
 from trainer.train import train
@@ -49,7 +50,7 @@ VARIANTS: Final[dict[str, dict[str, Any]]] = {
     "labels-only": RECIPE,
     "shipped": {**RECIPE, "positions": True},
     "pad-32": {"image_size": 32, "fit": "pad", "network": {"block": 1}},
-    "report": REPORT.model_dump(exclude_unset=True),
+    **{name: dict(added.recipe) for name, added in plugins().presets.items()},
 }
 # Title -> the variants in one table and one plot. The first is the one that the others change.
 COMPARISONS: Final[dict[str, tuple[str, ...]]] = {
@@ -57,18 +58,18 @@ COMPARISONS: Final[dict[str, tuple[str, ...]]] = {
     "Labels: embedding in every block, or input channels": ("sigmoid", "channels"),
     "What is predicted": ("sigmoid", "v", "flow", "v-min-snr", "labels-only", "flow-weighted"),
     "Positions: unknown, or given": ("labels-only", "shipped"),
-    "64x64 squeezed, or 32x32 padded": ("sigmoid", "pad-32", "report"),
+    "64x64 squeezed, or 32x32 padded": ("sigmoid", "pad-32", *plugins().presets),
 }
-DEFAULT: Final = SAMPLING_PRESETS["default"]
-# Other ways to sample the same run, without training again. `ancestral` is the report's sampling, in fewer steps.
+DEFAULT: Final = SamplingOptions()
+# Other ways to sample the same run, without training again. `ancestral`: in a tenth of all steps.
 SAMPLINGS: Final[dict[str, SamplingOptions]] = {
     "default": DEFAULT,
     **{f"w = {w}": DEFAULT.model_copy(update={"guidance": float(w)}) for w in range(1, 7)},
     "w = 3 in [0.2, 0.8]": DEFAULT.model_copy(update={"guidance": 3.0, "guidance_interval": (0.2, 0.8)}),
-    "ancestral": SAMPLING_PRESETS["report"].model_copy(update={"steps": 100}),
+    "ancestral": SamplingOptions(sampler="ddpm", steps=100, spacing="uniform", guidance=3.0),
 }
 SWEPT: Final = ("sigmoid", "shipped")  # variants that are sampled in every way and scored with every average
-ANCESTRAL: Final = ("linear", "quadratic", "cosine", "pad-32", "report")
+ANCESTRAL: Final = ("linear", "quadratic", "cosine", "pad-32", *plugins().presets)
 WEIGHTS: Final = ("long", "short", "raw")
 CURVE_POINTS = 8  # scores over a run
 GRID_PICTURES = 16

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
-from shared.evaluator import Evaluator, PictureScore, load_evaluator, score_pictures
+import numpy as np
+
+from shared.evaluator import Evaluator, PictureScore, score_pictures
 from shared.options import attempt_seed, picture_seed
+from shared.vocabulary import Vocabulary
 from trainer.errors import TrainerError
-from trainer.scenes.render_folder import random_scenes
-from trainer.score import Lists, evaluator_path, targets_of
-from trainer.studies.places import MOST_OBJECTS
-from trainer.studies.renders import check_renders
+from trainer.score import Lists, evaluator_path, open_evaluator, targets_of
 from trainer.studies.study import Report, Subject
+
+MOST_OBJECTS = 10  # as `evaluate --objects` takes
 
 
 @dataclass(frozen=True)
@@ -35,17 +37,24 @@ class Selection:
 def run(subject: Subject) -> Report:
     """Draw random label lists of each number of objects, by default of all that the denoiser has learnt."""
     denoiser, count = subject.denoiser, subject.count or 64
-    second = load_evaluator(evaluator_path(subject.storage, subject.second, denoiser.info), subject.device)
+    second = open_evaluator(evaluator_path(subject.storage, subject.second, denoiser.info), subject.device)
     if second.info == subject.judge.info:
         raise TrainerError("--second is the evaluator that selects; train another one with another --set seed=")
-    check_renders(denoiser.vocabulary, denoiser.info.name)
     few, many = denoiser.info.support.objects
     measured = [
-        measure(subject, second, list(random_scenes(count, n, subject.seed).values()))
-        for n in subject.objects or range(max(1, few), min(many, MOST_OBJECTS) + 1)
+        measure(subject, second, random_lists(denoiser.vocabulary, n, count, subject.seed))
+        for n in subject.objects or range(max(1, few), min(many, MOST_OBJECTS, len(denoiser.vocabulary)) + 1)
     ]
     title = f"exact match of {count} pictures each, of one and of up to {subject.attempts} attempts, by two evaluators"
     return Report(title, [asdict(one) for one in measured])
+
+
+def random_lists(vocabulary: Vocabulary, objects: int, count: int, seed: int) -> list[list[str]]:
+    """Draw lists of so many distinct labels. TrainerError if there are not as many."""
+    if objects > len(vocabulary):
+        raise TrainerError(f"--objects {objects}: there are {len(vocabulary)} labels")
+    rng = np.random.default_rng([seed, 0])
+    return [[vocabulary.names[i] for i in rng.permutation(len(vocabulary))[:objects]] for _ in range(count)]
 
 
 def measure(subject: Subject, second: Evaluator, lists: Lists) -> Selection:

@@ -1,6 +1,6 @@
 """What a study is: a measurement that says more about a denoiser than its scores. `trainer evaluate` runs them.
 
-A study is an entry of STUDIES and a module of this package, whose `run` measures a Subject and returns a Report.
+A study is an entry of STUDIES and a module, whose `run` measures a Subject and returns a Report.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ from torch import Tensor
 
 from shared.diffusion.denoise import Stepper, finish
 from shared.diffusion.model import Denoiser, load_denoiser
-from shared.evaluator import Evaluator, load_evaluator
+from shared.evaluator import Evaluator
 from shared.options import SamplingOptions
 from shared.storage import Location
 from trainer.data import Dataset, check_labelled, in_vocabulary, read_folders
 from trainer.data_folder import Pictures, find_pictures
-from trainer.score import evaluator_path, make_options
+from trainer.plugins import Study, plugins
+from trainer.score import evaluator_path, make_options, open_evaluator
 
 
 @dataclass
@@ -59,7 +60,7 @@ class Subject:
     @cached_property
     def judge(self) -> Evaluator:
         """The evaluator that was named, or the one that judges the denoiser."""
-        return load_evaluator(evaluator_path(self.storage, self.evaluator, self.denoiser.info), self.device)
+        return open_evaluator(evaluator_path(self.storage, self.evaluator, self.denoiser.info), self.device)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -106,26 +107,17 @@ class Report:
     png: bytes | None = None
 
 
-@dataclass(frozen=True)
-class Study:
-    """What a study needs: options, by their names in Subject."""
-
-    needs: tuple[str, ...] = ("data",)
-
-
 STUDIES: Final = {
-    "coverage": Study(),
-    "spectrum": Study(),
-    "two-sample": Study(),
-    "arrangements": Study(),
-    "places": Study(()),
-    "edits": Study(()),
-    "selection": Study(("second",)),
+    "coverage": Study("trainer.studies.coverage"),
+    "spectrum": Study("trainer.studies.spectrum"),
+    "two-sample": Study("trainer.studies.two_sample"),
+    "arrangements": Study("trainer.studies.arrangements"),
+    "selection": Study("trainer.studies.selection", ("second",)),
+    **plugins().studies,
 }
 
 
 def run(name: str, subject: Subject) -> Report:
     """Run a study, whose module is loaded only now. TrainerError if the subject or its data do not suit it."""
-    module = importlib.import_module(f"trainer.studies.{name.replace('-', '_')}")
-    report: Report = module.run(subject)
+    report: Report = importlib.import_module(STUDIES[name].module).run(subject)
     return report

@@ -19,6 +19,7 @@ import pytest
 import torch
 from redis import Redis
 
+from iclevr.labels import ICLEVR
 from service.api import catalog
 from service.contract.errors import BadRequest, NoModel, UnknownCheckpoint
 from service.settings import Settings
@@ -26,7 +27,6 @@ from service.store.jobs import JobStore
 from shared import storage as files
 from shared.checkpoint import CheckpointInfo, publish, read_info
 from shared.registry import PROMOTED_FILE, Registry, promote
-from shared.vocabulary import ICLEVR
 from tests.conftest import serving
 from tests.service.api.answers import problem
 from tests.service.api.fresh import Fresh

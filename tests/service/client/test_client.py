@@ -15,13 +15,13 @@ from httpx_sse import ServerSentEvent
 from PIL import Image
 
 import service.client.connection
+from iclevr.labels import ICLEVR
 from service.client import ApiError, AsyncClient, Client, ClientError, Event, JobUnfinished, Options, Unreachable
 from service.client.display import JobProgress
 from service.client.messages import read_event
 from service.contract.schemas import EtaEvent, Job, SamplingFields, StatusEvent
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
-from shared.vocabulary import ICLEVR
 from tests.paths import ROOT
 from tests.service.api.answers import JOB_EXAMPLE
 

@@ -16,6 +16,7 @@ import typer
 from redis import Redis
 from typer.testing import CliRunner
 
+from iclevr.labels import ICLEVR
 from service.api.access.api_keys import hash_of
 from service.client import Client
 from service.client.__main__ import app
@@ -25,7 +26,6 @@ from service.settings import Settings
 from service.store import keys, workers
 from service.store.jobs import JobStore
 from service.worker.runner import Runner
-from shared.vocabulary import ICLEVR
 from tests.conftest import serving
 from tests.paths import ROOT
 from tests.service.processes import until

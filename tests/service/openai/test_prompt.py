@@ -4,9 +4,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from iclevr.labels import ICLEVR
 from service.openai.prompt import ARTICLES, SEPARATORS, parse_prompt
 from shared.options import LIMITS
-from shared.vocabulary import ICLEVR, LabelError, Vocabulary
+from shared.vocabulary import LabelError, Vocabulary
 
 OWN = Vocabulary(("black and white cat", "cat", "white cat", "white", "Dr. No", "the end"))
 

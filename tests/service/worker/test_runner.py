@@ -9,6 +9,7 @@ import pytest
 import torch
 from redis import Redis
 
+from iclevr.labels import ICLEVR
 from service.contract.options import PictureOptions
 from service.contract.records import ModelName, Picture
 from service.settings import Settings
@@ -25,7 +26,6 @@ from shared.evaluator import load_evaluator
 from shared.options import picture_seed
 from shared.pictures import to_uint8
 from shared.registry import resolve
-from shared.vocabulary import ICLEVR
 from tests.service.api.answers import pixels
 from tests.service.processes import new_job
 from tests.service.store.ageing import age

@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from iclevr.labels import ICLEVR
 from service.settings import Settings
 from shared.checkpoint import CheckpointError, load, publish
 from shared.diffusion.layouts import OUTSIDE, positions_at
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.options import SamplingOptions
-from shared.vocabulary import ICLEVR
 from tests.toy_checkpoint import publish_toy_denoiser
 
 LISTS = [["red cube", "blue sphere"], ["gray cylinder"]]

@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
+from iclevr.labels import ICLEVR
 from shared.diffusion.conditioning import PositionMap
 from shared.diffusion.layouts import OUTSIDE, as_rotations, with_positions
 from shared.diffusion.model import load_denoiser
 from shared.options import SamplingOptions
-from shared.vocabulary import ICLEVR
 from tests.toy_checkpoint import publish_toy_denoiser
 
 QUICK = SamplingOptions(steps=2, guidance=1.0)

@@ -12,12 +12,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from iclevr.report import REPORT
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.path import NoisePath
 from shared.diffusion.predictions import PredictionName
 from shared.diffusion.samplers import Table, ddpm, make_table, timesteps
 from shared.diffusion.schedules import ScheduleName, alpha_bar, betas
-from shared.options import SAMPLING_PRESETS, SamplerName, SamplingOptions, SpacingName
+from shared.options import SamplerName, SamplingOptions, SpacingName
 from tests.shared.test_options import sampling_options
 from tests.toy import ToyNetwork
 
@@ -191,7 +192,7 @@ def test_heun_equals_diffusers(prediction: PredictionName, spacing: SpacingName,
 
 def test_the_report_preset_is_algorithm_2_in_the_reports_loop() -> None:
     """Ho et al. 2020, algorithm 2, over range(1, T) with classifier-free guidance, written out once more."""
-    options, seed = SAMPLING_PRESETS["report"], 6
+    options, seed = REPORT.sampling, 6
     network = ToyNetwork(LINEAR, "eps")
     beta = betas("linear").float()
     alpha = 1 - beta

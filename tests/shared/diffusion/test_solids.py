@@ -9,12 +9,12 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from iclevr.scenes.render import visible_pixels
+from iclevr.scenes.scene import RADIUS, SceneObject, picture_position, projection
 from shared.diffusion.layouts import OUTSIDE
 from shared.diffusion.model import CompiledPainter
 from shared.diffusion.solids import SOLIDS, Painter
 from tests.toy_checkpoint import CAMERA
-from trainer.scenes.render import visible_pixels
-from trainer.scenes.scene import RADIUS, SceneObject, picture_position, projection
 
 COVERED, TOP = 0, 1  # of the surfaces that have a colour
 

@@ -18,12 +18,11 @@ from shared.checkpoint import load, publish, read_info, verify
 from shared.diffusion.candidates import LOG_SNRS
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
-from shared.evaluator import Evaluator, load_evaluator
+from shared.evaluator import load_evaluator
 from shared.options import picture_seed
 from shared.registry import promote, resolve
 from shared.support import support_of
 from shared.vocabulary import Vocabulary
-from tests.shared.test_evaluator import CourseEvaluator
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_evaluator, publish_toys
 from tests.trainer.command_line import TINY, Command, refused, succeeded
 from tests.trainer_fixtures import write_data_folder
@@ -90,24 +89,6 @@ def test_an_evaluator_of_more_labels_judges_as_in_the_service(command: Command) 
         assert figures[name]["mean"] == pytest.approx(sum(wanted) / 2)
     hits = sum(one.accuracy * len(one.labels) for one in verdicts)
     assert figures["accuracy"]["mean"] == pytest.approx(hits / 3)
-
-
-def test_an_evaluator_is_exported_as_the_courses_checkpoint_which_can_judge(command: Command) -> None:
-    publish_toy_evaluator(Path("models"), "course", architecture="resnet18")
-    succeeded(command("export", "course", "checkpoint.pth"))
-    succeeded(
-        command(
-            "score", "few.json", "--repeats", 1, "--evaluator", "checkpoint.pth", "--steps", 1, "--json", "score.json"
-        )
-    )
-    assert json.loads(Path("score.json").read_text())["evaluator"] == "checkpoint.pth"
-    course = CourseEvaluator(Path("checkpoint.pth"))  # loads strictly
-    kept = load(Path("models/course.safetensors"))[1]
-    assert all(torch.equal(value, kept[key].to(value.dtype)) for key, value in course.net.state_dict().items())
-    refused(command("export", "toy", "checkpoint.pth"), "is of kind denoiser, not evaluator")
-    weights = Evaluator(Vocabulary(("zero", "one"))).resnet.state_dict()
-    publish(Path("models"), "digits", weights, kind="evaluator", vocabulary=("zero", "one"), config={}, training={})
-    refused(command("export", "digits", "c.pth"), "digits has other labels than i-CLEVR's")
 
 
 def test_another_checkpoint_is_promoted(command: Command) -> None:

@@ -7,13 +7,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from iclevr.labels import ICLEVR
 from shared.checkpoint import CheckpointError, read_info
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.diffusion.samplers import make_table
 from shared.options import SamplingOptions
 from shared.registry import promote
-from shared.vocabulary import ICLEVR, Vocabulary
+from shared.vocabulary import Vocabulary
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_evaluator, publish_toy_upsampler, publish_toys
 from tests.trainer.command_line import Command, refused, succeeded
 from tests.trainer_fixtures import write_data_folder, write_objects_file

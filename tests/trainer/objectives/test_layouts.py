@@ -5,11 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
+from iclevr.labels import ICLEVR
 from shared.checkpoint import load, read_info
 from shared.diffusion.layout_draws import LayoutDrawer
 from shared.diffusion.layouts import LAYOUTS, OUTSIDE
 from shared.diffusion.model import load_denoiser
-from shared.vocabulary import ICLEVR, Vocabulary
+from shared.vocabulary import Vocabulary
 from tests.toy_checkpoint import publish_toy_adapter, publish_toy_denoiser
 from tests.trainer.command_line import Command, refused
 from tests.trainer.test_positions import rendered

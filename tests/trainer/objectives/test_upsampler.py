@@ -8,13 +8,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from iclevr.labels import ICLEVR
 from shared.checkpoint import load, read_info
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.diffusion.samplers import make_table
 from shared.diffusion.upsampler import crop
 from shared.options import SamplingOptions
 from shared.registry import promote
-from shared.vocabulary import ICLEVR
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_upsampler, publish_toys
 from tests.trainer.command_line import Command, refused, succeeded
 from tests.trainer_fixtures import write_data_folder, write_objects_file

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from PIL import Image
 
+from iclevr.labels import ICLEVR
 from shared.diffusion.unet import NetworkConfig
-from shared.vocabulary import ICLEVR, Vocabulary
+from shared.vocabulary import Vocabulary
 from tests.toy_checkpoint import publish_toy_evaluator
 from tests.trainer.command_line import Command, refused
 from tests.trainer_fixtures import NETWORK, write_data_folder

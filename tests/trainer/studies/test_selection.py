@@ -8,11 +8,12 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from iclevr.labels import ICLEVR
 from shared.checkpoint import publish
 from shared.evaluator import Evaluator, load_evaluator
 from shared.options import attempt_seed, picture_seed
-from shared.vocabulary import ICLEVR
-from tests.toy_checkpoint import publish_toys
+from shared.vocabulary import Vocabulary
+from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
 from tests.trainer.command_line import Command, refused, succeeded
 from trainer.score import targets_of
 from trainer.studies.selection import Selection, measure
@@ -82,6 +83,8 @@ def test_the_second_evaluator_may_have_another_architecture_and_is_not_the_first
     (row,) = json.loads(Path("selection.json").read_text())["rows"]
     assert (row["objects"], row["attempts"], row["extra_rows"]) == (2, 2.0, row["rows"] / 2)  # random: never exact
     refused(command(*study, "--second", "toy-evaluator"), "is the evaluator that selects")
+    publish_toy_denoiser(Path("models"), "one", 0, vocabulary=Vocabulary(ICLEVR.names[:1]))
+    refused(command("evaluate", "one", *study[2:], "--second", "second"), "--objects 2: there are 1 labels")
 
 
 def test_an_unknown_architecture_is_refused(tmp_path: Path) -> None:

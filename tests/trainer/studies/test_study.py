@@ -8,8 +8,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from iclevr.labels import ICLEVR
 from shared.checkpoint import read_info, reconfigure
-from shared.vocabulary import ICLEVR, Vocabulary
+from shared.vocabulary import Vocabulary
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_evaluator, publish_toy_upsampler, publish_toys
 from tests.trainer.command_line import Command, Result, refused, succeeded
 from tests.trainer_fixtures import write_data_folder, write_objects_file

@@ -9,6 +9,7 @@ import pytest
 import torch
 from redis import Redis
 
+from iclevr.labels import ICLEVR
 from service.contract.options import PictureOptions
 from service.settings import Settings
 from service.store import keys
@@ -19,7 +20,6 @@ from shared.diffusion.model import load_denoiser
 from shared.edits import edited
 from shared.options import picture_seed
 from shared.pictures import read_png, to_uint8
-from shared.vocabulary import ICLEVR
 from tests.conftest import running, serving
 from tests.service.api.answers import Body, image, problem, recipe_in, scoring
 from tests.service.api.uploads.zips import png, zipped

@@ -17,6 +17,7 @@ from PIL import Image
 from redis import Redis
 from torch import Tensor
 
+from iclevr.labels import ICLEVR
 from service.client import Client
 from service.contract.options import PictureOptions
 from service.contract.recipe import example
@@ -30,7 +31,6 @@ from shared.diffusion.model import load_denoiser
 from shared.evaluator import Evaluator
 from shared.options import LIMITS, SamplingOptions, picture_seed
 from shared.pictures import marked_grid, read_png, sheet, to_uint8
-from shared.vocabulary import ICLEVR
 from tests.conftest import running, serving
 from tests.service.api.answers import Body, image, nothing_is_queued, problem, recipe_in
 from tests.service.api.uploads.zips import png, zipped

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from shared.vocabulary import ICLEVR, read_test_file, read_train_file
+from iclevr.labels import ICLEVR
+from iclevr.scenes import render_folder
+from iclevr.scenes.render import area_weights, render, squeeze
+from iclevr.scenes.render_folder import random_scenes, scenes_of, write_folder, write_label_file
+from iclevr.scenes.scene import CAMERA, RADIUS, SceneObject, place
+from shared.vocabulary import read_test_file, read_train_file
 from tests.paths import TASK_FILES
 from trainer.errors import TrainerError
-from trainer.scenes import render_folder
-from trainer.scenes.render import area_weights, render, squeeze
-from trainer.scenes.render_folder import random_scenes, scenes_of, write_folder, write_label_file
-from trainer.scenes.scene import CAMERA, RADIUS, SceneObject, place
 
 REFERENCE = TASK_FILES / "reference"
 

@@ -13,6 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from iclevr.scenes.render_folder import random_scenes
+from iclevr.scenes.scene import picture_position
+from iclevr.studies.renders import check_renders, fresh_renders
 from shared.diffusion.denoise import finish
 from shared.diffusion.layouts import OUTSIDE, positions_at
 from shared.diffusion.model import Denoiser
@@ -21,10 +24,7 @@ from shared.options import THRESHOLD, SamplingOptions, picture_seed
 from shared.pictures import grid, png_bytes
 from shared.vocabulary import Vocabulary
 from trainer.errors import TrainerError
-from trainer.scenes.render_folder import random_scenes
-from trainer.scenes.scene import picture_position
 from trainer.score import Lists, targets_of
-from trainer.studies.renders import check_renders, fresh_renders
 from trainer.studies.study import Report, Subject
 
 MOST_OBJECTS = 10  # of a rendered scene

@@ -14,7 +14,7 @@ import numpy as np
 from numba import njit, prange
 from numpy.typing import NDArray
 
-from trainer.scenes.scene import ASPECT, CAMERA, COLORS, RADIUS, TAN_HALF_FOV, Floats, SceneObject, camera_axes
+from iclevr.scenes.scene import ASPECT, CAMERA, COLORS, RADIUS, TAN_HALF_FOV, Floats, SceneObject, camera_axes
 
 ALBEDO = np.array(list(COLORS.values())) / 255
 BEVEL_CUBE, BEVEL_CYLINDER = 0.16 * RADIUS, 0.10 * RADIUS

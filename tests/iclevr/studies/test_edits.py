@@ -9,13 +9,14 @@ import torch
 from rich.progress import Progress
 from torch import Tensor
 
+from iclevr.studies import edits
+from iclevr.studies.edits import CHANGED, IN_A_ROW, KINDS, Editor, Picture, tell
 from shared.device import pick_device
 from shared.diffusion.edits import with_objects
 from shared.edits import Edit, Placed, edited
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
 from tests.trainer.command_line import Command, succeeded
-from trainer.studies import edits, two_sample
-from trainer.studies.edits import CHANGED, IN_A_ROW, KINDS, Editor, Picture, tell
+from trainer.studies import two_sample
 from trainer.studies.study import Subject
 from trainer.studies.two_sample import CROPS, Verdicts
 

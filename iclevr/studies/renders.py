@@ -15,15 +15,16 @@ import numpy as np
 from rich.progress import Progress
 from torch import Tensor
 
+from iclevr.labels import ICLEVR
+from iclevr.scenes.render import jittered_lamps, render, squeeze
+from iclevr.scenes.render_folder import scene_objects
+from iclevr.scenes.scene import SceneObject
 from shared.evaluator import Evaluator, cropping_judge, score_set
 from shared.pictures import to_images
-from shared.vocabulary import ICLEVR, Vocabulary, read_test_file
+from shared.vocabulary import Vocabulary, read_test_file
 from trainer.config import Fit
 from trainer.data import named, pad
 from trainer.errors import TrainerError
-from trainer.scenes.render import jittered_lamps, render, squeeze
-from trainer.scenes.render_folder import scene_objects
-from trainer.scenes.scene import SceneObject
 from trainer.score import Lists, ScoredRun, summary, targets_of
 
 

@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from shared.vocabulary import ICLEVR
+from iclevr.labels import ICLEVR
+from iclevr.scenes.render import LAMP_POSITIONS, jittered_lamps, render, squeeze, visible_pixels
+from iclevr.scenes.scene import SceneObject, picture_position, place
 from trainer.data_folder import write_label_file
 from trainer.errors import TrainerError
-from trainer.scenes.render import LAMP_POSITIONS, jittered_lamps, render, squeeze, visible_pixels
-from trainer.scenes.scene import SceneObject, picture_position, place
 
 VISIBLE_PIXELS = 200  # of each object, at least, in 320x240
 BATCH = 64  # scenes rendered together: enough for all cores, few enough for a moving bar

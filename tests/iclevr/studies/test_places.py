@@ -7,14 +7,15 @@ import pytest
 import torch
 from torch import Tensor
 
+from iclevr.labels import ICLEVR
+from iclevr.studies.places import judge_places, measure
 from shared.diffusion.layouts import positions_at
 from shared.diffusion.model import load_denoiser
 from shared.evaluator import Evaluator
-from shared.vocabulary import ICLEVR, Vocabulary
+from shared.vocabulary import Vocabulary
 from tests.toy_checkpoint import publish_toy_denoiser, publish_toys
 from tests.trainer.command_line import Command, succeeded
 from trainer.errors import TrainerError
-from trainer.studies.places import judge_places, measure
 
 
 class Given(Evaluator):

@@ -7,10 +7,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from shared.vocabulary import ICLEVR, Vocabulary
+from iclevr.labels import ICLEVR
+from iclevr.studies.renders import fresh_renders
+from shared.vocabulary import Vocabulary
 from tests.toy_checkpoint import publish_toy_evaluator
 from tests.trainer.command_line import Command, refused, succeeded
-from trainer.studies.renders import fresh_renders
 
 
 @pytest.fixture

@@ -8,11 +8,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.vocabulary import ICLEVR, read_train_file
+from iclevr.labels import ICLEVR
+from iclevr.scenes.render_folder import random_scenes, write_folder
+from shared.vocabulary import read_train_file
 from trainer.data import load_dataset
 from trainer.errors import TrainerError
-from trainer.scenes.locate import locate
-from trainer.scenes.render_folder import random_scenes, write_folder
+from trainer.importer.locate import locate
 
 PIXEL = 1 / 64
 SPOTS = {"zero": (20, 12), "one": (44, 40), "two": (12, 50)}  # x, y of a square's centre, in pixels

@@ -17,6 +17,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from iclevr.scenes.render import render, visible_pixels
+from iclevr.scenes.render_folder import VISIBLE_PIXELS
+from iclevr.scenes.scene import COLORS, HALF_SIDE, SceneObject, breaches, ground_position, picture_position
+from iclevr.studies.renders import check_renders
 from shared.diffusion.denoise import Row, finish
 from shared.diffusion.edits import places_of, with_objects
 from shared.diffusion.model import Denoiser
@@ -26,11 +30,7 @@ from shared.options import picture_seed
 from shared.pictures import grid, png_bytes, resized, to_images, to_uint8
 from shared.support import Place
 from trainer.errors import TrainerError
-from trainer.scenes.render import render, visible_pixels
-from trainer.scenes.render_folder import VISIBLE_PIXELS
-from trainer.scenes.scene import COLORS, HALF_SIDE, SceneObject, breaches, ground_position, picture_position
 from trainer.score import targets_of
-from trainer.studies.renders import check_renders
 from trainer.studies.study import Report, Subject
 from trainer.studies.two_sample import CROPS, FOLDS, crops, tell_apart
 
