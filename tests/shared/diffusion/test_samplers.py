@@ -227,6 +227,29 @@ def test_ddim_is_eulers_method_on_the_straight_path() -> None:
     torch.testing.assert_close(actual, x, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("sampler", ["ddpm", "ddpm_small"])
+@pytest.mark.parametrize(("T", "steps"), [(16, 15), (100, 99), (100, 70), (1000, 998), (1000, 700)])
+@pytest.mark.parametrize("schedule", get_args(ScheduleName))
+def test_ancestral_sampling_ends_without_noise(
+    sampler: SamplerName, T: int, steps: int, schedule: ScheduleName
+) -> None:
+    """Sequences that end at t = 1, as the report's does. The end is x0_hat: nothing of the noisy x is left in it."""
+    table = make_table(SamplingOptions(sampler=sampler, steps=steps), alpha_bar(schedule, T))
+    t, a, b, c, s = table.rows[-1]
+    assert (t, a, c, s) == (1, 0, 0, 0)
+    assert b == pytest.approx(1, abs=1e-12)
+
+
+def test_only_the_reports_own_loop_stops_a_step_before_the_picture() -> None:
+    """The noise that it leaves is below a level of 256 with the linear schedule."""
+    report = SAMPLING_PRESETS["report"]
+    *_, (t, a, *_) = make_table(report, LINEAR).rows
+    assert t == 1
+    assert 0.006 < a * math.sqrt(1 - LINEAR[1]) < 2 / 255
+    small = make_table(SamplingOptions(sampler="ddpm_small", steps=report.steps), LINEAR)
+    assert small.rows[-1][1] == 0
+
+
 # Against a Gaussian whose denoiser is known: x_0 ~ N(MU, S^2)
 
 MU, S = 0.3, 0.4

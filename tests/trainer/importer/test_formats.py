@@ -154,7 +154,7 @@ def test_splits_of_a_folder_are_not_merged(tmp_path: Path) -> None:
     assert "\n" not in str(refused.value)
     assert labels_of(read_source(tmp_path, split="test")) == {"test/cat/1.png": ("cat",)}
     assert labels_of(read_source(tmp_path / "train")) == {"cat/0.png": ("cat",), "dog/0.png": ("dog",)}
-    with pytest.raises(TrainerError, match='has no split "val"; it has test, train$'):
+    with pytest.raises(TrainerError, match=r'has no split "val"; it has test, train$'):
         read_source(tmp_path, split="val")
     picture(tmp_path / "test/2.png")
     with pytest.raises(TrainerError, match=r"2\.png has no caption beside it and is in no folder of a class"):
