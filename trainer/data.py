@@ -379,7 +379,8 @@ def settled(config: TrainConfig, dataset: Dataset) -> TrainConfig:
     The noise levels that decide what a picture shows are those where the noise is about as strong as the pictures
     differ, so log_snr_mean falls with the logarithm of their variance. In a picture of more pixels the same noise hides
     less, since neighbours repeat each other: log_snr_mean also falls by 2 log(size / 64) (Hoogeboom et al. 2023, eq.
-    8). A batch is an eighth of the pictures, 8 to 64.
+    8). Sampling's spacing does not follow: it covers these levels already (docs/dev/decisions.md). A batch is an eighth
+    of the pictures, 8 to 64.
     """
     deviation = max(pixel_deviation(dataset.images), 1e-3)
     usual = TrainConfig()

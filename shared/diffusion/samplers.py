@@ -10,11 +10,13 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from shared.diffusion.schedules import BETAS_OF
 from shared.options import SamplerName, SamplingOptions, SpacingName
 
 # The noisy end of the log-SNR grid: 2 lambda with lambda = -5.1, as in the code of Lu et al. Without this limit a third
 # of the grid would fall on cosine's last few timesteps of almost pure noise, which reach -19.8.
 LOG_SNR_MIN = -10.2
+REPORTS_LOOP = list(range(BETAS_OF - 1, 0, -1))  # the timesteps of the course report's loop, over range(1, T)
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,11 +77,11 @@ def ddpm(t: Tensor, alpha_bar: Tensor, *, small: bool = False) -> Table:
     """Ancestral sampling with sigma^2 = beta, or the posterior variance if `small`.
 
     Ho et al. 2020, eq. 7 and algorithm 2. On a subsequence, beta_t is 1 - alpha_bar_t / alpha_bar_next. The last row
-    adds no noise and ends at x0_hat. A sequence that ends at t = 1 is the exception: it takes the algorithm's step to
-    t = 0 and stops, as the course report's loop over range(1, T) does (the remaining noise has deviation 0.007).
+    adds no noise and ends at x0_hat. REPORTS_LOOP is the exception, with sigma^2 = beta as in the course report: its
+    last step, at t = 1, goes to t = 0 and leaves noise of a deviation of about 0.007, a level of 256.
     """
     ab, ab_next = _levels(t, alpha_bar)
-    if t[-1] == 1:
+    if not small and len(alpha_bar) == BETAS_OF and t.tolist() == REPORTS_LOOP:
         ab_next[-1] = alpha_bar[0]
     beta = 1 - ab / ab_next
     a = (ab / ab_next).sqrt() * (1 - ab_next) / (1 - ab)

@@ -36,6 +36,9 @@ def import_data(
     separator: Annotated[
         str | None, typer.Option(help="What separates labels in one text: by default a comma in captions, else ;.")
     ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="The split to read, where there are several: train, validation, test.")
+    ] = None,
     held_out: Annotated[float, typer.Option(min=0, max=0.9, help="Share of labelled pictures to hold out.")] = 0.1,
     held_out_files: Annotated[
         Path | None,
@@ -74,7 +77,7 @@ def import_data(
         raise TrainerError(f"say where to: trainer import {source} FOLDER")
     if (out / folders.TRAIN / "train.json").exists():
         raise TrainerError(f"{out} already holds a data set; choose another folder or remove it")
-    found = read_source(source, pictures=pictures, labels=labels or [], group=group, separator=separator)
+    found = read_source(source, pictures=pictures, labels=labels or [], group=group, separator=separator, split=split)
     names = read_names(held_out_files) if held_out_files else None
     with terminal.bar() as progress:
         task = progress.add_task("importing", total=len(found.items))

@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Annotated, Any, TextIO
 
 from pydantic import BaseModel, StringConstraints, TypeAdapter, ValidationError
 
 from trainer.errors import TrainerError
+from trainer.importer import splits
 from trainer.importer.tables import Tables, tables_in
 
 METADATA = ("metadata.jsonl", "metadata.csv")  # of a Hugging Face image folder
@@ -48,7 +49,7 @@ class Source:
 
 def read_source(
     path: Path, *, pictures: Path | None = None, labels: Sequence[str] = (), group: str | None = None,
-    separator: str | None = None,
+    separator: str | None = None, split: str | None = None,
 ) -> Source:  # fmt: skip
     """Read an image folder, a folder of tables, a table, a .csv file, or a .json file of COCO annotations.
 
@@ -56,38 +57,51 @@ def read_source(
     `pictures`: the folder that the files are in; by default that of the file, and of a table its column `image`.
     `labels`: the fields that name labels, "labels" by default, and of a table also "label". `group`: the field whose
     value makes a group, or WHOLE_SET; by default each picture is its own. `separator` of labels in one text: by default
-    a comma in captions, else a semicolon. Raises TrainerError for what it cannot read.
+    a comma in captions, else a semicolon. `split`: read this one alone (`splits.py`). Raises TrainerError for what it
+    cannot read, and for several splits if none is chosen.
     """
     if separator == "":
         raise TrainerError("the separator must not be empty")
     if tables := tables_in(path):
+        tables = splits.chosen(path, tables, splits.splits_of_tables(tables, path), split)
         return _tables(tables, path, labels, group, separator or ";")
     if path.is_dir():
-        if not (found := [path / name for name in METADATA if (path / name).is_file()]):
-            return _folder(path, labels, group, separator or ",")
+        if not (found := _metadata(path)):
+            parts = [one for one in path.iterdir() if splits.is_split(one.name) and one.is_dir()]
+            if any(map(_metadata, parts)):
+                [part] = splits.chosen(path, parts, [one.name for one in parts], split)
+                return read_source(part, pictures=pictures, labels=labels, group=group, separator=separator)
+            return _folder(path, labels, group, separator or ",", split)
         path = found[0]
     folder = pictures or path.parent
     try:
         if path.suffix == ".json":
-            return _coco(path, folder, group)
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            fields = labels or [LABELS_FIELD]
-            rows: Iterable[Any] = (
-                map(json.loads, filter(str.strip, file))
-                if path.suffix == ".jsonl"
-                else _csv_rows(file, [FILE_FIELD, *fields, group])
-            )
-            items = [_item(row, i, fields, group, separator or ";") for i, row in enumerate(rows, 1)]
+            source = _coco(path, folder, group)
+        else:
+            with path.open(encoding="utf-8-sig", newline="") as file:
+                fields = labels or [LABELS_FIELD]
+                rows: Iterable[Any] = (
+                    map(json.loads, filter(str.strip, file))
+                    if path.suffix == ".jsonl"
+                    else _csv_rows(file, [FILE_FIELD, *fields, group])
+                )
+                items = [_item(row, i, fields, group, separator or ";") for i, row in enumerate(rows, 1)]
+            source = Source(items, folder, [])
     except (OSError, ValueError, RecursionError, csv.Error) as error:  # ValueError: not UTF-8, or not JSON
         raise TrainerError(f"{path}: cannot be read ({error})") from error
     except TrainerError as error:
         raise TrainerError(f"{path}: {error}") from error
-    if not items:
+    if not source.items:
         raise TrainerError(f"{path} names no pictures")
-    return Source(items, folder, [])
+    its_splits = [splits.split_of(PurePosixPath(item.file)) for item in source.items]
+    return replace(source, items=splits.chosen(path, source.items, its_splits, split))
 
 
-def _folder(path: Path, fields: Sequence[str], group: str | None, separator: str) -> Source:
+def _metadata(folder: Path) -> list[Path]:
+    return [folder / name for name in METADATA if (folder / name).is_file()]
+
+
+def _folder(path: Path, fields: Sequence[str], group: str | None, separator: str, split: str | None) -> Source:
     """Read pictures whose labels are in a .txt file of the same name, or else are the name of the folder they are in.
 
     The caption's parts between separators are labels, each once. A picture without a caption has none.
@@ -98,6 +112,9 @@ def _folder(path: Path, fields: Sequence[str], group: str | None, separator: str
     found = sorted(one for one in path.rglob("*") if one.suffix.lower() in PICTURES and one.is_file())
     if not found:
         raise TrainerError(f"{path} has no pictures and no {' or '.join(METADATA)}")
+    its_splits = [splits.split_of(one.relative_to(path)) for one in found]
+    found = splits.chosen(path, found, its_splits, split)
+    divided = split is not None or None not in its_splits  # else a folder "train" is a class, beside others
     captions = [one.with_suffix(".txt") for one in found]
     captioned = any(caption.is_file() for caption in captions)
     items, without = [], 0
@@ -105,7 +122,7 @@ def _folder(path: Path, fields: Sequence[str], group: str | None, separator: str
         if captioned:
             parts = _read_text(caption).replace("\n", separator).split(separator) if caption.is_file() else []
             without += not caption.is_file()
-        elif picture.parent == path:
+        elif picture.parent == path or (divided and splits.is_split(picture.parent.name)):
             raise TrainerError(f"{picture} has no caption beside it and is in no folder of a class")
         else:
             parts = [picture.parent.name]

@@ -2,12 +2,18 @@
 
 It learns from three quarters of both and is tested on the rest. An accuracy of 0.5 means that it sees no difference;
 what it reaches is a lower bound of what can be told. Unlike scores it sees edges, grain and light, and not the labels.
+
+Two kinds of networks are asked. The detail network is a sibling of the discriminators that upsamplers learn against
+(`trainer/objectives/adversary.py`): the same layers, unshuffling and enhanced detail. What those no longer see, it may
+overlook as well. So a ResNet on plain RGB, which shares nothing with them, is asked too.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Final, Literal
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +24,7 @@ from shared.diffusion.denoise import finish
 from shared.diffusion.model import Denoiser
 from shared.options import SamplingOptions, picture_seed
 from shared.pictures import grid, png_bytes, resized, to_uint8
+from shared.resnet import Block
 from trainer.data import Dataset, layouts_of, read_all, to_float
 from trainer.errors import TrainerError
 from trainer.studies.study import Report, Subject
@@ -26,8 +33,14 @@ FOLDS = 4  # a quarter is tested by a network that learnt from the others, so ea
 SIDE, CROPS = 56, 4  # side of a crop in pixels, and crops of each picture
 COLOURED = 0.12  # difference of a coloured pixel's channels, of a range of 1; the background's is below 0.05
 STEPS, BATCH, LR = 600, 32, 2e-3  # of each network
+CHANNELS = (16, 32, 64, 128)  # of the ResNet's layers: a quarter of ResNet-10's
+SHIFT = 4  # pixels by which it sees crops moved while it learns, at most
+BRIGHTER, COLOURED_BY = 4 / 127.5, 2 / 127.5  # and by which all channels, and each, are changed: levels of 256
 SHOWN = 12  # crops of each kind in a grid
 GENERATED_AT_ONCE = 32
+
+
+NetworkName = Literal["detail network", "ResNet on RGB"]
 
 
 @dataclass(frozen=True)
@@ -89,25 +102,63 @@ class Detail(nn.Module):
         return torch.cat([x, 8 * (x - F.avg_pool2d(x, 3, 1, 1, count_include_pad=False))], 1)
 
 
-def _classifier() -> nn.Module:
-    """Return a network of (N, 3, h, w) -> (N, 1)."""
+def _detail_network() -> nn.Module:
+    """Return a network of (N, 3, h, w) -> (N, 1). It sums what it sees in windows of 36 pixels."""
     layers: list[nn.Module] = [Detail(), nn.PixelUnshuffle(2)]
     for c_in, c_out, stride in ((24, 32, 1), (32, 64, 2), (64, 96, 2), (96, 96, 1)):
         layers += [nn.Conv2d(c_in, c_out, 3, stride, 1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
-    network = nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 1))
-    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return network
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(96, 1))
 
 
-def _learn(x: Tensor, y: Tensor, steps: int, device: torch.device, generator: torch.Generator) -> nn.Module:
-    """Return a classifier in evaluation mode that has learnt to tell pictures x (N, 3, h, w) uint8 as y (N,) says."""
-    network = _classifier().to(device)
+def _resnet() -> nn.Module:
+    """Return a ResNet-10 of few channels, (N, 3, h, w) -> (N, 1), with a 3x3 stem for small pictures.
+
+    Its windows are larger than a crop.
+    """
+    first = CHANNELS[0]
+    layers: list[nn.Module] = [nn.Conv2d(3, first, 3, 2, 1, bias=False), nn.BatchNorm2d(first), nn.ReLU()]
+    layers.append(Block(first, first, 1))
+    layers += [Block(c_in, c_out, 2) for c_in, c_out in itertools.pairwise(CHANNELS)]
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(CHANNELS[-1], 1))
+
+
+NETWORKS: Final[dict[NetworkName, Callable[[], nn.Module]]] = {
+    "detail network": _detail_network,
+    "ResNet on RGB": _resnet,
+}
+
+
+def augmented(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Flip, shift and tint each of x (N, 3, h, w), in [-1, 1], at random. Edges are repeated."""
+    N, _, height, width = x.shape
+    x = x.where(torch.rand(N, 1, 1, 1, generator=generator) < 0.5, x.flip(3))
+    moves = torch.randint(2 * SHIFT + 1, (N, 2), generator=generator).tolist()
+    padded = F.pad(x, (SHIFT,) * 4, mode="replicate")
+    x = torch.stack(
+        [one[:, top : top + height, left : left + width] for one, (top, left) in zip(padded, moves, strict=True)]
+    )
+    light = BRIGHTER * (2 * torch.rand(N, 1, 1, 1, generator=generator) - 1)
+    return x + light + COLOURED_BY * (2 * torch.rand(N, 3, 1, 1, generator=generator) - 1)
+
+
+def _learn(
+    x: Tensor, y: Tensor, steps: int, device: torch.device, generator: torch.Generator, kind: NetworkName
+) -> nn.Module:  # fmt: skip
+    """Return a network in evaluation mode that has learnt to tell pictures x (N, 3, h, w) uint8 as y (N,) says.
+
+    Only the ResNet sees them augmented: small shifts and tints would hide detail.
+    """
+    network = NETWORKS[kind]()
+    network.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = torch.optim.AdamW(network.parameters(), LR, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LR, total_steps=steps)
     for _ in range(steps):
         index = torch.randint(len(x), (BATCH,), generator=generator)
+        shown = to_float(x[index])
+        if kind == "ResNet on RGB":
+            shown = augmented(shown, generator)
         with fast(device):
-            out = network(to_float(x[index]).to(device, memory_format=torch.channels_last))
+            out = network(shown.to(device, memory_format=torch.channels_last))
         loss = F.binary_cross_entropy_with_logits(out[:, 0].float(), y[index].to(device))
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -124,7 +175,7 @@ def _scores(network: nn.Module, x: Tensor, device: torch.device) -> Tensor:
 
 def tell_apart(
     first: Tensor, second: Tensor, device: torch.device, seed: int, advance: Callable[[int], None] = lambda _: None,
-    *, longer: int = 1, folds: int = FOLDS,
+    *, kind: NetworkName = "detail network", longer: int = 1, folds: int = FOLDS,
 ) -> Verdicts:  # fmt: skip
     """Test whether crops of two sets, each (N, 3, h, w) uint8, can be told apart. Networks learn `longer` times STEPS.
 
@@ -140,7 +191,7 @@ def tell_apart(
             learnt = fold_of != fold
             generator = torch.Generator().manual_seed(seed)
             x, y = torch.cat([first[learnt], second[learnt]]), torch.arange(2.0).repeat_interleave(int(learnt.sum()))
-            network = _learn(x, y, longer * STEPS, device, generator)
+            network = _learn(x, y, longer * STEPS, device, generator, kind)
             for k, pictures in enumerate((first, second)):
                 scores[k, ~learnt] = _scores(network, pictures[~learnt], device)
             right = torch.cat([scores[0, ~learnt] < 0, scores[1, ~learnt] > 0])
@@ -173,15 +224,15 @@ def generate(
     `upsampler_alone`, enlarge the folder's own squeezed pictures instead.
     """
     stepper, made, taken = denoiser.stepper(), list[Tensor](), list[Tensor]()
-    places = layouts_of(dataset, denoiser)
     for part in torch.split(index, GENERATED_AT_ONCE):
         seeds = [picture_seed(seed, i) for i in part.tolist()]
         rows = stepper.new_rows(dataset.labels[part], [options] * len(part), seeds)
-        if upsampler_alone:
-            for row, i in zip(rows, part.tolist(), strict=True):
-                row.x = to_float(dataset.images[i : i + 1])[0].to(stepper.device)
-                row.labels = places[i].to(stepper.device)
-                row.step = len(row.table)
+        if upsampler_alone:  # the last step is done
+            given = to_float(dataset.images[part]), layouts_of(dataset, denoiser)[part]
+            rows = [
+                replace(row, x=x, labels=labels, step=len(row.table))
+                for row, x, labels in zip(rows, *(each.to(stepper.device) for each in given), strict=True)
+            ]
         made.append(torch.from_numpy(to_uint8(finish(stepper, rows))).permute(0, 3, 1, 2))
         taken += [row.labels.cpu() for row in rows]
         advance(len(part))
@@ -195,7 +246,10 @@ def run(subject: Subject) -> Report:
     labels contain this word, at full size alone. The report shows the crops at full size that gave most away, each
     generated one before one of the data's.
     """
-    denoiser, dataset, count, seed = subject.denoiser, subject.dataset, subject.count or 640, subject.seed
+    denoiser = subject.denoiser
+    if subject.upsampler_alone and (problem := _cannot_enlarge(denoiser)):
+        raise TrainerError(f"--upsampler-alone: {denoiser.info.name} {problem}; leave the option out")
+    dataset, count, seed = subject.dataset, subject.count or 640, subject.seed
     layouts, around = layouts_of(dataset, denoiser), _named(subject.around, denoiser) if subject.around else None
     chosen, others = choose(dataset, count)
     advance = subject.advance("sampling", count)
@@ -220,17 +274,25 @@ def run(subject: Subject) -> Report:
             first, second = (one[: min(len(sets[0]), len(compared))] for one in (sets[0], compared))
             if len(first) < 2 * FOLDS:
                 raise TrainerError(f"only {len(first)} squares around objects; take more pictures (--count)")
-            verdicts = tell_apart(first, second, subject.device, seed, advance, longer=subject.longer)
-            accuracy, error = float(verdicts.accuracies.mean()), float(verdicts.accuracies.std()) / FOLDS**0.5
-            side = f"{size[1]}x{size[0]}"
-            rows.append({"size": side, "pictures": name, "accuracy": accuracy, "standard_error": error})
-            if not len(shown):
-                most = min(SHOWN, len(first))
-                worst = verdicts.scores[1].topk(most).indices
-                best = verdicts.scores[0].topk(most, largest=False).indices
-                shown = to_float(torch.stack([second[worst], first[best]], 1).flatten(0, 1))
+            for kind in NETWORKS:
+                verdicts = tell_apart(first, second, subject.device, seed, advance, kind=kind, longer=subject.longer)
+                accuracy, error = float(verdicts.accuracies.mean()), float(verdicts.accuracies.std()) / FOLDS**0.5
+                row = {"size": f"{size[1]}x{size[0]}", "pictures": name, "network": kind}
+                rows.append({**row, "accuracy": accuracy, "standard_error": error})
+                if not len(shown):
+                    most = min(SHOWN, len(first))
+                    worst = verdicts.scores[1].topk(most).indices
+                    best = verdicts.scores[0].topk(most, largest=False).indices
+                    shown = to_float(torch.stack([second[worst], first[best]], 1).flatten(0, 1))
     title = f"{count} pictures of {denoiser.info.name} told from the folder's"
     return Report(title, rows, png=png_bytes(grid(shown)))
+
+
+def _cannot_enlarge(denoiser: Denoiser) -> str | None:
+    """Return why the denoiser's upsampler cannot enlarge other pictures than its own, or None if it can."""
+    if denoiser.upsampler is None:
+        return "has no upsampler"
+    return "draws in one network call, and its upsampler needs the denoiser's features" if denoiser.one_call else None
 
 
 def _named(word: str, denoiser: Denoiser) -> list[int]:

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 from itertools import pairwise
 from typing import Any, get_args
 
@@ -16,7 +17,7 @@ from iclevr.report import REPORT
 from shared.diffusion.denoise import Stepper
 from shared.diffusion.path import NoisePath
 from shared.diffusion.predictions import PredictionName
-from shared.diffusion.samplers import Table, ddpm, make_table, timesteps
+from shared.diffusion.samplers import Table, _distinct, ddpm, make_table, timesteps
 from shared.diffusion.schedules import ScheduleName, alpha_bar, betas
 from shared.options import SamplerName, SamplingOptions, SpacingName
 from tests.shared.test_options import sampling_options
@@ -228,6 +229,29 @@ def test_ddim_is_eulers_method_on_the_straight_path() -> None:
     torch.testing.assert_close(actual, x, rtol=0, atol=1e-4)
 
 
+@pytest.mark.parametrize("sampler", ["ddpm", "ddpm_small"])
+@pytest.mark.parametrize(("T", "steps"), [(16, 15), (100, 99), (100, 70), (1000, 998), (1000, 700)])
+@pytest.mark.parametrize("schedule", get_args(ScheduleName))
+def test_ancestral_sampling_ends_without_noise(
+    sampler: SamplerName, T: int, steps: int, schedule: ScheduleName
+) -> None:
+    """Sequences that end at t = 1, as the report's does. The end is x0_hat: nothing of the noisy x is left in it."""
+    table = make_table(SamplingOptions(sampler=sampler, steps=steps), alpha_bar(schedule, T))
+    t, a, b, c, s = table.rows[-1]
+    assert (t, a, c, s) == (1, 0, 0, 0)
+    assert b == pytest.approx(1, abs=1e-12)
+
+
+def test_only_the_reports_own_loop_stops_a_step_before_the_picture() -> None:
+    """The noise that it leaves is below a level of 256 with the linear schedule."""
+    report = SAMPLING_PRESETS["report"]
+    *_, (t, a, *_) = make_table(report, LINEAR).rows
+    assert t == 1
+    assert 0.006 < a * math.sqrt(1 - LINEAR[1]) < 2 / 255
+    small = make_table(SamplingOptions(sampler="ddpm_small", steps=report.steps), LINEAR)
+    assert small.rows[-1][1] == 0
+
+
 # Against a Gaussian whose denoiser is known: x_0 ~ N(MU, S^2)
 
 MU, S = 0.3, 0.4
@@ -292,6 +316,57 @@ def test_deterministic_samplers_converge_to_the_flow_at_their_order(sampler: Sam
         errors.append(abs(math.sqrt(moments(table, LINEAR)[1]) - flow))
     for coarse, fine in pairwise(errors):
         assert coarse / fine > 0.85 * 2**order
+
+
+@cache
+def natural_variances(side: int, deviation: float = 0.15) -> tuple[Tensor, Tensor]:
+    """Variances of the Fourier coefficients of square pictures whose power falls with 1 / f^2 (Field 1987).
+
+    Also how many coefficients have each. All pictures have the same deviation, and `side` adds finer detail.
+    """
+    f = torch.fft.fftfreq(side, 1 / side, dtype=torch.float64)
+    squares, counts = (f[:, None] ** 2 + f**2).flatten()[1:].unique(return_counts=True)
+    return deviation**2 * side**2 / squares / (counts / squares).sum(), counts
+
+
+def error_of(t: Tensor, options: SamplingOptions, side: int) -> float:
+    """Wasserstein distance of what is sampled at `t` from natural pictures, in their deviations."""
+    variances, counts = natural_variances(side)
+    table = make_table(options, COSINE, t)
+    var_x, var_h, cov = torch.ones_like(variances), torch.zeros_like(variances), torch.zeros_like(variances)
+    for step, a, b, c, s in table.rows:
+        k = COSINE[step].sqrt() * variances / (COSINE[step] * variances + 1 - COSINE[step])  # x0_hat = k x
+        A = a + b * k
+        var_x, var_h, cov = (
+            A**2 * var_x + 2 * A * c * cov + c**2 * var_h + s**2, k**2 * var_x, A * k * var_x + c * k * cov,
+        )  # fmt: skip
+    wrong = (counts * (var_x.sqrt() - variances.sqrt()) ** 2).sum() / (counts * variances).sum()
+    return float(wrong.sqrt())
+
+
+@pytest.mark.parametrize(("sampler", "steps"), [("dpmpp_2m", 5), ("dpmpp_2m", 8), ("sde_dpmpp_2m", 16)])
+@pytest.mark.parametrize(
+    ("spacing", "moved"), [("uniform", "every step"), ("logsnr", "every step"), ("logsnr", "the noisy end")]
+)
+def test_larger_pictures_need_no_other_spacing(
+    sampler: SamplerName, steps: int, spacing: SpacingName, moved: str
+) -> None:
+    """Training shifts its noise levels by 2 log(64 / side) (`trainer.data.settled`). Steps that follow are worse.
+
+    A larger picture has finer detail, too, which is decided where that of the small one was; the spacings cover both.
+    """
+    options = SamplingOptions(sampler=sampler, steps=steps, spacing=spacing)
+    t, log_snr = timesteps(spacing, steps, COSINE), torch.logit(COSINE)
+    small = error_of(t, options, 64)
+    for side in (128, 256):
+        error = error_of(t, options, side)
+        assert error < 1.1 * small
+        shift = torch.full((steps,), 2 * math.log(64 / side), dtype=torch.float64)
+        if moved == "the noisy end":
+            levels = log_snr[t]
+            shift *= (levels[-1] - levels) / (levels[-1] - levels[0])
+        followed = (log_snr - (log_snr[t] + shift)[:, None]).abs().argmin(1)
+        assert error_of(_distinct(followed, T), options, side) > 1.05 * error
 
 
 @given(sampling_options, st.sampled_from(get_args(ScheduleName)))

@@ -64,6 +64,16 @@ def test_the_trainer_reads_what_was_imported(tmp_path: Path, command: Command) -
     refused(command("import", source, "data"), "data already holds a data set")
 
 
+def test_one_split_of_a_source_is_imported(tmp_path: Path, command: Command) -> None:
+    for name in ("train/cat/0.png", "train/dog/0.png", "test/dog/1.png"):
+        picture(tmp_path / "source", name)
+    refused(command("import", "source", "data"), "source has the splits test, train; import one at a time: --split tr")
+    succeeded(command("import", "source", "data", "--split", "train", "--held-out", 0))
+    assert json.loads(Path("data/train/train.json").read_text()) == {
+        "train/cat/0.png": ["cat"], "train/dog/0.png": ["dog"]
+    }  # fmt: skip
+
+
 def test_a_picture_has_one_name(tmp_path: Path) -> None:
     picture(tmp_path, "in/a.png")
     picture(tmp_path, "b.png")

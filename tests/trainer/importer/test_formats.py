@@ -142,6 +142,77 @@ def test_a_folder_for_each_class(tmp_path: Path) -> None:
         read_source(tmp_path)
 
 
+SEVERAL = "has the splits test, train; import one at a time: --split train$"
+
+
+def test_splits_of_a_folder_are_not_merged(tmp_path: Path) -> None:
+    """Pictures of the official test set would else be trained on."""
+    for name in ("train/cat/0.png", "train/dog/0.png", "test/cat/1.png"):
+        picture(tmp_path / name)
+    with pytest.raises(TrainerError, match=SEVERAL) as refused:
+        read_source(tmp_path)
+    assert "\n" not in str(refused.value)
+    assert labels_of(read_source(tmp_path, split="test")) == {"test/cat/1.png": ("cat",)}
+    assert labels_of(read_source(tmp_path / "train")) == {"cat/0.png": ("cat",), "dog/0.png": ("dog",)}
+    with pytest.raises(TrainerError, match=r'has no split "val"; it has test, train$'):
+        read_source(tmp_path, split="val")
+    picture(tmp_path / "test/2.png")
+    with pytest.raises(TrainerError, match=r"2\.png has no caption beside it and is in no folder of a class"):
+        read_source(tmp_path, split="test")
+
+
+def test_a_class_may_have_the_name_of_a_split(tmp_path: Path) -> None:
+    for name in ("bus/0.png", "train/0.png"):
+        picture(tmp_path / name)
+    assert labels_of(read_source(tmp_path)) == {"bus/0.png": ("bus",), "train/0.png": ("train",)}
+
+
+def test_a_metadata_file_in_a_splits_folder_names_its_labels(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        picture(tmp_path / split / "0.png")
+        rows = [{"file_name": "0.png", "labels": [split, "red"]}]
+        (tmp_path / split / "metadata.jsonl").write_text(json.dumps(rows[0]))
+        if split == "train":
+            read = read_source(tmp_path)  # the only one
+            assert (read.pictures, labels_of(read)) == (tmp_path / "train", {"0.png": ("train", "red")})
+    with pytest.raises(TrainerError, match=SEVERAL):
+        read_source(tmp_path)
+    read = read_source(tmp_path, split="test")
+    assert (read.pictures, labels_of(read)) == (tmp_path / "test", {"0.png": ("test", "red")})
+
+
+def test_splits_in_a_file_are_told_by_its_pictures_folders(tmp_path: Path) -> None:
+    (tmp_path / "table.csv").write_text("file_name,labels\ntrain/a.png,red\ntest/a.png,blue\n")
+    with pytest.raises(TrainerError, match=SEVERAL):
+        read_source(tmp_path / "table.csv")
+    assert labels_of(read_source(tmp_path / "table.csv", split="train")) == {"train/a.png": ("red",)}
+
+
+@pytest.mark.parametrize("saved", ["DatasetDict", "parquet"])
+def test_splits_of_tables_are_not_merged(tmp_path: Path, saved: str) -> None:
+    """As `DatasetDict.save_to_disk` writes them, and as Hugging Face's hub has them."""
+    named = {"fit": "cat", "unseen": "dog"} if saved == "DatasetDict" else {"train": "cat", "test": "dog"}
+    content = picture(tmp_path / "0.png")
+    folder = tmp_path / "set"
+    for split, label in named.items():
+        table = pa.table({"image": [{"bytes": content, "path": None}], "label": [label]})
+        if saved == "parquet":
+            (folder / "data").mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, folder / f"data/{split}-00000-of-00001.parquet")
+            continue
+        (folder / split).mkdir(parents=True)
+        (folder / "dataset_dict.json").write_text(json.dumps({"splits": list(named)}))
+        path = folder / split / "data-00000-of-00001.arrow"
+        with pa.OSFile(str(path), "wb") as file, pa.ipc.new_stream(file, table.schema) as stream:
+            stream.write_table(table)
+    with pytest.raises(TrainerError, match=f"has the splits {', '.join(sorted(named))}; import one at a time"):
+        read_source(folder)
+    for split, label in named.items():
+        read = read_source(folder, split=split)
+        assert labels_of(read) == {"0000000": (label,)}
+        assert [item.content and item.content() for item in read.items] == [content]
+
+
 def test_captions_are_label_sets(tmp_path: Path) -> None:
     for name, caption in (("0", "a cat, on grass,  a cat"), ("1", "dog\non grass\n"), ("2", None)):
         picture(tmp_path / f"{name}.png")
