@@ -85,10 +85,11 @@ class Stepper:
 
     `network`: see `Network`; in eval mode and on `device`. `path`: from pictures to noise, with what the network
     predicts. `dtype`: autocast to it, or None for float32. `max_rows`: the largest batch of a network call.
-    `layouts`: draws the positions for a network that takes them; `rotations`: whether it takes those too; `inputs`: the
-    picture-wide ones that it takes. `upsampler`: enlarges finished pictures. `one_call`: the shape (C, H', W') of the
-    finished pictures that the network itself returns, which then samples in one step without guidance. `threads`: of
-    torch during a step, if the networks run in another library: torch's would spin on the cores that it needs.
+    `layouts`: draws the positions for a network that takes them; `rotations`: whether it takes those too; `symmetric`:
+    labels, by index, whose objects have none. `inputs`: the picture-wide ones that it takes. `upsampler`: enlarges
+    finished pictures. `one_call`: the shape (C, H', W') of the finished pictures that the network itself returns, which
+    then samples in one step without guidance. `threads`: of torch during a step, if the networks run in another
+    library: torch's would spin on the cores that it needs.
     `network_rows` counts the rows computed so far.
     """
 
@@ -102,6 +103,7 @@ class Stepper:
         max_rows: int = 64,
         layouts: Layouts | None = None,
         rotations: bool = False,
+        symmetric: Sequence[int] = (),
         inputs: Sequence[str] = (),
         upsampler: Upsampler | None = None,
         one_call: tuple[int, int, int] | None = None,
@@ -111,7 +113,7 @@ class Stepper:
             raise ValueError(f"max_rows must be at least 1, got {max_rows}")
         self.network, self.device, self.dtype, self.max_rows = network, torch.device(device), dtype, max_rows
         self.layouts, self.rotations, self.upsampler = layouts, rotations, upsampler
-        self.inputs, self.one_call = tuple(inputs), one_call
+        self.symmetric, self.inputs, self.one_call = list(symmetric), tuple(inputs), one_call
         self.network_rows, self.threads = 0, threads
         self.path, self._to_x0 = path, path.to_x0.rows()
         self._plan: Callable[[SamplingOptions], tuple[Table, Sequence[float]]] = lru_cache(128)(
@@ -147,6 +149,7 @@ class Stepper:
     ) -> list[Row]:
         """Return pictures at their first step. A seed determines a picture's noise and what else the network takes:
         positions, and rotations, any of which is as likely as any other. It does not depend on the other pictures.
+        Labels without rotations are given none, as in training.
 
         labels (N, K) multi-hot. `positions`, (K, 2) each, replace the drawn ones and leave all else unchanged.
         `inputs`: the numbers of picture-wide inputs, which are unknown otherwise. ValueError for other shapes, for
@@ -163,7 +166,7 @@ class Stepper:
         if self.layouts is not None and hot:
             drawn = self.layouts.draw(torch.stack(hot), generators)
             for i, (at, generator) in enumerate(zip(places, generators, strict=True)):
-                rotations = as_rotations(torch.rand(len(hot[i]), generator=generator)) if self.rotations else None
+                rotations = self._draw_rotations(generator) if self.rotations else None
                 hot[i] = with_positions(hot[i], drawn[i] if at is None else at.cpu(), rotations)
         return [
             Row(
@@ -186,6 +189,12 @@ class Stepper:
             takes = "no positions" if self.layouts is None else f"({len(labels)}, 2)"
             raise ValueError(f"positions have shape {tuple(positions.shape)}, the network takes {takes}")
         return labels
+
+    def _draw_rotations(self, generator: torch.Generator) -> Tensor:
+        """Return rotations (K, 2), see `as_rotations`. Those of all labels are drawn, so that none shifts another's."""
+        turns = torch.rand(self.network.num_labels, generator=generator)
+        turns[self.symmetric] = torch.nan
+        return as_rotations(turns)
 
     def noised_row(self, x: Tensor, noise: Tensor, labels: Tensor, options: SamplingOptions, step: int) -> Row:
         """Return a row that begins at a later `step` than the first, with picture x (C, H, W) in noise (C, H, W).

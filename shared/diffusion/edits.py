@@ -16,14 +16,17 @@ from shared.vocabulary import Vocabulary
 def with_objects(labels: Tensor, objects: Sequence[Object], vocabulary: Vocabulary) -> Tensor:
     """Return what a network with positions is given of labels, (K, 3) or more columns, for an edited picture.
 
-    An object that was added has the rotation that the seed drew for its label. LabelError for unknown labels.
+    An object that was added has the rotation that the seed drew for its label, and so has one whose new or old label
+    has no rotation. LabelError for unknown labels.
     """
     new = labels.clone()
     new[:, 0], new[:, 1:3] = 0, OUTSIDE
     for one in objects:
-        k = vocabulary.index(one.label)
-        new[k] = labels[vocabulary.index(one.origin or one.label)]
+        k, origin = vocabulary.index(one.label), vocabulary.index(one.origin or one.label)
+        new[k] = labels[origin]
         new[k, 0] = 1
+        if not labels[[k, origin], 3:5].any(1).all():
+            new[k, 3:5] = labels[k, 3:5]
         if one.place is not None:
             new[k, 1:3] = new.new_tensor(one.place)
     return new

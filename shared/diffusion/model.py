@@ -228,7 +228,10 @@ def make_stepper(
     The one place that builds a loop, for finished checkpoints and for networks that are still trained. `options`: those
     of `Stepper`.
     """
-    return Stepper(network, path, layouts=layouts, rotations=config.rotations, inputs=config.inputs, **options)
+    return Stepper(
+        network, path, layouts=layouts, rotations=config.rotations, symmetric=config.symmetric, inputs=config.inputs,
+        **options,
+    )  # fmt: skip
 
 
 def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Denoiser:

@@ -37,6 +37,8 @@ class NetworkConfig(NoOtherFields):
     conditioning: ConditioningName = "embedding"
     positions: bool = False  # whether it takes the position of each label's object (`layouts.py`)
     rotations: bool = False  # and its rotation
+    # Labels, by index, whose objects have no rotation in the data. Without any it is not written.
+    symmetric: Annotated[tuple[Natural, ...], Field(exclude_if=operator.not_)] = ()
     spread: Annotated[float, Field(gt=0)] = 0.045  # of a position, a standard deviation in sides of the picture
     # That a whole picture is conditioned on, by name (`inputs.py`). Without any it is not written, so that versions
     # which know no inputs read the checkpoint.
@@ -47,6 +49,10 @@ class NetworkConfig(NoOtherFields):
             raise ValueError("channels must name at least one level")
         if self.rotations and not self.positions:
             raise ValueError("rotations need positions")
+        if self.symmetric and not self.rotations:
+            raise ValueError("symmetric labels are for a network that takes rotations")
+        if beyond := [label for label in self.symmetric if label >= self.num_labels]:
+            raise ValueError(f"symmetric labels {beyond} of {self.num_labels}")
         if not len(self.channels) == len(self.encoder_blocks) == len(self.decoder_blocks) == len(self.attention):
             raise ValueError("channels, encoder_blocks, decoder_blocks and attention must be equally long")
         if self.image_size % (unit := self.block * 2 ** (len(self.channels) - 1)):

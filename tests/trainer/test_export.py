@@ -41,6 +41,7 @@ from trainer.export import write_onnx
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 QUIET = {"sampler": "dpmpp_2m", "steps": 3, "guidance": 2.0}  # adds no noise
 EXAMPLE = ROOT / "examples/draw_onnx.py"
+SYMMETRIC = tuple(ICLEVR.encode(["blue sphere", "red cylinder"]))
 
 
 def run(file: Path, **inputs: Tensor) -> list[Tensor]:
@@ -64,7 +65,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     publish_toy_denoiser(folder, "toy", 0)
     reconfigure(folder / "toy.safetensors", lambda _: {"prediction": "eps", "sampling": QUIET})
     publish_toy_adapter(folder, "adapter", read_info(folder / "toy.safetensors"))
-    placed = publish_toy_denoiser(folder, "placed", 3, positions=True, rotations=True, sampling=QUIET)
+    placed = publish_toy_denoiser(
+        folder, "placed", 3, positions=True, rotations=True, symmetric=SYMMETRIC, sampling=QUIET
+    )
     publish_toy_upsampler(folder, "large", placed)
     one_step = SamplingOptions(sampler="ddim", steps=1, guidance=1.0).model_dump(mode="json")
     publish_toy_upsampler(folder, "whole", placed, features=8, paints=True, sampling=one_step)
@@ -178,6 +181,7 @@ def test_the_example_draws_the_services_picture(exported: Path, tmp_path: Path, 
     row = stepper.new_row(ICLEVR.multi_hot(["red cube", "blue sphere"]), loaded.options, 0, positions)
     if loaded.network.config.rotations:
         row.labels[:, 3:] = as_rotations(torch.from_numpy(rng.random(len(ICLEVR), np.float32)))
+        row.labels[SYMMETRIC, 3:] = 0
     row.x = torch.from_numpy(rng.standard_normal(loaded.image_shape, np.float32))
     while not row.done:
         stepper.step([row])
