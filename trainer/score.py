@@ -30,7 +30,7 @@ from shared.options import SAMPLING_PRESETS, SamplingOptions, picture_seed
 from shared.pictures import grid, png_bytes
 from shared.registry import resolve, resolve_evaluator
 from shared.storage import Location
-from shared.vocabulary import Vocabulary, read_test_file
+from shared.vocabulary import LabelError, Vocabulary, read_test_file
 from trainer.data import Dataset, named
 from trainer.errors import TrainerError
 from trainer.objectives.denoiser import Denoising, fixed_loss
@@ -136,9 +136,13 @@ def score_file(
     """Score `repeats` runs of a test file; return them and their figures.
 
     The padding of a denoiser's padded pictures is cropped before they are judged, unless `keep_padding` is set.
+    LabelError for a list of another number of objects than the denoiser has learnt.
     """
     judge = cropping_judge(evaluator, 1.0 if keep_padding else denoiser.aspect)
     lists = read_test_file(file, denoiser.vocabulary)
+    for i, labels in enumerate(lists):
+        if problem := denoiser.info.support.count_problem(len(labels)):
+            raise LabelError(problem, entry=i, source=str(file))
     task = progress.add_task(f"sampling {file.name}", total=repeats * len(lists) * candidates * options.steps)
     runs, figures = score_runs(
         denoiser.stepper(), judge, lists, options, repeats=repeats, seed=seed,
