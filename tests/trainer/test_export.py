@@ -19,9 +19,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from shared.checkpoint import publish, read_info, reconfigure
-from shared.diffusion.denoise import Stepper
 from shared.diffusion.layouts import DRAWS, OUTSIDE, as_rotations, positions_at, with_positions
-from shared.diffusion.model import load_denoiser
+from shared.diffusion.model import load_denoiser, make_stepper
 from shared.diffusion.predictions import to_x0
 from shared.diffusion.schedules import alpha_bar
 from shared.evaluator import Evaluator
@@ -174,9 +173,9 @@ def test_the_example_draws_the_services_picture(exported: Path, tmp_path: Path, 
         assert json.loads(done.stdout) == points.tolist()
         positions = positions_at(chosen, points.tolist(), len(ICLEVR))
     upsampler, one_call = (None, loaded.picture_shape) if loaded.one_call else (loaded.upsampler, None)
-    stepper = Stepper(
-        loaded.one_call or loaded.network, loaded.path, layouts=loaded.layouts,
-        rotations=loaded.network.config.rotations, upsampler=upsampler, one_call=one_call,
+    stepper = make_stepper(
+        loaded.one_call or loaded.network, loaded.network.config, loaded.path, loaded.layouts,
+        upsampler=upsampler, one_call=one_call,
     )  # fmt: skip
     row = stepper.new_row(ICLEVR.multi_hot(["red cube", "blue sphere"]), loaded.options, 0, positions)
     if loaded.network.config.rotations:
