@@ -35,11 +35,11 @@ def test_each_label_adds_its_vectors_by_the_cosine_and_the_sine_of_its_rotation(
     rotations = as_rotations(torch.tensor([[0.1, 0.6]]))
     cosines, sines = rotations[0, :, :1] * turned.rotations[0], rotations[0, :, 1:] * turned.rotations[1]
     plain.vectors.data = turned.vectors + cosines + sines
-    expected = plain(labels, places, 8, 8)
-    torch.testing.assert_close(turned(labels, torch.cat([places, rotations], -1), 8, 8), expected)
+    expected = plain(labels, places, None, 8, 8)
+    torch.testing.assert_close(turned(labels, places, rotations, 8, 8), expected)
     plain.vectors.data = turned.vectors.data
-    for unknown in (places, torch.cat([places, torch.zeros(1, 2, 2)], -1)):
-        torch.testing.assert_close(turned(labels, unknown, 8, 8), plain(labels, unknown[..., :2], 8, 8))
+    for unknown in (None, torch.zeros(1, 2, 2)):
+        torch.testing.assert_close(turned(labels, places, unknown, 8, 8), plain(labels, places, None, 8, 8))
 
 
 def test_rotations_are_drawn_from_the_pictures_seed(tmp_path: Path) -> None:
