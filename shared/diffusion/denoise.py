@@ -246,18 +246,6 @@ class Stepper:
         with torch_threads(self.threads), autocast(self.device, self.dtype):
             return torch.cat([self.upsampler(part).float() for part in torch.split(x, self.max_rows)]).cpu()
 
-    @torch.inference_mode()
-    def predict_noised(self, x: Tensor, noise: Tensor, log_snr: float, labels: Tensor, w: float) -> Tensor:
-        """Return x0_hat of pictures x (N, C, H, W) with `noise` (C, H, W), at the timestep nearest to a log-SNR.
-
-        labels: (N, K), (N, K, 3) or (N, K, 5), as the network takes them; guidance `w`, 0 drops them.
-        """
-        t = self.path.nearest(log_snr)
-        p, q, limit = self._to_x0[t]
-        x_t = self.path.noised(x, noise, t)
-        x0_hat: Tensor = p * x_t + q * self._predict(x_t, [t] * len(x), labels, [w] * len(x))
-        return x0_hat.clamp(-limit, limit)
-
     def _column_vectors(self, rows: Sequence[Row], now: Sequence[tuple[int, float, float, float, float]]) -> Tensor:
         """Return (7, N, 1, 1, 1): p, q, limit (x0_hat = p x + q prediction, clamped to +-limit), a, b, c, s by row."""
         values = []

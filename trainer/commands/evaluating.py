@@ -28,9 +28,6 @@ def score(
     spacing: options.Spacing = None,
     guidance: options.Guidance = None,
     interval: options.Interval = None,
-    candidates: Annotated[
-        int, typer.Option(min=1, max=64, help="Pictures drawn for each one; the denoiser keeps the best by itself.")
-    ] = 1,
     renders: Annotated[
         bool,
         typer.Option("--renders", help="Score fresh renders of i-CLEVR's objects instead: the practical ceiling."),
@@ -61,8 +58,8 @@ def score(
     given = options.given(sampler=sampler, steps=steps, spacing=spacing, guidance=guidance, guidance_interval=interval)
     where = terminal.pick_device(device)
     if renders:
-        if given or model or candidates > 1:
-            raise TrainerError("--renders samples nothing; leave out --model, --candidates and the sampling options")
+        if given or model:
+            raise TrainerError("--renders samples nothing; leave out --model and the sampling options")
         judging = registry.resolve(storage, evaluator, "evaluator")
         judge = load_evaluator(judging, where)
         with terminal.bar() as progress:
@@ -78,7 +75,7 @@ def score(
         with terminal.bar() as progress:
             runs, figures = score_file(
                 file, denoiser, judge, sampling, repeats=repeats, seed=seed, progress=progress,
-                keep_padding=keep_padding, candidates=candidates,
+                keep_padding=keep_padding,
             )  # fmt: skip
     figures["evaluator"] = evaluator or judging.stem
     terminal.show_scores(file, runs, figures)

@@ -15,7 +15,6 @@ from service.contract.options import PictureOptions
 from service.contract.records import Picture
 from service.worker.judge import judge_pictures
 from shared.checkpoint import load, publish, read_info, verify
-from shared.diffusion.candidates import LOG_SNRS
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
 from shared.evaluator import Evaluator, load_evaluator
@@ -48,10 +47,6 @@ def test_scores_are_printed_and_written(command: Command) -> None:
     assert (figures["rows_per_picture"], figures["padding"], figures["evaluator"]) == (6, "none", "toy-evaluator")
     with Image.open("grid.png") as grid:
         assert grid.size == (2 + 2 * 18, 20)
-    succeeded(command("score", "few.json", "--repeats", 1, "--candidates", 3, "--steps", 2, "--json", "score.json"))
-    sampled, examined = 2 * 2, 2 * len(LOG_SNRS)
-    figures = json.loads(Path("score.json").read_text())
-    assert (figures["candidates"], figures["rows_per_picture"]) == (3, 3 * (sampled + examined))
 
 
 def test_a_list_of_more_objects_than_the_model_has_learnt_is_refused(command: Command) -> None:
