@@ -63,6 +63,7 @@ def main() -> None:
     if any(one.name == "rotations" for one in denoiser.get_inputs()):
         turns = 2 * np.pi * rng.random((1, len(names)), np.float32)
         inputs["rotations"] = np.stack([np.cos(turns), np.sin(turns)], -1)
+        inputs["rotations"][:, json.loads(about.get("symmetric", "[]"))] = 0  # have no rotation
 
     def predict(x: np.ndarray, t: int) -> np.ndarray:
         """Return x_0 as the network sees it at timestep t, guided."""

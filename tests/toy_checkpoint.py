@@ -45,13 +45,15 @@ def randomize(module: nn.Module, seed: int, std: float = 0.3) -> None:
 
 def publish_toy_denoiser(
     storage: Location, name: str, seed: int, *, vocabulary: Vocabulary = ICLEVR, positions: bool = False,
-    rotations: bool = False, **config: Any,
+    rotations: bool = False, symmetric: tuple[int, ...] = (), **config: Any,
 ) -> CheckpointInfo:  # fmt: skip
     """Publish a denoiser whose weights follow from `seed`; it replaces one of the same name.
 
-    With `positions` it has layouts of one to three objects. `config`: more of its configuration.
+    With `positions` it has layouts of one to three objects. `symmetric`: labels without rotations. `config`: more of
+    its configuration.
     """
     own = NETWORK.model_copy(update={"num_labels": len(vocabulary), "positions": positions, "rotations": rotations})
+    own = own.model_copy(update={"symmetric": symmetric})
     described = {"network": own.model_dump(mode="json"), "schedule": "cosine", "timesteps": 1000, "prediction": "v"}
     config = described | config
     torch.manual_seed(seed)  # a few parameters that `randomize` leaves alone are not zero either

@@ -88,7 +88,9 @@ PRESETS: Final[dict[str, TrainConfig]] = {
 }
 Config = TypeVar("Config", bound=RunConfig)
 # fields of NetworkConfig
-FROM_DATA: Final = {"num_labels", "image_size", "image_channels", "positions", "rotations", "spread", "inputs"}
+FROM_DATA: Final = {
+    "num_labels", "image_size", "image_channels", "positions", "rotations", "symmetric", "spread", "inputs",
+}  # fmt: skip
 
 
 def make_config(preset: str, changes: Sequence[str]) -> TrainConfig:

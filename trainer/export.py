@@ -28,7 +28,8 @@ from trainer.errors import TrainerError
 
 ROTATIONS = (
     "float32 (batch, labels, 2): cosine and sine of each object's rotation, where a full circle is the smallest turn "
-    "after which it looks the same; draw the angles uniformly, as the service does; zeros where one is unknown"
+    "after which it looks the same; draw the angles uniformly, as the service does; zeros where one is unknown, as for "
+    "the labels of `symmetric`"
 )
 POSITIONS = "float32 (batch, labels, 2): x and y of each object's centre, from 0, left or top, to 1, right or bottom"
 
@@ -148,6 +149,7 @@ def _write_denoiser(denoiser: Denoiser, out: Path) -> None:
         "alpha_bar": json.dumps(denoiser.alpha_bar.tolist()),
         "sampling": denoiser.options.model_dump_json(),
         "table": json.dumps(make_table(denoiser.options, denoiser.alpha_bar).rows),
+        "symmetric": json.dumps(denoiser.network.config.symmetric),
         "parts": json.dumps([name for name, part in has.items() if part]),
     }
     _write(DenoiserGraph(denoiser.one_call or denoiser.network), inputs, meanings, describe(denoiser.info) | more, out)

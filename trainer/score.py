@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from shared import storage as files
 from shared.checkpoint import CheckpointInfo
 from shared.device import autocast_dtype
-from shared.diffusion.candidates import sample_best
 from shared.diffusion.denoise import Row, Stepper, sample
 from shared.diffusion.layouts import Layouts
 from shared.diffusion.model import Denoiser, make_stepper
@@ -31,7 +30,7 @@ from shared.options import SamplingOptions, picture_seed
 from shared.pictures import grid, png_bytes
 from shared.registry import resolve, resolve_evaluator
 from shared.storage import Location
-from shared.vocabulary import Vocabulary, read_test_file
+from shared.vocabulary import LabelError, Vocabulary, read_test_file
 from trainer.data import Dataset, named
 from trainer.errors import TrainerError
 from trainer.objectives.denoiser import Denoising, fixed_loss
@@ -108,32 +107,27 @@ def make_options(preset: str, changes: dict[str, Any], denoiser: CheckpointInfo)
 
 def score_run(
     stepper: Stepper, judge: Judge, lists: Lists, options: SamplingOptions, seed: int, on_step: OnStep = None,
-    candidates: int = 1, vocabulary: Vocabulary | None = None,
+    vocabulary: Vocabulary | None = None,
 ) -> ScoredRun:  # fmt: skip
-    """Sample and judge one picture for each label list, the best of `candidates` by the denoiser's own evidence.
+    """Sample and judge one picture for each label list.
 
     `vocabulary`: the denoiser's, which may be a part of the judge's; by default they are the same. The verdict is on
     all labels of the judge, so an object that the denoiser has no name for counts as wrong.
     """
     targets = targets_of(lists, vocabulary or judge.vocabulary)
     seeds = [picture_seed(seed, i) for i in range(len(lists))]
-    if candidates == 1:
-        images = sample(stepper, targets, options, seeds, on_step=on_step)
-    else:
-        images = sample_best(stepper, targets, options, seeds, candidates, on_step=on_step)
+    images = sample(stepper, targets, options, seeds, on_step=on_step)
     wanted = targets_of(lists, judge.vocabulary)
     return ScoredRun(seed, score_set(judge.probabilities(images), wanted, judge.vocabulary.names), images)
 
 
 def score_runs(
     stepper: Stepper, judge: Judge, lists: Lists, options: SamplingOptions, *,
-    repeats: int, seed: int = 0, on_step: OnStep = None, candidates: int = 1, vocabulary: Vocabulary | None = None,
+    repeats: int, seed: int = 0, on_step: OnStep = None, vocabulary: Vocabulary | None = None,
 ) -> tuple[list[ScoredRun], dict[str, Any]]:  # fmt: skip
     """Return runs with the seeds from `seed`, and their figures with pictures/s and network rows a picture."""
     start, rows_before, pictures = time.monotonic(), stepper.network_rows, repeats * len(lists)
-    runs = [
-        score_run(stepper, judge, lists, options, seed + r, on_step, candidates, vocabulary) for r in range(repeats)
-    ]
+    runs = [score_run(stepper, judge, lists, options, seed + r, on_step, vocabulary) for r in range(repeats)]
     rate = pictures / (time.monotonic() - start)
     rows = (stepper.network_rows - rows_before) / pictures
     return runs, {"pictures_per_s": rate, "rows_per_picture": rows, **summary(runs)}
@@ -141,25 +135,28 @@ def score_runs(
 
 def score_file(
     file: Path, denoiser: Denoiser, evaluator: Evaluator, options: SamplingOptions, *,
-    repeats: int, seed: int, progress: Progress, keep_padding: bool = False, candidates: int = 1,
+    repeats: int, seed: int, progress: Progress, keep_padding: bool = False,
 ) -> tuple[list[ScoredRun], dict[str, Any]]:  # fmt: skip
     """Score `repeats` runs of a test file; return them and their figures.
 
     The padding of a denoiser's padded pictures is cropped before they are judged, unless `keep_padding` is set.
+    LabelError for a list of another number of objects than the denoiser has learnt.
     """
     judge = cropping_judge(evaluator, 1.0 if keep_padding else denoiser.aspect)
     lists = read_test_file(file, denoiser.vocabulary)
-    task = progress.add_task(f"sampling {file.name}", total=repeats * len(lists) * candidates * options.steps)
+    for i, labels in enumerate(lists):
+        if problem := denoiser.info.support.count_problem(len(labels)):
+            raise LabelError(problem, entry=i, source=str(file))
+    task = progress.add_task(f"sampling {file.name}", total=repeats * len(lists) * options.steps)
     runs, figures = score_runs(
         denoiser.stepper(), judge, lists, options, repeats=repeats, seed=seed,
-        on_step=lambda rows: progress.advance(task, len(rows)), candidates=candidates, vocabulary=denoiser.vocabulary,
+        on_step=lambda rows: progress.advance(task, len(rows)), vocabulary=denoiser.vocabulary,
     )  # fmt: skip
     described = {
         "file": file.name,
         "model": denoiser.info.name,
         "digest": denoiser.info.digest,
         "options": options.model_dump(),
-        "candidates": candidates,
         "padding": "none" if denoiser.aspect == 1.0 else "kept" if keep_padding else "cut",
     }
     return runs, described | figures

@@ -23,6 +23,7 @@ from iclevr.scenes.scene import COLORS, HALF_SIDE, SceneObject, breaches, ground
 from iclevr.studies.renders import check_renders
 from shared.diffusion.denoise import Row, finish
 from shared.diffusion.edits import places_of, with_objects
+from shared.diffusion.layouts import ROTATION
 from shared.diffusion.model import Denoiser
 from shared.edits import Edit, Named, Placed, Relabelled, edited
 from shared.evaluator import Evaluator, score_pictures
@@ -134,7 +135,7 @@ class Editor:
         scene = []
         for name, place in zip(picture.names, places, strict=True):
             colour, shape = name.split()
-            cosine, sine = labels[vocabulary.index(name), 3:5].tolist() if labels.shape[1] >= 5 else (1.0, 0.0)
+            cosine, sine = labels[vocabulary.index(name), ROTATION].tolist() if labels.shape[1] >= 5 else (1.0, 0.0)
             quarter_turns = math.atan2(sine, cosine) / (2 * math.pi)
             scene.append(SceneObject(shape, colour, *ground_position(place), quarter_turns * math.pi / 2))
         return scene

@@ -17,7 +17,7 @@ from iclevr.scenes.render_folder import random_scenes
 from iclevr.scenes.scene import picture_position
 from iclevr.studies.renders import check_renders, fresh_renders
 from shared.diffusion.denoise import finish
-from shared.diffusion.layouts import OUTSIDE, positions_at
+from shared.diffusion.layouts import OUTSIDE, PLACE, positions_at
 from shared.diffusion.model import Denoiser
 from shared.evaluator import Evaluator, score_set
 from shared.options import THRESHOLD, SamplingOptions, picture_seed
@@ -97,7 +97,7 @@ def measure(
         rows = stepper.new_rows(targets, [options] * count, seeds, positions)
         images = finish(stepper, rows, lambda rows: advance(len(rows)))
         drawn = zip(rows, map(denoiser.vocabulary.encode, lists), strict=True)
-        pictures[what] = images, [row.labels[indices, 1:3].tolist() for row, indices in drawn]
+        pictures[what] = images, [row.labels[indices, PLACE].tolist() for row, indices in drawn]
     sampled = pictures[name][0]
     pictures["fresh renders"] = fresh.images, points
     aspect, asked = sampled.shape[-2] / sampled.shape[-1], targets_of(lists, evaluator.vocabulary)

@@ -59,14 +59,14 @@ class PositionMap(nn.Module):
         self.vectors = nn.Parameter(initial_weights(num_labels, channels, std=0.5))
         self.rotations = nn.Parameter(torch.zeros(2, num_labels, channels)) if rotations else None
 
-    def forward(self, labels: Tensor, places: Tensor, height: int, width: int) -> Tensor:
-        """labels (B, K), places (B, K, 2), or (B, K, 4) with rotations -> (B, C, H, W), channels last."""
+    def forward(self, labels: Tensor, places: Tensor, rotations: Tensor | None, height: int, width: int) -> Tensor:
+        """labels (B, K), places and rotations (B, K, 2) -> (B, C, H, W), channels last."""
         places = places.float()
         vectors: Tensor = self.vectors
         across = self._bump(places[..., 0], width)  # (B, K, W)
         down = self._bump(places[..., 1], height) * labels[..., None]  # (B, K, H)
-        if self.rotations is not None and places.shape[-1] == 4:
-            cosine, sine = places[..., 2:, None].to(vectors.dtype).unbind(-2)  # (B, K, 1)
+        if self.rotations is not None and rotations is not None:
+            cosine, sine = rotations[..., None].to(vectors.dtype).unbind(-2)  # (B, K, 1)
             vectors = vectors + cosine * self.rotations[0] + sine * self.rotations[1]  # (B, K, C)
         bumps = down.transpose(-2, -1)[:, :, None] * across.transpose(-2, -1)[:, None]  # (B, H, W, K)
         placed: Tensor = bumps.to(vectors.dtype).flatten(1, 2) @ vectors  # (B, H * W, C)

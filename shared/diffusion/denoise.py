@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from types import MappingProxyType
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -85,10 +85,10 @@ class Stepper:
 
     `network`: see `Network`; in eval mode and on `device`. `path`: from pictures to noise, with what the network
     predicts. `dtype`: autocast to it, or None for float32. `max_rows`: the largest batch of a network call.
-    `layouts`: draws the positions for a network that takes them; `rotations`: whether it takes those too; `inputs`: the
-    picture-wide ones that it takes. `upsampler`: enlarges finished pictures. `one_call`: the shape (C, H', W') of the
-    finished pictures that the network itself returns, which then samples in one step without guidance. `threads`: of
-    torch during a step, if the networks run in another library: torch's would spin on the cores that it needs.
+    `layouts`: draws the positions for a network that takes them; `rotations`: whether it takes those too; `symmetric`:
+    labels, by index, whose objects have none. `inputs`: the picture-wide ones that it takes. `upsampler`: enlarges
+    finished pictures. `threads`: of torch during a step, if the networks run in another library: torch's would spin on
+    the cores that it needs.
     `network_rows` counts the rows computed so far.
     """
 
@@ -102,16 +102,16 @@ class Stepper:
         max_rows: int = 64,
         layouts: Layouts | None = None,
         rotations: bool = False,
+        symmetric: Sequence[int] = (),
         inputs: Sequence[str] = (),
         upsampler: Upsampler | None = None,
-        one_call: tuple[int, int, int] | None = None,
         threads: int | None = None,
     ) -> None:
         if max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, got {max_rows}")
         self.network, self.device, self.dtype, self.max_rows = network, torch.device(device), dtype, max_rows
         self.layouts, self.rotations, self.upsampler = layouts, rotations, upsampler
-        self.inputs, self.one_call = tuple(inputs), one_call
+        self.symmetric, self.inputs = list(symmetric), tuple(inputs)
         self.network_rows, self.threads = 0, threads
         self.path, self._to_x0 = path, path.to_x0.rows()
         self._plan: Callable[[SamplingOptions], tuple[Table, Sequence[float]]] = lru_cache(128)(
@@ -121,8 +121,6 @@ class Stepper:
     @property
     def picture_shape(self) -> tuple[int, int, int]:
         """The shape (C, H, W) of a finished picture."""
-        if self.one_call is not None:
-            return self.one_call
         return self.network.image_shape if self.upsampler is None else self.upsampler.picture_shape
 
     def new_row(
@@ -147,10 +145,11 @@ class Stepper:
     ) -> list[Row]:
         """Return pictures at their first step. A seed determines a picture's noise and what else the network takes:
         positions, and rotations, any of which is as likely as any other. It does not depend on the other pictures.
+        Labels without rotations are given none, as in training.
 
         labels (N, K) multi-hot. `positions`, (K, 2) each, replace the drawn ones and leave all else unchanged.
         `inputs`: the numbers of picture-wide inputs, which are unknown otherwise. ValueError for other shapes, for
-        positions and inputs if the network takes none, and for more than one step of a network of one call.
+        positions and inputs if the network takes none.
         """
         places = [None] * len(seeds) if positions is None else positions
         hot, generators = list[Tensor](), [torch.Generator().manual_seed(seed) for seed in seeds]
@@ -163,7 +162,7 @@ class Stepper:
         if self.layouts is not None and hot:
             drawn = self.layouts.draw(torch.stack(hot), generators)
             for i, (at, generator) in enumerate(zip(places, generators, strict=True)):
-                rotations = as_rotations(torch.rand(len(hot[i]), generator=generator)) if self.rotations else None
+                rotations = self._draw_rotations(generator) if self.rotations else None
                 hot[i] = with_positions(hot[i], drawn[i] if at is None else at.cpu(), rotations)
         return [
             Row(
@@ -177,8 +176,6 @@ class Stepper:
         self, labels: Tensor | Sequence[float], options: SamplingOptions, positions: Tensor | None
     ) -> Tensor:  # fmt: skip
         """Return multi-hot labels (K,) on the CPU, if the network can draw this."""
-        if self.one_call is not None and (options.steps, options.guidance) != (1, 1.0):
-            raise ValueError("the network draws a picture in one step, without guidance")
         labels = torch.as_tensor(labels, dtype=torch.float32, device="cpu")
         if labels.shape != (self.network.num_labels,):
             raise ValueError(f"labels have shape {tuple(labels.shape)}, the network takes ({self.network.num_labels},)")
@@ -186,6 +183,12 @@ class Stepper:
             takes = "no positions" if self.layouts is None else f"({len(labels)}, 2)"
             raise ValueError(f"positions have shape {tuple(positions.shape)}, the network takes {takes}")
         return labels
+
+    def _draw_rotations(self, generator: torch.Generator) -> Tensor:
+        """Return rotations (K, 2), see `as_rotations`. Those of all labels are drawn, so that none shifts another's."""
+        turns = torch.rand(self.network.num_labels, generator=generator)
+        turns[self.symmetric] = torch.nan
+        return as_rotations(turns)
 
     def noised_row(self, x: Tensor, noise: Tensor, labels: Tensor, options: SamplingOptions, step: int) -> Row:
         """Return a row that begins at a later `step` than the first, with picture x (C, H, W) in noise (C, H, W).
@@ -210,11 +213,13 @@ class Stepper:
                 self._step(rows)
 
     def _step(self, rows: Sequence[Row]) -> None:
-        x = torch.stack([row.x for row in rows])  # (N, C, H, W)
+        x, t, labels = _stacked(rows)
+        self._advance(rows, x, self._predict(x, t, labels, [row.w[row.step] for row in rows]))
+
+    def _advance(self, rows: Sequence[Row], x: Tensor, out: Tensor) -> None:
+        """Take the rows' step of their tables, by their pictures x and guided predictions, (N, C, H, W) each."""
         now = [row.table.rows[row.step] for row in rows]
         p, q, limit, a, b, c, s = self._column_vectors(rows, now)
-        labels, w = torch.stack([row.labels for row in rows]), [row.w[row.step] for row in rows]
-        out, pictures = self._predict(x, [t for t, *_ in now], labels, w)
         x0_hat = (p * x + q * out).clamp(-limit, limit)  # (N, C, H, W)
         x_next = a * x + b * x0_hat
         if any(c_i != 0 for *_, c_i, _ in now):
@@ -225,41 +230,21 @@ class Stepper:
             x_next += s * self._noise(generators)
         for row, row_x, row_x0_hat, generator in zip(rows, x_next.unbind(), x0_hat.unbind(), generators, strict=True):
             row.x, row.x0_hat, row.step, row.generator = row_x, row_x0_hat, row.step + 1, generator or row.generator
-        for row, picture in zip(rows, pictures, strict=self.one_call is not None):
-            row.picture = picture
 
-    @torch.inference_mode()
     def pictures(self, rows: Sequence[Row]) -> Tensor:
-        """Return the rows' pictures at their final size: (N, C, H, W) float32 in about [-1, 1], on the CPU.
-
-        That is `row.x` or, with an upsampler, its output, or what a network of one call returned.
-        """
-        if not rows:
-            return torch.empty(0, *self.picture_shape)
-        if self.one_call is not None:
-            return torch.stack([row.picture for row in rows if row.picture is not None]).cpu()
-        with torch_threads(self.threads):
-            x = torch.stack([row.x for row in rows])
-            return torch.cat([self._enlarge(chunk) for chunk in torch.split(x, self.max_rows)]).cpu()
+        """Return the rows' pictures at their final size: (N, C, H, W) float32 in about [-1, 1], on the CPU."""
+        return self.enlarge(torch.stack([row.x for row in rows])) if rows else torch.empty(0, *self.picture_shape)
 
     @torch.inference_mode()
-    def predict_noised(self, x: Tensor, noise: Tensor, log_snr: float, labels: Tensor, w: float) -> Tensor:
-        """Return x0_hat of pictures x (N, C, H, W) with `noise` (C, H, W), at the timestep nearest to a log-SNR.
+    def enlarge(self, x: Tensor) -> Tensor:
+        """Return sampled pictures x (N, C, h, w), N > 0, at their final size: (N, C, H, W) float32, on the CPU.
 
-        labels: (N, K), (N, K, 3) or (N, K, 5), as the network takes them; guidance `w`, 0 drops them.
+        Without an upsampler that is x itself.
         """
-        t = self.path.nearest(log_snr)
-        p, q, limit = self._to_x0[t]
-        x_t = self.path.noised(x, noise, t)
-        x0_hat: Tensor = p * x_t + q * self._predict(x_t, [t] * len(x), labels, [w] * len(x))[0]
-        return x0_hat.clamp(-limit, limit)
-
-    def _enlarge(self, x: Tensor) -> Tensor:
-        """(N, C, h, w) -> (N, C, H, W) float32."""
         if self.upsampler is None:
-            return x
-        with autocast(self.device, self.dtype):
-            return self.upsampler(x).float()
+            return x.cpu()
+        with torch_threads(self.threads), autocast(self.device, self.dtype):
+            return torch.cat([self.upsampler(part).float() for part in torch.split(x, self.max_rows)]).cpu()
 
     def _column_vectors(self, rows: Sequence[Row], now: Sequence[tuple[int, float, float, float, float]]) -> Tensor:
         """Return (7, N, 1, 1, 1): p, q, limit (x0_hat = p x + q prediction, clamped to +-limit), a, b, c, s by row."""
@@ -277,12 +262,8 @@ class Stepper:
                 torch.randn(z_i.shape, generator=generator, out=z_i)
         return to_device(z, self.device)
 
-    def _predict(
-        self, x: Tensor, t: Sequence[int], labels: Tensor, w: Sequence[float]
-    ) -> tuple[Tensor, Sequence[Tensor]]:  # fmt: skip
+    def _predict(self, x: Tensor, t: Sequence[int], labels: Tensor, w: Sequence[float]) -> Tensor:
         """Return guided predictions null + w (cond - null): x (N, C, H, W) at timesteps t -> (N, C, H, W) float32.
-
-        Also returns the pictures that a network of one call has drawn.
 
         Classifier-free guidance (Ho & Salimans 2022, eq. 6, whose w is ours minus 1). Guiding the prediction equals
         guiding x0_hat, which is linear in it.
@@ -291,22 +272,67 @@ class Stepper:
         index = to_device(torch.tensor(pack.pictures), self.device)
         keep = to_device(torch.tensor(pack.keep), self.device)
         weights = to_device(torch.tensor(pack.weights, dtype=torch.float32), self.device)[:, None, None, None]
-        at, guided, drawn = to_device(torch.tensor(t), self.device), torch.zeros_like(x), list[Tensor]()
+        at, guided = to_device(torch.tensor(t), self.device), torch.zeros_like(x)
         calls = (torch.split(part, self.max_rows) for part in (index, keep, weights))
         for i, keep_i, weights_i in zip(*calls, strict=True):
-            prediction, pictures = self._call_network(x[i], at[i], labels[i], keep_i)
-            guided.index_add_(0, i, prediction * weights_i)
-            drawn += pictures
+            with autocast(self.device, self.dtype):
+                prediction = self.network(x[i], at[i], labels[i], keep_i)
+            assert isinstance(prediction, Tensor)  # a network of one call has a stepper of its own
+            guided.index_add_(0, i, prediction.float() * weights_i)
         self.network_rows += len(index)
-        return guided, drawn
+        return guided
 
-    def _call_network(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
-        """Call the network on B <= max_rows rows: (B, C, H, W) float32, and the finished pictures of one call."""
-        with autocast(self.device, self.dtype):
-            out = self.network(x, t, labels, keep)
-        if isinstance(out, Tensor):
-            return out.float(), ()
-        return out[0].float(), out[1].float().unbind()
+
+class OneCallStepper(Stepper):
+    """Of a network of one call, which takes one step, without guidance, and returns the finished pictures itself.
+
+    `picture_shape`: theirs, (C, H', W'). `options`: those of `Stepper`; there is no upsampler beside the network.
+    """
+
+    def __init__(
+        self, network: Network, path: NoisePath, *, picture_shape: tuple[int, int, int], **options: Any
+    ) -> None:  # fmt: skip
+        super().__init__(network, path, **options)
+        self._picture_shape = picture_shape
+
+    @property
+    def picture_shape(self) -> tuple[int, int, int]:
+        return self._picture_shape
+
+    def _checked(
+        self, labels: Tensor | Sequence[float], options: SamplingOptions, positions: Tensor | None
+    ) -> Tensor:  # fmt: skip
+        if (options.steps, options.guidance) != (1, 1.0):
+            raise ValueError("the network draws a picture in one step, without guidance")
+        return super()._checked(labels, options, positions)
+
+    def _step(self, rows: Sequence[Row]) -> None:
+        x, t, labels = _stacked(rows)
+        at, keep = to_device(torch.tensor(t), self.device), torch.ones(len(rows), dtype=torch.bool, device=self.device)
+        drawn = []
+        for part in zip(*(torch.split(one, self.max_rows) for one in (x, at, labels, keep)), strict=True):
+            with autocast(self.device, self.dtype):
+                prediction, pictures = self.network(*part)
+            drawn.append((prediction.float(), pictures.float()))
+        self.network_rows += len(rows)
+        predictions, pictures = (torch.cat(parts) for parts in zip(*drawn, strict=True))
+        self._advance(rows, x, predictions)
+        for row, picture in zip(rows, pictures, strict=True):
+            row.picture = picture
+
+    def pictures(self, rows: Sequence[Row]) -> Tensor:
+        drawn = [row.picture for row in rows if row.picture is not None]
+        return torch.stack(drawn).cpu() if drawn else torch.empty(0, *self.picture_shape)
+
+    def enlarge(self, x: Tensor) -> Tensor:
+        """Raise ValueError: what enlarges the pictures also sees features of the network."""
+        raise ValueError("the network draws finished pictures itself; it enlarges no others")
+
+
+def _stacked(rows: Sequence[Row]) -> tuple[Tensor, list[int], Tensor]:
+    """Return the rows' pictures (N, C, H, W), the timesteps of their next step, and their labels (N, K, ...)."""
+    t = [row.table.rows[row.step][0] for row in rows]
+    return torch.stack([row.x for row in rows]), t, torch.stack([row.labels for row in rows])
 
 
 def _pack(w: Sequence[float]) -> _Pack:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from shared.diffusion.layouts import OUTSIDE
+from shared.diffusion.layouts import OUTSIDE, PLACE, ROTATION
 from shared.edits import Object
 from shared.vocabulary import Vocabulary
 
@@ -16,20 +16,23 @@ from shared.vocabulary import Vocabulary
 def with_objects(labels: Tensor, objects: Sequence[Object], vocabulary: Vocabulary) -> Tensor:
     """Return what a network with positions is given of labels, (K, 3) or more columns, for an edited picture.
 
-    An object that was added has the rotation that the seed drew for its label. LabelError for unknown labels.
+    An object that was added has the rotation that the seed drew for its label, and so has one whose new or old label
+    has no rotation. LabelError for unknown labels.
     """
     new = labels.clone()
-    new[:, 0], new[:, 1:3] = 0, OUTSIDE
+    new[:, 0], new[:, PLACE] = 0, OUTSIDE
     for one in objects:
-        k = vocabulary.index(one.label)
-        new[k] = labels[vocabulary.index(one.origin or one.label)]
+        k, origin = vocabulary.index(one.label), vocabulary.index(one.origin or one.label)
+        new[k] = labels[origin]
         new[k, 0] = 1
+        if not labels[[k, origin], ROTATION].any(1).all():
+            new[k, ROTATION] = labels[k, ROTATION]
         if one.place is not None:
-            new[k, 1:3] = new.new_tensor(one.place)
+            new[k, PLACE] = new.new_tensor(one.place)
     return new
 
 
 def places_of(labels: Tensor, names: Sequence[str], vocabulary: Vocabulary) -> tuple[tuple[float, float], ...] | None:
     """Return where the objects `names` are in a picture of `labels`, as `with_objects` takes them; None if unknown."""
-    places = labels[vocabulary.encode(names), 1:3].tolist()
+    places = labels[vocabulary.encode(names), PLACE].tolist()
     return None if any(x == OUTSIDE for x, _ in places) else tuple((x, y) for x, y in places)

@@ -9,10 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from shared.diffusion.layouts import PLACE, ROTATION
+
+if TYPE_CHECKING:
+    from shared.diffusion.unet import NetworkConfig
 
 
 def _linear(numbers: int, embedding: int) -> nn.Module:
@@ -70,12 +75,37 @@ def with_inputs(labels: Tensor, values: Mapping[str, Tensor], names: Sequence[st
     return torch.cat([columns, joined.expand(*columns.shape[:-1], -1)], -1)
 
 
+class LabelParts(NamedTuple):
+    """What a network is given of labels, part by part; None for what it does not take, or was not given."""
+
+    hot: Tensor  # (..., K) multi-hot
+    places: Tensor | None = None  # (..., K, 2)
+    rotations: Tensor | None = None  # (..., K, 2)
+    inputs: Tensor | None = None  # (..., width), packed
+
+
+def split_labels(labels: Tensor, config: NetworkConfig) -> LabelParts:
+    """Take apart what `layouts.with_positions` and `with_inputs` have joined for a network: (..., K, columns).
+
+    Multi-hot labels (B, K) alone are taken, too.
+    """
+    if labels.ndim == 2:
+        return LabelParts(labels)
+    return LabelParts(
+        labels[..., 0],
+        labels[..., PLACE] if config.positions else None,
+        labels[..., ROTATION] if config.rotations else None,
+        labels[..., 0, -width(config.inputs) :] if config.inputs else None,
+    )
+
+
 class InputEmbedding(nn.Module):
     """The sum of all inputs' embeddings: packed columns (B, width) and keep (B,) -> (B, E)."""
 
     def __init__(self, names: Sequence[str], embedding: int) -> None:
         super().__init__()
-        self.width, self.sizes = width(names), [INPUTS[name].numbers + 1 for name in names]
+        width(names)  # checks them
+        self.sizes = [INPUTS[name].numbers + 1 for name in names]
         self.layers = nn.ModuleDict(
             {name: INPUTS[name].module(size, embedding) for name, size in zip(names, self.sizes, strict=True)}
         )

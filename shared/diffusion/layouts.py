@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import Annotated, Protocol
+from typing import Annotated, Final, Protocol
 
 import torch
 from pydantic import ConfigDict, Field
@@ -18,6 +18,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from shared.options import Count, NoOtherFields
+
+# Columns of what a network is given of each label, after whether it is there; picture-wide inputs follow (`inputs.py`)
+PLACE: Final = slice(1, 3)  # x and y, if the network takes positions
+ROTATION: Final = slice(3, 5)  # cosine and sine, if it takes rotations
 
 OUTSIDE = -10.0  # an unknown position, or that of an absent label: far from every pixel
 LAYOUTS = "layouts."  # prefix of the layout network's tensors in a checkpoint

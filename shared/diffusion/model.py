@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from shared.checkpoint import SUFFIX, CheckpointError, CheckpointInfo, base_problem, load
 from shared.device import autocast_dtype
-from shared.diffusion.denoise import Network, Stepper, Upsampler
+from shared.diffusion.denoise import Network, OneCallStepper, Stepper, Upsampler
 from shared.diffusion.inputs import INPUTS, with_inputs
 from shared.diffusion.layout_draws import LayoutDrawer
 from shared.diffusion.layouts import LAYOUTS, LayoutConfig, LayoutNetwork, Layouts, with_positions
@@ -247,14 +247,19 @@ class Denoiser:
 
 
 def make_stepper(
-    network: Network, config: NetworkConfig, path: NoisePath, layouts: Layouts | None, **options: Any
-) -> Stepper:
+    network: Network, config: NetworkConfig, path: NoisePath, layouts: Layouts | None, *,
+    one_call: tuple[int, int, int] | None = None, **options: Any,
+) -> Stepper:  # fmt: skip
     """Return the stepping loop of a network of this configuration: what it has to be given follows from that.
 
-    The one place that builds a loop, for finished checkpoints and for networks that are still trained. `options`: those
-    of `Stepper`.
+    The one place that builds a loop, for finished checkpoints and for networks that are still trained. `one_call`: the
+    shape (C, H', W') of the pictures that a network of one call returns. `options`: those of `Stepper`.
     """
-    return Stepper(network, path, layouts=layouts, rotations=config.rotations, inputs=config.inputs, **options)
+    options |= {"layouts": layouts, "inputs": config.inputs}
+    options |= {"rotations": config.rotations, "symmetric": config.symmetric}
+    if one_call is not None:
+        return OneCallStepper(network, path, picture_shape=one_call, **options)
+    return Stepper(network, path, **options)
 
 
 def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Denoiser:

@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-import torch
 from torch import Tensor
 
 from shared.diffusion.predictions import PredictionName, Shares, ToX0, shares, to_x0
@@ -49,11 +48,6 @@ class NoisePath:
         return (1 - self.alpha_bar).sqrt()
 
     @cached_property
-    def log_snr(self) -> Tensor:
-        """log(signal^2 / noise^2), (T,) float64, descending."""
-        return torch.logit(self.alpha_bar)
-
-    @cached_property
     def target(self) -> Shares:
         """How much of x_0 and of eps is in what the network predicts, (T,) float64 each."""
         return shares(self.alpha_bar, self.prediction)
@@ -66,7 +60,3 @@ class NoisePath:
     def noised(self, x_0: Tensor, eps: Tensor, t: int) -> Tensor:
         """Return x_t (Ho et al. 2020, eq. 4)."""
         return float(self.signal[t]) * x_0 + float(self.noise[t]) * eps
-
-    def nearest(self, log_snr: float) -> int:
-        """Return the timestep nearest to a log-SNR."""
-        return int((self.log_snr - log_snr).abs().argmin())

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from shared.device import fuses_attention, initial_weights
 from shared.diffusion.conditioning import CONDITIONINGS, LabelChannels, LabelEmbedding, PositionMap
-from shared.diffusion.inputs import InputEmbedding
+from shared.diffusion.inputs import InputEmbedding, split_labels
 from shared.options import ConditioningName, Count, Natural, NoOtherFields
 
 
@@ -37,6 +37,8 @@ class NetworkConfig(NoOtherFields):
     conditioning: ConditioningName = "embedding"
     positions: bool = False  # whether it takes the position of each label's object (`layouts.py`)
     rotations: bool = False  # and its rotation
+    # Labels, by index, whose objects have no rotation in the data. Without any it is not written.
+    symmetric: Annotated[tuple[Natural, ...], Field(exclude_if=operator.not_)] = ()
     spread: Annotated[float, Field(gt=0)] = 0.045  # of a position, a standard deviation in sides of the picture
     # That a whole picture is conditioned on, by name (`inputs.py`). Without any it is not written, so that versions
     # which know no inputs read the checkpoint.
@@ -47,6 +49,10 @@ class NetworkConfig(NoOtherFields):
             raise ValueError("channels must name at least one level")
         if self.rotations and not self.positions:
             raise ValueError("rotations need positions")
+        if self.symmetric and not self.rotations:
+            raise ValueError("symmetric labels are for a network that takes rotations")
+        if beyond := [label for label in self.symmetric if label >= self.num_labels]:
+            raise ValueError(f"symmetric labels {beyond} of {self.num_labels}")
         if not len(self.channels) == len(self.encoder_blocks) == len(self.decoder_blocks) == len(self.attention):
             raise ValueError("channels, encoder_blocks, decoder_blocks and attention must be equally long")
         if self.image_size % (unit := self.block * 2 ** (len(self.channels) - 1)):
@@ -186,10 +192,9 @@ def time_features(t: Tensor, dim: int) -> Tensor:
 class UNet(nn.Module):
     """(x, t, labels, keep) -> prediction of x's shape. Rows with keep False drop their labels.
 
-    labels: (B, K) multi-hot. A network with positions takes (B, K, 3), multi-hot and position, or (B, K) without them;
-    one with rotations also (B, K, 5), multi-hot, position, cosine and sine of the rotation. One with inputs takes the
-    columns of `inputs.with_inputs` in addition, or (B, K) without any. t: timesteps (B,), or their `time_features` (B,
-    embedding).
+    labels: (B, K) multi-hot. A network with positions takes (B, K, 3), multi-hot and position; one with rotations
+    (B, K, 5), multi-hot, position, cosine and sine of the rotation. One with inputs takes the columns of
+    `inputs.with_inputs` in addition. Any takes (B, K), too. t: timesteps (B,), or their `time_features` (B, embedding).
     """
 
     edges: Final = (
@@ -244,23 +249,19 @@ class UNet(nn.Module):
 
     def trunk(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return what the decoder's last level is given: its input, the embedding and the labels' tokens."""
-        given = None
-        if self.inputs is not None and labels.ndim == 3:
-            labels, given = labels[..., : -self.inputs.width], labels[:, 0, -self.inputs.width :]
-            labels = labels[..., 0] if labels.shape[-1] == 1 else labels
-        places = labels[..., 1:] if labels.ndim == 3 else None  # (B, K, 2), or (B, K, 4) with rotations
-        labels = (labels if places is None else labels[..., 0]) * keep[:, None]  # (B, K)
-        label_embedding, tokens = self.conditioning(labels, keep)
-        if self.inputs is not None and given is not None:
-            label_embedding = label_embedding + self.inputs(given, keep)
+        hot, places, rotations, inputs = split_labels(labels, self.config)
+        hot = hot * keep[:, None]  # (B, K)
+        label_embedding, tokens = self.conditioning(hot, keep)
+        if self.inputs is not None and inputs is not None:
+            label_embedding = label_embedding + self.inputs(inputs, keep)
         features = time_features(t, self.config.embedding) if t.ndim == 1 else t
         embedding = F.silu(self.time(features) + label_embedding)
         h = F.pixel_unshuffle(x, self.config.block)
         if extra := self.conditioning.input_channels:
-            h = torch.cat([h, labels[:, :extra, None, None].expand(-1, -1, *h.shape[2:])], 1)
+            h = torch.cat([h, hot[:, :extra, None, None].expand(-1, -1, *h.shape[2:])], 1)
         h = self.stem(h.contiguous(memory_format=torch.channels_last))
         if self.stem_positions is not None and places is not None:
-            h = h + self.stem_positions(labels, places, *h.shape[2:])
+            h = h + self.stem_positions(hot, places, rotations, *h.shape[2:])
         skips = []
         for level, down in zip(self.encoder, self.down, strict=True):
             h = level(h, embedding, tokens)

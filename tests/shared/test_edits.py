@@ -66,5 +66,15 @@ def test_the_network_is_given_the_same_rotations_and_places_for_what_stays() -> 
     assert torch.equal(new[3], drawn[0])  # the place and rotation of a
     assert new[2].tolist() == pytest.approx([1, 0.25, 0.75, 0.9, 0.8])  # the rotation that the seed drew for c
     assert new[0, :3].tolist() == [0, OUTSIDE, OUTSIDE]
+    drawn[2, 3:] = 0  # c has no rotation
+    recoloured = (
+        after({"recolour": {"label": "a", "to": "c"}}),
+        after({"remove": {"label": "a"}}, {"recolour": {"label": "b", "to": "a"}}),
+        edited(["c"], EDITS.validate_python([{"recolour": {"label": "c", "to": "d"}}])),
+    )
+    rotations = [with_objects(drawn, objects, vocabulary)[:, 3:] for objects in recoloured]
+    assert rotations[0][2].tolist() == [0, 0]  # not that of a
+    assert torch.equal(rotations[1][0], drawn[1, 3:])  # that of b
+    assert torch.equal(rotations[2][3], drawn[3, 3:])  # d's own, since c had none
     assert places_of(new, ["c", "b"], vocabulary) == ((0.25, 0.75), tuple(drawn[1, 1:3].tolist()))
     assert places_of(drawn, ["a", "c"], vocabulary) is None

@@ -20,9 +20,8 @@ from torch import Tensor, nn
 
 from iclevr.labels import ICLEVR
 from shared.checkpoint import publish, read_info, reconfigure
-from shared.diffusion.denoise import Stepper
 from shared.diffusion.layouts import DRAWS, OUTSIDE, as_rotations, positions_at, with_positions
-from shared.diffusion.model import load_denoiser
+from shared.diffusion.model import load_denoiser, make_stepper
 from shared.diffusion.predictions import to_x0
 from shared.diffusion.schedules import alpha_bar
 from shared.evaluator import Evaluator
@@ -41,6 +40,7 @@ from trainer.export import write_onnx
 CLOSE = {"rtol": 1e-4, "atol": 1e-5}
 QUIET = {"sampler": "dpmpp_2m", "steps": 3, "guidance": 2.0}  # adds no noise
 EXAMPLE = ROOT / "examples/draw_onnx.py"
+SYMMETRIC = tuple(ICLEVR.encode(["blue sphere", "red cylinder"]))
 
 
 def run(file: Path, **inputs: Tensor) -> list[Tensor]:
@@ -64,7 +64,9 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     publish_toy_denoiser(folder, "toy", 0)
     reconfigure(folder / "toy.safetensors", lambda _: {"prediction": "eps", "sampling": QUIET})
     publish_toy_adapter(folder, "adapter", read_info(folder / "toy.safetensors"))
-    placed = publish_toy_denoiser(folder, "placed", 3, positions=True, rotations=True, sampling=QUIET)
+    placed = publish_toy_denoiser(
+        folder, "placed", 3, positions=True, rotations=True, symmetric=SYMMETRIC, sampling=QUIET
+    )
     publish_toy_upsampler(folder, "large", placed)
     one_step = SamplingOptions(sampler="ddim", steps=1, guidance=1.0).model_dump(mode="json")
     publish_toy_upsampler(folder, "whole", placed, features=8, windows=True, sampling=one_step)
@@ -171,13 +173,14 @@ def test_the_example_draws_the_services_picture(exported: Path, tmp_path: Path, 
         assert json.loads(done.stdout) == points.tolist()
         positions = positions_at(chosen, points.tolist(), len(ICLEVR))
     upsampler, one_call = (None, loaded.picture_shape) if loaded.one_call else (loaded.upsampler, None)
-    stepper = Stepper(
-        loaded.one_call or loaded.network, loaded.path, layouts=loaded.layouts,
-        rotations=loaded.network.config.rotations, upsampler=upsampler, one_call=one_call,
+    stepper = make_stepper(
+        loaded.one_call or loaded.network, loaded.network.config, loaded.path, loaded.layouts,
+        upsampler=upsampler, one_call=one_call,
     )  # fmt: skip
     row = stepper.new_row(ICLEVR.multi_hot(["red cube", "blue sphere"]), loaded.options, 0, positions)
     if loaded.network.config.rotations:
         row.labels[:, 3:] = as_rotations(torch.from_numpy(rng.random(len(ICLEVR), np.float32)))
+        row.labels[SYMMETRIC, 3:] = 0
     row.x = torch.from_numpy(rng.standard_normal(loaded.image_shape, np.float32))
     while not row.done:
         stepper.step([row])

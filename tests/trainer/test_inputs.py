@@ -11,7 +11,7 @@ import torch
 
 from shared.checkpoint import CheckpointError, read_info
 from shared.diffusion import inputs
-from shared.diffusion.inputs import INPUTS, PictureInput, register, unknown, with_inputs
+from shared.diffusion.inputs import INPUTS, LabelParts, PictureInput, register, split_labels, unknown, with_inputs
 from shared.diffusion.layouts import with_positions
 from shared.diffusion.model import load_denoiser
 from shared.diffusion.unet import NetworkConfig
@@ -47,6 +47,28 @@ def test_inputs_are_columns_that_are_alike_for_all_labels(monkeypatch: pytest.Mo
         register("light", PictureInput(numbers=3))
     with pytest.raises(ValueError, match='the input "rain" is not registered'):
         inputs.width(["rain"])
+
+
+@pytest.mark.parametrize("names", [(), ("light", "wind")])
+@pytest.mark.parametrize("takes", [(), ("positions",), ("positions", "rotations")])
+def test_what_was_joined_is_taken_apart(
+    takes: tuple[str, ...], names: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(INPUTS, "light", PictureInput())
+    monkeypatch.setitem(INPUTS, "wind", PictureInput(numbers=2))
+    labels, places, rotations = torch.rand(2, 4), torch.rand(2, 4, 2), torch.rand(2, 4, 2)
+    joined = with_positions(labels, places, rotations if "rotations" in takes else None) if takes else labels
+    values = {"light": torch.tensor([[0.5], [0.25]]), "wind": unknown(["wind"], 2)["wind"]}
+    config = NetworkConfig(num_labels=4, inputs=names, **dict.fromkeys(takes, True))
+    found = split_labels(with_inputs(joined, values, names), config)
+    expected = LabelParts(
+        labels, places if takes else None, rotations if "rotations" in takes else None,
+        torch.tensor([[0.5, 1, 0, 0, 0], [0.25, 1, 0, 0, 0]]) if names else None,
+    )  # fmt: skip
+    assert [one if one is None else one.tolist() for one in found] == [
+        one if one is None else one.tolist() for one in expected
+    ]
+    assert split_labels(labels, config) == LabelParts(labels)
 
 
 def test_they_are_read_and_merged_and_faulty_files_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

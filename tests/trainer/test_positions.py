@@ -16,6 +16,7 @@ from iclevr.scenes.scene import SceneObject
 from shared.checkpoint import read_info
 from shared.diffusion.layouts import OUTSIDE
 from shared.diffusion.model import load_denoiser
+from shared.diffusion.unet import NetworkConfig
 from shared.options import WITH_POSITIONS, SamplingOptions
 from shared.support import support_of as support_of_checkpoint
 from tests.trainer_fixtures import TINY
@@ -147,9 +148,8 @@ def test_training_can_start_from_a_network_without_positions_and_is_watched_as_i
 
 def test_a_checkpoint_says_what_it_has_learnt(tmp_path: Path) -> None:
     dataset = rendered(tmp_path / "data")
-    network = make_network(TINY, dataset)
     for name, config in (("positioned", TINY), ("plain", TINY.model_copy(update={"positions": False}))):
-        Denoising(dataset, config, CPU).publish(network, tmp_path, name, {})
+        Denoising(dataset, config, CPU).publish(make_network(config, dataset), tmp_path, name, {})
     support = support_of_checkpoint(read_info(tmp_path / "positioned.safetensors").config)
     assert support.objects == (1, 2)
     assert support.area is not None
@@ -157,8 +157,15 @@ def test_a_checkpoint_says_what_it_has_learnt(tmp_path: Path) -> None:
     places = json.loads((tmp_path / "data/positions.json").read_text()).values()
     assert all(support.layout_problem(points) is None for points in places)
     assert support.layout_problem([[0.01, 0.01]]) is not None
+    lists, turns = (json.loads((tmp_path / f"data/{name}.json").read_text()) for name in ("train", "rotations"))
+    turned = {label for name in turns for label, turn in zip(lists[name], turns[name], strict=True) if turn is not None}
+    symmetric = tuple(i for i, label in enumerate(ICLEVR.names) if label not in turned)
+    assert 0 < len(symmetric) < len(ICLEVR)
+    networks = [read_info(tmp_path / f"{name}.safetensors").config["network"] for name in ("positioned", "plain")]
+    assert NetworkConfig.model_validate(networks[0]).symmetric == symmetric
     plain = support_of_checkpoint(read_info(tmp_path / "plain.safetensors").config)
     assert (plain.objects, plain.area, plain.nearest) == ((1, 2), None, None)
+    assert "symmetric" not in networks[1]
 
 
 @pytest.mark.parametrize(

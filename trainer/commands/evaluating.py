@@ -30,9 +30,6 @@ def score(
     spacing: options.Spacing = None,
     guidance: options.Guidance = None,
     interval: options.Interval = None,
-    candidates: Annotated[
-        int, typer.Option(min=1, max=64, help="Pictures drawn for each one; the denoiser keeps the best by itself.")
-    ] = 1,
     renders: Annotated[
         bool,
         typer.Option("--renders", help="Score fresh renders of the lists instead: the practical ceiling."),
@@ -62,8 +59,8 @@ def score(
     if renders:
         if not (module := plugins().renders):
             raise TrainerError("--renders: nothing here renders pictures of label lists")
-        if given or model or candidates > 1:
-            raise TrainerError("--renders samples nothing; leave out --model, --candidates and the sampling options")
+        if given or model:
+            raise TrainerError("--renders samples nothing; leave out --model and the sampling options")
         judging = registry.resolve(storage, evaluator, "evaluator")
         judge = load_evaluator(judging, where)
         with terminal.bar() as progress:
@@ -79,7 +76,7 @@ def score(
         with terminal.bar() as progress:
             runs, figures = score_file(
                 file, denoiser, judge, sampling, repeats=repeats, seed=seed, progress=progress,
-                keep_padding=keep_padding, candidates=candidates,
+                keep_padding=keep_padding,
             )  # fmt: skip
     figures["evaluator"] = evaluator or judging.stem
     terminal.show_scores(file, runs, figures)

@@ -124,16 +124,23 @@ def path_of(config: TrainConfig) -> NoisePath:
 
 def make_network(config: TrainConfig, dataset: Dataset) -> UNet:
     own: dict[str, Any] = {"spread": round(dataset.object_size / 2, 4)} if dataset.object_size else {}
+    rotations = rotations_of(config, dataset)
     network = NetworkConfig(
         num_labels=len(dataset.vocabulary), image_size=config.image_size,
-        positions=positions_of(config, dataset) is not None, rotations=rotations_of(config, dataset) is not None,
-        inputs=tuple(dataset.inputs),
+        positions=positions_of(config, dataset) is not None, rotations=rotations is not None,
+        symmetric=() if rotations is None else symmetric_labels(rotations), inputs=tuple(dataset.inputs),
         **own, **config.network,
     )  # fmt: skip
     torch.manual_seed(config.seed)
     unet = UNet(network)
     unet.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return unet
+
+
+def symmetric_labels(rotations: Tensor) -> tuple[int, ...]:
+    """Return the labels, by index, none of whose objects has a known rotation: (N, K, 2) as in `Dataset`."""
+    has_none = ~rotations.any(-1).any(0)
+    return tuple(has_none.nonzero()[:, 0].tolist())
 
 
 def checkpoint_config(config: TrainConfig, network: UNet, aspect: float) -> dict[str, Any]:
@@ -183,7 +190,7 @@ def start_from(network: UNet, storage: Location, name: str, config: TrainConfig,
         raise TrainerError(f"{name} has another vocabulary than the data set; it cannot be started from")
     wanted = checkpoint_config(config, network, dataset.aspect)
     former = NetworkConfig.model_validate(info.config["network"])
-    more = ("positions", "rotations", "inputs")
+    more = ("positions", "rotations", "symmetric", "inputs")
     former = former.model_copy(update={key: getattr(network.config, key) for key in more if wanted["network"].get(key)})
     former = former.model_copy(update=_more_blocks(former, network.config))
     found = {"aspect": dataset.aspect, **info.config, "network": former.model_dump(mode="json")}

@@ -128,11 +128,10 @@ def front_matter(name: str, kind: CheckpointKind, card: Card) -> str:
 
 def score_of(figures: dict[str, Any]) -> Score:
     """Return the card's entry for what `trainer score` found."""
-    options, candidates = figures["options"], figures["candidates"]
-    best_of = f", best of {candidates}" if candidates > 1 else ""
+    options = figures["options"]
     return Score(
         file=figures["file"], runs=len(figures["runs"]), best_accuracy=figures["accuracy"]["max"],
-        sampling=f"{options['sampler']}, {options['steps']} steps, w = {options['guidance']:g}{best_of}",
+        sampling=f"{options['sampler']}, {options['steps']} steps, w = {options['guidance']:g}",
         rows_per_picture=figures["rows_per_picture"],
         **{one: Spread(mean=figures[one]["mean"], std=figures[one]["std"]) for one in SCORES},
     )  # fmt: skip

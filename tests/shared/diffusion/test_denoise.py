@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from shared.diffusion.denoise import Row, Stepper, sample
+from shared.diffusion.denoise import OneCallStepper, Row, Stepper, finish, sample
 from shared.diffusion.path import NoisePath
 from shared.diffusion.schedules import alpha_bar, betas
 from shared.options import SamplingOptions
@@ -197,7 +197,41 @@ def test_finished_pictures_are_upsampled() -> None:
     assert made.shape == (5, *loop.picture_shape) == (5, 3, 8, 12)
     assert torch.equal(made[..., ::2, ::2], plain)
     assert upsampler.batches == [5]
+    assert torch.equal(loop.enlarge(plain), made)
+    assert torch.equal(stepper()[0].enlarge(plain), plain)
     assert sample(loop, torch.empty(0, K), MIXED[0], []).shape == (0, 3, 8, 12)
+
+
+class Finishing:
+    """A network of one call: the toy's prediction, and larger pictures that are filled with the first label."""
+
+    image_shape, num_labels = (3, 4, 6), K
+
+    def __init__(self) -> None:
+        self.toy = ToyNetwork(LINEAR)
+
+    def __call__(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+        return self.toy(x, t, labels, keep), labels[:, :1, None, None].expand(-1, 3, 8, 12)
+
+
+def test_a_network_of_one_call_takes_one_step_and_returns_the_pictures_itself() -> None:
+    network, options = Finishing(), SamplingOptions(steps=1, guidance=1.0)
+    loop = OneCallStepper(network, NoisePath(LINEAR, "v"), picture_shape=(3, 8, 12), max_rows=2)
+    rows = loop.new_rows(LABELS, [options] * 5, SEEDS)
+    made = finish(loop, rows)
+    assert [one[0, 0, 0].item() for one in made] == [own[0] for own in LABELS]
+    assert made.shape == (5, *loop.picture_shape)
+    assert [len(call.t) for call in network.toy.calls] == [2, 2, 1]
+    assert loop.network_rows == 5
+    assert all(row.done for row in rows)
+    small = sample(stepper()[0], torch.tensor(LABELS), options, SEEDS)
+    torch.testing.assert_close(torch.stack([row.x for row in rows]), small, rtol=0, atol=1e-6)
+    assert sample(loop, torch.empty(0, K), options, []).shape == (0, 3, 8, 12)
+    for other in (SamplingOptions(steps=2, guidance=1.0), SamplingOptions(steps=1, guidance=2.0)):
+        with pytest.raises(ValueError, match="in one step, without guidance"):
+            loop.new_row(LABELS[0], other, 1)
+    with pytest.raises(ValueError, match="it enlarges no others"):
+        loop.enlarge(small)
 
 
 def test_invalid_arguments_are_refused() -> None:

@@ -119,11 +119,11 @@ def test_the_map_peaks_at_the_position_and_is_zero_for_absent_labels_and_unknown
     place = PositionMap(num_labels=3, channels=1, spread=0.045)
     place.requires_grad_(False)
     torch.nn.init.ones_(place.vectors)
-    spread = place(LABELS, POSITIONS, 20, 20)[:, 0]  # (3, H, W)
+    spread = place(LABELS, POSITIONS, None, 20, 20)[:, 0]  # (3, H, W)
     assert divmod(int(spread[0].argmax()), 20) == (4, 2)
     assert float(spread[1].sum()) == pytest.approx(2 * float(spread[0].sum()), rel=0.1)
-    assert float(place(LABELS, torch.full_like(POSITIONS, OUTSIDE), 20, 20).abs().max()) == 0
-    assert float(place(0 * LABELS, POSITIONS, 20, 20).abs().max()) == 0
+    assert float(place(LABELS, torch.full_like(POSITIONS, OUTSIDE), None, 20, 20).abs().max()) == 0
+    assert float(place(0 * LABELS, POSITIONS, None, 20, 20).abs().max()) == 0
 
 
 def network(positions: bool = True) -> UNet:

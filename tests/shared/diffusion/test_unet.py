@@ -115,6 +115,8 @@ def test_every_parameter_of_the_default_network_gets_a_gradient() -> None:
         ({"embedding": 15}, "must be even"),
         ({"channels": (8, 28)}, "do not divide into heads"),
         ({"rotations": True}, "rotations need positions"),
+        ({"symmetric": (1,)}, "symmetric labels are for a network that takes rotations"),
+        ({"positions": True, "rotations": True, "symmetric": (5,)}, r"symmetric labels \[5\] of 5"),
         ({"chanels": (3,)}, "unknown; did you mean channels"),
     ],
 )

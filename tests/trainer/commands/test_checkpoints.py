@@ -15,7 +15,6 @@ from service.contract.options import PictureOptions
 from service.contract.records import Picture
 from service.worker.attempts import judge_pictures
 from shared.checkpoint import load, publish, read_info, verify
-from shared.diffusion.candidates import LOG_SNRS
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import load_denoiser
 from shared.evaluator import load_evaluator
@@ -47,10 +46,17 @@ def test_scores_are_printed_and_written(command: Command) -> None:
     assert (figures["rows_per_picture"], figures["padding"], figures["evaluator"]) == (6, "none", "toy-evaluator")
     with Image.open("grid.png") as grid:
         assert grid.size == (2 + 2 * 18, 20)
-    succeeded(command("score", "few.json", "--repeats", 1, "--candidates", 3, "--steps", 2, "--json", "score.json"))
-    sampled, examined = 2 * 2, 2 * len(LOG_SNRS)
-    figures = json.loads(Path("score.json").read_text())
-    assert (figures["candidates"], figures["rows_per_picture"]) == (3, 3 * (sampled + examined))
+
+
+def test_a_list_of_more_objects_than_the_model_has_learnt_is_refused(command: Command) -> None:
+    """`placed` draws layouts of up to three objects; a fourth would have no place."""
+    publish_toy_denoiser(Path("models"), "placed", 3, positions=True, support={"objects": [1, 3]})
+    labels = ["red cube", "blue sphere", "gray cylinder", "cyan cube"]
+    Path("many.json").write_text(json.dumps([labels[:3], labels, labels]))
+    score = "score", "many.json", "--repeats", 1, "--model", "placed", "--steps", 1
+    refused(command(*score), "many.json: entry 1: 4 labels; this model has learnt pictures of 1 to 3 objects")
+    Path("many.json").write_text(json.dumps([labels[:3]]))
+    succeeded(command(*score))
 
 
 def test_pictures_that_are_not_finite_get_no_score(command: Command) -> None:
@@ -121,6 +127,7 @@ def test_the_padding_is_cropped_before_pictures_are_judged(command: Command, tmp
     train = ("train", "denoiser", "--data", data, "--name", "padded", *TINY, "--set", "fit=pad", "--steps", 1)
     succeeded(command(*train))
     assert load_denoiser(Path("models/padded.safetensors")).aspect == 2.0
+    Path("few.json").write_text(json.dumps([["red cube"], ["blue sphere"]]))
     found = []
     for options in ((), ("--keep-padding",)):
         succeeded(

@@ -31,7 +31,7 @@ def _published(folder: Path, weight: float = 0.0, **training: Any) -> str:
 
 def _score(runs: int = 2, mean: float = 0.5, file: str = "test.json") -> Score:
     figure = {"mean": mean, "std": 0.25, "max": 0.75}
-    figures = {"file": file, "runs": [{}] * runs, "rows_per_picture": 24.0, "candidates": 1}
+    figures = {"file": file, "runs": [{}] * runs, "rows_per_picture": 24.0}
     figures["options"] = SamplingOptions(sampler="ddim", steps=12, guidance=2.5).model_dump()
     return score_of(figures | dict.fromkeys(("accuracy", "exact_match", "f1"), figure))
 
