@@ -27,7 +27,8 @@ OUTSIDE = -10.0  # an unknown position, or that of an absent label: far from eve
 LAYOUTS = "layouts."  # prefix of the layout network's tensors in a checkpoint
 DRAWS = 4  # for each object: coarse row, coarse column, fine row, fine column
 WAVES = 20  # sines and cosines of one coordinate: ten octaves, down to a 512th of a picture
-OCTAVES = 2.0 ** torch.arange(WAVES // 2)
+Cache = tuple[Tensor, Tensor]  # keys and values (B, heads, J, D / heads) of J tokens
+ANGLES = math.pi * 2.0 ** torch.arange(WAVES // 2)
 
 
 def with_positions(labels: Tensor, positions: Tensor, rotations: Tensor | None = None) -> Tensor:
@@ -120,7 +121,7 @@ class LayoutNetwork(nn.Module):
 
         indices (B, N) int64: labels in the order of drawing; positions (B, N, 2) in [0, 1].
         """
-        h = self._hidden(*self._unplaced(indices), positions)
+        h = self._hidden(*self.unplaced(indices), positions)
         N, cells = indices.shape[1], self.config.cells
         places = positions.flip(-1)  # row, column
         fine = (places * cells**2).long().clamp(0, cells**2 - 1)
@@ -129,12 +130,15 @@ class LayoutNetwork(nn.Module):
         coarse = self._map(h).float() - F.pad(footprints, (0, 0, 0, 0, 1, 0))
         losses = _cross_entropy(coarse.logsumexp(-1), drawn[0])
         in_row = coarse.take_along_dim(drawn[0][..., None, None], 2)[:, :, 0]
-        pairs, known = torch.tril_indices(N, N, -1, device=h.device), torch.zeros_like(places)
+        (later, earlier), known = torch.tril_indices(N, N, -1, device=h.device), torch.zeros_like(places)
+        of_places = waves(places)
         for i in range(1, DRAWS):
-            known = _refined(known, i - 1, drawn[i - 1], cells)
-            logits = in_row if i == 1 else self.own[i - 2](_waves(known)).float()
-            terms = self._pair_terms(i, known[:, pairs[0]], places[:, pairs[1]])
-            losses = losses + _cross_entropy(logits.index_add(1, pairs[0], terms.float()), drawn[i])
+            known = refined(known, i - 1, drawn[i - 1], cells)
+            of_known = waves(known)
+            logits = in_row if i == 1 else self.own[i - 2](of_known).float()
+            apart = known[:, later] - places[:, earlier]
+            terms = self.pair_terms(i, apart, of_places[:, earlier], of_known[:, later])
+            losses = losses + _cross_entropy(logits.index_add(1, later, terms.float()), drawn[i])
         return losses
 
     def step(self, objects: Tensor, places: Tensor, drawn: Tensor, object: Tensor, number: Tensor) -> Tensor:
@@ -145,35 +149,42 @@ class LayoutNetwork(nn.Module):
         int64: how many there are.
         """
         most, cells = self.config.most, self.config.cells
-        h = self._hidden(*self._unplaced(objects[None], number), places[None]).index_select(1, object)  # (1, 1, D)
+        h = self._hidden(*self.unplaced(objects[None], number), places[None]).index_select(1, object)  # (1, 1, D)
         before = (torch.arange(most, device=object.device) < object)[:, None]  # (most, 1)
         others = places[None].flip(-1)
         coarse = self._map(h)[0, 0] - (self.footprint(others)[0] * before[..., None]).sum(0)
         logits, known = [coarse.logsumexp(-1)], torch.zeros_like(places[None, :1])  # (1, 1, 2)
         for i in range(1, DRAWS):
-            known = _refined(known, i - 1, drawn[None, i - 1 : i], cells)
-            own = coarse.index_select(0, drawn[:1])[0] if i == 1 else self.own[i - 2](_waves(known))[0, 0]
-            terms = self._pair_terms(i, known.expand(1, most, 2), others)  # (1, most, cells)
+            known = refined(known, i - 1, drawn[None, i - 1 : i], cells)
+            of_known = waves(known)  # (1, 1, 2 WAVES)
+            own = coarse.index_select(0, drawn[:1])[0] if i == 1 else self.own[i - 2](of_known)[0, 0]
+            terms = self.pair_terms(i, known - others, waves(others), of_known)  # (1, most, cells)
             logits.append(own + (terms[0] * before).sum(0))
         return torch.stack(logits)
 
     def _map(self, h: Tensor) -> Tensor:
         """Return what the transformer wants of each coarse cell: h (B, M, D) -> (B, M, cells, cells), rows first."""
-        middles = _waves(_middles(self.config.cells, h.device))
-        rows, columns = (side(middles) for side in self.sides)  # (cells, K)
+        rows, columns = self.factors()
         wanted: Tensor = (self.wanted(h)[..., None, :] * rows) @ columns.T
         return wanted
 
-    def _pair_terms(self, i: int, known: Tensor, earlier: Tensor) -> Tensor:
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """Return the factors of all coarse rows and columns, (cells, rank) each, which depend on no picture."""
+        middles = waves(_middles(self.config.cells, self.count.weight.device))
+        rows, columns = (side(middles) for side in self.sides)
+        return rows, columns
+
+    def pair_terms(self, i: int, apart: Tensor, of_earlier: Tensor, of_known: Tensor) -> Tensor:
         """Return the terms of P pairs of objects in draw i: (B, P, cells).
 
-        known (B, P, 2): row and column of the later, as far as they are drawn; earlier (B, P, 2): of the other.
+        apart (B, P, 2): from the earlier's row and column to those of the later, as far as they are drawn. of_earlier,
+        of_known: `waves` of both, (B, P, 2 WAVES); the latter may be one for all pairs.
         """
-        waves = [_waves(known - earlier), _waves(earlier), _waves(known)]
-        terms: Tensor = self.pair[i - 1](torch.cat(waves, -1))
+        of_known = of_known.expand_as(of_earlier)
+        terms: Tensor = self.pair[i - 1](torch.cat([waves(apart), of_earlier, of_known], -1))
         return terms
 
-    def _unplaced(self, indices: Tensor, number: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    def unplaced(self, indices: Tensor, number: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
         """Return what does not depend on positions: the labels' tokens, without and with their context, and the mask.
 
         (B, N, D), (B, N, D) and (2N, 2N) bool. `number` (1,): how many objects there are, if the rest is padding.
@@ -191,9 +202,14 @@ class LayoutNetwork(nn.Module):
         mask = torch.cat([torch.cat([earlier | own, none], 1), torch.cat([earlier, own], 1)])
         return names, names + context[:, None], mask
 
+    def placed(self, names: Tensor, positions: Tensor) -> Tensor:
+        """Return the tokens (B, M, D) of objects whose positions (B, M, 2) are known."""
+        tokens: Tensor = names + self.position(waves(positions))
+        return tokens
+
     def _hidden(self, names: Tensor, free: Tensor, mask: Tensor, positions: Tensor) -> Tensor:
         """Return what is known of each object before its position is drawn: (B, N, D)."""
-        h = torch.cat([names + self.position(_waves(positions)), free], 1)  # (B, 2N, D)
+        h = torch.cat([self.placed(names, positions), free], 1)  # (B, 2N, D)
         for block in self.blocks:
             h = block(h, mask)
         out: Tensor = self.norm(h[:, names.shape[1] :])
@@ -213,11 +229,16 @@ class Footprint(nn.Module):
         self.bias = nn.Parameter(torch.tensor(-3.0))  # at first no object disturbs another
 
     def forward(self, places: Tensor) -> Tensor:
-        return F.softplus(self.rows(places, 0) @ self.columns(places, 1).transpose(-2, -1) + self.bias)
+        of_places = waves(places)
+        rows, columns = self.rows(places[..., :1], of_places), self.columns(places[..., 1:], of_places)
+        return F.softplus(rows @ columns.transpose(-2, -1) + self.bias)
 
 
 class Factors(nn.Module):
-    """The factors of each coarse row, or column, given an object's place: (..., 2) -> (..., cells, rank)."""
+    """The factors of each coarse row, or column: (..., cells, rank).
+
+    Given an object's row, or column, `at` (..., 1), and `waves` of its place, `of_place` (..., 2 WAVES).
+    """
 
     def __init__(self, width: int, rank: int, cells: int) -> None:
         super().__init__()
@@ -225,10 +246,10 @@ class Factors(nn.Module):
         self.offset, self.hidden, self.out = nn.Linear(WAVES, width), nn.Linear(width, width), nn.Linear(width, rank)
         self.line, self.place = (nn.Linear(n * WAVES, width, bias=False) for n in (1, 2))
 
-    def forward(self, places: Tensor, axis: int) -> Tensor:
-        middles = _middles(self.cells, places.device)
-        apart = _waves(middles - places[..., None, axis : axis + 1])  # (..., cells, WAVES)
-        h = self.offset(apart) + self.line(_waves(middles)) + self.place(_waves(places))[..., None, :]
+    def forward(self, at: Tensor, of_place: Tensor) -> Tensor:
+        middles = _middles(self.cells, at.device)
+        apart = waves(middles - at[..., None])  # (..., cells, WAVES)
+        h = self.offset(apart) + self.line(waves(middles)) + self.place(of_place)[..., None, :]
         out: Tensor = self.out(F.relu(self.hidden(F.relu(h))))
         return out
 
@@ -238,13 +259,13 @@ def _middles(cells: int, device: torch.device) -> Tensor:
     return ((torch.arange(cells, device=device) + 0.5) / cells)[:, None]
 
 
-def _waves(values: Tensor) -> Tensor:
+def waves(values: Tensor) -> Tensor:
     """Return sines and cosines of (..., C) in octaves: (..., C * WAVES)."""
-    angles = (values[..., None] * math.pi * OCTAVES.to(values.device)).flatten(-2)
+    angles = (values[..., None] * ANGLES.to(values.device)).flatten(-2)
     return torch.cat([angles.sin(), angles.cos()], -1)
 
 
-def _refined(known: Tensor, i: int, cell: Tensor, cells: int) -> Tensor:
+def refined(known: Tensor, i: int, cell: Tensor, cells: int) -> Tensor:
     """Return row and column (..., 2), as far as they were drawn, with what draw i has given: cell (...)."""
     size = 1 / cells if i < 2 else 1 / cells**2
     return known + torch.stack([cell * (i % 2 == 0), cell * (i % 2 == 1)], -1) * size
@@ -273,9 +294,17 @@ class LayoutBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
 
     def forward(self, h: Tensor, mask: Tensor) -> Tensor:  # (B, T, D), (T, T) bool
+        return self.extend(h, mask)[0]
+
+    def extend(self, h: Tensor, mask: Tensor | None, before: Cache | None = None) -> tuple[Tensor, Cache]:
+        """Return h (B, T, D) after the block, and the keys and values of the J tokens before it and its own.
+
+        mask: (T, J + T) bool; None if each token sees all.
+        """
         B, T, D = h.shape
         q, k, v = self.qkv(self.norm1(h)).view(B, T, 3, self.heads, D // self.heads).permute(2, 0, 3, 1, 4)
+        if before is not None:
+            k, v = torch.cat([before[0], k], 2), torch.cat([before[1], v], 2)
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
         h = h + self.dropout(self.out(mixed.transpose(1, 2).reshape(B, T, D)))
-        out: Tensor = h + self.dropout(self.mlp(self.norm2(h)))
-        return out
+        return h + self.dropout(self.mlp(self.norm2(h))), (k, v)

@@ -1,12 +1,11 @@
 """Layouts: the prior over them, the map that the network sees, and what a seed determines."""
 
-import numpy as np
 import pytest
 import torch
 
 from shared.diffusion.conditioning import PositionMap
 from shared.diffusion.denoise import Stepper
-from shared.diffusion.layout_draws import LayoutDrawer, _gelu
+from shared.diffusion.layout_draws import LayoutDrawer
 from shared.diffusion.layouts import DRAWS, OUTSIDE, LayoutConfig, LayoutNetwork, positions_at, with_positions
 from shared.diffusion.path import NoisePath
 from shared.diffusion.schedules import alpha_bar
@@ -94,6 +93,17 @@ def test_positions_are_drawn_from_the_network(labels: list[float]) -> None:
         torch.testing.assert_close(drawn, drawn_by_modules(network, torch.tensor(labels), other))
 
 
+def test_torch_draws_on_one_thread_and_has_its_own_number_after_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, found, before = layout_network(), set[int](), torch.get_num_threads()
+    monkeypatch.setattr(network.norm, "forward", lambda h: [found.add(torch.get_num_threads()), h][1])
+    torch.set_num_threads(3)
+    try:
+        LayoutDrawer(network).draw(LABELS, [torch.Generator() for _ in LABELS])
+        assert (found, torch.get_num_threads()) == ({1}, 3)
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_positions_are_the_same_in_every_batch() -> None:
     labels = torch.cat([torch.zeros(1, 3), torch.eye(3), 1 - torch.eye(3), torch.ones(1, 3)]).repeat(4, 1)
     drawer = LayoutDrawer(layout_network(cells=8, most=3))
@@ -101,12 +111,6 @@ def test_positions_are_the_same_in_every_batch() -> None:
     for seed, drawn in enumerate(together):
         (alone,) = drawer.draw(labels[seed : seed + 1], [torch.Generator().manual_seed(seed)])
         assert torch.equal(drawn, alone)
-
-
-@pytest.mark.parametrize("x", [-30.0, -3.0, -0.4, 0.0, 0.4, 3.0, 30.0])
-def test_gelu_is_that_of_torch(x: float) -> None:
-    expected = torch.nn.functional.gelu(torch.tensor([x], dtype=torch.float64)).numpy()
-    assert _gelu(np.array([x], np.float32)) == pytest.approx(expected, abs=1e-6)
 
 
 @pytest.mark.parametrize("labels", [[0.0, 0, 0], [1.0, 1, 1]])
