@@ -244,7 +244,7 @@ def test_ancestral_sampling_ends_without_noise(
 
 def test_only_the_reports_own_loop_stops_a_step_before_the_picture() -> None:
     """The noise that it leaves is below a level of 256 with the linear schedule."""
-    report = SAMPLING_PRESETS["report"]
+    report = REPORT.sampling
     *_, (t, a, *_) = make_table(report, LINEAR).rows
     assert t == 1
     assert 0.006 < a * math.sqrt(1 - LINEAR[1]) < 2 / 255
