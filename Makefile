@@ -28,7 +28,7 @@ demo: $(VENV)/.demo  ## Start everything, draw eight label lists, print the verd
 serve: $(VENV)/.worker  ## Redis, a worker and the API on http://127.0.0.1:8000
 	$(BIN)/python -m service
 
-train: $(VENV)/.train  ## Render data, train evaluator, denoiser, its distilled form, its upsampler and the default model (hours; TIMES=4 for four times as many steps; with TRIAL=FOLDER five minutes, all of it in that folder)
+train: $(VENV)/.train  ## Make every i-CLEVR model from nothing, by trainer/recipes/iclevr.sh (hours; FORM=short for fewer steps; with TRIAL=FOLDER a few minutes, all of it in that folder)
 	BIN=$(BIN) sh trainer/recipes/iclevr.sh
 
 # Some tests wait for processes and for time to pass: three of these share two cores.

@@ -110,7 +110,7 @@ def evaluator_fitting(dataset: Dataset, folder: Path, steps: int) -> float:
 
     def fit(on_step: Callable[[], None]) -> None:
         device, budget = pick_device(), Budget(steps=steps)
-        network = evaluator.make_network(dataset, config.seed)
+        network = evaluator.make_network(dataset, config.seed, "resnet18")
         train(objective, network, config, folder / "fit", budget, device=device, on_step=lambda _: on_step())
 
     config, objective = evaluator.RUN, evaluator.Recognising(dataset, dataset)
