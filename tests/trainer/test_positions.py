@@ -23,7 +23,6 @@ from tests.trainer_fixtures import TINY
 from trainer.data import Dataset, load_dataset, merge
 from trainer.errors import TrainerError
 from trainer.objectives.denoiser import Denoising, convex_hull, make_network, start_from
-from trainer.objectives.distilled import AdaptedNetwork
 from trainer.objectives.layouts import fit_layouts_of
 from trainer.runs import Budget
 from trainer.score import Watcher
@@ -142,8 +141,7 @@ def test_training_can_start_from_a_network_without_positions_and_is_watched_as_i
         denoiser.path, dataset.vocabulary, 1.0, tmp_path, {}, None, CPU,
         layouts=denoiser.layouts,
     )  # fmt: skip
-    for watched in (network, AdaptedNetwork(network, rank=1)):
-        assert torch.equal(watcher.stepper(watched).new_row(dataset.labels[0], SamplingOptions(), 0).labels, row.labels)
+    assert torch.equal(watcher.stepper(network).new_row(dataset.labels[0], SamplingOptions(), 0).labels, row.labels)
 
 
 def test_a_checkpoint_says_what_it_has_learnt(tmp_path: Path) -> None:

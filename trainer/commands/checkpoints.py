@@ -41,23 +41,18 @@ def configure(
         tuple[int, int] | None,
         typer.Option(help="Width and height at which the page shows pictures that were squeezed to squares, as 4 3."),
     ] = None,
-    base: Annotated[
-        str | None,
-        typer.Option(help="Put its upsampler onto this denoiser, such as its own base after that was trained again."),
-    ] = None,
 ) -> None:
-    """Change parts of a denoiser without training: its default sampling, what it says it has learnt, its base.
+    """Change parts of a denoiser without training: its default sampling, what it says it has learnt.
 
-    What is not given stays the same, as do the weights and their digest; a denoiser of another base has another digest.
+    What is not given stays the same, as do the weights and their digest.
     """
-    from trainer.objectives.upsampler import move_upsampler
     from trainer.score import make_options
 
     sampling = options.given(
         sampler=sampler, steps=steps, spacing=spacing, guidance=guidance, guidance_interval=interval
     )
-    if not (sampling or objects or proportions or base):
-        raise TrainerError("say what to change: a sampling option such as --steps, --objects, --proportions or --base")
+    if not (sampling or objects or proportions):
+        raise TrainerError("say what to change: a sampling option such as --steps, --objects or --proportions")
     if proportions and min(proportions) < 1:
         raise TrainerError(f"--proportions {proportions[0]} {proportions[1]}: both must be at least 1")
 
@@ -69,10 +64,6 @@ def configure(
             changed["support"] = _support(info, objects).model_dump(mode="json")
         return changed
 
-    if base:
-        terminal.check_publishes(storage, name, "denoiser", base=base)
-        change(read_info(registry.resolve(storage, base, "denoiser")))  # refuse what cannot be, before anything changes
-        move_upsampler(storage, name, base)
     path = registry.resolve(storage, name, "denoiser")
     reconfigure(path, change)
     info = read_info(path)

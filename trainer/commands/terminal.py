@@ -83,7 +83,7 @@ def check_folder(path: Path, option: str = "") -> None:
 def check_publishes(storage: Location, name: str, kind: CheckpointKind, base: str | None = None) -> None:
     """Refuse a name or storage that the result could not be published under, before the training.
 
-    `base`: the checkpoint that an adapter changes.
+    `base`: the checkpoint that it is made from, which it must not replace.
     """
     path = path_of(storage, name)
     if isinstance(storage, Path):

@@ -79,7 +79,7 @@ class Plan:
     def check(self, kind: CheckpointKind, base: str | None = None, source: str | None = None) -> None:
         """Before the training, refuse what could not be published, and find out how its sources were made.
 
-        `base`: the checkpoint that an adapter changes. `source`: another one that the run learns from.
+        `base`: the checkpoint that it is made from, which it must not replace. `source`: another one that the run learns from.
         """
         for name in (self.name, f"{self.name}-best"):
             terminal.check_publishes(self.storage, name, kind, base)
@@ -366,10 +366,9 @@ def distilled(
     sampling_steps: Annotated[int, typer.Option(min=1, max=100, help="Sampling steps of the new checkpoint.")] = 4,
     teacher_steps: Annotated[int, typer.Option(min=1, help="The teacher's sampling steps.")] = 16,
     count: Annotated[int, typer.Option("--trajectories", min=1, help="Number of the teacher's trajectories.")] = 8192,
-    rank: Annotated[int, typer.Option(min=1, help="Rank of the changes to the network's matrices.")] = 16,
     evaluator: options.LoggedEvaluator = None,
 ) -> None:
-    """Distil a denoiser into one that needs fewer network rows a picture; --start-from names such an adapter."""
+    """Distil a denoiser into one that needs fewer network rows a picture."""
     import torch
 
     from shared.diffusion.model import load_denoiser
@@ -387,7 +386,6 @@ def distilled(
     )  # fmt: skip
     terminal.check_budget(plan.minutes, plan.steps)
     info = read_info(taught := resolve(plan.storage, teacher, "denoiser"))
-    objectives.check_teacher(info)
     plan.check("denoiser", base=info.name)
     if (plan.run / "state.pt").exists() and not (plan.run / "setup.json").exists():  # before trajectories are sampled
         raise TrainerError(f"{plan.run} holds the run of another objective; choose another --run")
@@ -397,7 +395,7 @@ def distilled(
     source = load_denoiser(taught, device=where)
     sampling, path = objectives.make_samplings(source, sampling_steps, teacher_steps, guidance)
     config = with_changes(objectives.RUN, plan.set_ or [])
-    network = objectives.make_student(source, plan.storage, rank, config.seed, plan.start_from)
+    network = objectives.make_student(source, plan.storage, plan.start_from)
     judge = load_judge(resolve(plan.storage, evaluator, "evaluator"), source.vocabulary, where) if evaluator else None
     with terminal.bar() as progress, processes(where) as group:
         dataset = read_folders(plan.data, progress, size=source.image_shape[-1], fit=source.fit)
@@ -406,7 +404,7 @@ def distilled(
         lists = tests_of(plan.data[0], None, dataset.vocabulary)
         # after all checks, so that the corrected command can use the folder
         keep_setup(plan.run, {
-            "teacher": source.info.digest, "data": dataset.digest, "guidance": guidance, "rank": rank,
+            "teacher": source.info.digest, "data": dataset.digest, "guidance": guidance,
             "sampling_steps": sampling_steps, "teacher_steps": teacher_steps,
             **options.given(start_from=plan.start_from),
         })  # fmt: skip
@@ -422,8 +420,7 @@ def distilled(
         )  # fmt: skip
         objective = objectives.Distilling(pool, source, sampling, where, watcher)
         details = {
-            "method": "trajectories", "teacher": info.name, "teacher_digest": source.info.digest, "rank": rank,
-            "guidance": guidance,
+            "method": "trajectories", "teacher": info.name, "teacher_digest": source.info.digest, "guidance": guidance,
         }  # fmt: skip
         training = plan.train(progress, "distilling", objective, network, config, where, **details)
     plan.publish("distilled", objective, training, **details)
@@ -463,7 +460,6 @@ def upsampler(
     )  # fmt: skip
     terminal.check_budget(plan.minutes, plan.steps)
     enlarged = resolve(plan.storage, base, "denoiser")
-    objectives.check_base(read_info(enlarged))
     plan.check("denoiser", base=base)
     where, config = terminal.pick_device(plan.device), with_changes(objectives.UpsampleConfig(), plan.set_ or [])
     denoiser = load_denoiser(enlarged, device=where)

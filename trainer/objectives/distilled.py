@@ -1,4 +1,4 @@
-"""Distils a denoiser into one that needs fewer network rows a picture: an adapter on the teacher's weights.
+"""Distils a denoiser into one of the same shape that needs fewer network rows a picture.
 
 Several steps of the teacher's solver, with its guidance, become one step of one row. It is progressive distillation
 (Salimans & Ho 2022), with all stages at once, and along the teacher's own paths instead of noised pictures. Knows no
@@ -9,18 +9,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Final, cast
+from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from torch.func import functional_call
 
 from shared import storage as files
-from shared.checkpoint import CheckpointInfo, base_of, load, publish
+from shared.checkpoint import publish
 from shared.diffusion.denoise import Stepper
-from shared.diffusion.model import Denoiser, adapt
+from shared.diffusion.model import Denoiser, load_denoiser
 from shared.diffusion.samplers import make_table, timesteps
 from shared.diffusion.unet import UNet
 from shared.options import SamplingOptions, picture_seed
@@ -28,16 +27,11 @@ from shared.registry import resolve
 from shared.storage import Location
 from trainer.config import RunConfig
 from trainer.errors import TrainerError
+from trainer.objectives.whole import config_of, weights_of
 from trainer.runs import Run
 
 POOL_CHUNK = 256  # trajectories in a file of the pool
-RUN: Final = RunConfig(lr=1e-3, weight_decay=0.0, warmup_steps=100, cooldown=0.5)  # small changes to a trained network
-
-
-def check_teacher(teacher: CheckpointInfo) -> None:
-    """Raise TrainerError for a teacher that is an adapter itself: only its base is distilled."""
-    if base := base_of(teacher):
-        raise TrainerError(f"{teacher.name} is an adapter of {base}; distil that one: --teacher {base}")
+RUN: Final = RunConfig(lr=5e-4, weight_decay=0.0, warmup_steps=100, cooldown=0.5)  # small changes to a trained network
 
 
 def make_samplings(
@@ -56,61 +50,18 @@ def make_samplings(
     return SamplingOptions(sampler="ddim", steps=steps, guidance=1.0), path
 
 
-class AdaptedNetwork(nn.Module):
-    """A frozen network with trainable changes: of rank `rank` to its matrices, of full size to its vectors.
+def make_student(teacher: Denoiser, storage: Location, start_from: str | None = None) -> UNet:
+    """Return a network with the weights of the teacher, or of the checkpoint `start_from`.
 
-    The changes start at zero, or from `start`, those of an adapter of the same rank. What `start` lacks starts at zero.
-    RuntimeError if it has changes that this network does not have, or of other shapes.
+    TrainerError if that is another network, or has another vocabulary.
     """
-
-    def __init__(self, network: UNet, rank: int, start: dict[str, Tensor] | None = None) -> None:
-        super().__init__()
-        self.image_shape, self.num_labels, self.config = network.image_shape, network.num_labels, network.config
-        self.edges = tuple(f"changes.{name}" for name in network.edges)
-        self.frozen = (network,)  # in a tuple, so that it is not among this module's parameters
-        self.changes = nn.ParameterDict()
-        for name, weight in network.state_dict().items():
-            key = name.replace(".", "/")  # torch allows no dots in a parameter's name
-            if weight.ndim == 2 and rank * sum(weight.shape) < weight.numel():
-                rows, columns = weight.shape
-                self.changes[f"{key}/down"] = nn.Parameter(torch.randn(rank, columns) / columns**0.5)
-                self.changes[f"{key}/up"] = nn.Parameter(torch.zeros(rows, rank))
-            else:
-                self.changes[key] = nn.Parameter(torch.zeros_like(weight))
-        if start:
-            started = {key.replace(".", "/"): value for key, value in start.items()}
-            self.changes.load_state_dict({**self.changes.state_dict(), **started})
-
-    def tensors(self) -> dict[str, Tensor]:
-        return {key.replace("/", "."): value for key, value in self.changes.items()}
-
-    def forward(self, x: Tensor, t: Tensor, labels: Tensor, keep: Tensor) -> Tensor:
-        network = self.frozen[0]
-        out: Tensor = functional_call(network, adapt(network.state_dict(), self.tensors()), (x, t, labels, keep))
-        return out
-
-
-def make_student(
-    teacher: Denoiser, storage: Location, rank: int, seed: int, start_from: str | None = None
-) -> AdaptedNetwork:
-    """Return a network that starts as the teacher, or as its adapter `start_from`.
-
-    The teacher may have learnt on since `start_from` was made, and may have more blocks now. TrainerError if
-    `start_from` changes another checkpoint, or has changes of another rank.
-    """
-    start = None
-    if start_from is not None:
-        info, start = load(resolve(storage, start_from, "denoiser"))
-        if base_of(info) != teacher.info.name:
-            raise TrainerError(f"{start_from} is not an adapter of {teacher.info.name}")
-        if rank != (had := info.training.get("rank")):
-            raise TrainerError(f"{start_from} has changes of rank {had}; use --rank {had} to continue from it")
-    torch.manual_seed(seed)
-    try:
-        return AdaptedNetwork(teacher.network, rank, start)
-    except RuntimeError as error:
-        problem = f"{start_from} is an adapter of a former {teacher.info.name}, which was another network"
-        raise TrainerError(problem) from error
+    start = load_denoiser(resolve(storage, start_from, "denoiser")) if start_from else teacher
+    if start.network.config != teacher.network.config or start.vocabulary != teacher.vocabulary:
+        raise TrainerError(f"{start.info.name} is another network than {teacher.info.name}; start from one like it")
+    network = UNet(teacher.network.config)
+    network.load_state_dict(start.network.state_dict())
+    network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return network
 
 
 class Distilling:
@@ -129,7 +80,7 @@ class Distilling:
         self, pool: dict[str, Tensor], teacher: Denoiser, sampling: SamplingOptions, device: torch.device,
         watch: Callable[[nn.Module, Run], dict[str, float]] | None = None,
     ) -> None:  # fmt: skip
-        self.pool, self.base, self.sampling, self.watch = pool, teacher.info, sampling, watch
+        self.pool, self.teacher, self.sampling, self.watch = pool, teacher, sampling, watch
         self.source = {"teacher": teacher.info.digest}
         self.to_x0 = teacher.path.to_x0.to(device)
         weights = torch.zeros(len(teacher.alpha_bar))
@@ -155,7 +106,13 @@ class Distilling:
         return self.watch(network, run) if self.watch else {}
 
     def publish(self, network: nn.Module, storage: Location, name: str, training: dict[str, Any]) -> Location:
-        return publish_adapter(cast(AdaptedNetwork, network), self.base, storage, name, self.sampling, training)
+        """Write a checkpoint in bf16, with the teacher's layout network and the sampling options of the result."""
+        weights = {**weights_of(self.teacher), **network.state_dict()}
+        return publish(
+            storage, name, {key: value.detach().to("cpu", torch.bfloat16) for key, value in weights.items()},
+            kind="denoiser", vocabulary=self.teacher.info.vocabulary,
+            config={**config_of(self.teacher), "sampling": self.sampling.model_dump(mode="json")}, training=training,
+        )  # fmt: skip
 
 
 @torch.inference_mode()
@@ -214,16 +171,3 @@ def make_pool(
             chunks.append(load_file(path))
         advance(POOL_CHUNK)
     return {key: torch.cat([chunk[key] for chunk in chunks]) for key in chunks[0]}
-
-
-def publish_adapter(
-    network: AdaptedNetwork, base: CheckpointInfo, storage: Location, name: str,
-    options: SamplingOptions, training: dict[str, Any],
-) -> Location:  # fmt: skip
-    """Write the changes in bf16, with the base's name and digest and the sampling options of the result."""
-    tensors = {key: value.detach().to("cpu", torch.bfloat16) for key, value in network.tensors().items()}
-    config = {**base.config, "base": {"name": base.name, "digest": base.digest}}
-    config |= {"sampling": options.model_dump(mode="json")}
-    return publish(
-        storage, name, tensors, kind="denoiser", vocabulary=base.vocabulary, config=config, training=training
-    )

@@ -24,8 +24,7 @@ from torch.nn import functional as F
 
 from shared.checkpoint import publish
 from shared.device import exact
-from shared.diffusion.layouts import LAYOUTS
-from shared.diffusion.model import UPSAMPLER, Denoiser
+from shared.diffusion.model import Denoiser
 from shared.diffusion.upsampler import (
     OneCall,
     UpsamplerConfig,
@@ -53,6 +52,7 @@ from trainer.objectives.upsampler import (
     split,
     with_unseen,
 )
+from trainer.objectives.whole import config_of, upsampler_config, upsampler_weights, weights_of
 from trainer.runs import Run
 from trainer.train import share_of
 
@@ -361,13 +361,8 @@ class OneStep:
         in bf16; of these it would shift colours by a sixth of a level of 256, which a small network sees.
         """
         drawing, base = cast(OneStepNetworks, network).drawing, self.base
-        state = dict(drawing.denoiser.state_dict())
-        state |= {UPSAMPLER + key: value for key, value in drawing.upsampler.state_dict().items()}
-        assert base.layouts is not None  # it takes positions
-        state |= {LAYOUTS + key: value for key, value in base.layouts.network.state_dict().items()}
-        config = {key: value for key, value in base.info.config.items() if key != "base"}
-        config |= {"picture": list(self.network.picture), "upsampler": self.network.model_dump(mode="json")}
-        config["sampling"] = SAMPLING.model_dump(mode="json")
+        state = weights_of(base) | drawing.denoiser.state_dict() | upsampler_weights(drawing.upsampler.state_dict())
+        config = config_of(base) | upsampler_config(self.network) | {"sampling": SAMPLING.model_dump(mode="json")}
         last = (f"decoder.{len(drawing.denoiser.decoder) - 1}.", "norm.", "head.")
         tensors = {
             key: value.detach().to("cpu", torch.float32 if key.startswith(last) else torch.bfloat16)

@@ -1,4 +1,4 @@
-"""Trains an upsampler on pairs of a picture and its squeezed copy, and publishes it as an adapter of a denoiser.
+"""Trains an upsampler on pairs of a picture and its squeezed copy, and publishes it with its denoiser.
 
 The denoiser's own weights stay as they are. Conditioning augmentation (Ho et al. 2022, sec. 4) makes the squeezed
 copies resemble what the denoiser samples: many of them are noised and sampled anew, from any of its steps.
@@ -17,10 +17,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from shared.checkpoint import CheckpointInfo, base_of, load, publish, read_info
+from shared.checkpoint import publish
 from shared.device import fast
 from shared.diffusion.denoise import take_steps
-from shared.diffusion.model import UPSAMPLER, Denoiser
+from shared.diffusion.model import Denoiser, load_denoiser
 from shared.diffusion.samplers import make_table
 from shared.diffusion.upsampler import UpsamplerConfig, UpsamplerNet, crop
 from shared.options import Count, Natural
@@ -33,6 +33,7 @@ from trainer.data_folder import Pictures
 from trainer.errors import TrainerError
 from trainer.objectives.adversary import Adversaries
 from trainer.objectives.sliced import sliced_distance
+from trainer.objectives.whole import config_of, upsampler_config, upsampler_weights, weights_of
 from trainer.runs import Run, log_samples
 
 Weight = Annotated[float, Field(ge=0)]
@@ -88,7 +89,7 @@ class Upsampling:
         self.source = source_of(dataset, pictures, base, unseen)
         dataset = with_unseen(dataset, unseen, base)
         self.dataset, self.pictures, self.config, self.block = dataset, pictures, config, network.block
-        self.base, self.network, self.folder = base.info, network, folder
+        self.base, self.network, self.folder = base, network, folder
         self.places = crop_places(pictures, network, config.crop)
         self.held_out, self.trained = split(dataset.labels, pictures.paths, len(unseen) if unseen else 0)
         self.side, self.stepper, self.options = base.image_shape[-1], base.stepper(), base.options
@@ -187,8 +188,13 @@ class Upsampling:
         return figures_of(made, target, float((made - target).abs().mean()), self.config.adversarial)
 
     def publish(self, network: nn.Module, storage: Location, name: str, training: dict[str, Any]) -> Location:
-        weights = cast(Adversaries, network).upsampler.state_dict()
-        return publish_upsampler(self.network, weights, self.base, storage, name, training)
+        """Write the denoiser and its upsampler as one checkpoint, in bf16."""
+        weights = weights_of(self.base) | upsampler_weights(cast(Adversaries, network).upsampler.state_dict())
+        return publish(
+            storage, name, {key: value.detach().to("cpu", torch.bfloat16) for key, value in weights.items()},
+            kind="denoiser", vocabulary=self.base.info.vocabulary,
+            config=config_of(self.base) | upsampler_config(self.network), training=training,
+        )  # fmt: skip
 
 
 def figures_of(made: Tensor, target: Tensor, l1: float, adversarial: float) -> dict[str, float]:
@@ -273,59 +279,16 @@ def make_upsampler(base: Denoiser, size: tuple[int, int], config: UpsampleConfig
     return Adversaries(UpsamplerNet(UpsamplerConfig.model_validate({**config.network, "picture": size})))
 
 
-def check_base(base: CheckpointInfo) -> None:
-    """Raise TrainerError if no upsampler can be added to `base`, since it is an adapter itself."""
-    if over := base_of(base):
-        raise TrainerError(f"{base.name} is an adapter; add the upsampler to the checkpoint it changes, {over}")
-
-
-def publish_upsampler(
-    config: UpsamplerConfig, weights: dict[str, Tensor], base: CheckpointInfo, storage: Location, name: str,
-    training: dict[str, Any],
-) -> Location:  # fmt: skip
-    """Publish an upsampler (`weights`: its state dict) in bf16 as an adapter of `base`, which it leaves as it is.
-
-    Raises TrainerError as `check_base`.
-    """
-    check_base(base)
-    described = {"base": {"name": base.name, "digest": base.digest}, "picture": list(config.picture)}
-    described["upsampler"] = config.model_dump(mode="json")
-    return publish(
-        storage, name, {UPSAMPLER + key: value.detach().to("cpu", torch.bfloat16) for key, value in weights.items()},
-        kind="denoiser", vocabulary=base.vocabulary, config={**base.config, **described}, training=training,
-    )  # fmt: skip
-
-
-def weights_of(storage: Location, name: str) -> tuple[CheckpointInfo, UpsamplerConfig, dict[str, Tensor]]:
-    """Return a checkpoint's description, and the configuration and state dict of its upsampler.
-
-    Raises TrainerError if it has none.
-    """
-    info, tensors = load(resolve(storage, name, "denoiser"))
-    if "upsampler" not in info.config:
-        raise TrainerError(f"{name} has no upsampler")
-    weights = {key.removeprefix(UPSAMPLER): value for key, value in tensors.items() if key.startswith(UPSAMPLER)}
-    return info, UpsamplerConfig.model_validate(info.config["upsampler"]), weights
-
-
 def starting_weights(storage: Location, name: str, config: UpsamplerConfig) -> dict[str, Tensor]:
     """Return the state dict of a published upsampler with a new discriminator, to start a run from.
 
-    TrainerError if its shape is another.
+    TrainerError if the checkpoint has none, or one of another shape.
     """
-    _, found, weights = weights_of(storage, name)
-    if found.model_copy(update={"picture": config.picture}) != config:
-        raise TrainerError(f"{name} has an upsampler of another shape, {found.model_dump_json()}")
+    found = load_denoiser(resolve(storage, name, "denoiser")).upsampler
+    if found is None:
+        raise TrainerError(f"{name} has no upsampler")
+    if found.config.model_copy(update={"picture": config.picture}) != config:
+        raise TrainerError(f"{name} has an upsampler of another shape, {found.config.model_dump_json()}")
     started = Adversaries(UpsamplerNet(config))
-    started.upsampler.load_state_dict(weights)
+    started.upsampler.load_state_dict(found.state_dict())
     return started.state_dict()
-
-
-def move_upsampler(storage: Location, name: str, base: str) -> Location:
-    """Publish the upsampler of checkpoint `name` as that of `base`: after the base was trained again, for example.
-
-    Raises TrainerError if it has none, or if `base` is an adapter.
-    """
-    info, config, weights = weights_of(storage, name)
-    onto = read_info(resolve(storage, base, "denoiser"))
-    return publish_upsampler(config, weights, onto, storage, name, info.training)

@@ -1,4 +1,4 @@
-"""Distillation: the adapter, its targets, and the command from teacher to checkpoint."""
+"""Distillation: the student, its targets, and the command from teacher to checkpoint."""
 
 import json
 from pathlib import Path
@@ -8,25 +8,17 @@ import torch
 from safetensors.torch import load_file
 
 from iclevr.labels import ICLEVR
-from shared.checkpoint import CheckpointError, read_info
+from shared.checkpoint import read_info
 from shared.diffusion.denoise import sample
 from shared.diffusion.model import Denoiser, load_denoiser
 from shared.diffusion.samplers import make_table
 from shared.options import SamplingOptions
-from shared.registry import promote
 from shared.vocabulary import Vocabulary
-from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_evaluator, publish_toy_upsampler, publish_toys
+from tests.toy_checkpoint import publish_toy_denoiser, publish_toy_evaluator, publish_toys
 from tests.trainer.command_line import Command, refused, succeeded
 from tests.trainer_fixtures import write_data_folder, write_objects_file
 from trainer.errors import TrainerError
-from trainer.objectives.distilled import (
-    AdaptedNetwork,
-    Distilling,
-    make_pool,
-    make_student,
-    publish_adapter,
-    trajectories,
-)
+from trainer.objectives.distilled import Distilling, make_pool, make_student, trajectories
 
 CPU = torch.device("cpu")
 PATH = SamplingOptions(sampler="dpmpp_2m", steps=12, guidance=2.0)
@@ -51,41 +43,25 @@ def _inputs(teacher: Denoiser) -> tuple[torch.Tensor, ...]:
     return x, torch.tensor([0, 200, 500, 800, 999]), labels, torch.ones(INPUTS, dtype=torch.bool)
 
 
-def _changed(teacher: Denoiser) -> AdaptedNetwork:
-    network = AdaptedNetwork(teacher.network, rank=2)
+def test_a_student_starts_as_its_teacher_and_is_published_whole(tmp_path: Path) -> None:
+    publish_toy_denoiser(tmp_path, "placed", 0, positions=True, rotations=True)
+    teacher, options = load_denoiser(tmp_path / "placed.safetensors"), SamplingOptions(sampler="ddim", steps=4)
+    network = make_student(teacher, tmp_path)
+    for key, value in teacher.network.state_dict().items():
+        assert torch.equal(network.state_dict()[key], value)
     with torch.no_grad():
-        for parameter in network.changes.values():
-            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1)))
-    return network
-
-
-@torch.inference_mode()
-def test_an_adapter_starts_as_the_network_and_is_published_small_as_it_was_trained(
-    teacher: Denoiser, tmp_path: Path
-) -> None:
-    plain = teacher.network(*_inputs(teacher))
-    torch.testing.assert_close(AdaptedNetwork(teacher.network, rank=2)(*_inputs(teacher)), plain)
-    network, options = _changed(teacher), SamplingOptions(sampler="ddim", steps=4, guidance=1.0)
-    assert all(name.startswith("changes.") for name in network.state_dict())
-    path = publish_adapter(network, teacher.info, tmp_path, "fast", options, {"note": 1})
-    loaded, wanted = load_denoiser(path), network(*_inputs(teacher))
+        network.head.bias.add_(1.0)
+    pool = trajectories(teacher, teacher.stepper(), torch.eye(len(teacher.vocabulary))[:1], [7], 2, PATH)
+    path = Distilling(pool, teacher, options, CPU).publish(network, tmp_path, "fast", {"note": 1})
+    (tmp_path / "placed.safetensors").unlink()  # it needs no other file
+    loaded = load_denoiser(path)
     assert (loaded.options, loaded.info.training) == (options, {"note": 1})
-    assert 2 * path.stat().st_size < (tmp_path / "toy.safetensors").stat().st_size
-    error = (loaded.network(*_inputs(teacher)) - wanted).abs().max()
-    assert error < 0.02 * (plain - wanted).abs().max()
-
-
-def test_an_adapter_is_refused_without_the_weights_it_changes(teacher: Denoiser, tmp_path: Path) -> None:
-    path = publish_adapter(AdaptedNetwork(teacher.network, rank=2), teacher.info, tmp_path, "fast", PATH, {})
-    publish_toy_denoiser(tmp_path, "toy", 7)
-    for message in (
-        r"changes toy of digest \w{16}, but toy now has \w{16}; distil it again",
-        "changes toy, which cannot be loaded: cannot be read",
-    ):
-        for use in (lambda: load_denoiser(path), lambda: promote(tmp_path, "fast")):
-            with pytest.raises(CheckpointError, match=message):
-                use()
-        (tmp_path / "toy.safetensors").unlink(missing_ok=True)
+    torch.testing.assert_close(loaded.network.head.bias, teacher.network.head.bias + 1.0, rtol=0.01, atol=0.01)
+    assert not teacher.network.head.bias.equal(network.head.bias)
+    assert loaded.layouts is not None
+    assert teacher.layouts is not None
+    for key, value in teacher.layouts.network.state_dict().items():
+        torch.testing.assert_close(loaded.layouts.network.state_dict()[key], value, rtol=0.01, atol=0.01)
 
 
 def test_the_teacher_passes_through_the_students_own_timesteps(teacher: Denoiser) -> None:
@@ -131,7 +107,7 @@ def distil(command: Command, tmp_path: Path) -> Command:
     data = write_data_folder(tmp_path / "data", pictures=4)
     publish_toys(tmp_path / "models")
     common = ["train", "distilled", "--data", data, "--set", "batch=4", "--steps", 1, "--trajectories", 4]
-    return lambda *options: command(*common, "--name", "x", "--run", "run", "--rank", 2, *options)
+    return lambda *options: command(*common, "--name", "x", "--run", "run", *options)
 
 
 def test_the_teacher_draws_the_folders_label_sets(distil: Command) -> None:
@@ -157,7 +133,7 @@ def test_the_command_from_teacher_to_few_steps(distil: Command) -> None:
     few = ("--start-from", "first", "--run", "two", "--teacher-steps", 4, "--sampling-steps", 2)
     succeeded(distil("--name", "few", *few))
     info = read_info(Path("models/few.safetensors"))
-    assert info.config["base"] == {"name": "toy", "digest": read_info(Path("models/toy.safetensors")).digest}
+    assert "base" not in info.config
     assert (info.training["method"], info.training["teacher"], info.training["steps"]) == ("trajectories", "toy", 1)
     assert load_denoiser(Path("models/few.safetensors")).options == SamplingOptions(
         sampler="ddim", steps=2, guidance=1.0
@@ -178,29 +154,16 @@ def test_targets_are_clamped_as_the_sampling_loop_clamps(tmp_path: Path) -> None
     assert float(objective(teacher.network, *drawn).detach()) < 0.01
 
 
-def test_a_run_starts_from_an_adapter_also_of_weights_that_have_learnt_on(teacher: Denoiser, tmp_path: Path) -> None:
-    changed = _changed(teacher)
-    former = teacher.info.model_copy(update={"digest": "0" * 64})
-    publish_adapter(changed, former, tmp_path, "first", PATH, {"rank": 2})
-    network = make_student(teacher, tmp_path, 2, 0, start_from="first")
-    for key, value in changed.tensors().items():
-        assert torch.equal(network.tensors()[key], value.to(torch.bfloat16).float())
-    vector = next(key for key, value in changed.changes.items() if value.ndim == 1)
-    removed = changed.changes.pop(vector)  # as if the former network had had fewer blocks
-    publish_adapter(changed, former, tmp_path, "smaller", PATH, {"rank": 2})
-    network = make_student(teacher, tmp_path, 2, 0, start_from="smaller")
-    assert not network.changes[vector].any()
-    changed.changes[f"{vector}/more"] = removed
-    publish_adapter(changed, former, tmp_path, "larger", PATH, {"rank": 2})
-    other = teacher.info.model_copy(update={"name": "other"})
-    publish_adapter(changed, other, tmp_path, "of-other", PATH, {"rank": 2})
-    for name, rank, message in (
-        ("larger", 2, "larger is an adapter of a former toy, which was another network"),
-        ("of-other", 2, "of-other is not an adapter of toy"),
-        ("first", 3, "first has changes of rank 2; use --rank 2"),
-    ):
-        with pytest.raises(TrainerError, match=message):
-            make_student(teacher, tmp_path, rank, 0, start_from=name)
+def test_a_run_starts_from_a_checkpoint_of_the_same_network(teacher: Denoiser, tmp_path: Path) -> None:
+    start = load_denoiser(tmp_path / "other.safetensors")
+    network = make_student(teacher, tmp_path, start_from="other")
+    for key, value in start.network.state_dict().items():
+        assert torch.equal(network.state_dict()[key], value)
+    publish_toy_denoiser(tmp_path, "placed", 0, positions=True)
+    publish_toy_denoiser(tmp_path, "digits", 0, vocabulary=Vocabulary(("zero", "one")))
+    for name in ("placed", "digits"):
+        with pytest.raises(TrainerError, match=f"{name} is another network than toy"):
+            make_student(teacher, tmp_path, start_from=name)
 
 
 def test_what_cannot_be_distilled_is_refused_and_the_run_folder_stays_as_it_was(distil: Command) -> None:
@@ -210,13 +173,7 @@ def test_what_cannot_be_distilled_is_refused_and_the_run_folder_stays_as_it_was(
     refused(distil("--teacher-steps", 4000), "steps: .*less than or equal to 1000, got 4000")
     publish_toy_evaluator(storage, "fewer", Vocabulary(ICLEVR.names[1:]))
     refused(distil("--evaluator", "fewer"), "fewer does not know the denoiser's labels gray cube;")
-    base = load_denoiser(storage / "toy.safetensors")
-    publish_adapter(AdaptedNetwork(base.network, 3), base.info, storage, "third", SamplingOptions(), {"rank": 3})
-    refused(distil("--start-from", "third"), "third has changes of rank 3")
     refused(distil("--teacher", "toy", "--name", "toy"), "toy: is the checkpoint that the new one changes, so it mus")
-    publish_toy_upsampler(storage, "large", base.info)
-    for adapter in ("third", "large"):
-        refused(distil("--teacher", adapter), f"{adapter} is an adapter of toy; distil that one: --teacher toy")
     publish_toy_denoiser(storage, "digits", 0, vocabulary=Vocabulary(("zero", "one")))
     unknown = "digits does not know labels of the folder: gray cube, red cube, blue cube and 1 more"
     refused(distil("--teacher", "digits"), unknown)
