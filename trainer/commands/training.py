@@ -79,7 +79,8 @@ class Plan:
     def check(self, kind: CheckpointKind, base: str | None = None, source: str | None = None) -> None:
         """Before the training, refuse what could not be published, and find out how its sources were made.
 
-        `base`: the checkpoint that it is made from, which it must not replace. `source`: another one that the run learns from.
+        `base`: the checkpoint that it is made from, which it must not replace. `source`: another one that the run
+        learns from.
         """
         for name in (self.name, f"{self.name}-best"):
             terminal.check_publishes(self.storage, name, kind, base)
