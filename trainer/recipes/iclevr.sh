@@ -23,7 +23,7 @@ if test "${TRIAL:-}"; then
   evaluator=20 denoiser=20 layouts=20 distilled=20 pixels=10 edges=10 windows=3 detail=3 together=3
   trajectories=256 small="--set batch=16"
 else
-  scenes="--scenes 6000" many="--scenes 1920" unseen="--scenes 120" full="--scenes 2000" places="--scenes 80000"
+  scenes="--scenes 6000" many="--scenes 1920" unseen="--scenes 120" full="--scenes 2000" places="--scenes 24000"
   trajectories=12288 small=""
   case ${FORM:-full} in
     full) evaluator=10800 denoiser=7200 layouts=12000 distilled=3600 pixels=4000 edges=4000 windows=6000 detail=2000 together=12000 ;;
