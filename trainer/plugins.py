@@ -1,20 +1,21 @@
 """What a package for one data set adds to the trainer. The trainer itself knows no data set, and works without any.
 
-Such a package has a function `register`, which is given the `Plugins` and adds what it has. It must not import torch
-there, so that `--help` is fast: studies are named, and functions import what they need when they are called.
+Such a package names a function `register` as an entry point (`pyproject.toml`), which is given the `Plugins` and adds
+what it has. It must not import torch there, so that `--help` is fast: studies are named, and functions import what they
+need when they are called.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cache
+from importlib.metadata import entry_points
 from typing import Any, Final
 
 from shared.options import SamplingOptions
 
-PACKAGES: Final = ("iclevr",)  # each is loaded if it is there
+GROUP: Final = "labelgrid.plugins"  # of entry points, each a function `register`
 
 
 @dataclass(frozen=True)
@@ -47,15 +48,14 @@ class Plugins:
 
 @cache
 def plugins() -> Plugins:
-    """Return what the packages register that are here."""
+    """Return what the installed packages register under GROUP. One whose files are absent adds nothing."""
     registered = Plugins()
-    for name in PACKAGES:
+    for point in entry_points(group=GROUP):
         try:
-            package = importlib.import_module(name)
+            register = point.load()
         except ModuleNotFoundError as error:
-            if error.name != name:
+            if not (error.name and point.module.startswith(error.name)):
                 raise
             continue
-        if register := getattr(package, "register", None):  # None: a folder of data of that name, not the package
-            register(registered)
+        register(registered)
     return registered

@@ -1,5 +1,6 @@
 """Packages of data sets: one that is absent or only a folder of data adds nothing; one that is broken says so."""
 
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
@@ -9,8 +10,20 @@ from trainer import plugins
 REGISTERS = "def register(plugins):\n    plugins.renders = 'own.renders'\n"
 
 
+def installed(monkeypatch: pytest.MonkeyPatch, folder: Path, package: str) -> None:
+    """Let an installed package of this name, whose files are in `folder`, be the only one."""
+    monkeypatch.syspath_prepend(folder)
+    points = [EntryPoint("own", f"{package}.plugin:register", plugins.GROUP)]
+    monkeypatch.setattr(plugins, "entry_points", lambda group: points if group == plugins.GROUP else [])
+
+
 @pytest.mark.parametrize(
-    ("content", "renders"), [({}, None), ({"data/0.png": ""}, None), ({"__init__.py": REGISTERS}, "own.renders")]
+    ("content", "renders"),
+    [
+        ({}, None),
+        ({"data/0.png": ""}, None),
+        ({"__init__.py": "", "plugin.py": REGISTERS}, "own.renders"),
+    ],
 )
 def test_a_package_registers_what_it_has_if_it_is_there(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: dict[str, str], renders: str | None
@@ -20,16 +33,19 @@ def test_a_package_registers_what_it_has_if_it_is_there(
         path = tmp_path / name / file
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(plugins, "PACKAGES", (name,))
+    installed(monkeypatch, tmp_path, name)
     assert plugins.plugins.__wrapped__() == plugins.Plugins(renders=renders)
 
 
 def test_a_package_that_lacks_something_is_not_taken_for_absent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    (tmp_path / "own_broken.py").write_text("import a_package_that_is_not_installed\n")
-    monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(plugins, "PACKAGES", ("own_broken",))
+    (tmp_path / "own_broken").mkdir()
+    (tmp_path / "own_broken" / "plugin.py").write_text("import a_package_that_is_not_installed\n")
+    installed(monkeypatch, tmp_path, "own_broken")
     with pytest.raises(ModuleNotFoundError, match="a_package_that_is_not_installed"):
         plugins.plugins.__wrapped__()
+
+
+def test_the_package_of_iclevr_is_one() -> None:
+    assert "render" in plugins.plugins().commands
