@@ -24,10 +24,10 @@ if test "${TRIAL:-}"; then
   trajectories=256 small="--set batch=16"
 else
   scenes="--scenes 6000" many="--scenes 1920" unseen="--scenes 120" full="--scenes 2000" places="--scenes 24000"
-  trajectories=12288 small=""
+  trajectories=6144 small=""
   case ${FORM:-full} in
-    full) evaluator=10800 denoiser=7200 layouts=12000 distilled=3600 pixels=4000 edges=4000 windows=6000 detail=2000 together=12000 ;;
-    short) evaluator=2700 denoiser=2400 layouts=3000 distilled=900 pixels=1000 edges=1000 windows=1500 detail=500 together=3000 ;;
+    full) evaluator=10800 denoiser=7200 layouts=12000 distilled=900 pixels=4000 edges=4000 windows=6000 detail=2000 together=12000 ;;
+    short) evaluator=2700 denoiser=2400 layouts=3000 distilled=450 pixels=1000 edges=1000 windows=1500 detail=500 together=3000 ;;
     *) echo "FORM is $FORM; it may be full or short" >&2; exit 2 ;;
   esac
 fi
