@@ -286,10 +286,8 @@ def load_denoiser(path: Location, *, device: str | torch.device = "cpu") -> Deno
         upsampler = _load_upsampler(info, state)
         if upsampler is not None and upsampler.config.features and (options.steps, options.guidance) != (1, 1.0):
             raise ValueError("its upsampler sees the denoiser's features, so it must sample in one step, w = 1")
-        if upsampler is not None and upsampler.config.solids:
-            _check_painter(upsampler.config, config)
-        if upsampler is not None and upsampler.config.windows:
-            _check_windows(upsampler.config, config)
+        if upsampler is not None:
+            _check_drawing(upsampler.config, config)
         with torch.device("meta"):  # no initial weights: the checkpoint's take their place, and drawing them is slow
             network = UNet(config)
         network.load_state_dict({name: value.float() for name, value in state.items()}, assign=True)
@@ -321,18 +319,10 @@ def _load_upsampler(info: CheckpointInfo, state: dict[str, Tensor]) -> Upsampler
     return upsampler
 
 
-def _check_painter(upsampler: UpsamplerConfig, network: NetworkConfig) -> None:
-    """Raise ValueError if the denoiser does not take what the upsampler's painter paints by."""
-    if not upsampler.features or not draws_objects(network) or len(upsampler.solids) != network.num_labels:
-        raise ValueError(
-            "its upsampler paints objects by labels, places and rotations, which its denoiser does not take"
-        )
-
-
-def _check_windows(upsampler: UpsamplerConfig, network: NetworkConfig) -> None:
-    """Raise ValueError if the denoiser does not take what the upsampler's windows are drawn by."""
-    assert upsampler.windows is not None
-    if not upsampler.features or not draws_objects(network) or upsampler.windows.labels != network.num_labels:
+def _check_drawing(upsampler: UpsamplerConfig, network: NetworkConfig) -> None:
+    """Raise ValueError if the upsampler draws objects by what its denoiser does not take."""
+    labels = upsampler.windows.labels if upsampler.windows else len(upsampler.solids)
+    if labels and not (upsampler.features and draws_objects(network) and labels == network.num_labels):
         raise ValueError(
             "its upsampler draws objects by labels, places and rotations, which its denoiser does not take"
         )

@@ -1,10 +1,10 @@
 """Draws each object of a picture in a window of its own: an upsampler takes sharp edges from it.
 
 What an object looks like is learnt, from its label, place and rotation alone: no camera, and no names of solids. A
-network that sees these (a hypernetwork, Ha et al. 2016) returns a few curves, of which each pixel of the window sees
-its signed distance (DeepSDF, Park et al. 2019, whose surfaces are such distances' zeros). Curves are conics, so that
-lines and ellipses are exact: an edge cannot be wavy, only elsewhere. A small network of these distances
-says what the pixel shows, and how much of it the object covers (as BSP-Net, Chen et al. 2020, composes half-spaces).
+network that sees these (a hypernetwork, Ha et al. 2016) returns a few conics for each object. Each pixel of the window
+sees on which side of them it lies, and how far inside; a second network says from that what the pixel shows, and how
+much of it the object covers (as BSP-Net, Chen et al. 2020, composes half-spaces). Lines and ellipses are conics, so an
+edge may be misplaced but never wavy.
 Windows are laid over each other, the lowest in the picture last: objects stand on a ground that is seen from above.
 """
 
